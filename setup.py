@@ -1,0 +1,53 @@
+"Package metadata, read from settings.ini: the one place for names, versions and requirements."
+import shutil
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+root = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+
+class build_py_with_results(build_py):
+    "Carry results/*.json inside the package, so that `in_band` works from an installed wheel."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        to = Path(self.build_lib)/cfg['lib_name']/'results'
+        to.mkdir(parents=True, exist_ok=True)
+        for path in sorted((root/'results').glob('*.json')): shutil.copy2(path, to)
+
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords=cfg['keywords'],
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Education',
+        'Intended Audience :: Developers',
+        'Natural Language :: English',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ] + [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)],
+    packages=find_packages(include=[f"{cfg['lib_name']}*"]),
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],  # nbdev links `names` in prose to their pages
+    },
+    cmdclass={'build_py': build_py_with_results},
+    zip_safe=False,
+)

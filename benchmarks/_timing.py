@@ -1,0 +1,86 @@
+"""Paired timings for the side-by-side measurements in this folder.
+
+On a shared machine one absolute time says little: the clock speed, the caches and the neighbours change from minute to minute. So `compare` runs the
+candidates in turn (a b c, c b a, …) and takes, in each round, every candidate's time as a ratio of the first one's. Whatever slows the machine slows the
+neighbours of a round alike and cancels in the ratio; the median over the rounds ignores the odd round that was disturbed.
+"""
+import os
+import platform
+from statistics import median
+from time import perf_counter
+
+
+def compare(
+    candidates,    # {name: function of no arguments}; the first one is the yardstick (ratio 1.00)
+    rounds=7,      # timed rounds; each one runs every candidate once
+    number=1,      # calls of a candidate per round (more than 1 for work shorter than about 10 ms)
+    warmup=1,      # rounds run first and thrown away
+    sync=None,     # called before the clock is read, e.g. `torch.cuda.synchronize` on a GPU
+    limits=None,   # {name: largest ratio that counts as fast enough}; shown in the table as ok or MISSED
+    per=1,         # units of work in one call (batches, images, …); times are shown per unit
+    unit='call',   # what one unit of work is called in the table
+    title='',      # printed above the table
+):                 # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio', 'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
+    "Time `candidates` in interleaved rounds, print a table with medians, quartiles and ratios, and return it as a dict"
+    if not candidates: raise ValueError('compare needs at least one candidate: {name: function}')
+    if rounds < 1 or number < 1 or warmup < 0: raise ValueError(f'rounds={rounds} and number={number} must be at least 1, warmup={warmup} at least 0')
+    limits = limits or {}
+    if unknown := set(limits) - set(candidates): raise ValueError(f'limits for unknown candidates {sorted(unknown)}; known: {list(candidates)}')
+    names, times = list(candidates), {name: [] for name in candidates}
+    for i in range(warmup + rounds):
+        for name in names if i % 2 == 0 else names[::-1]:   # forth and back: no candidate always runs right after the same one
+            seconds = _time(candidates[name], number, sync) / (number * per)
+            if i >= warmup: times[name].append(seconds)
+    result = {}
+    for name in names:
+        ratios = [mine / base for mine, base in zip(times[name], times[names[0]])]
+        low, mid, high = _quartiles(times[name])
+        ratio_low, ratio, ratio_high = _quartiles(ratios)
+        ok = ratio <= limits[name] if name in limits else None
+        result[name] = dict(median=mid, low=low, high=high, ratio=ratio, ratio_low=ratio_low, ratio_high=ratio_high, ok=ok)
+    _show(result, limits, rounds, unit, title)
+    return result
+
+
+def describe_machine():
+    "One line that says what ran: processor, usable cores, operating system, Python"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return f'{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}'
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo') as f: return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
+
+def _time(fn, number, sync):
+    if sync: sync()
+    start = perf_counter()
+    for _ in range(number): fn()
+    if sync: sync()
+    return perf_counter() - start
+
+
+def _quartiles(xs):
+    "Lower quartile, median, upper quartile by the nearest rank: with three values or fewer the extremes"
+    xs = sorted(xs)
+    return xs[(len(xs) - 1) // 4], median(xs), xs[-1 - (len(xs) - 1) // 4]
+
+
+def _seconds(t):
+    for factor, name in ((1, 's'), (1e3, 'ms'), (1e6, 'µs')):
+        if t * factor >= 1: return f'{t * factor:.3g} {name}'
+    return f'{t * 1e9:.3g} ns'
+
+
+def _show(result, limits, rounds, unit, title):
+    if title: print(title)
+    print(f'{describe_machine()}; median of {rounds} interleaved rounds [quartiles]')
+    width = max(map(len, result))
+    print(f"{'':{width}}  {'time per ' + unit:>31}  {'ratio':>22}")
+    for name, r in result.items():
+        seconds = f"{_seconds(r['median'])} [{_seconds(r['low'])}, {_seconds(r['high'])}]"
+        ratio = f"{r['ratio']:.3g}× [{r['ratio_low']:.3g}, {r['ratio_high']:.3g}]"
+        verdict = '' if r['ok'] is None else f"  {'ok' if r['ok'] else 'MISSED'} (limit {limits[name]:g}×)"
+        print(f'{name:{width}}  {seconds:>31}  {ratio:>22}{verdict}')

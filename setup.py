@@ -11,13 +11,14 @@ config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
 
-class build_py_with_results(build_py):
-    "Carry results/*.json inside the package, so that `in_band` works from an installed wheel."
+class BuildPyWithResults(build_py):
+    "Carry results/*.json inside the package, so that `in_band` works from an installed wheel"
     def run(self):
         super().run()
-        if self.editable_mode: return
+        if self.editable_mode: return  # an editable install reads the folder results/ itself
         to = Path(self.build_lib)/cfg['lib_name']/'results'
-        to.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(to, ignore_errors=True)  # an older build in the same folder may hold rows that are gone
+        to.mkdir(parents=True)
         for path in sorted((root/'results').glob('*.json')): shutil.copy2(path, to)
 
 
@@ -30,7 +31,12 @@ setup(
     author=cfg['author'],
     author_email=cfg['author_email'],
     url=cfg['git_url'],
-    license='Apache-2.0',
+    project_urls={
+        'Documentation': f"{cfg['doc_host']}{cfg['doc_baseurl']}",
+        'Issues': f"{cfg['git_url']}/issues",
+        'Changelog': f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
+    },
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords=cfg['keywords'],
     classifiers=[
@@ -48,6 +54,6 @@ setup(
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],  # nbdev links `names` in prose to their pages
     },
-    cmdclass={'build_py': build_py_with_results},
+    cmdclass={'build_py': BuildPyWithResults},
     zip_safe=False,
 )

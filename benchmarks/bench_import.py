@@ -1,0 +1,24 @@
+"""Time of `import nntrain.learner` against `import torch`, each in a fresh interpreter.
+
+Target: at most 1.15 times. Heavy packages (matplotlib, datasets, torchvision, ipywidgets) must therefore load only where they are used.
+The bare interpreter is measured too: its start is part of both other times.
+"""
+import argparse
+import subprocess
+import sys
+
+from _timing import compare
+
+
+def fresh(code): return lambda: subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def main(rounds):
+    return compare({'import torch': fresh('import torch'), 'import nntrain.learner': fresh('import nntrain.learner'), 'nothing': fresh('pass')},
+                   rounds=rounds, warmup=2, limits={'import nntrain.learner': 1.15}, unit='start', title='Imports in a fresh interpreter')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
+    sys.exit(not main(parser.parse_args().rounds)['import nntrain.learner']['ok'])

@@ -1,0 +1,291 @@
+"""What must hold for the whole project. Each function returns the problems that it finds as a list of lines; an empty list means all is well.
+
+Folders are passed in, so that tests can feed every check a bad sample and see that it fails.
+"""
+import ast
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from datetime import date
+from functools import lru_cache
+
+import yaml
+
+MAX_NOTEBOOK = 500_000                                             # bytes
+HEAVY = 'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas', 'torchmetrics'  # must load only when used
+SHARED = {'book'}                                                  # any chapter may import it, it imports none
+MACHINE_PATH = re.compile(r'(?<![\w.:/-])(?:/(?:home|Users|root|tmp|private|work|var/folders)/|[A-Z]:\\+Users\\+)[\w.-]+')
+EVENT = re.compile(r'(before|after|cleanup)_')
+CHECK_CALL = re.compile(r'(test|assert|check)_\w+|expect_fail')
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------------------
+
+def settings(root):
+    "The values of settings.ini"
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+def notebooks(root):
+    "{path: notebook as a dict}, in the order of the book"
+    return {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted((root/'nbs').glob('*.ipynb'))}
+
+def code_cells(nb):
+    "Sources of the code cells"
+    return [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
+
+def directive(src, name):
+    "What follows `#| name` in the comments of a cell; None if it is not there"
+    found = re.search(rf'^#\|\s*{name}\b:?[ \t]*(.*)$', src, re.M)
+    return found and found[1].strip()
+
+def is_export(src): return any(directive(src, name) is not None for name in ('export', 'exports', 'exporti'))
+
+@lru_cache(None)
+def parse(src):
+    "Syntax tree of a cell, without its magics"
+    return ast.parse(re.sub(r'^([ \t]*)[%!].*$', r'\1pass', src, flags=re.M))
+
+def chapter(path):
+    "Number of a chapter; a page without a number stands behind all of them"
+    found = re.match(r'\d+', path.name)
+    return int(found[0]) if found else math.inf
+
+def module_chapters(root):
+    "{module: chapter that exports it}"
+    found = {}
+    for path, nb in notebooks(root).items():
+        for src in code_cells(nb):
+            if name := directive(src, 'default_exp'): found[name] = chapter(path)
+    return found
+
+def project_files(root):
+    "Text files that belong to the project: those that git knows or would add; without git none"
+    listed = git(root, 'ls-files', '-z', '--cached', '--others', '--exclude-standard')
+    files = [root/name for name in listed.split('\0') if name]
+    return [f for f in files if f.is_file() and f.suffix not in {'.png', '.ico', '.jpg', '.webp', '.woff2'}]
+
+def git(root, *args):
+    if not (root/'.git').exists(): return ''
+    return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True).stdout
+
+def run(root, *args):
+    "Run a command of this environment in `root`, as a person would: not under nbdev's test flag"
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    return subprocess.run([sys.executable, '-m', *args] if args[0] != '-c' else [sys.executable, *args],
+                          cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+
+def copy_project(root, to):
+    "Copy what nbdev reads and writes"
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', '_quarto.yml'):
+        if (root/name).exists(): shutil.copy(root/name, to)
+    skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_*', '.*')
+    shutil.copytree(root/'nbs', to/'nbs', ignore=skip)
+    (to/'nntrain').mkdir()
+    shutil.copy(root/'nntrain/__init__.py', to/'nntrain')
+    return to
+
+
+# ---- notebooks and package in step ---------------------------------------------------------------------------------------------------
+
+def out_of_step(root, tmp):
+    "Modules that are not what `nbdev_export` makes of the notebooks"
+    fresh = copy_project(root, tmp)
+    done = run(fresh, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()')
+    if done.returncode: return [f'nbdev_export fails: {done.stderr.strip()[-500:]}']
+    def modules(folder): return {p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8') for p in folder.rglob('*.py')}
+    want, have = modules(fresh/'nntrain'), modules(root/'nntrain')
+    return [f"nntrain/{name} {'is missing' if name not in have else 'comes from no notebook' if name not in want else 'differs from its notebook'}: run nbdev_export"
+            for name in sorted(want | have) if want.get(name) != have.get(name)]
+
+def not_clean(root, tmp):
+    "Notebooks that `nbdev_clean` would change"
+    fresh = copy_project(root, tmp)
+    done = run(fresh, '-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()')
+    if done.returncode or 'Failed to clean' in done.stderr: return [f'nbdev_clean fails: {done.stderr.strip()[-500:]}']
+    return [f'nbs/{p.name} is not clean: run nbdev_clean' for p in notebooks(root)
+            if p.read_text(encoding='utf-8') != (fresh/'nbs'/p.name).read_text(encoding='utf-8')]
+
+def backward_imports(root):
+    "Modules and cells that import from their own or a later chapter"
+    chapters, problems = module_chapters(root), []
+    for path, nb in notebooks(root).items():
+        here = chapter(path)
+        own = next((m for src in code_cells(nb) if (m := directive(src, 'default_exp'))), None)
+        for src in code_cells(nb):
+            for module in sorted(imported_modules(src)):
+                if is_export(src):
+                    if module in SHARED and own not in SHARED: continue
+                    if module not in chapters: problems.append(f'{path.name}: exported code imports nntrain.{module}, which no chapter exports')
+                    elif own in SHARED: problems.append(f'{path.name}: nntrain.{own} may import no chapter, but imports nntrain.{module}')
+                    elif chapters[module] >= here: problems.append(f'{path.name}: exported code imports nntrain.{module} of chapter {chapters[module]:02}: not a lower one')
+                elif module not in SHARED and chapters.get(module, -1) > here:
+                    problems.append(f'{path.name}: a cell imports nntrain.{module} of the later chapter {chapters[module]:02}')
+    return problems
+
+def imported_modules(src):
+    "Modules of the package that a piece of code imports, wherever in it"
+    found = set()
+    for node in ast.walk(parse(src)):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join(filter(None, ['nntrain' if node.level else '', node.module]))
+            names = [base] if base != 'nntrain' else [f'{base}.{a.name}' for a in node.names]
+        else: continue
+        found |= {n.split('.')[1] for n in names if n.startswith('nntrain.')}
+    return {m for m in found if not m.startswith('__')}
+
+
+# ---- one notebook ----------------------------------------------------------------------------------------------------------------------
+
+def untidy(nb, size=0):
+    "What must not be stored in a notebook of `size` bytes"
+    problems = []
+    if size > MAX_NOTEBOOK: problems.append(f'{size:,} bytes, over {MAX_NOTEBOOK:,}')
+    if set(nb['metadata']) - {'kernelspec'}: problems.append(f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only kernelspec belongs there")
+    for i, cell in enumerate(nb['cells']):
+        if found := MACHINE_PATH.search(''.join(cell['source'])): problems.append(f'cell {i}: machine path {found[0]}')
+        if cell.get('attachments'): problems.append(f'cell {i}: an attachment; use a file in nbs/images')
+        for out in cell.get('outputs', ()):
+            if out['output_type'] == 'error': problems.append(f"cell {i}: stored error {out.get('ename')}")
+            if out.get('name') == 'stderr': problems.append(f"cell {i}: stored stderr {''.join(out['text'])[:60]!r}")
+            if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}): problems.append(f'cell {i}: a widget without a kernel; store its HTML')
+            text = [''.join(v) if isinstance(v, list) else json.dumps(v) for k, v in out.get('data', {}).items() if not k.startswith('image/p')]
+            if found := MACHINE_PATH.search(''.join(text + list(out.get('text', [])))): problems.append(f'cell {i}: machine path {found[0]} in the output')
+    return problems
+
+def unchecked_exports(nb):
+    "Public names and patched public methods that no check cell uses"
+    cells = code_cells(nb)
+    names = {name for src in cells if is_export(src) and directive(src, 'exporti') is None for name in public_names(src)}
+    checked = set().union(*(used_names(src) for src in cells if is_check(src)))
+    def used(name):
+        owner, _, member = name.rpartition('.')
+        return (owner if EVENT.match(member) else member) in checked  # a callback's events run when the callback is used
+    return [f'{name}: no check cell names it' for name in sorted(names) if not used(name)]
+
+def public_names(src):
+    "Names that a cell exports; a method added with @patch as Class.method"
+    for node in parse(src).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
+            owner = ast.unparse(node.args.args[0].annotation) + '.' if patched and node.args.args and node.args.args[0].annotation else ''
+            names = [owner + node.name]
+        elif isinstance(node, ast.Assign): names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        else: continue
+        yield from (n for n in names if not n.split('.')[-1].startswith('_'))
+
+def is_check(src):
+    "Does the cell run a check? Comments and skipped cells do not count"
+    if is_export(src) or directive(src, 'eval') == 'false': return False
+    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Call) and CHECK_CALL.fullmatch(ast.unparse(n.func).split('.')[-1]) for n in ast.walk(parse(src)))
+
+def used_names(src):
+    return {getattr(n, 'id', None) or getattr(n, 'attr', None) for n in ast.walk(parse(src)) if isinstance(n, (ast.Name, ast.Attribute))}
+
+
+# ---- the package -----------------------------------------------------------------------------------------------------------------------
+
+_IMPORT = '''
+import importlib, json, sys
+sys.path.insert(0, '.')
+import torch
+problems, heavy = [], set(json.loads(sys.argv[2]))
+for name in json.loads(sys.argv[1]):
+    for old in [m for m in sys.modules if m == 'nntrain' or m.startswith('nntrain.')]: del sys.modules[old]  # each one alone
+    try: importlib.import_module('nntrain.' + name)
+    except BaseException as e: problems.append(f'import nntrain.{name}: {type(e).__name__}: {e}')
+    if name in ('learner', 'data', 'book') and heavy & set(sys.modules):
+        problems.append(f'import nntrain.{name} loads {sorted(heavy & set(sys.modules))}: import it where it is used')
+        heavy -= set(sys.modules)
+print(json.dumps(problems))
+'''
+
+def bad_imports(root):
+    "Modules that cannot be imported alone, and light ones that load heavy packages"
+    first = 'learner', 'data', 'book'
+    modules = sorted((p.stem for p in (root/'nntrain').glob('*.py') if not p.stem.startswith('_')), key=lambda m: (m not in first, m))
+    done = run(root, '-c', _IMPORT, json.dumps(modules), json.dumps(HEAVY))
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [done.stderr.strip()[-500:]]
+
+def lint(root):
+    "What ruff's rules F (undefined and unused names) find in the package"
+    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--output-format', 'concise', 'nntrain')
+    return done.stdout.splitlines()[:-1] or [done.stderr] if done.returncode else []
+
+def wrong_versions(root, installed=None):
+    "Places where the version differs from settings.ini"
+    version = settings(root)['version']
+    found = {'nntrain/__init__.py': re.findall(r'__version__ = "(.+)"', (root/'nntrain/__init__.py').read_text(encoding='utf-8')),
+             'CHANGELOG.md': re.findall(r'^## (\d\S*)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[:1]}
+    if installed: found['the installed package'] = [installed]
+    return [f"{place} says {' '.join(v) or 'nothing'}, settings.ini {version}" for place, v in found.items() if v != [version]]
+
+def bad_result(path):
+    "What is wrong with one row of results/"
+    try: row = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e: return [f'{path.name}: no JSON: {e}']
+    needed = {'experiment', 'metric', 'unit', 'values', 'mean', 'se', 'n', 'seeds', 'split', 'source', 'seconds', 'hardware', 'versions', 'date'}
+    if not isinstance(row, dict) or needed - set(row): return [f'{path.name}: lacks {sorted(needed - set(row if isinstance(row, dict) else ()))}']
+    def bad_date():
+        try: date.fromisoformat(row['date'])
+        except (TypeError, ValueError): return True
+    n, values, problems = row['n'], row['values'], []
+    if row['experiment'] != path.stem: problems.append(f"is named {row['experiment']}")
+    if not values or len(values) != n or len(set(row['seeds'])) != n: problems.append(f"n={n}, but {len(values)} values and {len(set(row['seeds']))} seeds")
+    elif not all(map(math.isfinite, values)): problems.append(f'values {values} are not all finite')
+    else:
+        mean = sum(values)/n
+        se = (sum((v - mean)**2 for v in values)/(n - 1)/n)**.5 if n > 1 else None
+        if not math.isclose(row['mean'], mean, rel_tol=1e-6): problems.append(f"mean {row['mean']} is not that of the values, {mean}")
+        if (se is None) != (row['se'] is None) or se is not None and not math.isclose(row['se'], se, rel_tol=1e-6, abs_tol=1e-12):
+            problems.append(f"se {row['se']} is not that of the values, {se}")
+    if row['source'] not in ('real', 'toy'): problems.append(f"source {row['source']!r} is neither real nor toy")
+    if not row['seconds'] >= 0: problems.append(f"seconds {row['seconds']}")
+    problems += [f'{key} is empty' for key in ('metric', 'split', 'hardware') if not row[key]]
+    if not {'python', 'torch'} <= set(row['versions']): problems.append('versions lack python or torch')
+    if bad_date(): problems.append(f"date {row['date']!r} is not YYYY-MM-DD")
+    return [f'{path.name}: {p}' for p in problems]
+
+
+# ---- repository and texts ----------------------------------------------------------------------------------------------------------------
+
+def tracked_artefacts(root):
+    "Files in git that .gitignore keeps out"
+    return [f'{name} is ignored, but tracked' for name in git(root, 'ls-files', '--cached', '--ignored', '--exclude-standard').splitlines()]
+
+def machine_paths(files):
+    "Files that name a folder of one machine"
+    return [f'{f.name}: machine path {found[0]}' for f in files if (found := MACHINE_PATH.search(f.read_text(encoding='utf-8', errors='replace')))]
+
+def dead_links(page):
+    "Relative links and images of a Markdown page that lead nowhere"
+    text = re.sub(r'^```.*?^```', '', page.read_text(encoding='utf-8'), flags=re.M | re.S)
+    targets = re.findall(r'\]\(<?([^)>\s]+)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    return [f'{page.name} links to {t}, which is not there' for t in targets
+            if not re.match(r'[a-z]+:|#', t) and not (page.parent/t.split('#')[0]).exists()]
+
+def foreign_home(files, user, repo):
+    "Links to a home of this project other than the one in settings.ini"
+    home = re.compile(rf'(?:(?:github|githubusercontent)\.com|colab\.research\.google\.com/github)/([\w.-]+)/{repo}\b|\b([\w-]+)\.github\.io/{repo}\b')
+    return [f'{f.name}: {m[0]} (settings.ini says {user})' for f in files
+            for m in home.finditer(f.read_text(encoding='utf-8', errors='replace')) if (m[1] or m[2]) != user]
+
+def bad_workflow(text):
+    "What is wrong with a GitHub workflow"
+    try: flow = yaml.safe_load(text)
+    except yaml.YAMLError as e: return [f'no YAML: {e}']
+    if not isinstance(flow, dict): return ['no mapping']
+    problems = [f'lacks {key}' for key, there in (('name', 'name' in flow), ('on', True in flow), ('jobs', flow.get('jobs')), ('permissions', 'permissions' in flow)) if not there]
+    for name, job in (flow.get('jobs') or {}).items():
+        problems += [f'job {name} lacks {key}' for key in ('runs-on', 'steps', 'timeout-minutes') if not job.get(key)]
+        for step in job.get('steps', ()):
+            if ('uses' in step) == ('run' in step): problems.append(f'job {name}: a step must either use or run something: {step}')
+            if 'uses' in step and '@' not in step['uses']: problems.append(f"job {name}: {step['uses']} names no version")
+    return problems

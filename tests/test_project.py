@@ -1,0 +1,246 @@
+"The project as a whole: package in step with notebooks, notebooks clean, imports forward, texts true. Every check is fed a bad sample, too."
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from zipfile import ZipFile
+
+import project_checks as checks
+import pytest
+from conftest import ROOT, notebook, write_notebook
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+RESULTS = sorted((ROOT/'results').glob('*.json'))
+WORKFLOWS = sorted((ROOT/'.github/workflows').glob('*.yml'))
+TEST_COMMAND = "pip install -e '.[dev]' && nbdev_test && pytest"
+
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def ok(problems): assert not problems, '\n' + '\n'.join(problems)
+
+def read(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+# ---- the project ---------------------------------------------------------------------------------------------------------------------
+
+def test_package_in_step_with_notebooks(root, tmp_path): ok(checks.out_of_step(root, tmp_path))
+
+def test_notebooks_clean(root, tmp_path): ok(checks.not_clean(root, tmp_path))
+
+def test_imports_strictly_forward(root): ok(checks.backward_imports(root))
+
+@each_notebook
+def test_notebook_tidy(path): ok(checks.untidy(read(path), path.stat().st_size))
+
+@each_notebook
+def test_every_export_checked(path): ok(checks.unchecked_exports(read(path)))
+
+def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
+
+def test_no_undefined_or_unused_names(root): ok(checks.lint(root))
+
+def test_readme_and_setup_cells_in_step(root):
+    done = checks.run(root, '-c', 'from nntrain.book import nntrain_sync; nntrain_sync()', '--check')
+    assert done.returncode == 0, done.stdout + done.stderr
+
+def test_one_version(root):
+    try: installed = version('nntrain')
+    except PackageNotFoundError: installed = None
+    ok(checks.wrong_versions(root, installed))
+
+@pytest.mark.parametrize('path', RESULTS, ids=lambda p: p.stem)
+def test_result_row(path): ok(checks.bad_result(path))
+
+def test_no_artefact_in_git(root): ok(checks.tracked_artefacts(root))
+
+def project_files(root): return [f for f in checks.project_files(root) if f.name != 'test_project.py']  # this file holds the bad samples
+
+def test_no_machine_paths(root): ok(checks.machine_paths(project_files(root)))
+
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/README.md'])
+def test_links_lead_to_files(root, name): ok(checks.dead_links(root/name))
+
+def test_one_home(root):
+    config = checks.settings(root)
+    ok(checks.foreign_home(project_files(root), config['user'], config['repo']))
+
+@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow(path): ok(checks.bad_workflow(path.read_text(encoding='utf-8')))
+
+def test_workflow_covers_every_python(root):
+    wanted = re.findall(r'Python :: (3\.\d+)', subprocess.run([sys.executable, 'setup.py', '--classifiers'], cwd=root, capture_output=True, text=True).stdout)
+    matrix = checks.yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']['strategy']['matrix']
+    assert matrix['python-version'] == wanted and wanted[0] == checks.settings(root)['min_python']
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
+def test_ci_runs_the_command_of_the_readme(root):
+    assert TEST_COMMAND in (root/'README.md').read_text(encoding='utf-8')
+    shown = subprocess.run(['bash', '.ci/run', '--show'], cwd=root, capture_output=True, text=True)
+    assert shown.stdout.strip() == TEST_COMMAND, shown.stderr
+
+
+def test_wheel_carries_results_and_licence(root, tmp_path):
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(root/name, tmp_path)
+    for name in ('nntrain', 'results'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path/'results/probe.json').write_text('{}')
+    stale = tmp_path/'build/lib/nntrain/results'
+    stale.mkdir(parents=True), (stale/'stale.json').write_text('{}')
+    done = checks.run(tmp_path, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-w', 'dist')
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = set(ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist())
+    packed = {n.split('/')[-1] for n in names if n.startswith('nntrain/results/')}
+    assert packed == {p.name for p in (tmp_path/'results').glob('*.json')}
+    assert {n.name for n in (root/'nntrain').glob('*.py')} == {n.split('/')[1] for n in names if re.fullmatch(r'nntrain/\w+\.py', n)}
+    assert any(n.endswith('licenses/LICENSE') for n in names)
+
+
+# ---- every check can fail ---------------------------------------------------------------------------------------------------------------
+
+def edit(path, old, new):
+    text = path.read_text(encoding='utf-8')
+    assert old in text
+    path.write_text(text.replace(old, new), encoding='utf-8')
+
+def test_in_step_passes_then_names_the_module(mini, tmp_path_factory):
+    ok(checks.out_of_step(mini, tmp_path_factory.mktemp('a')))
+    edit(mini/'nntrain/two.py', 'inc(inc(x))', 'x + 2')
+    (mini/'nntrain/stray.py').write_text('')
+    (mini/'nntrain/one.py').unlink()
+    found = '\n'.join(checks.out_of_step(mini, tmp_path_factory.mktemp('b')))
+    assert 'two.py differs' in found and 'stray.py comes from no notebook' in found and 'one.py is missing' in found
+
+def test_clean_passes_then_names_the_notebook(mini, tmp_path_factory):
+    ok(checks.not_clean(mini, tmp_path_factory.mktemp('a')))
+    edit(mini/'nbs/02_two.ipynb', '"execution_count": null', '"execution_count": 7')
+    assert checks.not_clean(mini, tmp_path_factory.mktemp('b')) == ['nbs/02_two.ipynb is not clean: run nbdev_clean']
+
+@pytest.mark.parametrize('src, problem', [
+    ('#| export\ndef f():\n    from nntrain.two import inc2', 'nntrain.two of chapter 02'),
+    ('#| export\nimport nntrain.two as t', 'nntrain.two of chapter 02'),
+    ('#| export\nfrom nntrain import two', 'nntrain.two of chapter 02'),
+    ('#| exporti\nfrom .two import inc2', 'nntrain.two of chapter 02'),
+    ('#| export\nfrom nntrain.one import inc', 'nntrain.one of chapter 01'),
+    ('#| export\nfrom nntrain.nowhere import inc', 'which no chapter exports'),
+    ('%matplotlib inline\nfrom nntrain.two import inc2', 'later chapter 02'),
+])
+def test_backward_import_is_found(mini, src, problem):
+    ok(checks.backward_imports(mini))
+    write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', src))
+    assert [problem in line for line in checks.backward_imports(mini)] == [True]
+
+def test_book_imports_no_chapter_but_serves_all(mini):
+    write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', '#| export\nfrom nntrain.book import explore'))
+    write_notebook(mini/'nbs/90_book.ipynb', notebook('#| default_exp book', 'from nntrain.two import inc2'))
+    ok(checks.backward_imports(mini))
+    write_notebook(mini/'nbs/90_book.ipynb', notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'))
+    assert 'may import no chapter' in checks.backward_imports(mini)[0]
+
+def output(**data): return dict(output_type='display_data', metadata={}, data=data)
+def stream(name, text): return dict(output_type='stream', name=name, text=[text])
+
+@pytest.mark.parametrize('nb, size, problem', [
+    (notebook('1'), 600_000, 'over'),
+    (notebook('1') | dict(metadata=dict(widgets={})), 0, 'widgets'),
+    (notebook("open('/home/me/x')"), 0, '/home/me'),
+    (notebook("# See\n\n`C:\\Users\\me`"), 0, 'Users'),
+    (notebook('1', outputs=[stream('stdout', 'saved to /tmp/abc/model')]), 0, '/tmp/abc'),
+    (notebook('1', outputs=[output(**{'text/html': ['<a href="/root/x">']})]), 0, '/root/x'),
+    (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
+    (notebook('1', outputs=[dict(output_type='error', ename='ValueError', evalue='', traceback=[])]), 0, 'stored error'),
+    (notebook('1', outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]), 0, 'widget'),
+])
+def test_untidy_notebook_is_found(nb, size, problem):
+    found = checks.untidy(nb, size)
+    assert len(found) == 1 and problem in found[0]
+
+def test_tidy_notebook_passes():
+    ok(checks.untidy(notebook('# See https://x.org/home/me', '1', outputs=[stream('stdout', 'a/tmp/b 3/work/4')])))
+
+@pytest.mark.parametrize('cells, missing', [
+    (['#| export\ndef f(): pass', 'assert f() is None'], []),
+    (['#| export\ndef f(): pass', 'f()'], ['f']),
+    (['#| export\ndef f(): pass', 'assert True  # f'], ['f']),
+    (['#| export\ndef f(): pass', '#| eval: false\nassert f()'], ['f']),
+    (['#| export\ndef f(): pass\nassert f'], ['f']),
+    (['#| export\nA, B = 1, 2\ndef _g(): pass', 'test_eq(A, 1)'], ['B']),
+    (['#| export\nclass C: pass', '#| export\n@patch\ndef show(self:C): pass', 'with expect_fail(): C()'], ['C.show']),
+    (['#| export\n@patch\ndef show(self:C): pass', 'torch.testing.assert_close(C().show(), 1)'], []),
+    (['#| exporti\ndef f(): pass'], []),
+    (['#| export\nclass CB: pass', '#| export\n@patch\ndef after_fit(self:CB): pass', 'assert CB()'], []),
+])
+def test_unchecked_export_is_found(cells, missing):
+    assert [line.split(':')[0] for line in checks.unchecked_exports(notebook(*cells))] == missing
+
+def test_bad_import_is_found(mini):
+    ok(checks.bad_imports(mini))
+    (mini/'nntrain/learner.py').write_text('import matplotlib')
+    (mini/'nntrain/one.py').write_text('import nntrain.gone')
+    found = checks.bad_imports(mini)
+    assert "nntrain.learner loads ['matplotlib'" in found[0] and 'import nntrain.one: ModuleNotFoundError' in found[1]
+
+def test_lint_finds_an_unknown_name(mini):
+    ok(checks.lint(mini))
+    edit(mini/'nntrain/two.py', 'inc(inc(x))', 'inc(unknown)')
+    assert 'F821' in checks.lint(mini)[0]
+
+def test_wrong_version_is_found(mini):
+    (mini/'CHANGELOG.md').write_text('## 0.0.9\n\n## 0.1.0\n')
+    found = checks.wrong_versions(mini, installed='0.2.0')
+    assert [line.split(' says ')[0] for line in found] == ['CHANGELOG.md', 'the installed package']
+
+ROW = dict(experiment='row', metric='accuracy', unit='', values=[.7, .8, .9], mean=.8, se=.1/3**.5, n=3, seeds=[0, 1, 2], split='test', source='real',
+           seconds=1.5, hardware='CPU', versions=dict(python='3.11', torch='2.6'), date='2026-01-31')
+
+@pytest.mark.parametrize('change, problem', [
+    ({}, None), (dict(values=[.8], mean=.8, se=None, n=1, seeds=[4]), None),
+    (dict(experiment='other'), 'is named'), (dict(mean=.81), 'mean'), (dict(se=.1), 'se'), (dict(n=2), 'n=2'), (dict(seeds=[0, 0, 1]), '2 seeds'),
+    (dict(values=[.7, float('nan'), .9]), 'finite'), (dict(source='hub'), 'source'), (dict(date='31.1.2026'), 'date'), (dict(versions={}), 'versions'), (dict(split=''), 'split'),
+    (dict(seconds=-1), 'seconds'),
+])
+def test_bad_result_is_found(tmp_path, change, problem):
+    (tmp_path/'row.json').write_text(json.dumps(ROW | change))
+    found = checks.bad_result(tmp_path/'row.json')
+    assert found == [] if problem is None else problem in found[0]
+
+@pytest.mark.parametrize('text, problem', [('{', 'no JSON'), ('[]', 'lacks'), ('{"n": 1}', 'lacks')])
+def test_broken_result_is_found(tmp_path, text, problem):
+    (tmp_path/'row.json').write_text(text)
+    assert problem in checks.bad_result(tmp_path/'row.json')[0]
+
+def test_tracked_artefact_is_found(mini):
+    (mini/'.gitignore').write_text('runs/\n')
+    (mini/'runs').mkdir()
+    (mini/'runs/history.csv').write_text('')
+    for args in (['init', '-q'], ['add', '.'], ['add', '-f', 'runs/history.csv']): subprocess.run(['git', '-C', mini, *args], check=True)
+    assert checks.tracked_artefacts(mini) == ['runs/history.csv is ignored, but tracked']
+
+@pytest.mark.parametrize('text, n', [('see [a](a.md), ![b](img/b.png#x), <img src="c.svg">, [d](<d.md>)', 4), ('[ok](page.md#top) [web](https://x.org) [here](#top)', 0), ('```\n[a](a.md)\n```', 0)])
+def test_dead_link_is_found(tmp_path, text, n):
+    (tmp_path/'page.md').write_text(text)
+    assert len(checks.dead_links(tmp_path/'page.md')) == n
+
+@pytest.mark.parametrize('text, n', [
+    ('https://github.com/me/nntrain https://me.github.io/nntrain', 0), ('https://github.com/other/dataset', 0), ('git+https://github.com/you/nntrain.git', 1),
+    ('https://colab.research.google.com/github/you/nntrain/blob/main/nbs/x.ipynb', 1), ('https://you.github.io/nntrain/', 1),
+])
+def test_foreign_home_is_found(tmp_path, text, n):
+    (tmp_path/'a.md').write_text(text)
+    assert len(checks.foreign_home([tmp_path/'a.md'], 'me', 'nntrain')) == n
+
+def test_machine_path_is_found(tmp_path):
+    (tmp_path/'a.md').write_text('see https://x.org/tmp/a'), (tmp_path/'b.md').write_text('in /Users/me/b')
+    assert checks.machine_paths([tmp_path/'a.md', tmp_path/'b.md']) == ['b.md: machine path /Users/me']
+
+GOOD_FLOW = 'name: x\non: push\npermissions: {}\njobs:\n  a:\n    runs-on: u\n    timeout-minutes: 5\n    steps:\n      - uses: actions/checkout@v4\n      - run: ls\n'
+
+@pytest.mark.parametrize('old, new, problem', [
+    ('', '', None), ('on: push', 'on: [push', 'no YAML'), ('on: push\n', '', 'lacks on'), ('@v4', '', 'names no version'), ('      - run: ls\n', '      - name: x\n', 'either use or run'),
+    ('    timeout-minutes: 5\n', '', 'lacks timeout-minutes'), (GOOD_FLOW, 'text', 'no mapping'),
+])
+def test_bad_workflow_is_found(old, new, problem):
+    assert old in GOOD_FLOW
+    found = checks.bad_workflow(GOOD_FLOW.replace(old, new) if old else GOOD_FLOW)
+    assert found == [] if problem is None else problem in found[0]

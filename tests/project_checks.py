@@ -18,6 +18,7 @@ import yaml
 
 MAX_NOTEBOOK = 500_000                                             # bytes
 HEAVY = 'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas', 'torchmetrics'  # must load only when used
+FASTCORE = {'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr', 'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 SHARED = {'book'}                                                  # any chapter may import it, it imports none
 MACHINE_PATH = re.compile(r'(?<![\w.:/-])(?:/(?:home|Users|root|tmp|private|work|var/folders)/|[A-Z]:\\+Users\\+)[\w.-]+')
 EVENT = re.compile(r'(before|after|cleanup)_')
@@ -218,6 +219,12 @@ def lint(root):
     "What ruff's rules F (undefined and unused names) find in the package"
     done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--output-format', 'concise', 'nntrain')
     return done.stdout.splitlines()[:-1] or [done.stderr] if done.returncode else []
+
+def fragile_fastcore(nb):
+    "Names that exported code takes from fastcore and that may be missing in another line of it"
+    return [f'fastcore.{a.name}: use one of {sorted(FASTCORE)} or the standard library' for src in code_cells(nb) if is_export(src)
+            for node in ast.walk(parse(src)) if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'fastcore'
+            for a in node.names if a.name not in FASTCORE]
 
 def wrong_versions(root, installed=None):
     "Places where the version differs from settings.ini"

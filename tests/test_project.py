@@ -1,5 +1,6 @@
 "The project as a whole: package in step with notebooks, notebooks clean, imports forward, texts true. Every check is fed a bad sample, too."
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -37,6 +38,9 @@ def test_notebook_tidy(path): ok(checks.untidy(read(path), path.stat().st_size))
 
 @each_notebook
 def test_every_export_checked(path): ok(checks.unchecked_exports(read(path)))
+
+@each_notebook
+def test_any_fastcore_will_do(path): ok(checks.fragile_fastcore(read(path)))
 
 def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
 
@@ -94,7 +98,31 @@ def test_wheel_carries_results_and_licence(root, tmp_path):
     packed = {n.split('/')[-1] for n in names if n.startswith('nntrain/results/')}
     assert packed == {p.name for p in (tmp_path/'results').glob('*.json')}
     assert {n.name for n in (root/'nntrain').glob('*.py')} == {n.split('/')[1] for n in names if re.fullmatch(r'nntrain/\w+\.py', n)}
-    assert any(n.endswith('licenses/LICENSE') for n in names)
+    assert any(n.endswith('/LICENSE') for n in names)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
+@pytest.mark.parametrize('nbdev_test, expected, said', [
+    ('echo fine', 0, 'fine\nNNTRAIN_DATA=none CI=true\n3 passed\n'),
+    ('exit 3', 3, ''),
+    ('echo spoilt >> settings.ini', 1, 'changed the checkout'),
+])
+def test_ci_stops_at_the_first_failure(root, tmp_path, nbdev_test, expected, said):
+    "`.ci/run` in a small repository, with an environment whose commands only pretend"
+    top, venv = tmp_path/'top', tmp_path/'venv'
+    (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
+    for name in ('.ci/run', 'settings.ini'): shutil.copy(root/name, top/name)
+    (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
+    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
+    for name, body in dict(python='', pip='test "$*" = "install -e .[dev]"', nbdev_test=nbdev_test, pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI; echo 3 passed').items():
+        (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
+        (venv/'bin'/name).chmod(0o755)
+    (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
+    env = {k: v for k, v in os.environ.items() if k != 'NNTRAIN_DATA'} | dict(NNTRAIN_CI_VENV=str(venv), TMPDIR=str(tmp_path))
+    done = subprocess.run([top/'.ci/run'], env=env, capture_output=True, text=True)
+    assert done.returncode == expected, done.stdout + done.stderr
+    assert said in done.stdout + done.stderr and ('3 passed' in done.stdout) == (expected < 3)
+    assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
 
 
 # ---- every check can fail ---------------------------------------------------------------------------------------------------------------
@@ -173,6 +201,10 @@ def test_tidy_notebook_passes():
 ])
 def test_unchecked_export_is_found(cells, missing):
     assert [line.split(':')[0] for line in checks.unchecked_exports(notebook(*cells))] == missing
+
+def test_fragile_fastcore_is_found():
+    nb = notebook('#| export\nfrom fastcore.basics import patch\nfrom fastcore.script import Param, call_parse', 'from fastcore.test import test_eq')
+    assert [line.split(':')[0] for line in checks.fragile_fastcore(nb)] == ['fastcore.Param']
 
 def test_bad_import_is_found(mini):
     ok(checks.bad_imports(mini))

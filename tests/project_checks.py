@@ -218,7 +218,7 @@ def bad_imports(root):
 def lint(root):
     "What ruff's rules F (undefined and unused names) find in the package"
     done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--output-format', 'concise', 'nntrain')
-    return done.stdout.splitlines()[:-1] or [done.stderr] if done.returncode else []
+    return [line for line in done.stdout.splitlines() if re.search(r':\d+:\d+: ', line)] or [done.stdout + done.stderr] if done.returncode else []
 
 def fragile_fastcore(nb):
     "Names that exported code takes from fastcore and that may be missing in another line of it"

@@ -174,13 +174,16 @@ def unchecked_exports(nb):
 def public_names(src):
     "Names that a cell exports; a method added with @patch as Class.method"
     for node in parse(src).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
-            owner = ast.unparse(node.args.args[0].annotation) + '.' if patched and node.args.args and node.args.args[0].annotation else ''
-            names = [owner + node.name]
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = [qualified(node)]
         elif isinstance(node, ast.Assign): names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
         else: continue
         yield from (n for n in names if not n.split('.')[-1].startswith('_'))
+
+def qualified(node):
+    "Name of a function or class; Class.method for one that @patch adds to a class"
+    patched = any(ast.unparse(d).startswith('patch') for d in node.decorator_list)
+    first = node.args.args[0].annotation if patched and node.args.args else None
+    return (ast.unparse(first) + '.' if first else '') + node.name
 
 def is_check(src):
     "Does the cell run a check? Comments and skipped cells do not count"
@@ -216,9 +219,19 @@ def bad_imports(root):
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [done.stderr.strip()[-500:]]
 
 def lint(root):
-    "What ruff's rules F (undefined and unused names) find in the package"
-    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--output-format', 'concise', 'nntrain')
+    "What ruff's rules F (undefined and unused names) find in the package; for F811 see `defined_twice`"
+    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--ignore', 'F811', '--output-format', 'concise', 'nntrain')
     return [line for line in done.stdout.splitlines() if re.search(r':\d+:\d+: ', line)] or [done.stdout + done.stderr] if done.returncode else []
+
+def defined_twice(path):
+    "Functions and classes that a module defines again. Ruff's F811 takes methods of one name that @patch adds to two classes for one"
+    seen, problems = set(), []
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            name = qualified(node)
+            if name in seen: problems.append(f'{path.name}:{node.lineno}: {name} is defined again')
+            seen.add(name)
+    return problems
 
 def fragile_fastcore(nb):
     "Names that exported code takes from fastcore and that may be missing in another line of it"

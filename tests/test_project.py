@@ -46,6 +46,9 @@ def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
 
 def test_no_undefined_or_unused_names(root): ok(checks.lint(root))
 
+@pytest.mark.parametrize('path', sorted((ROOT/'nntrain').glob('[a-z]*.py')), ids=lambda p: p.stem)
+def test_nothing_defined_twice(path): ok(checks.defined_twice(path))
+
 def test_readme_and_setup_cells_in_step(root):
     done = checks.run(root, '-c', 'from nntrain.book import nntrain_sync; nntrain_sync()', '--check')
     assert done.returncode == 0, done.stdout + done.stderr
@@ -216,6 +219,12 @@ def test_lint_finds_an_unknown_name(mini):
     ok(checks.lint(mini))
     edit(mini/'nntrain/two.py', 'inc(inc(x))', 'inc(unknown)')
     assert 'F821' in checks.lint(mini)[0]
+
+def test_second_definition_is_found(tmp_path):
+    (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass\n')
+    ok(checks.defined_twice(tmp_path/'m.py'))
+    (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:A, x): pass\ndef g(): pass\nclass g: pass\n')
+    assert checks.defined_twice(tmp_path/'m.py') == ['m.py:4: A.f is defined again', 'm.py:6: g is defined again']
 
 def test_wrong_version_is_found(mini):
     (mini/'CHANGELOG.md').write_text('## 0.0.9\n\n## 0.1.0\n')

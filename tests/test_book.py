@@ -1,0 +1,368 @@
+"Figures in a browser with the network refused, result rows, and the commands that run and sync notebooks."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nntrain import book
+from nntrain.book import check_frames, explore, figure_data, in_band, nntrain_execute, nntrain_sync, record, result, results
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+ALT = 'A line that moves when the slider moves.'
+
+
+# ---- figures to try ---------------------------------------------------------------------------------------------------------------
+
+def waves(shift, shape):
+    x = np.linspace(0, 6, 40)
+    y = {'sine': np.sin, 'cosine': np.cos}[shape]
+    return {f'<wave> {i}': (x, y(x+shift+i) + (np.where(x > 3, np.nan, 0) if i == 3 else 0)) for i in range(4)}
+
+def spiral(turn):
+    t = np.linspace(0, 1, 30)
+    path = np.stack([t*np.cos(turn*t), t*np.sin(turn*t)], 1)
+    path[25:] *= 40  # leaves the picture
+    return path
+
+def steep(rate):
+    s = np.logspace(-5, 1, 50)
+    return {'loss': (s, 1+(s/rate)**2), 'noise': (s, 1+np.sin(s*50)**2)}
+
+def figures():
+    axis = np.linspace(-1, 1, 21)
+    return [explore(waves, shift=[0, .5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'}, title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT),
+            explore(spiral, kind='path', turn=[1, 3, 6, 9], start=3, step=True, surface=(axis, axis, axis[None]**2+axis[:, None]**2), xlabel='a', ylabel='b', alt=ALT),
+            explore(steep, rate=[.01, .1, 1], xlog=True, ylim=(0, 5), dots=['noise'], xlabel='rate', ylabel='loss', alt=ALT)]
+
+def as_page(body, dark=False):
+    colours = 'background:#181a1f;color:#dcdfe4' if dark else 'background:#fff;color:#222'
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>'
+            f'<link rel="icon" href="data:,"><style>body{{margin:8px;{colours}}}</style><body>{body}')
+
+def stored_figures(path):
+    "HTML of the interactive figures stored in a notebook"
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    html = (''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells'] for o in c.get('outputs', ()))
+    return [h for h in html if '/*data*/' in h]
+
+
+# ---- what explore refuses ---------------------------------------------------------------------------------------------------------
+
+def line(a): return {'y': [0., a]}
+def two_lengths(a): return {'y': np.ones(a)}
+def two_names(a): return {f'y{a}': [0., 1.]}
+def only_nan(a): return {'y': [np.nan, np.nan]}
+def five(a): return {str(i): [0, a] for i in range(5)}
+def bare(a): return [0, a]
+def torn(a): return {'y': (np.arange(3), np.arange(4))}
+def negative(a): return {'y': [-1, -a]}
+def long_line(a): return {'y': np.arange(500.)*a}
+
+@pytest.mark.parametrize('message, make', [
+    ("unknown kind 'lin': did you mean 'line'", lambda: explore(line, kind='lin', alt=ALT, a=[1])),
+    ('too short', lambda: explore(line, alt='line', a=[1])),
+    ('too short', lambda: explore(line, alt=None, a=[1])),
+    ('no parameters', lambda: explore(line, alt=ALT)),
+    ('a has an empty range', lambda: explore(line, alt=ALT, a=[])),
+    ('list of values', lambda: explore(line, alt=ALT, a=.5)),
+    ('a value twice', lambda: explore(line, alt=ALT, a=[1, 1])),
+    ('not on its grid: use one of 1, 2', lambda: explore(line, alt=ALT, a=[1, 2], start=1.5)),
+    ("start names ['b']", lambda: explore(line, alt=ALT, a=[1, 2], start={'b': 1})),
+    ('write start=dict(', lambda: explore(waves, alt=ALT, shift=[0, 1], shape=['sine'], start=0)),
+    ('only_nan(a=1): \'y\' holds no finite point', lambda: explore(only_nan, alt=ALT, a=[1])),
+    ('same series and lengths', lambda: explore(two_lengths, alt=ALT, a=[1, 2])),
+    ('same series and lengths', lambda: explore(two_names, alt=ALT, a=[1, 2])),
+    ('1 to 4 series', lambda: explore(five, alt=ALT, a=[1])),
+    ('must return a dict', lambda: explore(bare, alt=ALT, a=[1])),
+    ('equally long', lambda: explore(torn, alt=ALT, a=[1])),
+    ('ylog=True needs positive', lambda: explore(negative, alt=ALT, a=[1], ylog=True)),
+    ('low < high', lambda: explore(line, alt=ALT, a=[1], ylim=(1, 0))),
+    ("dots=['z'] names no series", lambda: explore(line, alt=ALT, a=[1], dots=['z'])),
+    ('shape (T, 2)', lambda: explore(line, kind='path', alt=ALT, a=[1])),
+    ("step=True needs kind='path'", lambda: explore(line, alt=ALT, step=True)),
+    ('1001 frames are too many', lambda: explore(line, alt=ALT, a=range(1001))),
+    ('thin a range (a has 100 values)', lambda: explore(long_line, alt=ALT, a=range(100))),
+    ('named function', lambda: explore(lambda a: a, alt=ALT, a=[1])),
+])
+def test_explore_refuses(message, make):
+    with pytest.raises(ValueError, match=re.escape(message)): make()
+
+def test_figures_are_deterministic_small_and_self_contained():
+    for one,again in zip(figures(), figures()):
+        assert one.to_html() == again.to_html()
+        assert len(one.to_html()) < 60_000
+        assert not book._outside.search(one.to_html())
+        assert '<wave>' not in one.to_html()  # names are escaped
+        check_frames(one)
+
+def test_check_frames_finds_drift():
+    fig = explore(line, alt=ALT, a=[1, 2])
+    with pytest.raises(ValueError, match='source of line changed'): check_frames(fig, bare)
+    fig.data['series'][0]['y'][1] = fig.data['series'][0]['y'][0]
+    with pytest.raises(ValueError, match='other frames'): check_frames(fig)
+
+def test_only_python_and_numpy_are_loaded():
+    code = "import sys, nntrain.book; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+def test_works_without_nbdev():
+    code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.book as b; print(b.ColabLinkProc.__name__)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'ColabLinkProc'
+
+
+# ---- in a browser -------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api', reason='browser checks need: pip install playwright')
+    path = next((p for p in ('/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome') if os.path.exists(p)), None)
+    with api.sync_playwright() as p:
+        try: b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
+        except api.Error as e: pytest.skip(f'no Chromium to start: {str(e).splitlines()[0]}')
+        yield b
+        b.close()
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    "open_page(html, …) -> page; `page.problems` lists console errors, exceptions and requests to anybody else"
+    contexts = []
+    def go(html, width=800, hash='', **kw):
+        context = browser.new_context(viewport=dict(width=width, height=900), **kw)
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on('console', lambda m: page.problems.append(f'console {m.type}: {m.text}') if m.type in ('error', 'warning') else None)
+        page.on('pageerror', lambda e: page.problems.append(f'exception: {e}'))
+        def route(r):
+            if r.request.url.startswith('file:'): return r.continue_()
+            page.problems.append(f'request: {r.request.url}')
+            r.abort()
+        page.route('**/*', route)
+        (tmp_path/'page.html').write_text(html, encoding='utf-8')
+        page.goto((tmp_path/'page.html').as_uri()+hash)
+        return page
+    yield go
+    for c in contexts: c.close()
+
+def drawn(page): return page.eval_on_selector_all('.sr', 'ps => ps.map(p => p.getAttribute("d"))')
+
+def slider_problems(page):
+    "Move every slider by keyboard; each must have a name, change its own picture and say its value"
+    bad = []
+    for i in range(page.locator('input[type=range]').count()):
+        s = page.locator('input[type=range]').nth(i)
+        name = s.evaluate('e => (e.labels[0] || {}).textContent || e.getAttribute("aria-label")')
+        if not name: bad.append(f'slider {i} has no name')
+        figure = s.locator('xpath=ancestor::*[contains(concat(" ", @class, " "), " nnx ")]')
+        look = lambda: (figure.first.evaluate('f => [...f.querySelectorAll(".sr")].map(p => p.getAttribute("d")).join()') if figure.count() else page.locator('svg').first.inner_html())
+        last = s.evaluate('e => e.value == e.max')
+        if s.get_attribute('max') == '0': continue
+        before, value = look(), s.get_attribute('aria-valuetext')
+        s.focus()
+        page.keyboard.press('Home' if last else 'End')
+        if look() == before: bad.append(f'slider {name} does not change the picture')
+        if s.get_attribute('aria-valuetext') == value: bad.append(f'slider {name} does not say its value')
+        page.keyboard.press('End' if last else 'Home')
+    return bad
+
+def test_browser_checks_can_fail(open_page):
+    page = open_page(as_page('<svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script>'))
+    assert len(slider_problems(page)) == 3
+    assert any('request: https://cdn.example' in p for p in page.problems) and any('nothing is not defined' in p for p in page.problems)
+
+@pytest.mark.parametrize('width, dark', [(800, False), (800, True), (360, False)])
+def test_sliders_move_by_keyboard(open_page, width, dark):
+    page = open_page(as_page(''.join(f.to_html() for f in figures()), dark), width)
+    assert slider_problems(page) == [] and page.problems == []
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= width, 'the page is wider than the screen'
+    colours = page.eval_on_selector_all('.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]')
+    assert colours == [page.evaluate('getComputedStyle(document.body).color')]
+    small = page.eval_on_selector_all('.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
+    assert small >= 9, f'text {small} pixels high'
+
+@pytest.mark.parametrize('which', range(3))
+def test_javascript_draws_what_python_draws(open_page, which):
+    fig = figures()[which]
+    page = open_page(as_page(fig.to_html()))
+    params, scale = fig.data['params'], fig.data['box'][2:]
+    for at in np.ndindex(*[min(len(p['texts']), 6) for p in params]):
+        page.evaluate('at => { const I = [...document.querySelectorAll(".nnx input")]; I.forEach((e, i) => e.value = at[i]); I[0].dispatchEvent(new Event("input")) }', list(map(int, at)))
+        frame, n = 0, None
+        for p,i in zip(params, at):
+            if p['step']: n = i+1
+            else: frame = frame*len(p['texts'])+i
+        assert drawn(page) == [d for s in fig.data['series'] for d in book._paths(s, frame, n, scale)]
+
+def test_first_frame_needs_no_javascript(open_page):
+    html = as_page(''.join(f.to_html() for f in figures()))
+    without, with_js = open_page(html, java_script_enabled=False), open_page(html)
+    assert [p.get_attribute('d') for p in without.locator('.sr').all()] == drawn(with_js)
+    assert not without.locator('.nnx-c').first.is_visible() and with_js.locator('.nnx-c').first.is_visible()
+
+def test_names_for_a_screen_reader(open_page):
+    page = open_page(as_page(figures()[0].to_html()))
+    assert page.get_by_role('img', name=ALT).count() == 1
+    assert page.get_by_role('slider', name='shape').get_attribute('aria-valuetext') == 'cosine'
+    assert page.get_by_role('group', name='Four & more waves').count() == 1
+    assert page.locator('output').all_text_contents() == ['0', 'cosine']  # an output is a live region
+
+def test_state_in_the_address(open_page):
+    html = as_page(figures()[0].to_html())
+    page = open_page(html)
+    page.get_by_role('slider', name='shift').focus()
+    page.keyboard.press('ArrowRight')
+    hash = page.evaluate('location.hash')
+    assert re.fullmatch(r'#[\w-]+--shift_0_5--shape_cosine', hash)
+    again = open_page(html, hash=hash)
+    assert again.locator('output').all_text_contents() == ['0.5', 'cosine'] and drawn(again) == drawn(page)
+    assert open_page(html, hash='#elsewhere--shift_1').locator('output').all_text_contents() == ['0', 'cosine']
+
+def test_print_hides_the_sliders(open_page):
+    page = open_page(as_page(figures()[0].to_html()))
+    page.emulate_media(media='print')
+    assert not page.locator('.nnx-c').is_visible() and page.locator('.nnx svg').first.is_visible()
+
+@pytest.mark.parametrize('path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p)], ids=lambda p: p.name)
+def test_stored_figures(open_page, path):
+    html = stored_figures(path)
+    ids = [figure_data(h).id for h in html]
+    assert len(set(ids)) == len(ids), 'the same figure twice on a page: its sliders share ids'
+    page = open_page(as_page(''.join(html)), 360)
+    assert slider_problems(page) == [] and page.problems == []
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+
+def test_colours_stand_out():
+    def light(h):
+        c = [int(h[i:i+2], 16)/255 for i in (1, 3, 5)]
+        return np.dot([.2126, .7152, .0722], [v/12.92 if v <= .03928 else ((v+.055)/1.055)**2.4 for v in c])
+    for colour in book._COLOURS:
+        for ground in ('#ffffff', '#181a1f'):
+            low, high = sorted([light(colour), light(ground)])
+            assert (high+.05)/(low+.05) >= 3, (colour, ground)
+
+
+# ---- results --------------------------------------------------------------------------------------------------------------------------
+
+KW = dict(split='test', seconds=1., source='real')
+
+def test_record_writes_only_for_a_full_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(book, '_results_dir', lambda: tmp_path)
+    monkeypatch.delenv('NNTRAIN_RECORD', raising=False)
+    record('a', [.1, .2], **KW)
+    assert not list(tmp_path.iterdir()) and 'not recorded: only nntrain_execute' in capsys.readouterr().out
+    monkeypatch.setenv('NNTRAIN_RECORD', '1')
+    record('a', [.1, .2], budget='quick', **KW)
+    assert not list(tmp_path.iterdir()) and 'a quick budget' in capsys.readouterr().out
+    record('a', [.1, .2], budget='full', **KW)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+    record('a', [.5, .6], **{**KW, 'source': 'toy'})
+    assert result('a', tmp_path)['values'] == [.1, .2] and 'real data stands' in capsys.readouterr().out
+    monkeypatch.setattr(book, '_checkout', lambda: None)
+    record('b', [.1], **KW)
+    assert 'checkout' in capsys.readouterr().out and list(results(tmp_path)) == ['a']
+
+@pytest.mark.parametrize('message, kw', [
+    ('finite', dict(values=[float('inf')])), ('finite', dict(values=[])), ('seeds', dict(values=[1.], seeds=[0, 1])), ('names the file', dict(experiment='A b')),
+    ('seconds', dict(seconds=float('nan'))), ('better', dict(better='more')), ('source', dict(source='somewhere'))])
+def test_record_refuses(tmp_path, message, kw):
+    with pytest.raises(ValueError, match=message): record(**{**dict(experiment='a', values=[.1], folder=tmp_path), **KW, **kw})
+    assert not list(tmp_path.iterdir())
+
+def test_in_band_needs_a_spread(tmp_path):
+    record('one-seed', [.5], folder=tmp_path, **KW)
+    with pytest.raises(ValueError, match='no spread'): in_band(.5, 'one-seed', folder=tmp_path)
+    record('loss', [.5, .6], better='lower', hint='is the rate right?', folder=tmp_path, **KW)
+    assert 'is the rate right?' in str(in_band(2., 'loss', folder=tmp_path)) and 'better than ours' in str(in_band(-2., 'loss', folder=tmp_path))
+
+def test_recorded_rows_are_complete():
+    for name,row in results().items():
+        assert row.experiment == name and row.n == len(row['values']) == len(row.seeds) and row.hardware and row.versions['torch']
+
+
+# ---- nntrain_execute --------------------------------------------------------------------------------------------------------------------
+
+def write_notebook(path, *cells):
+    cell = lambda i,src: dict(cell_type='code', id=f'c{i}', source=src, metadata={'tags': ['x']}, outputs=[], execution_count=7)
+    path.write_text(json.dumps(dict(cells=[cell(i, s) for i,s in enumerate(cells)], metadata={'kernelspec': {'name': 'python3', 'display_name': 'x'}, 'widgets': {}}, nbformat=4, nbformat_minor=5)))
+
+@pytest.fixture
+def no_env(monkeypatch):
+    pytest.importorskip('nbclient', reason='nntrain_execute needs nbclient')
+    pytest.importorskip('ipykernel', reason='nntrain_execute needs a kernel')
+    for name in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('IN_TEST', '1')
+
+FIGURE = "from nntrain.book import explore\ndef f(a): return {'y': [0, a]}\nexplore(f, a=[1, 2], alt='A line that moves with its slider')"
+
+def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
+    nb = tmp_path/'a.ipynb'
+    write_notebook(nb, "import os, sys\nprint(*[os.environ.get(n) for n in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD', 'IN_TEST')])\nprint('noise', file=sys.stderr)",
+                   FIGURE, "#| eval: false\n1/0", 'import ipywidgets; ipywidgets.IntSlider()')
+    nntrain_execute([str(nb)])
+    assert re.search(r'a\.ipynb: \d+ s', capsys.readouterr().out)
+    got = json.loads(nb.read_text())
+    assert got['cells'][0]['outputs'] == [dict(output_type='stream', name='stdout', text=['full 1 1 None\n'])]
+    assert set(got['cells'][1]['outputs'][0]['data']) == {'text/html', 'text/plain'}
+    assert got['cells'][2]['outputs'] == [] and got['cells'][3]['outputs'] == []
+    assert got['metadata'] == {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    assert all(c['execution_count'] is None and c['metadata'] == {} for c in got['cells'])
+    before = nb.read_bytes()
+    if shutil.which('nbdev_clean'):
+        subprocess.run(['nbdev_clean', '--fname', str(nb)], cwd=ROOT, check=True)
+        assert nb.read_bytes() == before, 'nbdev_clean would change what nntrain_execute writes'
+
+def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
+    good, bad = tmp_path/'b.ipynb', tmp_path/'a.ipynb'
+    write_notebook(good, 'print(1)')
+    write_notebook(bad, 'print(1)', '1/0')
+    before = bad.read_bytes()
+    with pytest.raises(SystemExit) as e: nntrain_execute([str(tmp_path)])
+    assert e.value.code == 1 and bad.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['a.ipynb', 'b.ipynb']
+    assert 'ZeroDivisionError' in capsys.readouterr().err and json.loads(good.read_text())['cells'][0]['outputs']
+
+def test_live_kernel_shows_the_widget(tmp_path, no_env):
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIGURE)])
+    nbclient.NotebookClient(nb, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
+    assert {'text/html', 'text/plain', 'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
+
+
+# ---- nntrain_sync -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def small_project(tmp_path):
+    (tmp_path/'nbs').mkdir()
+    for name in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/name, tmp_path)
+    code = lambda src,*outputs: dict(cell_type='code', id='x', source=src, metadata={}, outputs=list(outputs), execution_count=None)
+    show = dict(output_type='execute_result', data={'text/markdown': '| a |\n|---|'}, metadata={}, execution_count=None)
+    index = [dict(cell_type='raw', id='r', metadata={}, source='---\ntitle: x\n---'), dict(cell_type='markdown', id='m', metadata={}, source='# T\n\n::: {.callout-tip}\n[c](01_a.ipynb)\n:::'),
+             code('#| hide\nsecret()'), code('#| echo: false\ntable()', show), code('train()')]
+    for name,cells in {'index': index, '01_a': [dict(cell_type='markdown', id='m', metadata={}, source='# A'), code('#| default_exp a'), code('1+1')]}.items():
+        (tmp_path/f'nbs/{name}.ipynb').write_text(book._dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    return tmp_path
+
+def test_sync(small_project, capsys):
+    with pytest.raises(SystemExit): nntrain_sync(check=True, root=small_project)
+    assert 'out of step: README.md' in capsys.readouterr().out and not (small_project/'README.md').exists()
+    nntrain_sync(root=small_project)
+    nntrain_sync(check=True, root=small_project)
+    readme = (small_project/'README.md').read_text()
+    assert readme.endswith('# T\n\n[c](nbs/01_a.ipynb)\n\n| a |\n|---|\n\n```python\ntrain()\n```\n') and 'secret' not in readme
+    cells = json.loads((small_project/'nbs/01_a.ipynb').read_text())['cells']
+    assert [''.join(c['source']).splitlines()[0] for c in cells] == ['# A', '#| default_exp a', '#| hide', '1+1']
+
+@pytest.mark.parametrize('path, old, new', [('README.md', 'train()', 'tran()'), ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'), ('nbs/01_a.ipynb', '%pip', '%pop')])
+def test_sync_check_finds_what_is_out_of_step(small_project, path, old, new, capsys):
+    nntrain_sync(root=small_project)
+    text = (small_project/path).read_text()
+    assert old in text
+    (small_project/path).write_text(text.replace(old, new))
+    with pytest.raises(SystemExit) as e: nntrain_sync(check=True, root=small_project)
+    assert e.value.code and f'out of step: {path}' in capsys.readouterr().out and new in (small_project/path).read_text()

@@ -1,0 +1,33 @@
+"""One epoch of batches: from tensors in memory against decoding PNG pictures through `datasets` and collate.
+
+    python benchmarks/bench_data.py            # uses NNTRAIN_DATA, the hub or toy_fashion, like the book
+
+Goal: TensorLoader at least 60 times faster than the loader that decodes.
+"""
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from nntrain.data import TensorLoader, collate_tuple, fashion_mnist, fashion_tensors
+from _timing import compare
+
+
+def consume(loader):
+    for _ in loader: pass
+
+
+def main(batch_size=1024, rounds=5):
+    data, dd = fashion_tensors(), fashion_mnist()
+    x, y = data['train']
+    xf = x.float().div(255)
+    loaders = {
+        'datasets + collate, PNG': DataLoader(dd['train'], batch_size, shuffle=True, collate_fn=collate_tuple),
+        'torch TensorDataset, floats': DataLoader(TensorDataset(xf, y), batch_size, shuffle=True),
+        'TensorLoader': TensorLoader(x, y, batch_size, shuffle=True),
+        'TensorLoader, normalised': TensorLoader(x, y, batch_size, shuffle=True, mean=.286, std=.353),
+    }
+    return compare({k: lambda v=v: consume(v) for k,v in loaders.items()}, rounds=rounds, limits={'TensorLoader': 1/60, 'TensorLoader, normalised': 1/60},
+                   per=1, unit='epoch', title=f'One epoch of {len(x):,} pictures (source: {data.source}), batch size {batch_size}, {torch.get_num_threads()} threads')
+
+
+if __name__=='__main__':
+    result = main()
+    print(f"TensorLoader is {1/result['TensorLoader']['ratio']:.0f}× faster than decoding (goal: 60×)")

@@ -1,0 +1,439 @@
+"""Properties and faults of `nntrain.data`: what a chapter has no room for. No test here uses the network, and none measures speed
+(the time limits are those that a reader is promised, with the waiting done by a stand-in)."""
+import gzip
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from nntrain import data as D
+from nntrain.data import (FASHION_CLASSES, Budget, DataLoaders, FashionTensors, TensorLoader, budget, collate, collate_tuple, default_device, fashion_dls,
+                          fashion_mnist, fashion_tensors, read_idx, show_image, show_images, stratified_split, to_device, toy_fashion)
+
+sizes = dict(n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.one_of(st.none(), st.integers(0, 2**40)))
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    "No variables from outside, no memory of earlier answers"
+    for k in ('NNTRAIN_DATA', 'NNTRAIN_BUDGET', 'IN_TEST', 'HF_HUB_OFFLINE'): monkeypatch.delenv(k, raising=False)
+    kept = D._hub_dataset, D._no_hub, D._warn_toy, D._tensors
+    for f in kept: f.cache_clear()
+    yield
+    for f in kept: f.cache_clear()
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    "An empty hub cache"
+    import datasets
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path/'empty')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('datasets.config.HF_HUB_OFFLINE', False)
+
+
+def ids(n): return torch.arange(n)
+def epoch(loader): return [b.tolist() for _,b in loader]
+
+
+# ---- TensorLoader ----
+
+@given(**sizes)
+def test_every_index_once(n, bs, shuffle, drop_last, seed):
+    if drop_last and n < bs: return
+    loader = TensorLoader(ids(n), ids(n), bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
+    batches = epoch(loader)
+    flat = sum(batches, [])
+    assert len(batches)==len(loader)
+    assert all(len(b)==bs for b in batches[:-1]) and 1 <= len(batches[-1]) <= bs
+    assert len(set(flat))==len(flat)==(n//bs*bs if drop_last else n)
+    if not drop_last: assert sorted(flat)==list(range(n))
+    if not shuffle: assert flat==list(range(len(flat)))
+
+
+@given(n=st.integers(2, 100), bs=st.integers(1, 40), seed=st.integers(0, 2**40), k=st.integers(0, 50))
+def test_order_is_a_function_of_seed_and_epoch(n, bs, seed, k):
+    a, b = [TensorLoader(ids(n), ids(n), bs, shuffle=True, seed=seed) for _ in range(2)]
+    torch.manual_seed(k)                                    # the global generator has no say
+    for _ in range(3): torch.rand(3); last = epoch(a)
+    b.epoch = 2
+    assert epoch(b)==last and b.epoch==3
+    assert sum(last, [])==b.order(2).tolist()
+
+
+@given(bs=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_seeds_and_epochs_differ(bs, seed):
+    orders = [tuple(TensorLoader(ids(50), ids(50), bs, shuffle=True, seed=seed+i).order(e).tolist()) for i in range(3) for e in range(3)]
+    assert len(set(orders))==9
+
+
+def test_order_without_a_seed_follows_torch():
+    loader = TensorLoader(ids(50), ids(50), 7, shuffle=True)
+    torch.manual_seed(3); a = epoch(loader)
+    torch.manual_seed(3); b = epoch(loader)
+    assert a==b!=epoch(loader)
+
+
+def test_two_passes_at_once_do_not_disturb_each_other():
+    loader = TensorLoader(ids(20), ids(20), 3, shuffle=True, seed=1)
+    a, b = iter(loader), iter(loader)
+    mixed = [(next(a)[1].tolist(), next(b)[1].tolist()) for _ in range(len(loader))]
+    assert [sum(o, []) for o in zip(*mixed)]==[loader.order(0).tolist(), loader.order(1).tolist()]
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize('norm', [{}, dict(mean=.5, std=.5)])
+def test_batches_are_fresh_memory(shuffle, dtype, norm):
+    if norm and dtype==torch.int64: return
+    x, y = torch.ones(9, 2, dtype=dtype), torch.ones(9)
+    loader = TensorLoader(x, y, 4, shuffle=shuffle, **norm)
+    for _ in range(2):
+        for xb,yb in loader: xb.zero_(); yb.zero_()
+    assert x.all() and y.all() and loader.x.all() and loader.y.all()
+
+
+@given(n=st.integers(1, 40), bs=st.integers(1, 20))
+def test_bytes_are_scaled_like_a_division(n, bs):
+    x = torch.randint(0, 256, (n,2,3), dtype=torch.uint8)
+    got = torch.cat([b for b,_ in TensorLoader(x, ids(n), bs)])
+    assert got.dtype==torch.float32 and torch.equal(got, x.float()/255)
+
+
+def test_other_types_stay_as_they_are():
+    for x in (torch.randn(5, 2), torch.randn(5, 2).double(), torch.randint(0, 1000, (5, 2))):
+        (xb, _), = TensorLoader(x, ids(5), 8)
+        assert xb.dtype==x.dtype and torch.equal(xb, x)
+
+
+def test_normalisation_per_channel_and_by_a_number():
+    x = torch.randint(0, 256, (6,3,4,4), dtype=torch.uint8)
+    mean, std = [.1,.2,.3], [.4,.5,.6]
+    (xb, _), = TensorLoader(x, ids(6), 8, mean=mean, std=std)
+    torch.testing.assert_close(xb, (x.float()/255-torch.tensor(mean).view(3,1,1))/torch.tensor(std).view(3,1,1))
+    (xb, _), = TensorLoader(x, ids(6), 8, mean=.1, std=.2)
+    torch.testing.assert_close(xb, (x.float()/255-.1)/.2)
+
+
+@pytest.mark.parametrize('kw, text', [(dict(batch_size=0), 'at least 1, got 0'), (dict(batch_size=-3), 'got -3'), (dict(batch_size=2.), 'got 2.0'),
+    (dict(batch_size=True), 'got True'), (dict(batch_size='8'), "got '8'"), (dict(batch_size=9, drop_last=True), 'drop_last leaves no batch'),
+    (dict(batch_size=2, mean=.1), 'both mean and std'), (dict(batch_size=2, mean=.1, std=[.1,0.]), 'std must be positive')])
+def test_bad_arguments(kw, text):
+    with pytest.raises(ValueError, match=text): TensorLoader(torch.zeros(4,2,1,1), torch.zeros(4), **kw)
+
+
+def test_bad_tensors():
+    with pytest.raises(ValueError, match='no samples'): TensorLoader(torch.zeros(0,2), torch.zeros(0), 2)
+    with pytest.raises(ValueError, match='no samples'): TensorLoader(torch.tensor(1.), torch.zeros(0), 2)
+    with pytest.raises(ValueError, match='one row per sample.*4.*3'): TensorLoader(torch.zeros(4,2), torch.zeros(3), 2)
+
+
+# ---- DataLoaders and collate ----
+
+def test_one_shot_iterators_are_refused():
+    ok = [1]
+    for bad in ((b for b in ok), iter(ok), map(str, ok), zip(ok)):
+        with pytest.raises(TypeError, match='train is a one-shot'): DataLoaders(bad, ok)
+        with pytest.raises(TypeError, match='test is a one-shot'): DataLoaders(ok, ok, bad)
+    with pytest.raises(TypeError, match='valid must be a loader'): DataLoaders(ok, 3)
+
+
+@pytest.mark.parametrize('names, valid, found', [(('train','test'), None, ('test', None)), (('train','validation'), None, ('validation', None)),
+    (('train','validation','test'), None, ('validation','test')), (('train','validation','test'), 'test', ('test', None)), (('train','dev'), 'dev', ('dev', None))])
+def test_two_or_three_splits(names, valid, found):
+    sizes = {k: i+5 for i,k in enumerate(names)}
+    dd = {k: [(torch.tensor(float(i)), i) for i in range(n)] for k,n in sizes.items()}
+    dls = DataLoaders.from_dataset_dict(dd, 2, valid=valid)
+    assert len(dls.valid.dataset)==sizes[found[0]] and dls.valid.batch_size==4
+    assert (dls.test is None)==(found[1] is None)
+    assert sum(epoch(dls.valid), [])==list(range(sizes[found[0]]))
+    assert sorted(sum(epoch(dls.train), []))==list(range(sizes['train']))
+
+
+def test_dataset_dict_faults():
+    rows = [(torch.zeros(1), 0)]*3
+    for dd, kw in [(dict(train=rows), {}), (dict(test=rows), {}), (dict(train=rows, dev=rows), {}), (dict(train=rows, test=rows), dict(valid='nope')),
+                   (dict(train=rows, test=rows), dict(valid='train'))]:
+        with pytest.raises(ValueError, match="need a split 'train'"): DataLoaders.from_dataset_dict(dd, 2, **kw)
+    with pytest.raises(ValueError, match="split 'train' is empty"): DataLoaders.from_dataset_dict(dict(train=[], test=rows), 2)
+    for bs in (0, -1, 1.5):
+        with pytest.raises(ValueError, match='batch_size'): DataLoaders.from_dataset_dict(dict(train=rows, test=rows), bs)
+
+
+def test_dataset_dict_of_pictures():
+    dd = toy_fashion(30, 20)
+    dls = DataLoaders.from_dataset_dict(dd, 8, seed=1)
+    (xb, yb), *_ = dls.valid
+    x, y = D._toy_tensors(20, [0,1])
+    assert torch.equal(xb, x[:16].float()/255) and torch.equal(yb, y[:16]) and dls.classes==FASHION_CLASSES
+    again = DataLoaders.from_dataset_dict(dd, 8, seed=1)
+    assert epoch(dls.train)==epoch(again.train)
+    dd['train'] = dd['train'].map(lambda r: dict(label=-1), keep_in_memory=True)
+    with pytest.raises(ValueError, match='train: label -1 at index 0'): DataLoaders.from_dataset_dict(dd, 8)
+
+
+def test_from_tensors_checks_labels_and_drops_only_in_training():
+    xy = torch.zeros(10, 1), torch.arange(10)
+    with pytest.raises(ValueError, match='valid: label 9 at index 9 is outside the 9 classes 0…8'):
+        DataLoaders.from_tensors((xy[0][:9], xy[1][:9]), xy, batch_size=2, classes=range(9))
+    dls = DataLoaders.from_tensors(xy, xy, xy, batch_size=4, drop_last=True, seed=1, classes=range(10), source='mine')
+    assert (len(dls.train), len(dls.valid), len(dls.test), dls.source)==(2, 2, 2, 'mine')
+    assert sum(epoch(dls.test), [])==list(range(10))
+
+
+def test_collate():
+    from PIL import Image
+    rows = [dict(image=Image.new('RGB', (5,4), (255,0,51)), label=i, more=(torch.ones(2), 1.)) for i in range(3)]
+    out = collate(rows)
+    assert out['image'].shape==(3,3,4,5) and out['image'][0,:,0,0].tolist()==pytest.approx([1,0,.2])
+    assert out['label'].tolist()==[0,1,2] and [o.shape for o in out['more']]==[(3,2),(3,)]
+    assert isinstance(collate_tuple(rows), tuple) and collate_tuple(rows, flat=True)[0].shape==(3,60)
+    with pytest.raises(ValueError): collate([(1,2),(1,)])
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=300), st.data(), st.integers(0, 10))
+def test_stratified_split(labels, data, seed):
+    y, n = torch.tensor(labels), data.draw(st.integers(1, len(labels)-1))
+    train, valid = stratified_split(y, n, seed)
+    assert len(valid)==n and sorted([*train.tolist(), *valid.tolist()])==list(range(len(y)))
+    for c in y.unique():
+        assert abs((y[valid]==c).sum().item()-(y==c).sum().item()*n/len(y)) < 1
+    assert torch.equal(valid, stratified_split(y, n, seed)[1])
+
+
+# ---- files ----
+
+NAMES = list(D._MD5)
+
+
+def idx(shape, body): return struct.pack(f'>4B{len(shape)}I', 0, 0, 8, len(shape), *shape)+body
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A small data set in the right form; the fingerprints are those of these files"
+    root = tmp_path/'fashion-mnist'
+    root.mkdir()
+    raws = {f: idx((20,28,28), bytes(20*784)) if 'images' in f else idx((20,), bytes(range(10))*2) for f in NAMES}
+    import hashlib
+    for f,raw in raws.items(): (root/f).write_bytes(gzip.compress(raw))
+    monkeypatch.setattr(D, '_MD5', {f: hashlib.md5(raw).hexdigest() for f,raw in raws.items()})
+    monkeypatch.setenv('NNTRAIN_DATA', str(tmp_path))
+    return root
+
+
+def test_local_folder(folder):
+    data = fashion_tensors()
+    assert data.source=='local' and data['train'][0].shape==(20,1,28,28) and data['test'][1].tolist()==list(range(10))*2
+    assert fashion_dls(budget='quick').source=='local'
+    assert fashion_mnist()['train'].features['label'].names==list(FASHION_CLASSES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_missing_file_is_an_error_even_for_auto(folder, name):
+    (folder/name).unlink()
+    for source in ('auto', 'local'):
+        with pytest.raises(FileNotFoundError, match=f'{name} not found.*NNTRAIN_DATA=FOLDER'): fashion_tensors(source)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('harm, text', [(lambda b: b[:-20], 'cut short'), (lambda b: b[:5], 'cut short'), (lambda b: b'', 'damaged|no IDX'), (lambda b: b'<html>no</html>', 'cut short'),
+    (lambda b: gzip.compress(b'hello'), 'no IDX file'), (lambda b: gzip.compress(gzip.decompress(b)[:-1]), 'header.*promises'),
+    (lambda b: gzip.compress(gzip.decompress(b)[:-1]+b'x'), 'has MD5 .*, expected')])
+def test_damaged_file(folder, name, harm, text):
+    (folder/name).write_bytes(harm((folder/name).read_bytes()))
+    with pytest.raises(ValueError, match=f'{name} .*({text})') as e: fashion_tensors()
+    assert 'download it again' in str(e.value)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.binary(max_size=30))
+def test_read_idx_gives_the_tensor_or_a_clear_error(tmp_path_factory, shape, body):
+    import math
+    path = tmp_path_factory.getbasetemp()/'any.gz'
+    path.write_bytes(gzip.compress(idx(shape, body)))
+    if len(body)!=math.prod(shape):
+        with pytest.raises(ValueError, match='promises'): read_idx(path)
+    else:
+        out = read_idx(path)
+        assert out.shape==tuple(shape) and bytes(out.flatten().tolist())==body
+
+
+def test_unknown_sources_and_splits():
+    for f in (fashion_tensors, fashion_mnist, lambda s: fashion_dls(source=s)):
+        with pytest.raises(ValueError, match="unknown source 'tarball': choose one of auto, local, hub, toy"): f('tarball')
+    with pytest.raises(ValueError, match='needs the variable NNTRAIN_DATA'): fashion_tensors('local')
+    with pytest.raises(ValueError, match="choose 'test' or 'split'"): fashion_dls(valid='valid')
+
+
+# ---- hub ----
+
+def refused(monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+
+def hanging(monkeypatch):
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: time.sleep(30))
+
+def no_name(monkeypatch):
+    def fail(*a, **k): raise socket.gaierror(-2, 'Name or service not known')
+    monkeypatch.setattr(socket, 'getaddrinfo', fail)
+
+def error_page(monkeypatch):
+    class Session:
+        def get(self, *a, **k): return type('R', (), dict(status_code=403))
+    monkeypatch.setattr('huggingface_hub.utils.get_session', Session)
+
+
+@pytest.mark.parametrize('trouble, text', [(refused, 'cannot be reached'), (hanging, 'no answer within 6 s'), (no_name, 'cannot be reached'), (error_page, 'status 403')])
+def test_unreachable_hub_is_found_out_in_time(monkeypatch, no_cache, trouble, text):
+    trouble(monkeypatch)
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match=f'{text}.*NNTRAIN_DATA=FOLDER'): fashion_mnist('hub')
+    assert time.perf_counter()-start < 10
+
+
+def test_auto_falls_back_once_with_a_reason(monkeypatch, no_cache):
+    refused(monkeypatch)
+    with pytest.warns(UserWarning, match='toy_fashion.*127.0.0.1:9.*cannot be reached.*NNTRAIN_DATA=FOLDER'): data = fashion_tensors()
+    assert data.source=='toy'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert fashion_dls(budget='short').source=='toy'      # neither asked nor told again
+
+
+def test_refused_proxy(monkeypatch, tmp_path):
+    "In a process of its own, since clients read the proxy variables once"
+    code = ("import time, warnings; from nntrain.data import fashion_tensors\n"
+            "t = time.perf_counter()\n"
+            "with warnings.catch_warnings(record=True) as w:\n    warnings.simplefilter('always'); s = fashion_tensors().source\n"
+            "print(s, time.perf_counter()-t < 12, len([o for o in w if 'toy_fashion' in str(o.message)]))")
+    env = {k: v for k,v in os.environ.items() if not k.lower().endswith('_proxy')}
+    env |= dict(HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9', HF_HOME=str(tmp_path), NNTRAIN_BUDGET='short')
+    out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=100)
+    assert out.stdout.split()==['toy', 'True', '1'], out.stdout+out.stderr
+
+
+def test_quick_budget_never_touches_the_network(monkeypatch):
+    def fail(*a, **k): raise AssertionError('network')
+    for name in ('_hub_problem', '_hub_dataset', '_cached_dataset'): monkeypatch.setattr(D, name, fail)
+    with pytest.warns(UserWarning, match='quick budget'): assert fashion_dls(budget='quick').source=='toy'
+    monkeypatch.setenv('IN_TEST', '1')
+    assert fashion_tensors().source=='toy'
+
+
+def test_offline_mode_says_so(monkeypatch, no_cache):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ConnectionError, match='offline mode is on'): fashion_mnist('hub')
+
+
+@pytest.fixture
+def filled_cache(monkeypatch, tmp_path):
+    "A hub cache as `load_dataset` leaves it, with a small data set in it"
+    import datasets
+    want = toy_fashion(40, 20, seed=5)
+    for k,ds in want.items(): ds.to_parquet(tmp_path/f'{k}.parquet')
+    cache = tmp_path/'cache'
+    datasets.load_dataset('parquet', data_files={k: str(tmp_path/f'{k}.parquet') for k in want}, cache_dir=str(cache))
+    made, = (cache/'parquet').glob('*/*/*/dataset_info.json')
+    goal = cache/'zalando-datasets___fashion_mnist'/'fashion_mnist'/'0.0.0'/'abc'
+    goal.parent.mkdir(parents=True)
+    made.parent.rename(goal)
+    for f in goal.glob('parquet-*.arrow'): f.rename(goal/f.name.replace('parquet-', 'fashion_mnist-'))
+    info = json.loads((goal/'dataset_info.json').read_text().replace('"parquet"', '"fashion_mnist"'))
+    (goal/'dataset_info.json').write_text(json.dumps(info | dict(config_name='fashion_mnist')))
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(cache))
+    return want
+
+
+@pytest.mark.parametrize('trouble', [refused, no_name, None])
+def test_a_filled_cache_needs_no_network(monkeypatch, filled_cache, trouble):
+    import datasets
+    def fail(*a): raise AssertionError('asked the network')
+    if trouble: trouble(monkeypatch)
+    monkeypatch.setattr(D, '_hub_problem', fail)
+    before = datasets.config.HF_HUB_OFFLINE
+    data = fashion_tensors()
+    assert data.source=='hub' and datasets.config.HF_HUB_OFFLINE==before
+    x, y = D._toy_tensors(40, [5,0])
+    assert torch.equal(data['train'][0], x) and torch.equal(data['train'][1], y)
+    assert len(fashion_mnist('hub')['test'])==20
+
+
+# ---- toy, budget, devices, pictures, import ----
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 2**31))
+def test_toy(n, seed):
+    x, y = D._toy_tensors(n, seed)
+    assert x.shape==(n,1,28,28) and x.dtype==torch.uint8 and y.dtype==torch.int64
+    assert torch.equal(x, D._toy_tensors(n, seed)[0])
+    assert x.flatten(1).amax(1).min() > 40                                   # no empty picture
+    counts = y.bincount(minlength=10)
+    assert counts.max()-counts.min() <= 1
+
+
+def test_toy_train_and_test_share_no_picture():
+    data = FashionTensors('toy')
+    as_set = [{p.numpy().tobytes() for p in data[k][0]} for k in ('train','test')]
+    assert not as_set[0] & as_set[1]
+
+
+@pytest.mark.parametrize('env, name', [({}, 'full' if torch.cuda.is_available() else 'short'), (dict(IN_TEST='1'), 'quick'), (dict(IN_TEST='1', NNTRAIN_BUDGET='full'), 'full'),
+                                       (dict(NNTRAIN_BUDGET='quick'), 'quick')])
+def test_budget_resolution(monkeypatch, env, name):
+    for k,v in env.items(): monkeypatch.setenv(k, v)
+    assert budget().name==name and budget('short').name=='short'
+
+
+def test_budget_faults(monkeypatch):
+    with pytest.raises(ValueError, match='quick, short, full'): budget('huge')
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'fast')
+    with pytest.raises(ValueError, match="'fast'.*NNTRAIN_BUDGET"): fashion_dls(source='toy')
+    with pytest.raises(AttributeError): budget('quick').name = 'full'
+
+
+def test_announce(capsys):
+    calls = []
+    assert budget('full').announce(lambda: calls.append(1), 10, 'nothing') < 1
+    assert len(calls)==6 and f'full budget, {default_device().type}: nothing takes under a second' in capsys.readouterr().out
+
+
+def test_fashion_dls_sizes():
+    b = Budget('mine', n_train=100, n_valid=30)
+    dls = fashion_dls(batch_size=16, valid='split', source='toy', budget=b, device='cpu', seed=3)
+    assert [o.n for o in (dls.train, dls.valid, dls.test)]==[100, 30, 30]
+    assert dls.train.y.bincount().tolist()==[10]*10 and (dls.train.batch_size, dls.valid.batch_size)==(16, 32)
+    full = fashion_dls(valid='split', source='toy', budget='full')
+    assert [o.n for o in (full.train, full.valid, full.test)]==[27_500, 2_500, 5_000]
+    pictures = [{p.numpy().tobytes() for p in o.x} for o in (full.train, full.valid)]
+    assert not pictures[0] & pictures[1]                                     # nothing in both
+
+
+def test_to_device_keeps_the_structure():
+    from collections import namedtuple
+    P = namedtuple('P', 'a b')
+    out = to_device([P(torch.ones(1), 'x'), dict(k=(torch.ones(2), None))], 'meta')
+    assert isinstance(out[0], P) and out[0].b=='x' and out[1]['k'][0].is_meta and out[1]['k'][1] is None
+
+
+def test_pictures():
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    assert show_image(torch.rand(3,5,6, requires_grad=True)).images[0].get_array().shape==(5,6,3)
+    assert len(show_images(torch.rand(7,1,4,4), titles=range(7), ncols=3).axes)==9
+    plt.close('all')
+
+
+def test_import_is_cheap():
+    "Nothing heavy is loaded before it is needed"
+    code = "import sys, torch; had = set(sys.modules); import nntrain.data; print(*sorted(set(sys.modules)-had))"
+    new = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {m.split('.')[0] for m in new} & {'datasets','torchvision','matplotlib','PIL','pyarrow','huggingface_hub','pandas','IPython'}

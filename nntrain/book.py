@@ -7,14 +7,14 @@ __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'record', 'result
            'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'InlineHTMLProc', 'SkipTryoutsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
-import ast, hashlib, html, inspect, itertools, json, math, os, re, sys, tempfile, textwrap, time
+import argparse, ast, hashlib, html, inspect, itertools, json, math, os, re, sys, tempfile, textwrap, time
 from configparser import ConfigParser
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import AttrDict, patch
-from fastcore.script import Param, call_parse
+from fastcore.script import call_parse
 
 # %% ../nbs/90_book.ipynb #231d6ee4
 _ABC = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-'  # two of 64 letters carry 12 bits
@@ -168,7 +168,7 @@ def _contours(surface, limits, scale, levels):  # grey lines of equal height, ne
             d += f'M{keep[0][0]} {keep[0][1]}l' + ' '.join(f'{a} {b}' for a,b in np.diff(keep, axis=0))
         if d: parts.append(d)
     shade = np.linspace(.75, .3, max(len(parts), 1))  # darker = lower
-    return ''.join(f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o,d in zip(shade, parts)), f'contours: {min(levels):.3g} (strong) to {max(levels):.3g} (faint)'
+    return ''.join(f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o,d in zip(shade, parts)), f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
 
 def _axes(limits, log, scale, xlabel, ylabel):
     w,h = _SPAN*scale[0], _SPAN*scale[1]
@@ -291,7 +291,7 @@ def _pack(frames, limits, style):  # frames -> series ready to draw; what is equ
             text = [_encode(_quantise(_log(f[name][k], style['log'][k]), *limits[2*k:2*k+2])) for f in frames]
             one[axis] = text[:1] if len(set(text))==1 else text
         every = 1 if dots else math.ceil(n/60) if path else math.ceil(n/8) if len(frames[0])>1 or n<=16 else 0
-        res.append(dict(name=name, line=int(not dots), every=every, mark=_mark(i, 60 if dots or path else 85), end=_mark(i, 120) if path else '', **one))
+        res.append(dict(name=name, line=int(not dots and n>1), every=every, mark=_mark(i, 60 if dots or path else 85), end=_mark(i, 120) if path else '', **one))
     return res
 
 def _source(fn):  # hash of the function's text, indentation aside
@@ -590,20 +590,22 @@ def _run(path, timeout):  # execute one notebook in its folder and write it back
     _write(path, _dumps(clean))
 
 # %% ../nbs/90_book.ipynb #4e305b6f
-@call_parse
 def nntrain_execute(
-    paths:Param('notebooks or folders (default: every chapter)', nargs='*', opt=False)=None,
-    timeout:int=3600, # seconds that one cell may take; 0 = no limit
+    argv:list=None,  # the command's arguments; default: those of the command line
 ):
     "Run notebooks in a real kernel and store their outputs (NNTRAIN_BUDGET=full unless set); a notebook that fails is left as it was"
-    found = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)] if paths else [_root()/'nbs']
+    parser = argparse.ArgumentParser('nntrain_execute', description=nntrain_execute.__doc__)  # fastcore 1 and 2 disagree on lists of arguments
+    parser.add_argument('paths', nargs='*', type=Path, help='notebooks or folders (default: every chapter)')
+    parser.add_argument('--timeout', type=int, default=3600, help='seconds that one cell may take; 0 = no limit (default: %(default)s)')
+    args = parser.parse_args(argv)
+    found = args.paths or [_root()/'nbs']
     files = [f for p in found for f in (sorted(p.glob('*.ipynb')) if p.is_dir() else [p])]
     bad = [str(f) for f in files if not f.is_file()]
     if bad or not files: raise SystemExit(f"no such notebook: {', '.join(bad) or found[0]}")
     failed = 0
     for f in files:
         began = time.time()
-        try: _run(f.resolve(), timeout)
+        try: _run(f.resolve(), args.timeout)
         except Exception as e:
             failed += 1
             print(f'{f.name}: failed after {time.time()-began:.0f} s, file unchanged\n' + re.sub(r'\x1b\[[0-9;]*m', '', str(e)), file=sys.stderr)

@@ -186,6 +186,7 @@ def test_quarto_yaml():
     cfg = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
     assert (NBS/'_quarto.yml').is_symlink() and not os.path.isabs(os.readlink(NBS/'_quarto.yml'))
     assert cfg['project']['output-dir']==_settings(ROOT)['doc_path'], 'nbdev_docs moves doc_path out of _proc'
+    assert not (NBS/_settings(ROOT)['readme_nb']).exists(), 'nbdev_docs would render README.md itself, which fails in a book project'
     listed = []
     for c in cfg['book']['chapters']+cfg['book'].get('appendices', []): listed += [c] if isinstance(c, str) else c['chapters']
     assert sorted(listed)==[p.name for p in CHAPTERS], 'chapters in _quarto.yml and notebooks in nbs/ differ'

@@ -7,7 +7,7 @@ __all__ = ['FASHION_CLASSES', 'FASHION_MEAN', 'FASHION_STD', 'read_idx', 'show_i
            'budget', 'default_device', 'to_device', 'FashionTensors', 'fashion_tensors', 'fashion_mnist', 'collate',
            'collate_tuple', 'TensorLoader', 'stratified_split', 'DataLoaders', 'fashion_dls']
 
-# %% ../nbs/01_data.ipynb #df02172f
+# %% ../nbs/01_data.ipynb #3b1d1936
 import functools, gzip, hashlib, math, os, struct, threading, time, warnings, zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-# %% ../nbs/01_data.ipynb #87eef6ae
 FASHION_CLASSES = ('T - shirt / top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of all training pixels on a scale from 0 to 1: computed further down
 
-# %% ../nbs/01_data.ipynb #5606e940
+# %% ../nbs/01_data.ipynb #f7ba87a1
 _HELP = ("Get the real set: let this machine reach huggingface.co once (it is cached), or put the four *-ubyte.gz files of "
          "https://github.com/zalandoresearch/fashion-mnist into FOLDER/fashion-mnist and set NNTRAIN_DATA=FOLDER.")
 
@@ -45,7 +44,6 @@ def read_idx(
     if md5 not in (None, got): raise ValueError(f"{path.name} has MD5 {got}, expected {md5}: not the published file. {fix}")
     return torch.tensor(np.frombuffer(raw, np.uint8, offset=start).reshape(shape))
 
-# %% ../nbs/01_data.ipynb #58f9c485
 _MD5 = {'train-images-idx3-ubyte.gz': 'f4a8712d7a061bf5bd6d2ca38dc4d50a', 'train-labels-idx1-ubyte.gz': '9018921c3c673c538a1fc5bad174d6f9',
         't10k-images-idx3-ubyte.gz':  '8181f5470baa50b63fa0f6fddb340f0a', 't10k-labels-idx1-ubyte.gz':  '15d484375f8d13e6eb1aabb0c3f46965'}
 
@@ -57,7 +55,7 @@ def _local_tensors(folder):
     x, y, test_x, test_y = [read_idx(root/f, md5) for f,md5 in _MD5.items()]
     return dict(train=(x[:,None], y.long()), test=(test_x[:,None], test_y.long()))   # N×1×28×28, N
 
-# %% ../nbs/01_data.ipynb #1425b012
+# %% ../nbs/01_data.ipynb #e1676543
 #| code-fold: true
 # A shape is a function of the position (u, v), with v pointing down: > 0 inside, < 0 outside, near the edge about the distance to it.
 # Only + - * / and sqrt are used: they are exact in IEEE arithmetic, so every platform draws the same bytes.
@@ -81,8 +79,6 @@ def _garment(u, v, bottom, w0, w1, sx, sy, thick, neck_h, neck_w):
     sleeve = _limb(abs(u), v, w0-.12, -.62, sx, sy, thick)
     return _cut(_union(_trap(u, v, -.75, bottom, w0, w1), sleeve), _oval(u, v, 0, -.75, neck_w, neck_h))
 
-# %% ../nbs/01_data.ipynb #f1f82033
-#| code-fold: true
 def _silhouette(c, u, v, r):
     "Shape of class `c`; `r(lo, hi)` draws one number per picture"
     if c==0: return _garment(u, v, r(.6,.85), r(.36,.48), r(.36,.48), r(.6,.8), r(-.45,0), r(.13,.2), r(.08,.25), r(.16,.26))
@@ -113,8 +109,6 @@ def _silhouette(c, u, v, r):
     foot = _union(_limb(u, v, -.6, .45, .6, .45, r(.12,.2)), _limb(u, v, -.4, .35, .4, .1, r(.14,.24)))
     return _union(foot, _trap(u-.4, v, r(-.85,-.2), .5, r(.22,.36), .32))
 
-# %% ../nbs/01_data.ipynb #1cbba636
-#| code-fold: true
 def _draw(c, params, noise):
     "Pictures of class `c`: (n, 28, 28) bytes from (n, 32) numbers in 0…1 and (n, 28, 28) noise"
     column, grid = iter(params.T[:,:,None,None]), (np.arange(28, dtype=np.float32)-13.5)/14
@@ -145,7 +139,7 @@ def _toy_tensors(n, seed):
         for i in np.array_split(idx, len(idx)//256+1): x[i] = _draw(c, params[i], noise[i])   # small parts stay in the cache
     return torch.from_numpy(x)[:,None], torch.from_numpy(y.astype(np.int64))
 
-# %% ../nbs/01_data.ipynb #f119c8e7
+# %% ../nbs/01_data.ipynb #b128596e
 def show_image(
     im,             # tensor or array H×W, C×H×W or H×W×C (1 or 3 channels), or a PIL picture
     ax=None,        # matplotlib axes to draw into; None: a new figure
@@ -165,10 +159,9 @@ def show_image(
     if title is not None: ax.set_title(str(title), fontsize=9)
     return ax
 
-# %% ../nbs/01_data.ipynb #499c124a
 def show_images(
     ims,                 # pictures as in `show_image`: a batch or a list
-    titles=None,         # one per picture
+    titles=None,         # for the first pictures, or for all
     ncols:int=None,      # columns; None: about as many as rows
     imsize:float=1.2,    # inches a picture
     suptitle:str=None,   # text above all
@@ -180,10 +173,11 @@ def show_images(
     if not ims: raise ValueError("no pictures to show")
     ncols = ncols or math.ceil(math.sqrt(len(ims)))
     nrows = math.ceil(len(ims)/ncols)
-    size = ncols*imsize, nrows*(imsize+(.25 if titles is not None else 0))
+    titles = [] if titles is None else list(titles)
+    size = ncols*imsize, nrows*imsize+.25*math.ceil(len(titles)/ncols)    # room for the rows with titles
     fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat[len(ims):]: ax.set_axis_off()
-    for i,(ax,im) in enumerate(zip(axs.flat, ims)): show_image(im, ax, None if titles is None else titles[i], **kwargs)
+    for i,(ax,im) in enumerate(zip(axs.flat, ims)): show_image(im, ax, titles[i] if i < len(titles) else None, **kwargs)
     if suptitle: fig.suptitle(suptitle, fontsize=11)
     return fig
 
@@ -214,7 +208,7 @@ def toy_fashion(
     "Ten classes of 28×28 clothes drawn by code: stands in for Fashion-MNIST where there is no network"
     return _to_dataset_dict(dict(train=_toy_tensors(n_train, [seed,0]), test=_toy_tensors(n_test, [seed,1])))
 
-# %% ../nbs/01_data.ipynb #7aed34a7
+# %% ../nbs/01_data.ipynb #530b3d03
 _HUB_ID = 'zalando-datasets/fashion_mnist'
 
 def _hub_problem(
@@ -234,7 +228,6 @@ def _hub_problem(
     thread.join(timeout)
     return answer[0] if answer else f'{hub.ENDPOINT} gave no answer within {timeout} s'
 
-# %% ../nbs/01_data.ipynb #3ba72d33
 def _cached_dataset():
     "The data set from the hub's cache without any network; None if it is not there"
     import datasets, huggingface_hub.constants as hub
@@ -257,7 +250,7 @@ def _hub_dataset():
     import datasets
     return datasets.load_dataset(_HUB_ID)
 
-# %% ../nbs/01_data.ipynb #3979e21f
+# %% ../nbs/01_data.ipynb #46f03528
 @dataclass(frozen=True)
 class Budget:
     "How much work a chapter may do: see `budget`"
@@ -279,7 +272,6 @@ class Budget:
         "Seeds to run"
         return list(range(n if self.n_seeds is None else min(n, self.n_seeds)))
 
-# %% ../nbs/01_data.ipynb #280bb489
 _BUDGETS = {b.name: b for b in (Budget('quick', 2048, 512, 2, 1), Budget('short', n_seeds=1), Budget('full'))}
 
 def budget(
@@ -293,7 +285,7 @@ def budget(
 
 _get_budget = budget   # for functions with an argument called `budget`
 
-# %% ../nbs/01_data.ipynb #42555827
+# %% ../nbs/01_data.ipynb #61a1fc99
 def default_device()->torch.device:  # cuda, else mps, else cpu
     "The fastest device of this machine, looked up when called"
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -312,7 +304,6 @@ def to_device(
     if isinstance(batch, (tuple, list)): return type(batch)(to_device(o, device) for o in batch)
     return batch
 
-# %% ../nbs/01_data.ipynb #f5b871ad
 def _duration(s):
     if s < 1: return 'under a second'
     return f'about {s:.0f} s' if s < 100 else f'about {s/60:.0f} min' if s < 6000 else f'about {s/3600:.1f} h'
@@ -336,7 +327,7 @@ def announce(self:Budget,
     print(f"{self.name} budget, {device.type}: {what} takes {_duration(secs)}")
     return secs
 
-# %% ../nbs/01_data.ipynb #f465659e
+# %% ../nbs/01_data.ipynb #2ff7db43
 _SOURCES = ('auto', 'local', 'hub', 'toy')
 
 @functools.cache    # one warning a session is enough: `.source` tells every time
@@ -361,7 +352,6 @@ def _resolve(source, bud=None):
     _warn_toy(reason)
     return 'toy'
 
-# %% ../nbs/01_data.ipynb #535d91dd
 @functools.lru_cache(2)
 def _tensors(source, folder=None):
     "{split: (x, y)} of a resolved source; kept, since chapters ask again and again"
@@ -382,7 +372,6 @@ class FashionTensors(dict):
         super().__init__({k: (x.clone(), y.clone()) for k,(x,y) in _tensors(source, folder).items()})
         self.source, self.classes = source, FASHION_CLASSES
 
-# %% ../nbs/01_data.ipynb #8f9da395
 def fashion_tensors(
     source:str='auto',  # local (folder in NNTRAIN_DATA), hub, toy, or auto: the first of them that can be had
 )->FashionTensors:      # your own copy: you may change it in place
@@ -501,7 +490,7 @@ def stratified_split(
     is_valid = torch.zeros(len(y), dtype=torch.bool).index_fill_(0, held, True)
     return (~is_valid).nonzero()[:,0], is_valid.nonzero()[:,0]
 
-# %% ../nbs/01_data.ipynb #523f7e30
+# %% ../nbs/01_data.ipynb #94074359
 def _check_loader(name, dl):
     if isinstance(dl, Iterator):
         raise TypeError(f"{name} is a one-shot iterator ({type(dl).__name__}): it would be empty in the second epoch; pass a loader or a list of batches")
@@ -520,7 +509,6 @@ class DataLoaders:
             if name!='test' or dl is not None: _check_loader(name, dl)
         self.train, self.valid, self.test, self.source, self.classes = train, valid, test, source, classes
 
-# %% ../nbs/01_data.ipynb #a68de838
 def _check_labels(name, y, classes):
     y = torch.as_tensor(y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'record', 'results', 'result', 'Verdict', 'in_band',
-           'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'InlineHTMLProc', 'SkipTryoutsProc']
+           'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'InlineHTMLProc', 'SkipTryoutsProc',
+           'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
 import argparse, ast, hashlib, html, inspect, itertools, json, math, os, re, sys, tempfile, textwrap, time
@@ -719,3 +720,10 @@ class SkipTryoutsProc:
             except SyntaxError: continue  # magics: nbdev does not run these either
             is_import = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
             if any(map(is_import, ast.walk(tree))) and not all(map(is_import, tree.body)): c.directives_['eval:'] = ['false']
+
+# %% ../nbs/90_book.ipynb #dddaf18f
+class ShowExportsProc:
+    "nbdev docs processor: pages show the source of exported cells, not only their documentation"
+    def __init__(self, nb):
+        for c in nb.cells:
+            if c.cell_type=='code' and 'export' in c.directives_: c.directives_['exports'] = c.directives_.pop('export')

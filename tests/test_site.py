@@ -91,6 +91,12 @@ def colab_problems(nb, name):
     path = links[0][len(want):]
     return [] if (ROOT/path).exists() and Path(path).name==name else [f'Colab link to {path}']
 
+def hidden_code(nb, stored):
+    "Exported cells of the notebook whose source the page does not show"
+    shown = '\n'.join(source(c) for c in nb['cells'] if c['cell_type']=='code')
+    exported = [re.sub(r'^#\|.*\n', '', source(c), flags=re.M).strip() for c in stored['cells'] if re.match(r'#\| *exports?\b', source(c)) and '#| hide' not in source(c)]
+    return [f'not shown: {e[:60]!r}' for e in exported if e not in shown]
+
 def drift_problems(nb):
     "Stored interactive figures carry the hash of their function's source: is it the one in this notebook?"
     defined = {}
@@ -137,6 +143,8 @@ def test_drift_can_fail():
     html = '<script>/*data*/{"fn":"f","src":"0000000000","id":"nnx-f-1"}/*end*/</script>'
     assert drift_problems(page(['code', 'def f(a): return a'], ['code', 'explore(f)', {'text/html': html}]))
 
+def test_hidden_code_can_fail(): assert hidden_code(page(['code', 'show_doc(f)']), page(['code', '#| export\ndef f(): pass']))==["not shown: 'def f(): pass'"]
+
 # --- the book -------------------------------------------------------------------------------------------------------------
 
 DRIVER = """
@@ -173,7 +181,7 @@ def test_page(processed, name):
     nb, known = processed[name], set(processed)
     assert isinstance(nb, dict), f'nbdev_docs fails (at docs time it runs exports and plain imports):\n{nb}'
     found = {'headings': heading_problems(nb), 'links': link_problems(nb, NBS, known), 'citations': citation_problems(nb, bib_keys()),
-             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name)}
+             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, json.loads((NBS/name).read_text(encoding='utf-8')))}
     assert not any(found.values()), {k: v for k,v in found.items() if v}
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.name)

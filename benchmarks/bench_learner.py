@@ -1,0 +1,47 @@
+"Overhead of the learner with metrics over a bare PyTorch loop, per batch, on a tiny model (batch 32)"
+import argparse
+import io
+from contextlib import redirect_stdout
+
+import torch
+import torch.nn.functional as F
+from _timing import compare
+from torch import nn
+
+from nntrain.learner import Accuracy, Learner, MetricsCB, ProgressCB
+
+torch.set_num_threads(1)  # a tiny model gains nothing from more threads, and one thread gives steadier times
+N_BATCHES = 300
+BATCHES = [(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))) for _ in range(N_BATCHES)]
+
+
+class Data: train, valid = BATCHES, None
+
+
+def model(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))
+
+
+def bare_loop():
+    net = model().train()
+    opt = torch.optim.SGD(net.parameters(), lr=.1)
+    for xb, yb in BATCHES:
+        loss = F.cross_entropy(net(xb), yb)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+
+
+def learner(*cbs):
+    def run():
+        with redirect_stdout(io.StringIO()): Learner(model(), Data, F.cross_entropy, lr=.1, cbs=cbs).fit(1)
+    return run
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
+    args = parser.parse_args()
+    compare({'bare PyTorch loop': bare_loop,
+             'Learner': learner(),
+             'Learner + metrics': learner(MetricsCB(Accuracy())),
+             'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())}, rounds=args.rounds)

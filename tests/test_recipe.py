@@ -1,0 +1,55 @@
+"The command nntrain_fit as a process of its own"
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+COMMAND = [sys.executable, '-c', 'import sys; from nntrain.recipe import nntrain_fit; sys.exit(nntrain_fit())']
+
+
+@pytest.fixture
+def env(monkeypatch):
+    monkeypatch.delenv('NNTRAIN_DATA', raising=False)
+    return os.environ | {'NNTRAIN_BUDGET': 'quick', 'OMP_NUM_THREADS': '1'}
+
+
+def test_a_run_and_its_folder(tmp_path, env):
+    done = subprocess.run([*COMMAND, '--epochs', '2', '--model', 'mlp', '--out', str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'notice: ' in done.stdout and 'toy_fashion' in done.stdout           # no data, no network under the quick budget: it says so
+    (run,) = tmp_path.iterdir()
+    assert sorted(p.name for p in run.iterdir()) == ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json']
+    rows = list(csv.DictReader((run/'history.csv').open()))
+    assert len(rows) == 2 and float(rows[1]['train_loss']) < float(rows[0]['train_loss'])
+    assert (run/'curves.png').read_bytes()[:4] == b'\x89PNG'
+    assert set(torch.load(run/'checkpoint.pt', weights_only=True)) == {'model', 'optimizer', 'epoch', 'options'}
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
+    process = subprocess.Popen([*COMMAND, '--epochs', '1000', '--model', 'mlp', '--source', 'toy', '--out', str(tmp_path)], env=env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(tmp_path.glob('*/checkpoint.pt')): break
+        time.sleep(.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.strip().splitlines()[-1].startswith('nntrain_fit: interrupted')
+    (run,) = tmp_path.iterdir()
+    rows, state = list(csv.DictReader((run/'history.csv').open())), torch.load(run/'checkpoint.pt', weights_only=True)
+    assert abs(len(rows) - (state['epoch']+1)) <= 1 and len(rows) >= 1
+    assert not [p for p in run.iterdir() if p.name.startswith('.')]             # nothing half-written lies around
+
+
+@pytest.mark.parametrize('words, said', [
+    (['--epochs', '0'], 'at least 1'), (['--batch-size', '-5'], 'at least 1'), (['--lr', 'nan'], 'finite number above 0'), (['--optimizer', 'adamm'], 'invalid choice'),
+    (['--device', 'cuda:99'], 'choose one of' if not torch.cuda.is_available() else 'cuda'), (['--source', 'local'], 'NNTRAIN_DATA'), (['extra'], 'unrecognized')])
+def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
+    done = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'new')], env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path/'new').exists()                                        # nothing was made

@@ -45,7 +45,7 @@ def check_names(
         near = get_close_matches(name, known, n=1, cutoff=0)
         raise TypeError(f"{who} has no hyperparameter {name!r}: did you mean {near[0]!r}? There are: {', '.join(known)}")
 
-# %% ../nbs/05_optimizers.ipynb #efbdacb7
+# %% ../nbs/05_optimizers.ipynb #cf41f55b
 class Optimizer(torch.optim.Optimizer):
     "What all optimizers of this book share: override `one_step` and, for speed, `multi_step`"
     ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf), momentum=(0, 1), betas=(0, 1))  # low <= value < high
@@ -59,8 +59,8 @@ class Optimizer(torch.optim.Optimizer):
         params,        # tensors, (name, tensor) pairs, or dicts: one per parameter group, with hyperparameters of its own
         defaults:dict  # hyperparameters of the groups that do not set them
     ):
-        params = params if isinstance(params, Tensor) else list(params)  # torch refuses a bare tensor
-        if len(params) == 0: raise ValueError('no parameters to optimize: has the model none, or was the generator model.parameters() used up before?')
+        if not isinstance(params, Tensor) and not (params := list(params)):  # a bare tensor is refused by torch
+            raise ValueError('no parameters to optimize: has the model none, or was the generator model.parameters() used up before?')
         super().__init__(params, dict(maximize=False, foreach=True) | defaults)
 
     def init_state(self, p:Tensor, group:dict)->dict:
@@ -134,7 +134,7 @@ def multi_step(self:SGD, params, grads, states, group):
     if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
     add_scaled(params, grads, -group['lr'])
 
-# %% ../nbs/05_optimizers.ipynb #cfa5a4c1
+# %% ../nbs/05_optimizers.ipynb #8ed03862
 @patch
 def add_param_group(self:Optimizer,
     param_group:dict  # 'params' and any hyperparameters; copied
@@ -144,7 +144,7 @@ def add_param_group(self:Optimizer,
     check_names(group.keys() - {'params', 'param_names', 'name', 'initial_lr'}, list(self.defaults), f'a parameter group of {type(self).__name__}')
     for name, value in (self.defaults | group).items():
         if name in self.ranges: check_hyper(name, value, *self.ranges[name])
-    given = group['params'] = [group['params']] if isinstance(group['params'], Tensor) else list(group['params'])
+    given = group['params'] = list(group['params']) if not isinstance(group['params'], Tensor) else [group['params']]
     seen = {id(p) for g in self.param_groups for p in g['params']}
     for i, p in enumerate(given):
         name, p = p if isinstance(p, tuple) else (f'number {i}', p)

@@ -1,0 +1,66 @@
+"""One step of our optimizers over the parameters of a ResNet, against torch's `foreach`, torch's `fused`, and a Python loop that allocates
+
+A further optimizer is one more line in `CONTENDERS`.
+"""
+import argparse
+
+import torch
+from _timing import compare
+from torch import nn
+
+from nntrain.optimizer import SGD
+
+
+class LoopSGD:
+    "The way of the project's direct ancestor: tensor by tensor, a new tensor for each intermediate result"
+    def __init__(self, params, lr, weight_decay): self.params, self.lr, self.weight_decay = list(params), lr, weight_decay
+    def step(self):
+        with torch.no_grad():
+            for p in self.params:
+                p *= 1 - self.lr*self.weight_decay
+                p -= p.grad*self.lr
+
+
+# name: (ours, torch's, loop, hyperparameters, largest ratio ours / torch foreach, smallest ratio loop / ours)
+CONTENDERS = {
+    'SGD': (SGD, torch.optim.SGD, LoopSGD, dict(lr=1e-4, weight_decay=1e-2), 1.05, None),
+}
+
+
+def resnet_shapes(channels=(1, 8, 16, 32, 64, 128, 256), n_classes=10):
+    "Two 3×3 convolutions with batch norms, and a 1×1 convolution beside them, at each size"
+    for i, o in zip(channels, channels[1:]):
+        yield from ((o, i, 3, 3), (o,), (o,), (o, o, 3, 3), (o,), (o,), (o, i, 1, 1), (o,), (o,))
+    yield from ((n_classes, channels[-1]), (n_classes,))
+
+
+def with_gradients(device):
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, device=device)) for shape in resnet_shapes()]
+    for p in params: p.grad = torch.randn_like(p)
+    return params
+
+
+def bench(name, rounds, device):
+    ours, theirs, loop, hypers, limit, gain = CONTENDERS[name]
+    opts = {'torch foreach': theirs(with_gradients(device), foreach=True, **hypers),
+            'ours, multi_step': ours(with_gradients(device), **hypers),
+            'ours, one_step': ours(with_gradients(device), foreach=False, **hypers),
+            'allocating loop': loop(with_gradients(device), **hypers),
+            'torch fused': theirs(with_gradients(device), fused=True, **hypers)}
+    result = compare({key: opt.step for key, opt in opts.items()}, rounds=rounds, number=20, warmup=2, sync=torch.cuda.synchronize if device == 'cuda' else None,
+                     limits={'ours, multi_step': limit}, unit='step', title=f'{name}, {device}')
+    faster = result['allocating loop']['ratio']/result['ours, multi_step']['ratio']
+    print(f'the allocating loop takes {faster:.2f}× the time of ours' + ('' if gain is None else f' (at least {gain}×: {"ok" if faster >= gain else "MISSED"})') + '\n')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rounds', type=int, default=15, help='interleaved rounds (default 15)')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--threads', type=int, default=1, help='threads of torch on the CPU (default 1: steadier)')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    shapes = [torch.Size(s) for s in resnet_shapes()]
+    print(f'{len(shapes)} tensors, {sum(s.numel() for s in shapes):,} parameters, torch {torch.__version__}, {args.threads} thread(s)\n')
+    for name in CONTENDERS: bench(name, args.rounds, args.device)

@@ -281,6 +281,7 @@ def budget(
     name = name or os.environ.get('NNTRAIN_BUDGET') or (
         'quick' if os.environ.get('IN_TEST') else 'full' if torch.cuda.is_available() else 'short')
     if name not in _BUDGETS: raise ValueError(f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} (argument, or variable NNTRAIN_BUDGET)")
+    if os.environ.get('IN_TEST'): torch.set_num_threads(1)   # nbdev_test runs notebooks side by side: one core each
     return _BUDGETS[name]
 
 _get_budget = budget   # for functions with an argument called `budget`

@@ -88,15 +88,16 @@ def step(self:Optimizer,
         if params: self._step_group(params, [p.grad for p in params], group)
     return loss
 
-# %% ../nbs/05_optimizers.ipynb #c6ae25e2
+# %% ../nbs/05_optimizers.ipynb #b1054ce3
 @patch
 def _step_group(self:Optimizer, params, grads, group):
     if any(g.layout is not torch.strided for g in grads):
         raise RuntimeError(f'{type(self).__name__} takes dense gradients only: make the layer with sparse=False, or use torch.optim.SparseAdam for it')
     if group['maximize']: grads = torch._foreach_neg(grads)
     states = [self.state[p] for p in params]
-    for p, state in zip(params, states):
-        if not state: state.update(self.init_state(p, group))
+    if type(self).init_state is not Optimizer.init_state:  # nothing to ask for is asked for: it costs as much as a small step
+        for p, state in zip(params, states):
+            if not state: state.update(self.init_state(p, group))
     if group['foreach']: self.multi_step(params, grads, states, group)
     else:
         for p, grad, state in zip(params, grads, states): self.one_step(p, grad, state, group)

@@ -11,13 +11,13 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['debias', 'ema_step', 'ExactEMA', 'ema_weights']
 
-# %% ../nbs/07_debiasing.ipynb #fab63ab2
+# %% ../nbs/07_debiasing.ipynb #2cb77384
 def _known_beta(beta):
     if not 0 <= beta <= 1: raise ValueError(f'beta must lie in [0, 1], got {beta}')
 
 def _divide(value, total):
     if total == 0: raise ValueError('no value has any weight yet: with beta=1 a dampened average ignores all that it is given')
-    return torch._foreach_div(value, float(total)) if isinstance(value, list) else value/total
+    return list(torch._foreach_div(value, float(total))) if isinstance(value, (list, tuple)) else value/total
 
 def debias(
     value,               # average or sum that was started at 0: a number, a tensor, or a list of tensors
@@ -31,7 +31,7 @@ def debias(
     if dampened: return _divide(value, 1 - beta**step)
     return _divide(value, step if beta == 1 else (1 - beta**step)/(1-beta))
 
-# %% ../nbs/07_debiasing.ipynb #7499e12c
+# %% ../nbs/07_debiasing.ipynb #8d5d56db
 def ema_step(
     avg,                 # average so far (or its weight): a number, a tensor, or a list of tensors
     x,                   # next value, of the same kind; 1 for the weight
@@ -41,11 +41,11 @@ def ema_step(
     "One step of a moving average, `beta*avg + (1-beta)*x`, or `beta*avg + x` undampened"
     _known_beta(beta)
     scale = 1-beta if dampened else 1.
-    if not isinstance(x, list): return beta*avg + scale*x
-    if not isinstance(avg, list): avg = [torch.full_like(t, avg) for t in x]
-    return torch._foreach_add(torch._foreach_mul(avg, beta), x, alpha=scale)
+    if not isinstance(x, (list, tuple)): return beta*avg + scale*x
+    if not isinstance(avg, (list, tuple)): avg = [torch.full_like(t, avg) for t in x]
+    return list(torch._foreach_add(torch._foreach_mul(avg, float(beta)), x, alpha=float(scale)))
 
-# %% ../nbs/07_debiasing.ipynb #ab18dd56
+# %% ../nbs/07_debiasing.ipynb #e5a0c52b
 class ExactEMA:
     "Moving average that carries the sum of its own weights: a true weighted mean for every path of beta"
     def __init__(self,
@@ -59,10 +59,9 @@ class ExactEMA:
         self.reset(start, weight)
 
     def reset(self, start=0., weight=0.):
-        "Forget everything but the guess"
+        "Forget all values; start again from a guess, or from nothing"
         if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
-        self.total = torch._foreach_mul(start, float(weight)) if isinstance(start, list) else start*weight
-        self.weight = weight
+        self.total, self.weight = [t*weight for t in start] if isinstance(start, (list, tuple)) else start*weight, weight
         return self
 
     def update(self,
@@ -71,8 +70,7 @@ class ExactEMA:
     ):
         "Take one value; returns the average itself"
         beta = self.beta if beta is None else beta
-        self.total = ema_step(self.total, x, beta, self.dampened)
-        self.weight = ema_step(self.weight, 1., beta, self.dampened)
+        self.total, self.weight = ema_step(self.total, x, beta, self.dampened), ema_step(self.weight, 1., beta, self.dampened)
         return self
 
     @property

@@ -1,0 +1,351 @@
+"""Optimizers made of stats and steps take torch's steps, whatever the hyperparameters; parts that do not fit together are refused with the fix."""
+import copy
+import inspect
+import math
+import pickle
+import shutil
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.testing import assert_close
+
+from nntrain.compose import (LAMB, LARS, REQUIRED, AutoAnnealCB, Composed, Lion, RAdam, adam_step, average_grad, average_sqr_grad, compose, exact_adam_step, l2_reg, lamb_step,
+                             lookahead, momentum_step, multi, read_part, rms_prop_step, scalar, sgd_step, square_average, stat, step_count, sum_grad, trust_ratio, weight_decay,
+                             weight_sums, with_lookahead)
+from nntrain.data import DataLoaders
+from nntrain.learner import Learner
+from nntrain.optimizer import SGD, Optimizer
+
+adam = average_grad, average_sqr_grad, step_count, adam_step
+
+
+class OneAdam(Composed):
+    parts, hypers = (l2_reg, *adam), dict(lr=1e-3)
+    torch_keys = Optimizer.torch_keys | dict(amsgrad=False, capturable=False, decoupled_weight_decay=False)
+
+class OneAdamW(Composed):
+    parts, hypers = (weight_decay, *adam), dict(lr=1e-3, weight_decay=1e-2)
+    torch_keys = OneAdam.torch_keys | dict(decoupled_weight_decay=True)
+
+class OneRMSProp(Composed):
+    parts, hypers = (l2_reg, square_average, step_count, rms_prop_step), dict(lr=1e-2)
+    torch_keys = Optimizer.torch_keys | dict(momentum=0, centered=False, capturable=False)
+
+class OneMomentum(Composed):
+    parts, hypers = (l2_reg, sum_grad, momentum_step), dict(lr=1e-3)
+    torch_keys = Optimizer.torch_keys | dict(dampening=0, nesterov=False)
+
+class OneSGD(Composed):
+    parts, hypers = (l2_reg, sgd_step), dict(lr=1e-3)
+    torch_keys = SGD.torch_keys
+
+
+def dicts(**kw): return st.fixed_dictionaries(dict(lr=st.one_of(st.just(0.), st.floats(1e-4, .1)), weight_decay=st.one_of(st.just(0.), st.floats(1e-4, .5)), maximize=st.booleans()) | kw)
+shares, floors = st.floats(0, .99), st.floats(1e-6, .1)
+betas = dict(betas=st.tuples(shares, st.floats(.3, .999)), eps=floors)
+PAIRS = {'SGD': (OneSGD, torch.optim.SGD, dicts()), 'Momentum': (OneMomentum, torch.optim.SGD, dicts(momentum=st.floats(.01, .99))),
+         'RMSProp': (OneRMSProp, torch.optim.RMSprop, dicts(alpha=shares, eps=floors)), 'Adam': (OneAdam, torch.optim.Adam, dicts(**betas)),
+         'AdamW': (OneAdamW, torch.optim.AdamW, dicts(**betas)), 'RAdam': (RAdam, torch.optim.RAdam, dicts(**betas))}
+OWN = {'LAMB': LAMB, 'LARS': LARS, 'Lion': Lion, 'Lookahead': with_lookahead(OneAdam),
+       'Exact': compose(average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact')}
+SHAPES = [(3, 4), (4,), (), (2, 2, 2)]
+ATOL = 1e-12
+quick = settings(max_examples=10, deadline=None)
+every = pytest.mark.parametrize('name', PAIRS)
+own = pytest.mark.parametrize('name', OWN)
+
+
+def parameters(seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64)) for shape in SHAPES]
+
+
+def train(seed, n_steps, *runs, missing=.3, before=lambda group, t: None):
+    "The same random gradients, some of them missing, for each (parameters, optimizer)"
+    gen = torch.Generator().manual_seed(seed)
+    for t in range(n_steps):
+        for ps in zip(*[ps for ps, _ in runs], strict=True):
+            grad = None if torch.rand((), generator=gen) < missing else torch.randn(ps[0].shape, generator=gen, dtype=torch.float64)
+            for p in ps: p.grad = None if grad is None else grad.clone()
+        grads = [None if p.grad is None else p.grad.clone() for p in runs[0][0]]
+        for _, opt in runs:
+            for group in opt.param_groups: before(group, t)
+            opt.step()
+        assert all(p.grad is None if g is None else torch.equal(p.grad, g) for p, g in zip(runs[0][0], grads)), 'p.grad was edited'
+
+
+def same(ours, theirs):
+    for p, q in zip(ours, theirs, strict=True): assert_close(p, q, rtol=0, atol=ATOL)
+
+
+def pair(name, data, foreach, seed):
+    ours, theirs, hypers = PAIRS[name]
+    kw, other = data.draw(hypers), {k: v for k, v in data.draw(hypers).items() if k != 'maximize'}
+    a, b = parameters(seed), parameters(seed)
+    def groups(ps): return [{'params': ps[:2], **other}, {'params': ps[2:]}]
+    return a, ours(groups(a), foreach=foreach, **kw), b, theirs(groups(b), **kw)
+
+
+@every
+@pytest.mark.parametrize('foreach', [True, False])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@quick
+def test_fifty_steps_equal_torch(name, foreach, data, seed):
+    a, ours, b, theirs = pair(name, data, foreach, seed)
+    train(seed, 50, (a, ours), (b, theirs))
+    same(a, b)
+
+
+@every
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@quick
+def test_scheduled_hyperparameters(name, data, seed):
+    a, ours, b, theirs = pair(name, data, True, seed)
+    def move(group, t):
+        group['lr'] = .05*(1 + math.cos(math.pi*t/50))
+        if group.get('momentum'): group['momentum'] = .85 + .1*t/50
+        if 'betas' in group: group['betas'] = (.85 + .1*t/50, group['betas'][1])
+    train(seed, 50, (a, ours), (b, theirs), before=move)
+    same(a, b)
+
+
+@every
+@given(data=st.data(), seed=st.integers(0, 10_000), steps=st.integers(0, 12))
+@quick
+def test_state_dict_into_torch_and_back(name, data, seed, steps):
+    a, ours, b, theirs = pair(name, data, True, seed)
+    train(seed, steps, (a, ours), (b, theirs))
+    saved = copy.deepcopy(ours.state_dict())
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    theirs.load_state_dict(saved)
+    train(seed+1, 20, (a, ours), (b, theirs))
+    same(a, b)
+
+
+@own
+def test_lists_and_one_by_one_agree(name):
+    a, b = parameters(), parameters()
+    with torch.no_grad(): a[1].zero_(), b[1].zero_()
+    train(0, 30, (a, OWN[name](a, lr=.01)), (b, OWN[name](b, lr=.01, foreach=False)))
+    same(a, b)
+
+
+@pytest.mark.parametrize('cls', [*(ours for ours, *_ in PAIRS.values()), *OWN.values(), compose(l2_reg, *adam, name='Unnamed')])
+def test_copies_pickles_and_saved_states_go_on_alike(cls):
+    a = parameters()
+    opt = cls(a, lr=.01)
+    train(0, 7, (a, opt))
+    runs = [(a, opt), copy.deepcopy((a, opt)), pickle.loads(pickle.dumps((a, opt)))]
+    ps = copy.deepcopy(a)
+    again = cls(ps, lr=5.)
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
+    runs.append((ps, again))
+    train(1, 12, *runs)
+    for ps, other in runs[1:]:
+        same(a, ps)
+        assert type(other).__name__ == cls.__name__ and not vars(ps[0])
+
+
+@pytest.mark.parametrize('cls', [OneMomentum, OneAdam, LAMB, Lion, OWN['Lookahead']])
+def test_torchs_schedulers_and_scaler(cls):
+    p = nn.Parameter(torch.ones(3))
+    opt = cls([p], lr=.1)
+    schedules = [lr_scheduler.ExponentialLR(opt, .5), lr_scheduler.OneCycleLR(opt, .1, total_steps=5)]
+    scaler = torch.amp.GradScaler('cpu', init_scale=8.)
+    for _ in range(3):
+        opt.zero_grad()
+        scaler.scale((p**2).sum()).backward()
+        scaler.step(opt)
+        scaler.update()
+        for s in schedules: s.step()
+    assert p.isfinite().all() and (p < 1).all()
+    assert opt.param_groups[0]['lr'] != .1
+
+
+@pytest.mark.parametrize('cls', [*(ours for ours, *_ in PAIRS.values()), LAMB, LARS, OWN['Lookahead'], OWN['Exact']])
+@pytest.mark.parametrize('foreach', [True, False])
+def test_a_nan_is_not_hidden(cls, foreach):
+    p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    p.grad = torch.tensor([math.nan, 1.], dtype=torch.float64)
+    cls([p], lr=.1, foreach=foreach).step()
+    assert p.isnan()[0]
+
+
+@pytest.mark.parametrize('cls', [*(ours for ours, *_ in PAIRS.values()), *OWN.values()])
+def test_tensor_learning_rate_and_mixed_dtypes(cls):
+    for shape in (), (1,):
+        a, b = parameters(1), parameters(1)
+        train(1, 5, (a, cls(a, lr=torch.full(shape, .01, dtype=torch.float64))), (b, cls(b, lr=.01)))
+        same(a, b)
+    ps = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+    for p in ps: p.grad = torch.full_like(p, .5)
+    cls(ps, lr=100. if cls is LARS else .25).step()
+    assert all(p[0] != 1 for p in ps)
+    assert_close(ps[1].double(), ps[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None and shutil.which('c++') is None, reason='torch.compile needs a C++ compiler here')
+@pytest.mark.parametrize('cls', [OneMomentum, OneRMSProp, OneAdamW])
+def test_torch_compile_traces_the_step_whole(cls):
+    torch.compiler.reset()  # else the runs count as one function compiled again and again
+    a, b = parameters(2), parameters(2)
+    compiled, plain = (cls(ps, lr=torch.tensor(.1, dtype=torch.float64), weight_decay=.01) for ps in (a, b))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        step = torch.compile(lambda: compiled.step(), backend='aot_eager', fullgraph=True)
+        gen = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            for p, q in zip(a, b): p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64); q.grad = p.grad.clone()
+            step()
+            plain.step()
+    same(a, b)
+
+
+@given(st.floats(0, 10), st.floats(0, 10))
+@quick
+def test_trust_ratio_is_finite_and_positive(a, b):
+    got = trust_ratio(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).item()
+    assert got == (a/b if a > 0 and b > 0 else 1.)
+
+
+@pytest.mark.parametrize('grad, moves', [(1., True), (0., False)])
+def test_lamb_and_lars_are_safe_at_zero(grad, moves):
+    for cls in LAMB, LARS:
+        p = nn.Parameter(torch.zeros(3))
+        opt = cls([p], lr=.1)
+        for _ in range(5): p.grad = torch.full((3,), grad); opt.step()
+        assert p.isfinite().all() and bool(p.any()) == moves
+
+
+@given(seed=st.integers(0, 1000), cap=st.floats(.5, 20))
+@quick
+def test_lambs_step_is_a_share_of_the_weights(seed, cap):
+    p = nn.Parameter(torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    p.grad, before = torch.randn(5, dtype=torch.float64), p.detach().clone()
+    LAMB([p], lr=.01, max_trust=cap, eps=0.).step()
+    assert_close((p.detach() - before).norm(), .01*torch.minimum(before.norm(), cap*torch.tensor(5., dtype=torch.float64).sqrt()), rtol=1e-9, atol=0)
+
+
+def test_lamb_trust_is_kept_and_bounded():
+    ps = parameters()
+    opt = LAMB(ps, lr=.1, max_trust=2.)
+    train(0, 5, (ps, opt), missing=0)
+    assert all(0 < opt.state[p]['trust'] <= 2 for p in ps)
+
+
+# ---- refusals
+
+def refused(error, text, *parts, **kw):
+    with pytest.raises(error, match=text): compose(*parts, name='Mine', **kw)
+
+
+def test_parts_that_do_not_fit_are_refused_when_the_class_is_made():
+    refused(ValueError, "Mine: momentum_step asks for 'momentum_buffer', which no earlier part makes: add a stat", momentum_step)
+    refused(ValueError, 'put sum_grad, which makes it, before momentum_step', momentum_step, sum_grad)
+    refused(ValueError, "average_grad and average_grad both make 'exp_avg'", average_grad, *adam)
+    refused(ValueError, 'no part asks for p', sum_grad, step_count)
+    refused(ValueError, 'no part asks for p')
+    refused(TypeError, "did you mean 'weight_decay'", weight_decay, sgd_step, weigth_decay=.1)
+    refused(TypeError, 'a part must be a function, got 3', sgd_step, 3)
+    def greedy(p, grad, **kwargs): ...
+    refused(TypeError, r'greedy takes \*\*kwargs', greedy)
+    def mine(p, grad, *, lr=.5): ...
+    def other(p, grad, *, lr=.1): ...
+    refused(ValueError, 'lr is 0.5 in mine, but 0.1 in other: say which', mine, other)
+    assert compose(mine, other, lr=.3).hypers == dict(lr=.3)
+    for order in [mine, sgd_step], [sgd_step, mine]: assert compose(*order).hypers == dict(lr=.5)
+    def taken(p, *, foreach=1): ...
+    refused(ValueError, r"the names \['foreach'\] are taken", taken)
+    for name in 'p', 'grad':
+        @stat(**{name: scalar(0.)})
+        def clash(p, grad): ...
+        refused(ValueError, f"every optimizer and clash both make '{name}'", clash)
+    with pytest.raises(ValueError, match='Bad: momentum_step asks'):
+        class Bad(Composed): parts = momentum_step,
+
+
+def test_what_the_constructor_refuses():
+    ps = parameters()
+    make = compose(sum_grad, momentum_step, name='Mine')
+    with pytest.raises(TypeError, match='Mine needs a value for lr'): make(ps)
+    with pytest.raises(TypeError, match="did you mean 'momentum'"): make(ps, lr=.1, momentun=.9)
+    with pytest.raises(TypeError, match="did you mean 'momentum'"): make([{'params': ps, 'momentun': .9}], lr=.1)
+    with pytest.raises(ValueError, match='momentum must be'): make(ps, lr=.1, momentum=1.)
+    with pytest.raises(ValueError, match='k must be a number of at least 1'): with_lookahead(OneAdam)(ps, k=0)
+    with pytest.raises(ValueError, match='alpha must be'): OneRMSProp(ps, alpha=1.)
+    with pytest.raises(TypeError, match='Composed has no parts'): Composed(ps)
+    with pytest.raises(ValueError, match='no parameters'): make([], lr=.1)
+    assert make([{'params': ps, 'lr': .1}]).param_groups[0]['lr'] == .1
+
+
+@pytest.mark.parametrize('foreach', [True, False])
+def test_returned_inputs_are_refused(foreach):
+    def returns_p(p, grad, *, lr): return p.sub_(lr*grad)
+    def returns_grad(p, grad, *, lr): return grad.mul_(lr)
+    for part in returns_p, returns_grad:
+        ps = parameters()
+        opt = compose(part)(ps, lr=.1, foreach=foreach)
+        for p in ps: p.grad = torch.ones_like(p)
+        with pytest.raises(TypeError, match='change it in place and return nothing'): opt.step()
+
+
+def test_a_part_of_your_own_with_and_without_lists():
+    @stat(seen=scalar(0.))
+    def count(grad, seen): seen += 1
+    def step(p, grad, seen, *, lr, power=.5): p -= lr*grad/seen**power
+    make = compose(l2_reg, count, step, lr=.1)
+    a, b = parameters(), parameters()
+    train(0, 5, (a, make(a, weight_decay=.1)), (b, make(b, weight_decay=.1, foreach=False)))
+    same(a, b)
+    calls = []
+    @multi(step)
+    def steps(p, grad, seen, *, lr, power):
+        calls.append(len(p))
+        for xs in zip(p, grad, seen): step(*xs, lr=lr, power=power)
+    train(0, 1, (a, make(a)), missing=0)
+    assert calls == [len(SHAPES)]
+    with pytest.raises(TypeError, match='must ask for'):
+        @multi(step)
+        def wrong(p, grad, *, lr, power): ...
+    assert read_part(step) == (['p', 'grad', 'seen'], dict(lr=REQUIRED, power=.5))
+
+
+def test_signature_and_inheritance():
+    assert list(inspect.signature(LAMB).parameters) == ['params', 'betas', 'lr', 'eps', 'weight_decay', 'max_trust', 'maximize', 'foreach']
+    class Bolder(LAMB): hypers = dict(lr=.5)
+    assert Bolder.hypers['lr'] == .5 and Bolder.parts == LAMB.parts and LAMB.hypers['lr'] == 1e-3 and lamb_step in Bolder.parts
+
+
+@given(k=st.integers(1, 6), alpha=st.floats(.1, 1), n=st.integers(1, 20))
+@quick
+def test_lookahead_by_hand(k, alpha, n):
+    p = nn.Parameter(torch.tensor([1.], dtype=torch.float64))
+    fast = slow = 1.
+    opt = compose(sgd_step, lookahead)([p], lr=.1, k=k, slow_lr=alpha)
+    for t in range(1, n+1):
+        p.grad = torch.tensor([t*.3 - 1], dtype=torch.float64)
+        opt.step()
+        fast -= .1*(t*.3 - 1)
+        if t % k == 0: slow = fast = slow + alpha*(fast - slow)
+    assert p.item() == pytest.approx(fast, abs=ATOL)
+
+
+def fit(grads, cb, n_epochs=1):
+    batches = [(torch.tensor([[g]]), torch.zeros(1, 1)) for g in grads]
+    learn = Learner(nn.Linear(1, 1, bias=False), DataLoaders(batches, []), lambda preds, y: preds.sum(), SGD, lr=1., cbs=[cb])
+    learn.fit(n_epochs, valid=False)
+    return cb
+
+
+def test_the_annealer_waits_for_the_running_minimum_to_halve():
+    assert fit([2., 1.5, 1.4, 3., 1., .9], AutoAnnealCB(every='batch')).lrs == [1., 1., .25, .25, .25, .0625]
+    cb = AutoAnnealCB(share=.9, factor=2.)
+    assert fit([2., 1.], cb, n_epochs=3).lrs == [1., 1., 1.]           # the same gradients each epoch: never less
+    assert fit([2., 1.], cb, n_epochs=1).lrs == [1.]                   # a second fit starts fresh
+    for bad in dict(share=1.), dict(share=0.), dict(factor=1.), dict(every='step'):
+        with pytest.raises(ValueError): AutoAnnealCB(**bad)

@@ -8,6 +8,7 @@ import math
 import pickle
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -16,14 +17,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from nntrain.momentum import Momentum
 from nntrain.optimizer import SGD, Optimizer, add_scaled, check_hyper, check_names, decay_groups
 
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
+shares = st.one_of(st.just(0.), st.floats(.1, .95))
 
 # name: (ours, torch's, hyperparameters that both take)
 PAIRS = {
     'SGD': (SGD, torch.optim.SGD, st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans()))),
+    'Momentum': (Momentum, partial(torch.optim.SGD, momentum=.9), st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=shares, dampening=shares, maximize=st.booleans()))),
+    'Nesterov': (partial(Momentum, nesterov=True), partial(torch.optim.SGD, nesterov=True, momentum=.9),
+                 st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=st.floats(.1, .95), maximize=st.booleans()))),
 }
 
 SHAPES = [(3, 4), (4,), (), (2, 2, 2), (1, 3)]
@@ -175,7 +181,7 @@ def test_mixed_dtypes_in_one_group(name):
     for p, q in zip(*lists): p.grad, q.grad = torch.full_like(p, .5), torch.full_like(q, .5)
     for _ in range(5):
         for opt in opts: opt.step()
-    for p, q in zip(*lists): assert_close(p, q, rtol=1e-2 if p.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    for p, q in zip(*lists): assert_close(p, q, rtol=2e-2 if p.dtype == torch.bfloat16 else 1e-6, atol=1e-6)  # torch's own two forms are 1.8e-2 apart in bfloat16
 
 
 @every
@@ -219,7 +225,7 @@ def test_named_parameters_and_groups_added_later(name):
 @every
 def test_the_state_of_torchs_other_optimizers_is_refused(name):
     ps, kind = parameters(0), PAIRS[name][1]
-    other = torch.optim.Adam(ps) if kind is torch.optim.SGD else torch.optim.SGD(ps)
+    other = torch.optim.Adam(ps) if isinstance(kind(ps, lr=.1), torch.optim.SGD) else torch.optim.SGD(ps)
     with pytest.raises(ValueError, match='saved'): PAIRS[name][0](ps, lr=.1).load_state_dict(other.state_dict())
 
 

@@ -8,6 +8,7 @@ import torch
 from _timing import compare
 from torch import nn
 
+from nntrain.adaptive import Adam
 from nntrain.optimizer import SGD
 
 
@@ -21,9 +22,26 @@ class LoopSGD:
                 p -= p.grad*self.lr
 
 
+class LoopAdam:
+    "The same for Adam"
+    def __init__(self, params, lr, betas, eps): self.params, self.lr, self.betas, self.eps, self.i = list(params), lr, betas, eps, 0
+    def step(self):
+        beta1, beta2 = self.betas
+        with torch.no_grad():
+            for p in self.params:
+                if not hasattr(p, 'avg'): p.avg, p.sqr_avg = torch.zeros_like(p.grad), torch.zeros_like(p.grad)
+                p.avg = beta1*p.avg + (1-beta1)*p.grad
+                unbias_avg = p.avg/(1-beta1**(self.i+1))
+                p.sqr_avg = beta2*p.sqr_avg + (1-beta2)*p.grad**2
+                unbias_sqr_avg = p.sqr_avg/(1-beta2**(self.i+1))
+                p -= self.lr*unbias_avg/(unbias_sqr_avg.sqrt() + self.eps)
+        self.i += 1
+
+
 # name: (ours, torch's, loop, hyperparameters, largest ratio ours / torch foreach, smallest ratio loop / ours)
 CONTENDERS = {
     'SGD': (SGD, torch.optim.SGD, LoopSGD, dict(lr=1e-4, weight_decay=1e-2), 1.05, None),
+    'Adam': (Adam, torch.optim.Adam, LoopAdam, dict(lr=1e-4, betas=(.9, .99), eps=1e-5), 1.05, 1.8),
 }
 
 

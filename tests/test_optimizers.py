@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from nntrain.adaptive import Adam, AdamW, RMSProp
 from nntrain.momentum import Momentum
 from nntrain.optimizer import SGD, Optimizer, add_scaled, check_hyper, check_names, decay_groups
 
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
 shares = st.one_of(st.just(0.), st.floats(.1, .95))
+adam_hypers = st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans(), eps=st.floats(1e-8, .1),
+                                         betas=st.tuples(st.floats(0, .99), st.floats(0, .999))))
 
 # name: (ours, torch's, hyperparameters that both take)
 PAIRS = {
@@ -30,6 +33,9 @@ PAIRS = {
     'Momentum': (Momentum, partial(torch.optim.SGD, momentum=.9), st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=shares, dampening=shares, maximize=st.booleans()))),
     'Nesterov': (partial(Momentum, nesterov=True), partial(torch.optim.SGD, nesterov=True, momentum=.9),
                  st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=st.floats(.1, .95), maximize=st.booleans()))),
+    'RMSProp': (RMSProp, torch.optim.RMSprop, st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans(), alpha=st.floats(0, .999), eps=st.floats(1e-8, .1)))),
+    'Adam': (Adam, torch.optim.Adam, adam_hypers),
+    'AdamW': (AdamW, torch.optim.AdamW, adam_hypers),
 }
 
 SHAPES = [(3, 4), (4,), (), (2, 2, 2), (1, 3)]
@@ -233,13 +239,14 @@ def test_the_state_of_torchs_other_optimizers_is_refused(name):
 def test_a_loaded_schedule_and_a_fused_optimizer_do_not_disturb(name):
     ours, theirs, _ = PAIRS[name]
     ps = parameters(0)
-    saved = theirs(ps, lr=.1, fused=True).state_dict()
+    saved = theirs(ps, lr=.1).state_dict()
+    if 'fused' in saved['param_groups'][0]: saved['param_groups'][0]['fused'] = True  # RMSprop has no fused form
     saved['param_groups'][0]['initial_lr'] = .3
     opt = ours(ps, lr=.2)
     opt.load_state_dict(saved)
     group = opt.param_groups[0]
     assert (group['lr'], group['initial_lr'], group['foreach']) == (.1, .3, True)
-    assert saved['param_groups'][0]['fused'] is True, 'the saved state was edited'
+    assert saved['param_groups'][0].get('fused', True) is True, 'the saved state was edited'
 
 
 @every
@@ -306,3 +313,27 @@ def test_decay_groups_hold_every_parameter_once(kinds):
     assert sorted(held) == sorted(map(id, model.parameters()))
     assert [g['weight_decay'] for g in groups] == [.1, 0.]
     assert len(groups[0]['params']) == sum(kind != 'norm' for kind in kinds)
+
+
+def test_adam_brings_step_counters_home():
+    "A fused state keeps them on the device, an old one as numbers; each parameter counts its own"
+    ps = parameters(3)
+    for p in ps: p.grad = torch.ones_like(p)
+    opt = Adam(ps, lr=.1)
+    opt.step()
+    ps[0].grad = None
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    for i, state in saved['state'].items(): state['step'] = float(state['step']) if i else state['step'].double()
+    opt.load_state_dict(saved)
+    steps = [opt.state[p]['step'] for p in ps]
+    assert [t.item() for t in steps] == [1.] + [2.]*(len(ps)-1)
+    assert all(t.dtype == torch.float32 and t.device.type == 'cpu' for t in steps)
+
+
+@pytest.mark.parametrize('theirs, ours, extra', [(torch.optim.Adam, Adam, dict(amsgrad=True)), (torch.optim.AdamW, AdamW, dict(amsgrad=True)),
+                                                 (torch.optim.RMSprop, RMSProp, dict(momentum=.9)), (torch.optim.RMSprop, RMSProp, dict(centered=True)),
+                                                 (torch.optim.Adam, AdamW, {}), (torch.optim.AdamW, Adam, {})])
+def test_states_that_cannot_be_continued_are_refused(theirs, ours, extra):
+    saved = theirs(parameters(0), lr=.1, **extra).state_dict()
+    with pytest.raises(ValueError, match=f'which {ours.__name__} lacks'): ours(parameters(0)).load_state_dict(saved)

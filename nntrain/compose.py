@@ -18,16 +18,16 @@ from .optimizer import Optimizer, add_scaled, check_names
 # %% auto #0
 __all__ = ['REQUIRED', 'read_part', 'sgd_step', 'weight_decay', 'l2_reg', 'stat', 'scalar', 'sum_grad', 'average_grad',
            'average_sqr_grad', 'square_average', 'step_count', 'momentum_step', 'rms_prop_step', 'adam_direction',
-           'adam_step', 'collect_hypers', 'Composed', 'compose', 'multi', 'trust_ratio', 'lamb_step', 'LAMB',
-           'lars_grad', 'LARS', 'lion_step', 'Lion', 'radam_step', 'RAdam', 'lookahead', 'with_lookahead',
-           'AutoAnnealCB']
+           'adam_step', 'collect_hypers', 'Composed', 'compose', 'multi', 'weight_sums', 'exact_adam_step',
+           'trust_ratio', 'lamb_step', 'LAMB', 'lars_grad', 'LARS', 'lion_step', 'Lion', 'radam_step', 'RAdam',
+           'lookahead', 'with_lookahead', 'AutoAnnealCB']
 
-# %% ../nbs/09_composing.ipynb #99e69955
+# %% ../nbs/09_composing.ipynb #48cfe76a
 def read_part(
     part  # a function: positional arguments are inputs, keyword-only ones hyperparameters
 )->tuple: # (names of the inputs, {hyperparameter: default, or `REQUIRED`})
     "What a part asks for, from its signature; raises TypeError for `*args` and `**kwargs`"
-    if not callable(part): raise TypeError(f'a part must be a function, got {part!r}')
+    if not inspect.isfunction(part): raise TypeError(f'a part must be a function, got {part!r}')
     inputs, hypers = [], {}
     for name, a in inspect.signature(part).parameters.items():
         if a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD):
@@ -38,15 +38,21 @@ def read_part(
 
 REQUIRED = inspect.Parameter.empty  # stands for a default that is not there
 
-# %% ../nbs/09_composing.ipynb #fe17b8ce
-def sgd_step(p, grad, *, lr): p -= lr*grad
-def weight_decay(p, *, lr, weight_decay=0.): p *= 1 - lr*weight_decay
+# %% ../nbs/09_composing.ipynb #19fde0f0
+def sgd_step(p, grad, *, lr):
+    "Step: down along the gradient"
+    p -= lr*grad
 
-# %% ../nbs/09_composing.ipynb #4d7452b4
+def weight_decay(p, *, lr, weight_decay=0.):
+    "Step: decay of the weight itself, apart from the gradient"
+    p *= 1 - lr*weight_decay
+
+# %% ../nbs/09_composing.ipynb #9f672e0a
 def l2_reg(p, grad, *, weight_decay=0.):
+    "New gradient: with the L2 term"
     if weight_decay != 0: return grad + weight_decay*p
 
-# %% ../nbs/09_composing.ipynb #4022207d
+# %% ../nbs/09_composing.ipynb #d99aacbe
 def stat(
     **makes  # name of a state = function (parameter) -> first value, a tensor that the part changes in place
 ):           # a decorator that gives the function back
@@ -56,27 +62,46 @@ def stat(
         return part
     return mark
 
-def scalar(value): return lambda p: torch.full((), value, dtype=p.dtype, device=p.device)  # a state of one number per parameter
+def scalar(
+    value:float  # where it starts
+):               # (parameter) -> a tensor with one element, of the parameter's kind
+    "For a state that is one number per parameter"
+    return lambda p: torch.full((), value, dtype=p.dtype, device=p.device)
 
-# %% ../nbs/09_composing.ipynb #0f6875bb
+# %% ../nbs/09_composing.ipynb #90641b1e
 @stat(momentum_buffer=torch.zeros_like)
-def sum_grad(grad, momentum_buffer, *, momentum=.9): momentum_buffer.mul_(momentum).add_(grad)
+def sum_grad(grad, momentum_buffer, *, momentum=.9):
+    "Stat: decaying sum of the gradients"
+    momentum_buffer.mul_(momentum).add_(grad)
 
 @stat(exp_avg=torch.zeros_like)
-def average_grad(grad, exp_avg, *, betas=(.9, .999)): exp_avg.lerp_(grad, 1-betas[0])
+def average_grad(grad, exp_avg, *, betas=(.9, .999)):
+    "Stat: running average of the gradients"
+    exp_avg.lerp_(grad, 1-betas[0])
 
 @stat(exp_avg_sq=torch.zeros_like)
-def average_sqr_grad(grad, exp_avg_sq, *, betas=(.9, .999)): exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1-betas[1])
+def average_sqr_grad(grad, exp_avg_sq, *, betas=(.9, .999)):
+    "Stat: running average of their squares"
+    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1-betas[1])
 
 @stat(square_avg=torch.zeros_like)
-def square_average(grad, square_avg, *, alpha=.99): square_avg.mul_(alpha).addcmul_(grad, grad, value=1-alpha)
+def square_average(grad, square_avg, *, alpha=.99):
+    "Stat: the same under the names of torch's RMSprop"
+    square_avg.mul_(alpha).addcmul_(grad, grad, value=1-alpha)
 
 @stat(step=lambda p: torch.zeros(()))
-def step_count(step): step += 1
+def step_count(step):
+    "Stat: steps of this parameter so far"
+    step += 1
 
-# %% ../nbs/09_composing.ipynb #57ff383e
-def momentum_step(p, momentum_buffer, *, lr): p -= lr*momentum_buffer
-def rms_prop_step(p, grad, square_avg, *, lr, eps=1e-8): p -= lr*grad/(square_avg.sqrt() + eps)
+# %% ../nbs/09_composing.ipynb #db3a98ed
+def momentum_step(p, momentum_buffer, *, lr):
+    "Step: along the sum of the gradients"
+    p -= lr*momentum_buffer
+
+def rms_prop_step(p, grad, square_avg, *, lr, eps=1e-8):
+    "Step: along the gradient over the root of its average square"
+    p -= lr*grad/(square_avg.sqrt() + eps)
 
 def adam_direction(
     exp_avg:Tensor,    # m, running average of the gradients
@@ -86,20 +111,22 @@ def adam_direction(
     eps:float          # added to the root, in the unit of the gradient
 )->Tensor:             # about 1 in size where gradients agree
     "Debiased average of the gradients over the root of the debiased average of their squares"
-    t = step if torch.compiler.is_compiling() else step.item()
+    t = step.double() if torch.compiler.is_compiling() else step.item()  # compiled code must not look at values
     m, v = exp_avg/(1 - betas[0]**t), exp_avg_sq/(1 - betas[1]**t)
     return m/(v.sqrt() + eps)
 
-def adam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8): p -= lr*adam_direction(exp_avg, exp_avg_sq, step, betas, eps)
+def adam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
+    "Step: along Adam's direction"
+    p -= lr*adam_direction(exp_avg, exp_avg_sq, step, betas, eps)
 
-# %% ../nbs/09_composing.ipynb #64032cb9
+# %% ../nbs/09_composing.ipynb #1523bd6a
 def collect_hypers(
     parts,       # functions, in the order in which they run
     given:dict,  # defaults that override those of the parts
     who:str      # whose parts, for messages
 )->dict:         # {hyperparameter: default, or `REQUIRED`}
     "All hyperparameters of `parts`; raises for parts that do not fit together"
-    made_by, found, moves = {}, {}, False
+    made_by, found, moves = dict.fromkeys(('p', 'grad'), 'every optimizer'), {}, False
     for part in parts:
         inputs, hypers = read_part(part)
         name, moves = part.__name__, moves or 'p' in inputs
@@ -107,7 +134,7 @@ def collect_hypers(
             if key in made_by: raise ValueError(f'{who}: {made_by[key]} and {name} both make {key!r}: keep one of them, or rename the state')
             made_by[key] = name
         for key in inputs:
-            if key in made_by or key in ('p', 'grad'): continue
+            if key in made_by: continue
             late = [q.__name__ for q in parts if key in getattr(q, 'makes', {})]
             fix = f'put {late[0]}, which makes it, before {name}' if late else 'add a stat that makes it before'
             raise ValueError(f'{who}: {name} asks for {key!r}, which no earlier part makes: {fix}')
@@ -120,7 +147,7 @@ def collect_hypers(
     check_names(given, list(found), who)
     return {key: default for key, (default, _) in found.items()} | given
 
-# %% ../nbs/09_composing.ipynb #bfcb3f73
+# %% ../nbs/09_composing.ipynb #ba1e7a70
 class Composed(Optimizer):
     "An optimizer made of parts: a subclass lists them in `parts`, in the order in which they run, and may set defaults in `hypers`"
     parts, hypers, _made_by_compose = (), {}, False
@@ -129,6 +156,7 @@ class Composed(Optimizer):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.hypers = collect_hypers(cls.parts, cls.hypers, cls.__name__)
+        cls._made_by_compose = vars(cls).get('_made_by_compose', False)
         cls._plan = [(part, *read_part(part)) for part in cls.parts]
         Arg, options = inspect.Parameter, dict(maximize=False, foreach=True)
         cls.__signature__ = inspect.Signature([Arg('params', Arg.POSITIONAL_OR_KEYWORD), *(Arg(k, Arg.KEYWORD_ONLY, default=v) for k, v in (cls.hypers | options).items())])
@@ -200,7 +228,7 @@ def _for_lists(part):
 def multi_step(self:Composed, params, grads, states, group):
     self._run({'p': params, 'grad': grads} | {name: [s[name] for s in states] for name in states[0]}, group, _for_lists)
 
-# %% ../nbs/09_composing.ipynb #56511a9e
+# %% ../nbs/09_composing.ipynb #fb29cb20
 #| code-fold: true
 @multi(sgd_step)
 def _sgd_steps(p, grad, *, lr): add_scaled(p, grad, -lr)
@@ -232,7 +260,7 @@ def _rms_prop_steps(p, grad, square_avg, *, lr, eps):
     add_scaled(p, torch._foreach_div(grad, floors), -lr)
 
 def _adam_directions(exp_avg, exp_avg_sq, step, betas, eps):
-    ts = step if torch.compiler.is_compiling() else [t.item() for t in step]
+    ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in step]
     floors = torch._foreach_div(exp_avg_sq, [1 - betas[1]**t for t in ts])
     torch._foreach_sqrt_(floors)
     torch._foreach_add_(floors, eps)
@@ -241,6 +269,16 @@ def _adam_directions(exp_avg, exp_avg_sq, step, betas, eps):
     return directions
 @multi(adam_step)
 def _adam_steps(p, exp_avg, exp_avg_sq, step, *, lr, betas, eps): add_scaled(p, _adam_directions(exp_avg, exp_avg_sq, step, betas, eps), -lr)
+
+# %% ../nbs/09_composing.ipynb #05155ea7
+@stat(weight1=scalar(0.), weight2=scalar(0.))
+def weight_sums(weight1, weight2, *, betas=(.9, .999)):
+    "Stat: what the weights in the two averages of Adam add up to"
+    for weight, beta in (weight1, betas[0]), (weight2, betas[1]): weight.mul_(beta).add_(1-beta)
+
+def exact_adam_step(p, exp_avg, exp_avg_sq, weight1, weight2, *, lr, eps=1e-8):
+    "Step: Adam's, debiased by the true sums"
+    p -= lr*(exp_avg/weight1)/((exp_avg_sq/weight2).sqrt() + eps)
 
 # %% ../nbs/09_composing.ipynb #4f180ec2
 def trust_ratio(
@@ -251,9 +289,10 @@ def trust_ratio(
     both = (weight_norm > 0) & (update_norm > 0)
     return torch.where(both, weight_norm/torch.where(both, update_norm, 1.), 1.)
 
-# %% ../nbs/09_composing.ipynb #1dacf37f
+# %% ../nbs/09_composing.ipynb #72bdde6c
 @stat(trust=scalar(1.))  # kept to be looked at
 def lamb_step(p, exp_avg, exp_avg_sq, step, trust, *, lr, betas=(.9, .999), eps=1e-6, weight_decay=0., max_trust=10.):
+    "Step: Adam's direction, as long as the share `lr` of the weights"
     u = adam_direction(exp_avg, exp_avg_sq, step, betas, eps) + weight_decay*p
     trust.copy_(trust_ratio(p.norm(), u.norm()).clamp(max=max_trust))
     p -= lr*trust*u
@@ -262,8 +301,9 @@ class LAMB(Composed):
     "Adam whose step in each layer is a share `lr` of the length of its weights; safe for weights and updates of length 0"
     parts, hypers = (average_grad, average_sqr_grad, step_count, lamb_step), dict(lr=1e-3)
 
-# %% ../nbs/09_composing.ipynb #54027618
+# %% ../nbs/09_composing.ipynb #3ed4f700
 def lars_grad(p, grad, *, trust=1e-3, weight_decay=0.):
+    "New gradient: as long as the share `trust` of the weights"
     norm = p.norm()
     return trust*trust_ratio(norm, grad.norm() + weight_decay*norm)*(grad + weight_decay*p)
 
@@ -271,9 +311,10 @@ class LARS(Composed):
     "Momentum on gradients that are as long as a share `trust` of the weights, layer by layer"
     parts = lars_grad, sum_grad, momentum_step
 
-# %% ../nbs/09_composing.ipynb #b52319d4
+# %% ../nbs/09_composing.ipynb #d50cd4e0
 @stat(exp_avg=torch.zeros_like)
 def lion_step(p, grad, exp_avg, *, lr, betas=(.9, .99)):
+    "Step and stat: move by `lr` against the sign of an average, then update it"
     p -= lr*exp_avg.lerp(grad, 1-betas[0]).sign()
     exp_avg.lerp_(grad, 1-betas[1])
 
@@ -281,8 +322,9 @@ class Lion(Composed):
     "The sign of an average: every weight moves by `lr`"
     parts, hypers = (weight_decay, lion_step), dict(lr=1e-4)
 
-# %% ../nbs/09_composing.ipynb #ca363fce
+# %% ../nbs/09_composing.ipynb #5fd6a46f
 def radam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
+    "Step: Adam's direction without the root at first, then scaled down for how few squares its average holds"
     t, (beta1, beta2) = step.item(), betas
     most = 2/(1-beta2) - 1
     held = most - 2*t*beta2**t/(1-beta2**t)  # about how many squares the average holds
@@ -297,9 +339,10 @@ class RAdam(Composed):
     parts, hypers = (l2_reg, average_grad, average_sqr_grad, step_count, radam_step), dict(lr=1e-3)
     torch_keys = Optimizer.torch_keys | dict(decoupled_weight_decay=False, capturable=False)
 
-# %% ../nbs/09_composing.ipynb #543c71f8
+# %% ../nbs/09_composing.ipynb #8bf38591
 @stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: torch.zeros(()))
 def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
+    "Step: every `k` steps, move slow weights a share `slow_lr` of the way to the fast ones, and start from there"
     since_sync += 1
     if since_sync < k: return
     slow.lerp_(p, slow_lr)

@@ -177,8 +177,8 @@ def stream(name, text): return dict(output_type='stream', name=name, text=[text]
     (notebook('1') | dict(metadata=dict(widgets={})), 0, 'widgets'),
     (notebook("open('/home/me/x')"), 0, '/home/me'),
     (notebook("# See\n\n`C:\\Users\\me`"), 0, 'Users'),
-    (notebook('1', outputs=[stream('stdout', 'saved to /tmp/abc/model')]), 0, '/tmp/abc'),
-    (notebook('1', outputs=[output(**{'text/html': ['<a href="/root/x">']})]), 0, '/root/x'),
+    (notebook('1', outputs=[stream('stdout', 'saved to /home/abc/model')]), 0, '/home/abc'),
+    (notebook('1', outputs=[output(**{'text/html': ['<a href="/Users/x">']})]), 0, '/Users/x'),
     (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
     (notebook('1', outputs=[dict(output_type='error', ename='ValueError', evalue='', traceback=[])]), 0, 'stored error'),
     (notebook('1', outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]), 0, 'widget'),
@@ -188,7 +188,7 @@ def test_untidy_notebook_is_found(nb, size, problem):
     assert len(found) == 1 and problem in found[0]
 
 def test_tidy_notebook_passes():
-    ok(checks.untidy(notebook('# See https://x.org/home/me', '1', outputs=[stream('stdout', 'a/tmp/b 3/work/4')])))
+    ok(checks.untidy(notebook('# See https://x.org/home/me', '1', outputs=[stream('stdout', 'a/home/b 3/home/4')])))
 
 @pytest.mark.parametrize('cells, missing', [
     (['#| export\ndef f(): pass', 'assert f() is None'], []),
@@ -271,7 +271,7 @@ def test_foreign_home_is_found(tmp_path, text, n):
     assert len(checks.foreign_home([tmp_path/'a.md'], 'me', 'nntrain')) == n
 
 def test_machine_path_is_found(tmp_path):
-    (tmp_path/'a.md').write_text('see https://x.org/tmp/a'), (tmp_path/'b.md').write_text('in /Users/me/b')
+    (tmp_path/'a.md').write_text('see https://x.org/home/a'), (tmp_path/'b.md').write_text('in /Users/me/b')
     assert checks.machine_paths([tmp_path/'a.md', tmp_path/'b.md']) == ['b.md: machine path /Users/me']
 
 GOOD_FLOW = 'name: x\non: push\npermissions: {}\njobs:\n  a:\n    runs-on: u\n    timeout-minutes: 5\n    steps:\n      - uses: actions/checkout@v4\n      - run: ls\n'

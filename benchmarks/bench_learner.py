@@ -44,4 +44,5 @@ if __name__ == '__main__':
     compare({'bare PyTorch loop': bare_loop,
              'Learner': learner(),
              'Learner + metrics': learner(MetricsCB(Accuracy())),
-             'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())}, rounds=args.rounds)
+             'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())},
+            rounds=args.rounds, per=N_BATCHES, unit='batch', limits={'Learner + metrics': 1.15})

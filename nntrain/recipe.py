@@ -128,7 +128,7 @@ def _pick_device(device):
 # %% ../nbs/15_recipe.ipynb #642a54de
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    lr:float=None,           # learning rate; None: one that suits the optimizer
+    lr:float=None,           # learning rate; None: the customary one of the optimizer
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
     optimizer:str='momentum',# one of `OPTIMIZERS`
@@ -172,13 +172,13 @@ def _parser():
     add = parser.add_argument
     whole = _number(int, 0, 'a whole number of at least 1')
     add('--epochs', type=whole, default=5, help='rounds through the training data')
-    add('--lr', type=_number(float, 0, 'a finite number above 0'), help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()))
+    add('--lr', type=_number(float, 0, 'a finite number above 0'), default=argparse.SUPPRESS, help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()))
     add('--batch-size', type=whole, default=256, help='images per step')
     add('--model', choices=MODELS, default='cnn', help='mlp: one hidden layer; cnn: four convolutions')
     add('--optimizer', choices=OPTIMIZERS, default='momentum', help='how gradients become steps')
     add('--source', choices=('auto', 'local', 'hub', 'toy'), default='auto', help='auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; toy: pictures drawn by code')
     add('--seed', type=_number(int, -1, 'a whole number of at least 0'), default=0, help='same seed, same run (on the same machine)')
-    add('--device', help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
+    add('--device', default=argparse.SUPPRESS, help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
     add('--out', default='runs', help="folder in which the run's folder is made")
     return parser
 

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import default_device, fashion_dls
+from .init import cnn
 from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, plot_history, set_seed
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'cnn', 'write_whole', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'nntrain_fit']
+__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'write_whole', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'nntrain_fit']
 
 # %% ../nbs/15_recipe.ipynb #263d3b5c
 def mlp(
@@ -34,18 +35,6 @@ def mlp(
 )->nn.Sequential:      # (N, 1, 28, 28) images -> (N, n_classes) logits
     "One hidden layer"
     return nn.Sequential(nn.Flatten(), nn.Linear(28*28, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_classes))
-
-# %% ../nbs/15_recipe.ipynb #3607e283
-def cnn(
-    widths=(16, 32, 64, 128),  # channels after each halving
-    n_classes:int=10           # outputs
-)->nn.Sequential:              # (N, 1, 28, 28) images -> (N, n_classes) logits
-    "Convolutions of stride 2 with batch normalisation, then a mean over what is left of the picture"
-    layers, before = [], 1
-    for width in widths:
-        layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, n_classes))
 
 # %% ../nbs/15_recipe.ipynb #fbf8e7d1
 MODELS = {'mlp': mlp, 'cnn': cnn}

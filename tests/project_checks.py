@@ -54,9 +54,9 @@ def parse(src):
     return ast.parse(re.sub(r'^([ \t]*)[%!].*$', r'\1pass', src, flags=re.M))
 
 def chapter(path):
-    "Number of a chapter; a page without a number stands behind all of them"
-    found = re.match(r'\d+', path.name)
-    return int(found[0]) if found else math.inf
+    "Place of a chapter in the book, 11b_x behind 11_x; a page without a number stands behind all of them"
+    found = re.match(r'(\d+)([a-z]?)_', path.name)
+    return int(found[1]) + (ord(found[2]) - ord('a') + 1)/100 if found and found[2] else int(found[1]) if found else math.inf
 
 def module_chapters(root):
     "{module: chapter that exports it}"

@@ -22,10 +22,10 @@ from .data import default_device, to_device
 
 # %% auto #0
 __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set_seed', 'CancelFit', 'CancelEpoch', 'CancelPhase',
-           'CancelBatch', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks', 'unpack', 'Learner',
-           'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'DeviceCB', 'history_table', 'plot_history',
-           'in_notebook', 'ProgressCB', 'RecorderCB', 'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB', 'TrainCB',
-           'MomentumLearner', 'smooth_losses', 'LRFinderCB', 'LRFind', 'Runs', 'run_seeds']
+           'CancelBatch', 'CancelStep', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks', 'unpack',
+           'Learner', 'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'DeviceCB', 'history_table', 'plot_history',
+           'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB', 'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB',
+           'TrainCB', 'MomentumLearner', 'smooth_losses', 'LRFinderCB', 'LRFind', 'Runs', 'run_seeds']
 
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
@@ -51,6 +51,7 @@ class CancelFit(Exception): "Raise in a callback: leave the fit"
 class CancelEpoch(Exception): "Raise in a callback: leave this epoch, go on with the next"
 class CancelPhase(Exception): "Raise in a callback: leave this pass over the training or validation data"
 class CancelBatch(Exception): "Raise in a callback: leave this batch, go on with the next"
+class CancelStep(Exception): "Raise in a callback or in `step`: leave gradients and weights as they are, go on with this batch"
 CANCELS = dict(zip(LEVELS, (CancelFit, CancelEpoch, CancelPhase, CancelBatch)))
 
 # %% ../nbs/02_learner.ipynb #decc28a0
@@ -164,9 +165,13 @@ def _one_batch(self:Learner):
     verbs['predict'](); emit('after_predict')
     verbs['get_loss'](); emit('after_loss')
     if self.training:
-        verbs['backward'](); emit('after_backward')
-        verbs['step'](); emit('after_step')
-        verbs['zero_grad']()
+        verbs['backward']()
+        try:
+            emit('after_backward')
+            verbs['step'](); self.n_taken += 1
+            emit('after_step')
+            verbs['zero_grad']()
+        except CancelStep: pass  # the gradients stay: the next backward adds to them
 
 # %% ../nbs/02_learner.ipynb #7acfb518
 def _tensors(batch):
@@ -268,9 +273,10 @@ def fit(self:Learner,
     self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
     self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
     if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
+    self.n_taken, self.n_steps = 0, n_epochs*len(self.dls.train) if train and hasattr(self.dls.train, '__len__') else None  # steps taken; steps planned
     self.model.zero_grad()
     try: run_level('fit', self._all_epochs, self._emit)
-    except tuple(CANCELS.values()) as e: raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
+    except (*CANCELS.values(), CancelStep) as e: raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
 
 # %% ../nbs/02_learner.ipynb #a8838b71
 @patch
@@ -419,6 +425,18 @@ def plot_history(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
+
+# %% ../nbs/02_learner.ipynb #b31bc5ae
+def last_metric(
+    history,   # rows of `learn.history`
+    name:str   # key of the last row, such as 'valid_loss'
+)->float:
+    "One value of the newest row of a history; ValueError if there is none of that name"
+    known = [k for k in history[-1] if k != 'epoch'] if history else []
+    if name in known: return history[-1][name]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f': did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'no metric {name!r} in the history{hint}; it has {known}' + ('' if history else ': is MetricsCB among the callbacks?'))
 
 # %% ../nbs/02_learner.ipynb #7ddfaa53
 def in_notebook()->bool:
@@ -725,8 +743,7 @@ def run_seeds(
         learn = make_learner()
         start = time.perf_counter()
         learn.fit(n_epochs)
-        if metric not in learn.history[-1]: raise ValueError(f'no metric {metric!r} in the history: it has {list(learn.history[-1])}')
-        runs.values.append(learn.history[-1][metric])
+        runs.values.append(last_metric(learn.history, metric))
         runs.seconds.append(time.perf_counter() - start)
         runs.histories.append(learn.history)
     return runs

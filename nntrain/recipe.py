@@ -11,7 +11,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 import warnings
 from functools import partial
@@ -21,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .callbacks import write_whole
 from .data import default_device, fashion_dls
 from .init import cnn
 from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, plot_history, set_seed
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'write_whole', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'nntrain_fit']
+__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'nntrain_fit']
 
 # %% ../nbs/15_recipe.ipynb #263d3b5c
 def mlp(
@@ -43,20 +43,6 @@ OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'momentum': (partial(torch.optim.SGD, momentum=.9), .05),
     'adam': (torch.optim.Adam, 2e-3),
     'adamw': (torch.optim.AdamW, 2e-3)}
-
-# %% ../nbs/15_recipe.ipynb #319792fe
-def write_whole(
-    path,  # where the file shall be
-    write  # function of a path: writes the file there
-)->None:
-    "Write a file so that nobody ever meets half of it: first beside its place, then renamed"
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix='.'+path.stem, suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(name)
-        os.replace(name, path)
-    finally: Path(name).unlink(missing_ok=True)
 
 # %% ../nbs/15_recipe.ipynb #c44798d3
 def _write_history(history, path):

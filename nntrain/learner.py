@@ -190,13 +190,13 @@ def _check_devices(self:Learner):
 # %% ../nbs/02_learner.ipynb #c35c2728
 @patch
 def _one_phase(self:Learner):
-    self.iter = -1
-    for self.iter, self.batch in enumerate(self.dl): run_level('batch', self._one_batch, self._emit)
+    first, self.iter = self.iter, self.iter - 1
+    for self.iter, self.batch in enumerate(self.dl, first): run_level('batch', self._one_batch, self._emit)
     if self.iter < 0: raise ValueError(f'the {self.phase} loader gave no batch: is the data empty, or is it an iterator that is used up?')
 
 @patch
 def _run_phase(self:Learner, phase):
-    self.phase, self.dl = phase, getattr(self.dls, phase)
+    self.phase, self.dl, self.iter = phase, getattr(self.dls, phase), 0
     self.model.train(self.training)
     with torch.set_grad_enabled(self.training): run_level('phase', self._one_phase, self._emit)
 
@@ -207,7 +207,7 @@ def _one_epoch(self:Learner):
 
 @patch
 def _all_epochs(self:Learner):
-    for self.epoch in range(self.n_epochs): run_level('epoch', self._one_epoch, self._emit)
+    for self.epoch in range(self.epoch, self.n_epochs): run_level('epoch', self._one_epoch, self._emit)
 
 # %% ../nbs/02_learner.ipynb #b344ec4e
 @patch
@@ -320,6 +320,8 @@ class Mean:
         "The mean so far"
         if not self.n: raise ValueError('no samples yet: call update first')
         return self._total()/self.n
+    def state_dict(self)->dict: return {'values': list(self.values), 'weights': list(self.weights), 'n': self.n}
+    def load_state_dict(self, state)->None: self.values, self.weights, self.n = list(state['values']), list(state['weights']), state['n']
 
 # %% ../nbs/02_learner.ipynb #04ad2789
 class Accuracy(Mean):
@@ -356,9 +358,10 @@ class MetricsCB(Callback):
 # %% ../nbs/02_learner.ipynb #25d0a654
 @patch
 def before_fit(self:MetricsCB, learn):
-    learn.history = []
+    learn.history, self.start = [], None
     for m in self.metrics.values():
         if hasattr(m, 'to'): m.to(learn.device)
+        if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: what it counts belongs into its state_dict
 
 @patch
 def before_epoch(self:MetricsCB, learn): self.values, self.start = {}, time.perf_counter()
@@ -382,6 +385,27 @@ def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
 def after_epoch(self:MetricsCB, learn):
     row = dict(zip(self.values, _to_floats(list(self.values.values()))))
     learn.history.append({'epoch': learn.epoch, **row, 'seconds': time.perf_counter() - self.start})
+    self.start = None
+
+# %% ../nbs/02_learner.ipynb #3c81aa02
+@patch
+def state_dict(self:MetricsCB)->dict:
+    "What the current epoch has counted so far; empty between epochs"
+    if self.start is None: return {}
+    for name, m in self.metrics.items():
+        if not (hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict')):
+            raise TypeError(f'metric {name!r} has no state_dict and load_state_dict: what it has counted in the middle of an epoch cannot be saved')
+    return {'seconds': time.perf_counter() - self.start, 'values': dict(self.values),
+            'metrics': {name: m.state_dict() for name, m in {'loss': self.loss, **self.metrics}.items()}}
+
+@patch
+def load_state_dict(self:MetricsCB, state)->None:
+    "Go on counting from what `state_dict` gave"
+    if not state: self.start = None; return
+    metrics = {'loss': self.loss, **self.metrics}
+    if set(metrics) != set(state['metrics']): raise ValueError(f"the saved metrics are {sorted(state['metrics'])}, these are {sorted(metrics)}")
+    self.values, self.start = dict(state['values']), time.perf_counter() - state['seconds']
+    for name, m in metrics.items(): m.load_state_dict(state['metrics'][name])
 
 # %% ../nbs/02_learner.ipynb #e8ea97f1
 class DeviceCB(Callback):
@@ -466,7 +490,7 @@ class ProgressCB(Callback):
 
 # %% ../nbs/02_learner.ipynb #ec6a9108
 class _TerminalScreen:
-    def __init__(self, plot): self.bar = None
+    def __init__(self, plot): self.bar, self.begun = None, False
     def start(self, title, total, every):
         from tqdm import tqdm
         self.bar = tqdm(total=total, desc=title, mininterval=every, leave=False, disable=None, dynamic_ncols=True)
@@ -475,7 +499,8 @@ class _TerminalScreen:
         if self.bar is not None: self.bar.close()
     def row(self, history):
         lines = history_table(history, plain=True).splitlines()
-        print('\n'.join(lines if len(history) == 1 else lines[-1:]), flush=True)
+        print('\n'.join(lines[-1:] if self.begun else lines), flush=True)  # all rows first: a training that goes on has old ones
+        self.begun = True
     def close(self): self.stop()
 
 # %% ../nbs/02_learner.ipynb #c29f3fce
@@ -517,13 +542,16 @@ class RecorderCB(Callback):
     def __init__(self,
         **fns  # name=function of the learner, giving a number or a 0-dim tensor
     ): self.fns = {'loss': lambda learn: learn.loss.detach()} | fns
-    def before_fit(self, learn): self.values = {name: [] for name in self.fns}
+    def before_fit(self, learn): self.values, self.new = {name: [] for name in self.fns}, {}
     def before_phase(self, learn): self.new = {name: [] for name in self.fns}
     def after_loss(self, learn):
         if learn.training:
             for name, fn in self.fns.items(): self.new[name].append(fn(learn))
     def cleanup_phase(self, learn):
         for name, values in self.new.items(): self.values[name] += _to_floats(values)
+        self.new = {}
+    def state_dict(self)->dict: return {name: values + _to_floats(self.new.get(name, [])) for name, values in self.values.items()}
+    def load_state_dict(self, state)->None: self.values, self.new = {name: list(values) for name, values in state.items()}, {name: [] for name in self.fns}
     def plot(self, name='loss', ax=None):
         "Plot one recorded quantity over the training batches"
         if ax is None:

@@ -270,6 +270,7 @@ def fit(self:Learner,
     active = sort_callbacks([*self.cbs, *cbs])
     check_callbacks(active)
     self._listen(active)
+    self.active = active  # all callbacks of this fit, in their order
     self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
     self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
     if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)

@@ -1,0 +1,276 @@
+"""Layers of chapter 4 against torch over shapes and types, initialisation against its formulas, blocks over a grid of shapes."""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nntrain.init import BatchNorm, GeneralReLU, LayerNorm, cnn, conv_block, init_weights, lsuv_init
+
+quick = settings(max_examples=25, deadline=None)
+shapes = st.tuples(st.integers(2, 6), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3)).map(lambda t: (t[0], t[1], *t[2]))
+dtypes = st.sampled_from([(torch.float64, 1e-10), (torch.float32, 1e-3)])      # gradients of float32 lose digits where two samples are nearly equal
+TORCH_BN = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def same(a, b, atol): assert_close(a, b, rtol=atol, atol=atol)
+
+
+def twins(ours, theirs, gen):
+    "The same random parameters in both"
+    with torch.no_grad():
+        for p in theirs.parameters(): p.copy_(torch.rand(p.shape, generator=gen, dtype=torch.float64) + .5)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def inputs(shape, gen, dtype):
+    x = (3*torch.randn(shape, generator=gen, dtype=torch.float64) + 2).to(dtype)
+    return x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype)
+
+
+# ---- BatchNorm -----------------------------------------------------------------------------------------------------------------------
+
+@given(shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 1e-3, .1]), momentum=st.sampled_from([0., .1, .7, 1.]), seed=st.integers(0, 999), last=st.booleans())
+@quick
+def test_batch_norm_is_torchs(shape, kind, eps, momentum, seed, last):
+    (dtype, tol), gen = kind, torch.Generator().manual_seed(seed)
+    ours, theirs = twins(BatchNorm(shape[1], eps, momentum).to(dtype), TORCH_BN[len(shape)](shape[1], eps, momentum).to(dtype), gen)
+    for _ in range(3):
+        a, b, g = inputs(shape, gen, dtype)
+        if last and a.ndim == 4: a, b = (t.detach().to(memory_format=torch.channels_last).requires_grad_() for t in (a, b))
+        out, want = ours(a), theirs(b)
+        out.backward(g); want.backward(g)
+        assert out.dtype == dtype
+        same(out, want, tol); same(a.grad, b.grad, tol)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True): same(p.grad, q.grad, tol)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for p, q in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True): same(p, q, tol)
+    before = copy.deepcopy(ours.state_dict())
+    same(ours.eval()(a), theirs.eval()(b), tol)
+    for name, value in ours.state_dict().items(): assert torch.equal(value, before[name])     # eval mode only looks
+
+
+@given(shape=shapes, seed=st.integers(0, 999))
+@quick
+def test_no_gradient_along_a_shift_or_a_scaling(shape, seed):
+    gen = torch.Generator().manual_seed(seed)
+    a, _, g = inputs(shape, gen, torch.float64)
+    dims = [d for d in range(len(shape)) if d != 1]
+    BatchNorm(shape[1], eps=0.).double()(a).backward(g)
+    direction = a.detach() - a.detach().mean(dims, keepdim=True)
+    size = a.grad.norm()*direction.norm() + 1
+    assert a.grad.sum(dims).abs().max() < 1e-9*(a.grad.norm() + 1) and (a.grad*direction).sum(dims).abs().max() < 1e-9*size
+
+
+def test_batch_norm_gradcheck_and_second_order():
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(BatchNorm(2).double(), x) and torch.autograd.gradgradcheck(BatchNorm(2).double(), x)
+
+
+def test_state_goes_both_ways():
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    for _ in range(3): theirs(torch.randn(4, 3, 2, 2) + 1)
+    ours.load_state_dict(theirs.state_dict())
+    ours(torch.randn(4, 3, 2, 2))
+    theirs.load_state_dict(ours.state_dict())
+    assert theirs.num_batches_tracked == 4
+    assert_close(theirs.running_mean, ours.running_mean)
+
+
+@pytest.mark.parametrize('shape', [(1, 3), (1, 3, 1, 1)])
+def test_one_value_per_channel(shape):
+    norm = BatchNorm(3)
+    with pytest.raises(ValueError, match='at least two values per channel in training, got 1'): norm(torch.zeros(shape))
+    assert norm.num_batches_tracked == 0 and not norm.running_mean.any()
+    norm.eval()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize('norm', [BatchNorm, LayerNorm])
+def test_norms_refuse_other_channels(norm):
+    for shape in (4, 2), (4, 1, 3, 3), (3,):
+        with pytest.raises(ValueError, match=rf'{norm.__name__}\(3\) expects \(N, 3, …\)'): norm(3)(torch.zeros(shape))
+    for n in 0, -1, 2.5, True:
+        with pytest.raises(ValueError, match='at least 1'): norm(n)
+    with pytest.raises(ValueError, match='eps'): norm(3, eps=-1.)
+
+
+@pytest.mark.parametrize('norm', [BatchNorm, LayerNorm])
+def test_half_precision_inputs_are_normalised_in_the_precision_of_the_weights(norm):
+    x = (torch.randn(16, 4, 5, 5)*100 + 300).bfloat16()                       # the squares need more than eight bits
+    out = norm(4)(x)
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), norm(4)(x.float()), rtol=.01, atol=.01)
+    with torch.autocast('cpu', torch.bfloat16): conv_block(1, 4, norm=norm)(torch.randn(4, 1, 8, 8)).sum().backward()
+
+
+# ---- LayerNorm -----------------------------------------------------------------------------------------------------------------------
+
+@given(shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, .1]), seed=st.integers(0, 999))
+@quick
+def test_layer_norm_is_torchs(shape, kind, eps, seed):
+    (dtype, tol), gen = kind, torch.Generator().manual_seed(seed)
+    if math.prod(shape[1:]) == 1: return                                        # nothing to normalise: torch refuses, ours gives the bias
+    ours, theirs = twins(LayerNorm(shape[1], eps).to(dtype), nn.GroupNorm(1, shape[1], eps).to(dtype), gen)
+    a, b, g = inputs(shape, gen, dtype)
+    out, want = ours(a), theirs(b)
+    out.backward(g); want.backward(g)
+    same(out, want, tol); same(a.grad, b.grad, tol)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True): same(p.grad, q.grad, tol)
+    if len(shape) == 2: same(out, F.layer_norm(a, shape[1:], ours.weight, ours.bias, eps), tol)
+    same(ours(a[:1]), out[:1], tol)                                             # each sample by itself
+
+
+# ---- GeneralReLU ---------------------------------------------------------------------------------------------------------------------
+
+@given(leak=st.floats(0, 1), subtract=st.floats(0, 1), cut=st.one_of(st.none(), st.floats(.1, 2)), seed=st.integers(0, 999))
+@quick
+def test_general_relu(leak, subtract, cut, seed):
+    x = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    want = torch.where(x > 0, x, leak*x) - subtract
+    kinks = x.abs() if cut is None else torch.minimum(x.abs(), (want - cut).abs())
+    want = want if cut is None else want.clamp(max=cut)
+    act, before = GeneralReLU(leak, subtract, cut), x.clone()
+    assert_close(act(x), want, rtol=0, atol=1e-12)
+    assert torch.equal(x, before)
+    assert torch.autograd.gradcheck(act, x[kinks > 1e-4].requires_grad_())
+
+
+def test_general_relu_refuses():
+    for leak in -.1, 1.1, math.nan, 'a', True:
+        with pytest.raises(ValueError, match='leak'): GeneralReLU(leak)
+    with pytest.raises(ValueError, match='max_value'): GeneralReLU(subtract=.4, max_value=-.4)
+
+
+# ---- initialisation ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('leak', [0., .1, 1.])
+@pytest.mark.parametrize('layer', [nn.Linear(50, 400), nn.Conv1d(10, 200, 5), nn.Conv2d(8, 300, 3, groups=2), nn.Conv3d(4, 100, 3, bias=False)])
+def test_init_weights_follows_the_formula(layer, leak):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer, nn.BatchNorm2d(3))
+    assert init_weights(model, leak) is model
+    want = math.sqrt(2/((1 + leak**2)*layer.weight[0].numel()))
+    assert abs(layer.weight.std()/want - 1) < .05 and abs(layer.weight.mean()) < .05*want*5
+    assert layer.bias is None or not layer.bias.any()
+    assert torch.equal(model[1].weight, torch.ones(3)) and layer.weight.requires_grad
+
+
+def test_kaiming_keeps_the_signal_through_thirty_layers():
+    torch.manual_seed(0)
+    model = init_weights(nn.Sequential(*(m for _ in range(30) for m in (nn.Linear(256, 256), nn.ReLU()))))
+    with torch.no_grad(): assert .2 < model(torch.randn(64, 256)).square().mean().sqrt() < 5
+
+
+@pytest.mark.parametrize('at, act', [(None, nn.ReLU), (None, nn.Tanh), (GeneralReLU, lambda: GeneralReLU(.1, .4)), (lambda name, m: isinstance(m, GeneralReLU), lambda: GeneralReLU(.2, .3))])
+@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d])
+def test_lsuv_reaches_mean_0_and_std_1(at, act, norm):
+    if at is not None and norm is not None: return                              # eval mode: as without
+    torch.manual_seed(1)
+    model, x = cnn((4, 8, 8), norm=norm, act=act), 3*torch.rand(32, 1, 28, 28) + 1
+    modes = [m.training for m in model.eval().modules()]
+    before, rng = {n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state()
+    got = lsuv_init(model, x) if at is None else lsuv_init(model, x, at=at)
+    outs = {}
+    handles = [m.register_forward_hook(lambda m, i, out, name=name: outs.update({name: out})) for name, m in model.named_modules() if name in got]
+    with torch.no_grad(): model(x)
+    for h in handles: h.remove()
+    assert len(got) == 4
+    for name, out in outs.items():
+        assert_close(out.std(correction=0), torch.tensor(1.), rtol=0, atol=2e-3)
+        layer = model.get_submodule(name)
+        if getattr(layer, 'bias', True) is not None: assert out.mean().abs() < 2e-3
+        assert_close(torch.tensor(got[name]), torch.stack([out.mean(), out.std(correction=0)]), rtol=0, atol=1e-5)
+    assert [m.training for m in model.modules()] == modes and torch.equal(rng, torch.get_rng_state())
+    for n, b in model.named_buffers(): assert torch.equal(b, before[n])
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_lsuv_gives_up_and_changes_nothing():
+    "tanh stays below 1, so its standard deviation cannot be 1"
+    model = cnn((4,), act=nn.Tanh)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='does not reach|which no scaling'): lsuv_init(model, torch.randn(16, 1, 8, 8), at=nn.Tanh, max_iter=30)
+    for name, value in model.state_dict().items(): assert torch.equal(value, before[name])
+    assert not any(m._forward_hooks for m in model.modules()) and model.training
+
+
+def test_lsuv_trains_afterwards_and_refuses():
+    model = cnn((4, 8))
+    lsuv_init(model, torch.randn(16, 1, 8, 8))
+    model(torch.randn(16, 1, 8, 8)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    for bad in torch.zeros(4, 1, 8, 8), torch.full((4, 1, 8, 8), math.nan):
+        broken = cnn((4, 8), norm=None)
+        with torch.no_grad(): broken[0][0].bias.zero_()
+        before = copy.deepcopy(broken.state_dict())
+        with pytest.raises(ValueError, match="output of '0.0' has"): lsuv_init(broken, bad)
+        for name, value in broken.state_dict().items(): assert torch.equal(value, before[name])
+    for nothing in nn.Sequential(nn.ReLU()), nn.Sequential():
+        with pytest.raises(ValueError, match='no module matches'): lsuv_init(nothing, torch.randn(2, 3))
+        with pytest.raises(ValueError, match='no module matches'): init_weights(nothing)
+
+
+# ---- blocks --------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm, lambda n: nn.GroupNorm(1, n)])
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('n_in, n_out', [(3, 3), (1, 4), (4, 2)])
+def test_conv_block_shapes(n_in, n_out, stride, norm):
+    for ks in 1, 3, 5:
+        for h, w in (7, 7), (8, 8), (5, 9), (2, 2), (1, 1):
+            out = conv_block(n_in, n_out, ks, stride, norm)(torch.randn(2, n_in, h, w) if (h, w) != (1, 1) else torch.randn(4, n_in, 1, 1))
+            assert out.shape[1:] == (n_out, math.ceil(h/stride), math.ceil(w/stride)) and (out >= 0).all()
+
+
+def test_conv_block_bias_only_where_it_counts():
+    for norm in None, nn.BatchNorm2d, BatchNorm, LayerNorm:
+        for bias in None, True, False:
+            conv = conv_block(2, 3, norm=norm, bias=bias)[0]
+            assert (conv.bias is not None) == (norm is None if bias is None else bias)
+    assert [type(m) for m in conv_block(2, 3, act=None)] == [nn.Conv2d, nn.BatchNorm2d]
+    assert [type(m) for m in conv_block(2, 3, norm=None, act=None)] == [nn.Conv2d]
+
+
+@pytest.mark.parametrize('kw, error', [(dict(ks=4), 'odd'), (dict(ks=0), 'ks'), (dict(stride=0), 'stride'), (dict(n_in=0), 'n_in'), (dict(n_out=2.5), 'n_out'), (dict(n_out=True), 'n_out'),
+                                       (dict(norm=nn.BatchNorm2d(3)), 'not an object'), (dict(norm=False), 'norm must be'), (dict(act=nn.ReLU()), 'not an object'), (dict(act=F.relu), None), (dict(norm=lambda n: n), 'made 3')])
+def test_conv_block_refuses(kw, error):
+    with pytest.raises((ValueError, TypeError), match=error): conv_block(**dict(n_in=2, n_out=3) | kw)
+
+
+@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm])
+def test_every_parameter_of_the_cnn_gets_a_gradient(norm):
+    torch.manual_seed(0)
+    for kw, shape in ((dict(), (16, 1, 28, 28)), (dict(widths=(4, 8), n_in=3, n_classes=2, act=lambda: GeneralReLU(.1, .4)), (16, 3, 13, 21))):
+        model = cnn(norm=norm, **kw)
+        out = model(torch.randn(shape))
+        assert out.shape == (16, kw.get('n_classes', 10))
+        F.cross_entropy(out, torch.arange(16) % 2).backward()
+        for name, p in model.named_parameters(): assert p.grad is not None and p.grad.any(), name
+    assert sum(p.numel() for p in cnn().parameters()) == 98_682
+
+
+def test_cnn_refuses():
+    with pytest.raises(ValueError, match='widths is empty'): cnn(())
+    for kw in dict(n_classes=0), dict(n_in=0), dict(widths=(4, 0)):
+        with pytest.raises(ValueError, match='at least 1'): cnn(**kw)
+    with pytest.raises(RuntimeError, match='to have 1 channels, but got 3'): cnn()(torch.zeros(2, 3, 28, 28))
+
+
+def test_two_ways_of_batch_norm_train_alike():
+    "A whole training step by step, ours against torch's, in float64"
+    torch.manual_seed(0)
+    a = cnn((4, 8), norm=BatchNorm).double()
+    b = cnn((4, 8)).double()
+    b.load_state_dict(a.state_dict())
+    opts = [torch.optim.SGD(m.parameters(), lr=.1, momentum=.9) for m in (a, b)]
+    for _ in range(5):
+        x, y = torch.randn(8, 1, 12, 12, dtype=torch.float64), torch.randint(10, (8,))
+        for m, opt in zip((a, b), opts):
+            opt.zero_grad(); F.cross_entropy(m(x), y).backward(); opt.step()
+    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True): assert_close(p, q, rtol=0, atol=1e-9, msg=name)

@@ -254,9 +254,10 @@ def set_hyper(
     else: group[key] = value if i is None else tuple(value if j == i else b for j, b in enumerate(group[key]))
     return value
 
-# %% ../nbs/10_schedulers.ipynb #ec722601
+# %% ../nbs/10_schedulers.ipynb #fa787a01
 class ScheduleCB(Callback):
     "Write hyperparameters before each training batch; `values` has what the steps really used"
+    watches = True  # `lr_find` leaves it out: it moves the rate itself
     def __init__(self,
         **schedules  # name of a hyperparameter = schedule, or a list with one schedule for each parameter group
     ):
@@ -273,27 +274,34 @@ class ScheduleCB(Callback):
         for name, given in self.schedules.items():
             each = list(given) if isinstance(given, (list, tuple)) else [given]*len(groups)
             if len(each) != len(groups): raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter groups: give one for each, or a single one for all')
-            for group, schedule in zip(groups, each):
-                slot = find_hyper(group, name, who)
+            for k, schedule in enumerate(each):
+                slot = find_hyper(groups[k], name, who)
                 for _, other, other_name, taken in self.plan:
-                    if other is group and taken[0] == slot[0] and (taken[1] == slot[1] or None in (taken[1], slot[1])):
+                    if other == k and taken[0] == slot[0] and (taken[1] == slot[1] or None in (taken[1], slot[1])):
                         raise ValueError(f'{other_name} and {name} would both write {slot[0]} of {who}: keep one of them')
-                self.plan.append((schedule, group, name, slot))
+                self.plan.append((schedule, k, name, slot))
 
     def before_batch(self, learn):
         if not learn.training: return
         if learn.n_steps is None: raise ValueError('the training loader has no length, so nobody knows how far the training is: set learn.n_steps in the before_fit of a callback of order below 0')
         progress, self.used = min(learn.n_taken/max(1, learn.n_steps-1), 1.), {name: [] for name in self.values}
-        for schedule, group, name, _ in self.plan:
-            self.used[name].append(set_hyper(group, name, schedule(progress), getattr(learn.opt, 'ranges', None)))
+        for schedule, k, name, _ in self.plan:
+            self.used[name].append(set_hyper(learn.opt.param_groups[k], name, schedule(progress), getattr(learn.opt, 'ranges', None)))
 
     def after_step(self, learn):
         for name, values in self.used.items(): self.values[name].append(values[0] if len(values) == 1 else tuple(values))
 
-# %% ../nbs/10_schedulers.ipynb #2593d101
+# %% ../nbs/10_schedulers.ipynb #28d86f01
+@patch
+def state_dict(self:ScheduleCB)->dict: return {'values': {name: list(values) for name, values in self.values.items()}}
+
+@patch
+def load_state_dict(self:ScheduleCB, state)->None: self.values = {name: list(values) for name, values in state['values'].items()}
+
+# %% ../nbs/10_schedulers.ipynb #e4483601
 class TorchSchedulerCB(Callback):
     "Run one of torch's schedulers: a step of its own after each optimizer step, or after each epoch"
-    order = After(MetricsCB)
+    order, watches = After(MetricsCB), True  # `lr_find` leaves it out: it moves the rate itself
     def __init__(self,
         factory,          # (optimizer) or (optimizer, n_steps=…) -> scheduler, such as partial(StepLR, step_size=2)
         per:str='batch',  # 'batch': after each step that was taken; 'epoch': after each epoch in which one was
@@ -326,6 +334,14 @@ class TorchSchedulerCB(Callback):
     def _advance(self, *metric):
         if self.n_last is None or self.n_done < self.n_last: self.scheduler.step(*metric)
         self.n_done += 1
+
+@patch
+def state_dict(self:TorchSchedulerCB)->dict: return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done, 'n_before': self.n_before}
+
+@patch
+def load_state_dict(self:TorchSchedulerCB, state)->None:
+    self.n_done, self.n_before = state['n_done'], state['n_before']
+    self.scheduler.load_state_dict(state['scheduler'])
 
 # %% ../nbs/10_schedulers.ipynb #700f2c01
 @patch

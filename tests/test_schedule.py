@@ -1,0 +1,350 @@
+"Schedules as functions, and the callbacks that write them: properties over random shapes, and torch as the oracle."
+import inspect
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import lr_scheduler
+
+from nntrain.adaptive import AdamW
+from nntrain.compose import Lion
+from nntrain.learner import Callback, CancelBatch, CancelFit, CancelStep, Learner, MetricsCB, RecorderCB
+from nntrain.momentum import EMAMomentum, Momentum
+from nntrain.optimizer import SGD
+from nntrain.schedule import (ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper, hyper_names, join, linear, momentum_cycle, one_cycle, polynomial,
+                              repeat, set_hyper, stairs, step_decay, time_decay, torch_pct_start, triangular, warm_restarts, warm_up)
+
+quick = settings(max_examples=40, deadline=None)
+values = st.floats(1e-6, 10)
+ways = st.sampled_from([linear, cosine, exponential, polynomial, time_decay])
+
+
+def shares(numbers): return [n/sum(numbers) for n in numbers]
+
+
+@given(way=ways, a=values, b=values, p=st.floats(0, 1))
+@quick
+def test_every_way_stays_between_its_ends_and_hits_them(way, a, b, p):
+    schedule = way(a, b)
+    assert schedule(0.) == a or way is time_decay and math.isclose(schedule(0.), a, rel_tol=1e-12)
+    assert schedule(1.) == b or way is time_decay and math.isclose(schedule(1.), b, rel_tol=1e-12)
+    assert min(a, b)*(1-1e-12) <= schedule(p) <= max(a, b)*(1+1e-12)
+
+
+@given(way=ways, a=values, b=values, n=st.integers(2, 50))
+@quick
+def test_every_way_is_monotone(way, a, b, n):
+    sign = 1 if b > a else -1
+    out = at_steps(way(a, b), n)
+    assert all(sign*(y-x) >= -1e-12*max(a, b) for x, y in zip(out, out[1:]))
+
+
+@given(parts=st.lists(st.tuples(st.integers(0, 100), values, values), min_size=1, max_size=7).filter(lambda parts: sum(n for n, *_ in parts)))
+@quick
+def test_join_hits_its_end_points_and_every_joint(parts):
+    fractions, starts, ends = shares([n for n, *_ in parts]), [a for _, a, _ in parts], [b for *_, b in parts]
+    joined = join(fractions, [linear(a, b) for a, b in zip(starts, ends)])
+    seen = [i for i, f in enumerate(fractions) if f > 0]
+    assert joined(0.) == starts[seen[0]] and joined(1.) == ends[seen[-1]]
+    for i in seen:
+        begin = math.fsum(fractions[:i])
+        middle = joined(min(begin + fractions[i]/2, 1.))
+        assert math.isclose(middle, (starts[i]+ends[i])/2, rel_tol=1e-6, abs_tol=1e-6)
+    for i in seen[:-1]:     # where two parts meet, the later one begins
+        assert math.isclose(joined(math.fsum(fractions[:i+1])), next(starts[j] for j in seen if j > i), rel_tol=1e-6) or fractions[i] < 1e-6
+
+
+@given(parts=st.lists(st.integers(1, 100), min_size=2, max_size=6), off=st.floats(1e-4, 2) | st.floats(-.9, -1e-4), drop=st.booleans())
+@quick
+def test_join_refuses_bad_fractions(parts, off, drop):
+    good = shares(parts)
+    schedules = [constant(1.)]*len(good)
+    join(good, schedules)
+    with pytest.raises(ValueError, match='sum to 1'): join([f*(1+off) for f in good], schedules)
+    with pytest.raises(ValueError, match='at least 0'): join([good[0]+good[1]+1, -1, *good[2:]], schedules)
+    with pytest.raises(ValueError, match='one fraction for each'): join(good, schedules[1:] if drop else schedules + schedules)
+    for p in -1e-9, 1+1e-9, math.nan:
+        with pytest.raises(ValueError, match='progress'): join(good, schedules)(p)
+    with pytest.raises(ValueError): join([], [])
+
+
+@given(parts=st.lists(st.integers(1, 9), min_size=2, max_size=4), inner=st.lists(st.integers(1, 9), min_size=2, max_size=4), p=st.floats(0, 1))
+@quick
+def test_a_joined_schedule_is_a_schedule(parts, inner, p):
+    nested = join(shares(parts), [join(shares(inner), [constant(float(k)) for k in range(len(inner))]) for _ in parts])
+    assert nested(p) in range(len(inner)) and nested(0.) == 0 and nested(1.) == len(inner)-1
+
+
+@given(n=st.integers(1, 6), growth=st.floats(.5, 3), p=st.floats(.001, .999))
+@quick
+def test_repeat(n, growth, p):
+    cycles = repeat(linear(0., 1.), n, growth)
+    assert cycles(0.) == 0 and cycles(1.) == 1
+    lengths = shares([growth**k for k in range(n)])
+    assert math.isclose(cycles(lengths[0]*p), p, abs_tol=1e-9)
+    assert math.isclose(cycles(1 - lengths[-1]*(1-p)), p, abs_tol=1e-6)
+
+
+@given(epochs=st.integers(1, 40), batches=st.integers(1, 300), way=ways)
+@quick
+def test_stairs_change_with_the_epoch(epochs, batches, way):
+    expected = [v for v in at_steps(way(1., .1), epochs) for _ in range(batches)]
+    assert at_steps(stairs(way(1., .1), epochs), epochs*batches) == expected
+
+
+@given(share=st.floats(.01, .99), lr=values)
+@quick
+def test_warm_up_and_triangles(share, lr):
+    warmed = warm_up(cosine(lr, 0.), share)
+    assert warmed(0.) == 0 and math.isclose(warmed(share), lr, rel_tol=1e-9) and warmed(1.) == 0
+    assert max(at_steps(triangular(0., lr, 2), 9)) == lr
+    assert at_steps(warm_restarts(lr, 0., 2, growth=1), 5)[2] == lr
+
+
+def test_step_decay_cuts_at_its_places():
+    assert at_steps(step_decay(8., .5, (0., .5, 1.)), 5) == [4., 4., 2., 2., 1.]
+
+
+@given(total=st.integers(2, 400), pct=st.floats(0, 1), max_lr=values, div=st.floats(1, 100), final=st.floats(1, 1e5), linear_=st.booleans(), three=st.booleans(),
+       low=st.floats(.5, .8), high=st.floats(.8, .99), kind=st.sampled_from([torch.optim.SGD, torch.optim.AdamW]))
+@settings(max_examples=80, deadline=None)
+def test_one_cycle_is_torchs_step_by_step(total, pct, max_lr, div, final, linear_, three, low, high, kind):
+    most = .5 if three else 1
+    q = torch_pct_start(1/total + 1e-3 + pct*(most - 1/total - 2e-3), total) if total*most > 1.1 else None
+    if q is None or not 0 < q < most - 1e-3: return
+    pct = (q*(total-1) + 1)/total
+    opt = kind([nn.Parameter(torch.zeros(1))], lr=1.)
+    group = opt.param_groups[0]
+    theirs = lr_scheduler.OneCycleLR(opt, max_lr, total_steps=total, pct_start=pct, anneal_strategy='linear' if linear_ else 'cos', base_momentum=low, max_momentum=high,
+                                     div_factor=div, final_div_factor=final, three_phase=three)
+    shape = dict(pct_start=torch_pct_start(pct, total), anneal=linear if linear_ else cosine, three_phase=three)
+    rates, moms = at_steps(one_cycle(max_lr, div=div, div_final=div*final, **shape), total), at_steps(momentum_cycle((high, low, high), **shape), total)
+    for i in range(total):
+        key, at = find_hyper(group, 'momentum')
+        momentum = group[key] if at is None else group[key][at]
+        assert math.isclose(group['lr'], rates[i], rel_tol=1e-6, abs_tol=1e-9*max_lr) and math.isclose(momentum, moms[i], rel_tol=1e-9), i
+        if i < total-1:
+            opt.step()
+            theirs.step()
+
+
+# ---- the callbacks
+
+class Skip(Callback):
+    "Skip the steps of some batches"
+    def __init__(self, skipped): self.skipped = set(skipped)
+    def after_backward(self, learn):
+        if learn.epoch*len(learn.dl) + learn.iter in self.skipped: raise CancelStep()
+
+
+def learner(cbs=(), opt_func=torch.optim.SGD, n_batches=4, lr=.01, **kwargs):
+    gen = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(3, 2, generator=gen, dtype=torch.float64), torch.randn(3, 1, generator=gen, dtype=torch.float64)) for _ in range(n_batches)]
+    class Loaders: train, valid = batches, batches[:1]
+    torch.manual_seed(0)
+    return Learner(nn.Linear(2, 1).double(), Loaders, F.mse_loss, opt_func, lr, [MetricsCB(), *cbs])
+
+
+def used(): return RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'])
+
+
+@given(n_epochs=st.integers(1, 3), n_batches=st.integers(1, 5), skipped=st.sets(st.integers(0, 14)))
+@settings(max_examples=25, deadline=None)
+def test_a_skipped_step_does_not_advance_the_schedule(n_epochs, n_batches, skipped):
+    total, schedule = n_epochs*n_batches, linear(.1, 0.)
+    sched, seen = ScheduleCB(lr=schedule), used()
+    learner([sched, seen, Skip(skipped)], n_batches=n_batches).fit(n_epochs)
+    planned, taken, expected = at_steps(schedule, total), 0, []
+    for i in range(total):
+        expected.append(planned[taken])
+        taken += i not in skipped
+    assert seen.values['lr'] == expected
+    assert sched.values['lr'] == planned[:taken]
+
+
+def test_more_steps_than_planned_stay_at_the_end():
+    class FewerCB(Callback):
+        order = -5
+        def before_fit(self, learn): learn.n_steps = 3
+    sched = ScheduleCB(lr=linear(.1, 0.))
+    learner([sched, FewerCB()]).fit(2)
+    assert sched.values['lr'] == [*at_steps(linear(.1, 0.), 3), *[0.]*5]
+
+
+def test_each_fit_starts_anew_and_validation_alone_needs_no_optimizer():
+    sched = ScheduleCB(lr=linear(.1, 0.))
+    learn = learner([sched])
+    for _ in range(2):
+        learn.fit(1)
+        assert sched.values['lr'] == at_steps(linear(.1, 0.), 4)
+    learner([ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(lr_scheduler.ExponentialLR, gamma=.5))]).fit(1, train=False)
+
+
+@pytest.mark.parametrize('cancel', [CancelBatch, CancelFit])
+def test_cancelled_batches_do_not_count(cancel):
+    class CancelCB(Callback):
+        def after_loss(self, learn):
+            if learn.training and learn.iter == 1: raise cancel()
+    sched = ScheduleCB(lr=linear(.3, 0.))
+    learner([sched, CancelCB()]).fit(1)
+    assert sched.values['lr'] == at_steps(linear(.3, 0.), 4)[:3 if cancel is CancelBatch else 1]
+
+
+@pytest.mark.parametrize('opt_func, schedules, error, says', [
+    (SGD, dict(momentum=.9), TypeError, 'constant'),
+    (SGD, dict(momentum=constant(.9)), TypeError, 'moms=None'),
+    (SGD, dict(learning_rate=constant(.9)), TypeError, 'did you mean'),
+    (AdamW, dict(beta3=constant(.9)), TypeError, "did you mean 'beta"),
+    (AdamW, dict(params=constant(.9)), TypeError, 'no hyperparameter'),
+    (AdamW, dict(foreach=constant(True)), TypeError, 'no hyperparameter'),
+    (AdamW, dict(lr=[constant(.1), constant(.1)]), ValueError, '2 schedules for 1 parameter groups'),
+    (AdamW, dict(lr=[]), ValueError, '0 schedules'),
+    (AdamW, dict(beta1=constant(.1), betas=constant((.1, .2))), ValueError, 'keep one'),
+    (AdamW, dict(momentum=constant(1.)), ValueError, 'below 1'),
+    (Momentum, dict(momentum=constant(-.1)), ValueError, 'at least 0'),
+    (torch.optim.SGD, dict(lr=constant(math.inf)), ValueError, 'lr'),
+    (torch.optim.SGD, dict(lr=lambda p: None), TypeError, 'float'),
+    (torch.optim.AdamW, dict(betas=constant((.9, .99, .999))), ValueError, 'needs 2 values'),
+])
+def test_schedule_cb_refuses(opt_func, schedules, error, says):
+    with pytest.raises(error, match=says): learner([ScheduleCB(**schedules)], opt_func).fit(1)
+
+
+def test_two_hypers_of_one_tuple_fit_together():
+    sched = ScheduleCB(beta1=linear(.9, .8), beta2=linear(.99, .9))
+    learn = learner([sched], AdamW)
+    learn.fit(1)
+    assert learn.opt.param_groups[0]['betas'] == (.8, .9)
+
+
+def test_a_tensor_keeps_its_identity_and_dtype():
+    lr = torch.tensor(.1, dtype=torch.float64)
+    learn = learner([ScheduleCB(lr=linear(.1, .025))], lambda params, lr: torch.optim.AdamW(params, lr=tensor, foreach=False), n_batches=3)
+    tensor = lr
+    learn.fit(1)
+    assert learn.opt.param_groups[0]['lr'] is lr and lr.item() == .025
+
+
+@pytest.mark.parametrize('name', [name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type) and name not in ('Optimizer',)])
+def test_momentum_is_what_torchs_one_cycle_cycles(name):
+    kind = getattr(torch.optim, name)
+    shape = (2, 2) if name == 'Muon' else (2,)
+    opt = kind([nn.Parameter(torch.zeros(shape))], lr=.1)
+    group = opt.param_groups[0]
+    assert 'lr' in hyper_names(group)
+    try: lr_scheduler.OneCycleLR(opt, .1, total_steps=5)
+    except ValueError:
+        with pytest.raises(TypeError, match='no momentum'): find_hyper(group, 'momentum')
+        return
+    key, at = find_hyper(group, 'momentum')
+    assert (group[key] if at is None else group[key][at]) == .95
+    set_hyper(group, 'momentum', .5)
+    assert (group[key] if at is None else group[key][at]) == .5
+
+
+def test_our_optimizers_have_it_too():
+    p = nn.Parameter(torch.zeros(2))
+    assert [find_hyper(kind([p]).param_groups[0], 'momentum') for kind in (Momentum, EMAMomentum, AdamW, Lion)] == [('momentum', None), ('beta', None), ('betas', 0), ('betas', 0)]
+
+
+def test_names_that_torchs_schedulers_leave_in_a_group_are_none_of_ours():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=.1)
+    before = hyper_names(opt.param_groups[0])
+    lr_scheduler.OneCycleLR(opt, .1, total_steps=5)
+    assert hyper_names(opt.param_groups[0]) == before
+
+
+s = lr_scheduler
+schedulers = [
+    partial(s.LambdaLR, lr_lambda=lambda i: .9**i), partial(s.MultiplicativeLR, lr_lambda=lambda i: .9), partial(s.StepLR, step_size=3), partial(s.MultiStepLR, milestones=[2, 5]),
+    s.ConstantLR, s.LinearLR, partial(s.ExponentialLR, gamma=.8), partial(s.CosineAnnealingLR, T_max=7), partial(s.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=3), s.PolynomialLR,
+    partial(s.CosineAnnealingWarmRestarts, T_0=3), lambda opt: s.OneCycleLR(opt, max_lr=.1, total_steps=100, pct_start=.1),
+    lambda opt: s.SequentialLR(opt, [s.LinearLR(opt, .1, total_iters=4), s.ExponentialLR(opt, .9)], milestones=[4]),
+    lambda opt: s.ChainedScheduler([s.ConstantLR(opt, .1, total_iters=4), s.ExponentialLR(opt, .9)]),
+]
+
+
+@given(factory=st.sampled_from(schedulers), opt_func=st.sampled_from([partial(torch.optim.SGD, momentum=.9), AdamW, Momentum]), n_epochs=st.integers(1, 4), per=st.sampled_from(['batch', 'epoch']), skipped=st.sets(st.integers(0, 15)))
+@settings(max_examples=40, deadline=None)
+def test_wrapped_scheduler_equals_a_plain_loop(factory, opt_func, n_epochs, per, skipped):
+    seen = used()
+    learn = learner([TorchSchedulerCB(factory, per), seen, Skip(skipped)], opt_func)
+    learn.fit(n_epochs)
+    other = learner()
+    opt = opt_func(other.model.parameters(), lr=.01)
+    scheduler, rates = factory(opt), []
+    for epoch in range(n_epochs):
+        stepped = False
+        for i, (xb, yb) in enumerate(other.dls.train):
+            rates.append(opt.param_groups[0]['lr'])
+            F.mse_loss(other.model(xb), yb).backward()
+            if 4*epoch + i in skipped: continue
+            opt.step(), opt.zero_grad()
+            stepped = True
+            if per == 'batch': scheduler.step()
+        if per == 'epoch' and stepped: scheduler.step()
+    assert seen.values['lr'] == rates
+    for p, q in zip(learn.model.parameters(), other.model.parameters()): torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_no_scheduler_is_forgotten():
+    names = {(f.func if isinstance(f, partial) else f).__name__ for f in schedulers} | {'OneCycleLR', 'SequentialLR', 'ChainedScheduler', 'ReduceLROnPlateau', 'LRScheduler'}
+    there = {name for name, cls in inspect.getmembers(s, inspect.isclass) if issubclass(cls, s.LRScheduler) and not name.startswith('_')}
+    assert there <= names, 'torch has a scheduler that no test runs'
+
+
+def test_plateau_sees_its_metric():
+    seen = used()
+    learn = learner([TorchSchedulerCB(partial(s.ReduceLROnPlateau, factor=.1, patience=0, threshold=1e9, threshold_mode='abs'), 'epoch', 'valid_loss'), seen])
+    learn.fit(3)       # nothing is ever an improvement of 1e9 but the first value
+    assert [seen.values['lr'][i] for i in (0, 4, 8)] == pytest.approx([.01, .01, .001])
+
+
+def test_a_schedule_of_exactly_the_right_length_never_rebounds():
+    for per, total in ('batch', 12), ('epoch', 3):
+        learn = learner([TorchSchedulerCB(lambda opt, n_steps: s.OneCycleLR(opt, .1, total_steps=n_steps, pct_start=.5), per)])
+        learn.fit(3)
+        assert learn.opt.param_groups[0]['lr'] == pytest.approx(.1/25/1e4) and learn.opt.param_groups[0]['lr'] < 1e-6
+
+
+@pytest.mark.parametrize('make', [lambda: ScheduleCB(lr=linear(.1, 0.), momentum=linear(.9, .5)), *[partial(TorchSchedulerCB, f) for f in schedulers]])
+def test_state_of_the_callbacks_resumes_in_the_middle(make):
+    class ChangeOverCB(Callback):
+        "In the middle of the fit everything goes through state dicts, into fresh groups and a fresh scheduler"
+        order = 1000
+        def before_epoch(self, learn):
+            if learn.epoch != 1: return
+            saved, values = cb.state_dict(), learn.opt.state_dict()
+            n_steps, n_taken = learn.n_steps, learn.n_taken
+            cb.before_fit(learn)     # forgets
+            learn.opt.load_state_dict(values)
+            cb.load_state_dict(saved)
+            assert (learn.n_steps, learn.n_taken) == (n_steps, n_taken)
+    rates = []
+    for cbs in [], [ChangeOverCB()]:
+        cb, seen = make(), used()
+        learner([cb, seen, *cbs], partial(torch.optim.SGD, momentum=.9)).fit(3)
+        rates.append(seen.values['lr'])
+    assert rates[0] == rates[1] and len(set(rates[0])) > 1
+
+
+def test_lr_find_leaves_schedules_out():
+    plain = learner().lr_find(n_steps=10).losses
+    for cb in ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(s.OneCycleLR, max_lr=.1, total_steps=4)):
+        learn = learner([cb])
+        assert learn.lr_find(n_steps=10).losses == plain
+        learn.fit(1)
+
+
+def test_fit_one_cycle_passes_on_what_fit_takes():
+    seen, learn = used(), learner(opt_func=AdamW)
+    opt = AdamW(learn.model.parameters(), lr=1.)
+    learn.fit_one_cycle(2, .2, cbs=[seen], opt=opt, valid=False)
+    assert learn.opt is opt and seen.values['lr'] == at_steps(one_cycle(.2), 8) and 'valid_loss' not in learn.history[-1]
+    learn.fit_flat_cos(2, .2, pct_start=.5, cbs=[seen])
+    assert seen.values['lr'][:4] == [.2]*4 and seen.values['lr'][-1] == .2/1e5

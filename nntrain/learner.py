@@ -102,7 +102,7 @@ class Before(After):
 def _order_path(order, cbs, depth=0)->tuple:
     if depth > 20: raise ValueError(f'the orders of {cbs} refer to each other in a circle: give one of them a number')
     if not isinstance(order, After): return (order,)
-    target = next((cb for cb in cbs if isinstance(cb, order.cls)), order.cls)
+    target = next((cb for cb in cbs if isinstance(cb, order.cls) and cb.order is not order), order.cls)  # not one of its own kind
     return (*_order_path(target.order, cbs, depth+1), order.side)
 
 def sort_callbacks(

@@ -402,7 +402,7 @@ def state_dict(self:MetricsCB)->dict:
 @patch
 def load_state_dict(self:MetricsCB, state)->None:
     "Go on counting from what `state_dict` gave"
-    if not state: self.start = None; return
+    if not state: return
     metrics = {'loss': self.loss, **self.metrics}
     if set(metrics) != set(state['metrics']): raise ValueError(f"the saved metrics are {sorted(state['metrics'])}, these are {sorted(metrics)}")
     self.values, self.start = dict(state['values']), time.perf_counter() - state['seconds']

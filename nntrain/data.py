@@ -464,9 +464,14 @@ def order(self:TensorLoader,
     return torch.randperm(self.n, generator=g).to(self.device)     # drawn on the CPU: the same for every device
 
 @patch
+def _part(self:TensorLoader, i):
+    "Where batch number `i` lies in the order"
+    return slice(i*self.batch_size, min((i+1)*self.batch_size, self.n))
+
+@patch
 def _batch(self:TensorLoader, order, i):
     "Batch number `i`: always fresh memory, never a view of the stored tensors"
-    part = slice(i*self.batch_size, min((i+1)*self.batch_size, self.n))
+    part = self._part(i)
     if order is None: x, y = self.x[part].clone(), self.y[part].clone()
     else: x, y = self.x.index_select(0, order[part]), self.y.index_select(0, order[part])
     if x.dtype==torch.uint8: x = x.float().div_(255)

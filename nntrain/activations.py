@@ -171,17 +171,17 @@ def _note(self:ActivationStatsCB, hook, module, inputs, output):
         raise ValueError(f'{hook.name} gives {len(hook.new[0][-1])} units at one place and {len(stats[-1])} at another: use a module of its own at each place')
     hook.new.append(stats)
 
-# %% ../nbs/03_activations.ipynb #b479e101
+# %% ../nbs/03_activations.ipynb #d8c13001
 @patch
 def before_fit(self:ActivationStatsCB, learn):
     found = self._find(learn.model)
     self._reset(found)
     self.hooks = Hooks(found, self._note)
+    for hook in self.hooks: hook.new = []
 
 @patch
 def before_phase(self:ActivationStatsCB, learn):
     self.on = self.on_train if learn.training else self.on_valid
-    for hook in self.hooks: hook.new = []
 
 @patch
 def cleanup_phase(self:ActivationStatsCB, learn):

@@ -1,0 +1,304 @@
+"Trainings that are killed, and go on: the same bits at the end. One process (the nursery) loads torch once and forks the lives that are killed."
+import copy
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nntrain.checkpoint import CheckpointCB, plain, random_state, read_checkpoint, set_random_state, write_checkpoint
+from nntrain.data import DataLoaders
+from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, RecorderCB, set_seed
+from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle
+
+NURSERY = '''
+import os, random, signal, sys, time
+import numpy as np, torch
+from torch import nn
+from nntrain import checkpoint, callbacks
+from nntrain.checkpoint import CheckpointCB
+from nntrain.data import DataLoaders
+from nntrain.learner import Accuracy, BatchTransformCB, Callback, Learner, MetricsCB, RecorderCB, set_seed
+from nntrain.schedule import ScheduleCB, one_cycle
+import torch._dynamo  # what the first optimizer loads: once here, not in every life
+
+torch.set_num_threads(1)
+numbers = torch.Generator().manual_seed(0)
+x, y = torch.randn(203, 6, generator=numbers), torch.randint(0, 3, (203,), generator=numbers)
+
+def augment(batch): return batch[0] + .1*random.random() + .1*float(np.random.randn()) + .1*torch.randn_like(batch[0]), batch[1]
+
+class ReportCB(Callback):
+    order, watches = 2000, True
+    def before_fit(self, learn): os.write(1, f'life {os.getpid()}\\n'.encode())
+
+def train(folder, seed, n_epochs=40):
+    set_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16, 3))
+    dls = DataLoaders.from_tensors((x, y), (x[:50], y[:50]), batch_size=16)
+    recorder = RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'])
+    learn = Learner(model, dls, nn.functional.cross_entropy, torch.optim.AdamW, 1e-2,
+                    cbs=[MetricsCB(Accuracy()), recorder, BatchTransformCB(augment), ScheduleCB(lr=one_cycle(1e-2), momentum=one_cycle(.9)), ReportCB()])
+    learn.fit(n_epochs, cbs=[CheckpointCB(f'{folder}/run.pt', every_batches=3)])
+    state = checkpoint.plain(checkpoint.training_state(learn))
+    for row in state['history']: del row['seconds']
+    torch.save(state, f'{folder}/result.pt')
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def half_written(nth):
+    "Die while the nth checkpoint is written: half of its bytes are there"
+    left, save = [nth], torch.save
+    def torch_save(state, f):
+        save(state, f)
+        left[0] -= 1
+        if not left[0]: f.flush(); os.ftruncate(f.fileno(), f.tell()//2); die()
+    torch.save = torch_save
+
+def not_renamed(nth):
+    "Die when the nth checkpoint is written, but has not got its name"
+    left, replace = [nth], os.replace
+    def os_replace(*args):
+        left[0] -= 1
+        if not left[0]: die()
+        replace(*args)
+    os.replace = os_replace
+
+for line in sys.stdin:                                   # folder seed how nth
+    folder, seed, how, nth = line.split()
+    pid = os.fork()
+    if not pid:
+        if how != 'random': globals()[how](int(nth))
+        code = 1
+        try: train(folder, int(seed)); code = 0
+        except BaseException: import traceback; traceback.print_exc()
+        finally: os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    os.write(1, f'ended {os.waitstatus_to_exitcode(status)}\\n'.encode())
+'''
+
+
+def same_bits(a, b, name='state'):
+    if isinstance(a, torch.Tensor): assert a.dtype == b.dtype and torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert list(a) == list(b), name
+        for k in a: same_bits(a[k], b[k], f'{name}[{k!r}]')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), name
+        for i, (v, w) in enumerate(zip(a, b)): same_bits(v, w, f'{name}[{i}]')
+    else: assert a == b, (name, a, b)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork') or not hasattr(signal, 'SIGKILL'), reason='needs fork and SIGKILL')
+def test_killed_at_ten_random_points_and_while_writing(tmp_path):
+    (tmp_path/'nursery.py').write_text(NURSERY)
+    for name in 'calm', 'hunted': (tmp_path/name).mkdir()
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    nursery = subprocess.Popen([sys.executable, str(tmp_path/'nursery.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    def heard(what):
+        for line in iter(nursery.stdout.readline, ''):
+            if line.startswith(what): return int(line.split()[1])
+        raise AssertionError(f'the nursery ended without saying {what!r}')
+    def live(folder, seed, how='random', nth=0, seconds=None):
+        nursery.stdin.write(f'{tmp_path/folder} {seed} {how} {nth}\n'); nursery.stdin.flush()
+        pid = heard('life')                                     # the first checkpoint is there
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)                        # a zombie at worst: the nursery waits for it
+        return heard('ended')
+    def place(): return (c := read_checkpoint(tmp_path/'hunted/run.pt'))['epoch'], c['batch']
+    try:
+        begin = time.perf_counter()
+        assert live('calm', 0) == 0
+        duration, delays, n_killed, places = time.perf_counter() - begin, [], 0, []
+        for seed in range(1000):
+            how = {2: 'half_written', 5: 'not_renamed'}.get(n_killed, 'random')
+            delays.append(random.uniform(0, duration/8))
+            code = live('hunted', seed, how, random.randint(2, 4), delays[-1] if how == 'random' else None)
+            places.append(place())
+            if code == 0: break
+            assert code == -signal.SIGKILL, code
+            n_killed += 1
+            if how != 'random': assert len(list((tmp_path/'hunted').iterdir())) == 2   # the checkpoint, and what was being written
+            if n_killed == 12: assert live('hunted', 10_000) == 0; break
+        assert n_killed >= 10, f'finished after {n_killed} kills; an undisturbed run took {duration:.1f} s, delays {delays}'
+        assert places == sorted(places) and places[-2] > (0, 0), places
+    finally:
+        nursery.kill(); nursery.communicate()
+    calm, hunted = (torch.load(tmp_path/name/'result.pt', weights_only=True) for name in ('calm', 'hunted'))
+    same_bits(calm, hunted, f'after kills at {places}, delays {delays}: state')
+    assert sorted(p.name for p in (tmp_path/'hunted').iterdir()) == ['result.pt', 'run.pt']          # what was half-written is swept away
+
+
+# ---- in one process -------------------------------------------------------------------------------------------------------------------
+
+X, Y = torch.randn(50, 4), torch.randint(0, 3, (50,))
+
+class PowerFailure(Exception): pass
+
+class CrashCB(Callback):
+    order, watches = 2000, True
+    def __init__(self, *at): self.at = at
+    def after_batch(self, learn):
+        if (learn.epoch, learn.phase, learn.iter) == self.at: raise PowerFailure()
+
+def net(n=6): return nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.Dropout(.3), nn.Linear(n, 3))
+
+def noise(batch): return batch[0] + .1*random.random() + .1*float(np.random.randn()), batch[1]
+
+def learner(*cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None, batch_size=16, n=50, seed=0, **kwargs):
+    set_seed(seed)
+    dls = DataLoaders.from_tensors((X[:n], Y[:n]), (X, Y), batch_size=batch_size)
+    if train is not None: dls.train = train()
+    return kind(model(), dls, nn.functional.cross_entropy, opt_func, .01, cbs=[MetricsCB(Accuracy()), BatchTransformCB(noise), *cbs], **kwargs)
+
+def result(learn):
+    return plain({'model': learn.model.state_dict(), 'optimizer': learn.opt.state_dict(), 'random': random_state(), 'grads': [p.grad for p in learn.model.parameters()],
+                  'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]})
+
+def check_resume(tmp_path, make, at, n_epochs=3, every_batches=1):
+    whole = make()
+    whole.fit(n_epochs)
+    expected, path = result(whole), tmp_path/'c.pt'
+    path.unlink(missing_ok=True)
+    with pytest.raises(PowerFailure): make().fit(n_epochs, cbs=[CheckpointCB(path, every_batches=every_batches), CrashCB(*at)])
+    resumed = make()
+    set_seed(random.randrange(1000))
+    for p in resumed.model.parameters(): nn.init.normal_(p)
+    resumed.fit(n_epochs, cbs=[callback := CheckpointCB(path, every_batches=every_batches)])
+    assert callback.resumed is not None
+    same_bits(expected, result(resumed))
+
+
+class NoisyDataset(torch.utils.data.Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, i): return X[i] + .1*torch.randn(4), Y[i]
+
+def torch_loader(**kwargs): return torch.utils.data.DataLoader(NoisyDataset(), 8, **kwargs)
+
+@pytest.mark.parametrize('train', [
+    partial(torch_loader, shuffle=True), partial(torch_loader, shuffle=True, num_workers=2),
+    lambda: torch_loader(shuffle=True, generator=torch.Generator().manual_seed(3)),
+    lambda: torch_loader(sampler=torch.utils.data.RandomSampler(range(40), replacement=True, num_samples=40, generator=torch.Generator().manual_seed(3))),
+    lambda: torch_loader(sampler=torch.utils.data.WeightedRandomSampler([1.]*40, 40)),
+    lambda: [(X[:8], Y[:8]), (X[8:16], Y[8:16]), (X[16:24], Y[16:24])],
+], ids=['global generator', 'workers', 'own generator', 'replacement', 'weighted', 'list'])
+def test_loaders(tmp_path, train):
+    check_resume(tmp_path, lambda: learner(train=train), (1, 'train', 1))
+
+
+class EveryThirdCB(Callback):
+    def after_backward(self, learn):
+        if learn.iter % 3 != 2: raise CancelStep()
+
+def test_gradients_that_stay(tmp_path):
+    for i in range(4): check_resume(tmp_path, lambda: learner(EveryThirdCB()), (1, 'train', i))
+    check_resume(tmp_path, lambda: learner(kind=MomentumLearner, momentum=.8, opt_func=torch.optim.SGD), (1, 'train', 1))
+
+@pytest.mark.parametrize('opt_func', [
+    partial(torch.optim.SGD, momentum=.9, nesterov=True), torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad,
+    'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lamb'], ids=str)
+def test_optimizers(tmp_path, opt_func):
+    if isinstance(opt_func, str):
+        import nntrain.adaptive, nntrain.compose, nntrain.momentum, nntrain.optimizer  # noqa: E401
+        found = [getattr(m, name) for m in (nntrain.optimizer, nntrain.momentum, nntrain.adaptive, nntrain.compose) for name in (opt_func, opt_func.upper()) if hasattr(m, name)]
+        opt_func = found[0]
+    check_resume(tmp_path, lambda: learner(ScheduleCB(lr=one_cycle(.01)), opt_func=opt_func), (1, 'train', 2))
+
+@pytest.mark.parametrize('schedule', [
+    lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=.5)),
+    lambda: TorchSchedulerCB(lambda opt, n_steps: torch.optim.lr_scheduler.OneCycleLR(opt, .02, total_steps=n_steps)),
+    lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), per='epoch', metric='train_loss'),
+    lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .9**i)),
+], ids=['step', 'one cycle', 'plateau', 'lambda'])
+def test_torch_schedulers(tmp_path, schedule):
+    for at in (2, 'train', 1), (1, 'valid', 0): check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
+
+def test_torchmetrics_in_the_middle_of_an_epoch(tmp_path):
+    classification = pytest.importorskip('torchmetrics.classification')
+    def make():
+        learn = learner()
+        learn.cbs[0].metrics['theirs'] = classification.MulticlassAccuracy(num_classes=3)
+        return learn
+    check_resume(tmp_path, make, (1, 'train', 1))
+
+def test_metric_without_a_state_is_refused_inside_epochs_only(tmp_path):
+    class Count:
+        def reset(self): self.n = 0
+        def update(self, preds, targets): self.n += len(targets)
+        def compute(self): return torch.tensor(float(self.n))
+    def make(): return Learner(net(), DataLoaders.from_tensors((X, Y), (X, Y), batch_size=16), nn.functional.cross_entropy, cbs=[MetricsCB(Count())])
+    make().fit(1, cbs=[CheckpointCB(tmp_path/'a.pt')])
+    with pytest.raises(TypeError, match="metric 'count' has no state_dict"): make().fit(1, cbs=[CheckpointCB(tmp_path/'b.pt', every_batches=1)])
+
+def test_resume_again_and_again(tmp_path):
+    "One training, cut after every single batch"
+    whole = learner()
+    whole.fit(2)
+    for epoch in range(2):
+        for i in range(4):
+            with pytest.raises(PowerFailure): learner(seed=i).fit(2, cbs=[CheckpointCB(tmp_path/'c.pt', every_batches=1), CrashCB(epoch, 'train', i)])
+    last = learner(seed=99)
+    last.fit(2, cbs=[CheckpointCB(tmp_path/'c.pt', every_batches=1)])
+    same_bits(result(whole), result(last))
+
+def test_a_file_of_another_training_touches_nothing(tmp_path):
+    path = tmp_path/'c.pt'
+    learner().fit(2, cbs=[CheckpointCB(path)])
+    content = path.read_bytes()
+    for learn, n_epochs, said in [(learner(model=partial(net, 7)), 2, 'shape of 0.weight was (6, 4), is (7, 4)'), (learner(opt_func=torch.optim.SGD), 2, 'optimizer was Adam, is SGD'),
+                                  (learner(n=49), 2, 'samples of the train data was 50, is 49'), (learner(batch_size=15), 2, 'batch_size of the train data was 16, is 15'),
+                                  (learner(), 3, 'n_epochs was 2, is 3')]:
+        before = copy.deepcopy(learn.model.state_dict())
+        with pytest.raises(ValueError) as error: learn.fit(n_epochs, cbs=[CheckpointCB(path)])
+        assert said in str(error.value) and 'resume=False' in str(error.value)
+        same_bits(dict(before), dict(learn.model.state_dict()))
+        assert path.read_bytes() == content
+
+def test_a_callback_that_fails_to_load_leaves_nothing_half_loaded(tmp_path):
+    class Picky(Callback):
+        refuse = False
+        def state_dict(self): return {'a': 1}
+        def load_state_dict(self, state):
+            if self.refuse: Picky.refuse = False; raise KeyError('b')
+    learner(Picky()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    learn = learner(Picky(), seed=5)
+    before, Picky.refuse = copy.deepcopy(learn.model.state_dict()), True
+    with pytest.raises(KeyError): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    same_bits(dict(before), dict(learn.model.state_dict()))
+    assert not learn.opt.state
+
+def test_lr_find_and_validation_leave_the_file_alone(tmp_path):
+    learn = learner(CheckpointCB(tmp_path/'c.pt'))
+    learn.lr_find(n_steps=5)
+    learn.fit(1, train=False)
+    assert not (tmp_path/'c.pt').exists()
+
+def test_random_state_survives_the_file(tmp_path):
+    set_seed(1); np.random.randn()
+    write_checkpoint({'random': plain(random_state())}, tmp_path/'r.pt')
+    def draw(): return random.random(), np.random.randn(), np.random.randn(), torch.randn(3).tolist()
+    expected = draw()
+    set_seed(2)
+    set_random_state(read_checkpoint(tmp_path/'r.pt')['random'])
+    assert draw() == expected
+
+def test_channels_last_and_views(tmp_path):
+    "Saved tensors keep their layout and do not drag along the memory of which they are a part"
+    big = torch.randn(1000, 100)
+    write_checkpoint(plain({'view': big[:2], 'image': torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}), tmp_path/'v.pt')
+    assert (tmp_path/'v.pt').stat().st_size < 10_000
+    assert read_checkpoint(tmp_path/'v.pt')['image'].is_contiguous(memory_format=torch.channels_last)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_gpu(tmp_path):
+    check_resume(tmp_path, lambda: learner(DeviceCB('cuda')), (1, 'train', 1))
+    learner(DeviceCB('cuda')).fit(1, cbs=[CheckpointCB(tmp_path/'g.pt')])
+    assert read_checkpoint(tmp_path/'g.pt')['model']['0.weight'].device.type == 'cpu'

@@ -176,10 +176,11 @@ def test_summary_leaves_everything(make, fails):
     model(x).sum().backward()                                # gradients, running statistics, num_batches_tracked
     next(model.children()).eval()
     list(model.children())[1].train()
+    wrong = torch.randn(6, 3, 8)
     before = snapshot(model)
     assert same(before, snapshot(model)) and not same(before, snapshot(copy.deepcopy(model)))
     if fails:
-        with pytest.raises(ValueError, match='fails in layer'): summary(model, torch.randn(6, 3, 8))
+        with pytest.raises(ValueError, match='fails in layer'): summary(model, wrong)
     else: assert summary(model, x).params == sum(p.numel() for p in model.parameters())
     assert same(before, snapshot(model))
 

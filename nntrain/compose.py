@@ -5,6 +5,7 @@
 # %% ../nbs/09_composing.ipynb #c80b865a
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 
@@ -364,7 +365,7 @@ class AutoAnnealCB(Callback):
         if not 0 < share < 1 or not factor > 1: raise ValueError(f'share must lie in (0, 1) and factor above 1, got {share} and {factor}')
         if every not in ('epoch', 'batch'): raise ValueError(f"every must be 'epoch' or 'batch', got {every!r}")
         self.share, self.factor, self.every = share, factor, every
-    def before_fit(self, learn): self.seen, self.lrs, self.level = [], [], None
+    def before_fit(self, learn): self.seen, self.lrs, self.level, self.new = [], [], None, []
     def before_phase(self, learn): self.new = []
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
@@ -380,3 +381,5 @@ class AutoAnnealCB(Callback):
             self.level = lowest
             for group in learn.opt.param_groups: group['lr'] /= self.factor
         self.lrs.append(learn.opt.param_groups[-1]['lr'])
+    def state_dict(self)->dict: return {name: copy.copy(getattr(self, name)) for name in ('seen', 'lrs', 'level', 'new')}
+    def load_state_dict(self, state)->None: vars(self).update(copy.copy(state))

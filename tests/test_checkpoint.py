@@ -1,4 +1,5 @@
 "Trainings that are killed, and go on: the same bits at the end. One process (the nursery) loads torch once and forks the lives that are killed."
+import contextlib
 import copy
 import os
 import random
@@ -13,7 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from nntrain.callbacks import (BatchLimitCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ReduceOnPlateauCB, SaveBestCB,
+                               WeightAveragingCB)
 from nntrain.checkpoint import CheckpointCB, plain, random_state, read_checkpoint, set_random_state, write_checkpoint
+from nntrain.compose import AutoAnnealCB
 from nntrain.data import DataLoaders
 from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, RecorderCB, set_seed
 from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle
@@ -59,7 +63,7 @@ def half_written(nth):
     def torch_save(state, f):
         save(state, f)
         left[0] -= 1
-        if not left[0]: f.flush(); os.ftruncate(f.fileno(), f.tell()//2); die()
+        if not left[0]: os.truncate(f, os.path.getsize(f)//2); die()
     torch.save = torch_save
 
 def not_renamed(nth):
@@ -161,6 +165,7 @@ def learner(*cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None
 
 def result(learn):
     return plain({'model': learn.model.state_dict(), 'optimizer': learn.opt.state_dict(), 'random': random_state(), 'grads': [p.grad for p in learn.model.parameters()],
+                  'memory': [cb.state_dict() for cb in learn.active if hasattr(cb, 'state_dict') and not isinstance(cb, MetricsCB)],
                   'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]})
 
 def check_resume(tmp_path, make, at, n_epochs=3, every_batches=1):
@@ -168,7 +173,7 @@ def check_resume(tmp_path, make, at, n_epochs=3, every_batches=1):
     whole.fit(n_epochs)
     expected, path = result(whole), tmp_path/'c.pt'
     path.unlink(missing_ok=True)
-    with pytest.raises(PowerFailure): make().fit(n_epochs, cbs=[CheckpointCB(path, every_batches=every_batches), CrashCB(*at)])
+    with contextlib.suppress(PowerFailure): make().fit(n_epochs, cbs=[CheckpointCB(path, every_batches=every_batches), CrashCB(*at)])
     resumed = make()
     set_seed(random.randrange(1000))
     for p in resumed.model.parameters(): nn.init.normal_(p)
@@ -220,6 +225,15 @@ def test_optimizers(tmp_path, opt_func):
 ], ids=['step', 'one cycle', 'plateau', 'lambda'])
 def test_torch_schedulers(tmp_path, schedule):
     for at in (2, 'train', 1), (1, 'valid', 0): check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
+
+@pytest.mark.parametrize('cbs', [
+    lambda folder: [EarlyStoppingCB(patience=1, min_delta=.5)], lambda folder: [ReduceOnPlateauCB(patience=1, min_delta=.5)], lambda folder: [SaveBestCB(folder/'best.pt', restore=True)],
+    lambda folder: [GradientAccumulationCB(3), GradientClipCB(.1)], lambda folder: [MixedPrecisionCB()], lambda folder: [MixedPrecisionCB(torch.float16), GradientAccumulationCB(2)],
+    lambda folder: [WeightAveragingCB(.9), SaveBestCB(folder/'best.pt')], lambda folder: [WeightAveragingCB(1, start=.4)], lambda folder: [BatchLimitCB(2)],
+    lambda folder: [AutoAnnealCB(share=.99)], lambda folder: [AutoAnnealCB(share=.99, every='batch')],
+], ids=['stop', 'plateau', 'best', 'accumulate and clip', 'bfloat16', 'float16', 'average', 'mean', 'limit', 'anneal', 'anneal by batch'])
+def test_callbacks_of_the_gallery(tmp_path, cbs):
+    for at in (1, 'train', 0), (2, 'train', 1), (2, 'valid', 0): check_resume(tmp_path, lambda: learner(*cbs(tmp_path)), at, n_epochs=4)
 
 def test_torchmetrics_in_the_middle_of_an_epoch(tmp_path):
     classification = pytest.importorskip('torchmetrics.classification')

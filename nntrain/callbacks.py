@@ -24,7 +24,7 @@ __all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateau
            'GradientClipCB', 'WeightAveragingCB', 'write_whole', 'SaveBestCB', 'ModelResetCB', 'RNNRegularizerCB',
            'CSVLogCB', 'BatchLimitCB', 'ConfusionMatrixCB']
 
-# %% ../nbs/11_callbacks.ipynb #46d29201
+# %% ../nbs/11_callbacks.ipynb #25899f01
 def _at_least(name, value, least=1):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f'{name} must be a whole number of at least {least}, got {value!r}')
 
@@ -38,24 +38,19 @@ class StopOnNonFiniteCB(Callback):
         self.every, self.stopped = every, None
     def before_fit(self, learn):
         self.stopped, self.n = None, self.every or (1 if learn.device.type == 'cpu' else 50)
-    def before_phase(self, learn): self.losses = []
+    def before_phase(self, learn): self.seen = {}
     def after_loss(self, learn):
-        self.losses.append(learn.loss.detach())
-        if len(self.losses) == self.n: self._look(learn, learn.iter)
-    def after_phase(self, learn): self._look(learn, learn.iter)
-    def _look(self, learn, last):
-        values, self.losses = _to_floats(self.losses), []
-        bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
-        if bad:
-            self.stopped = f'{learn.phase} loss {values[bad[0]]} in epoch {learn.epoch}, batch {last - len(values) + 1 + bad[0]}'
-            print('stopped:', self.stopped)
-            raise CancelFit()
+        self.seen[learn.iter] = learn.loss.detach()
+        if len(self.seen) == self.n: self.after_phase(learn)
+    def after_phase(self, learn):
+        values, self.seen = dict(zip(self.seen, _to_floats(list(self.seen.values())))), {}
+        bad = next((i for i, v in values.items() if not math.isfinite(v)), None)
+        if bad is None: return
+        self.stopped = f'{learn.phase} loss {values[bad]} in epoch {learn.epoch}, batch {bad}'
+        print('stopped:', self.stopped)
+        raise CancelFit()
 
-# %% ../nbs/11_callbacks.ipynb #61863301
-def _active(learn, cls):  # callbacks of class `cls` in the fit that runs
-    owners = [getattr(handler, '__self__', None) for handlers in learn._handlers.values() for handler in handlers]
-    return list({id(cb): cb for cb in owners if isinstance(cb, cls)}.values())
-
+# %% ../nbs/11_callbacks.ipynb #899fa901
 class MonitorCB(Callback):
     "After each epoch, compare a value of the history with the best so far: the base of callbacks that act on it"
     order, needs, watches, kept = 20, (MetricsCB,), True, ('best', 'best_epoch', 'waited')
@@ -69,7 +64,7 @@ class MonitorCB(Callback):
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
     def before_fit(self, learn):
-        names = [f'{phase}_{name}' for phase in learn.phases for cb in _active(learn, MetricsCB) for name in ('loss', *cb.metrics)]
+        names = [f'{phase}_{name}' for phase in learn.phases for cb in learn.active if isinstance(cb, MetricsCB) for name in ('loss', *cb.metrics)]
         last_metric([dict.fromkeys([*names, 'seconds'])], self.monitor)  # an unknown name is refused now
         self.best, self.best_epoch, self.waited = None, None, 0
     def after_epoch(self, learn):
@@ -95,7 +90,7 @@ class EarlyStoppingCB(MonitorCB):
             print(f'stopped: {self.monitor} has not been better than {self.best} (epoch {self.best_epoch}) for {self.waited} epochs')
             raise CancelFit()
 
-# %% ../nbs/11_callbacks.ipynb #63c80d01
+# %% ../nbs/11_callbacks.ipynb #543a7701
 class ReduceOnPlateauCB(MonitorCB):
     "Multiply the learning rates by `factor` when `patience` epochs in a row brought no gain"
     kept = (*MonitorCB.kept, 'wrote')
@@ -113,6 +108,7 @@ class ReduceOnPlateauCB(MonitorCB):
     def before_fit(self, learn): super().before_fit(learn); self.wrote = None
     def after_epoch(self, learn):
         super().after_epoch(learn)
+        if 'train' not in learn.phases: return
         lrs = [float(group['lr']) for group in learn.opt.param_groups]
         if self.wrote is not None and lrs != self.wrote:
             raise ValueError(f'the learning rates were reduced to {self.wrote}, but now they are {lrs}: a schedule writes them too; keep one of the two')
@@ -120,7 +116,7 @@ class ReduceOnPlateauCB(MonitorCB):
         self.waited, self.wrote = 0, [max(lr*self.factor, self.min_lr) for lr in lrs]
         for group, lr in zip(learn.opt.param_groups, self.wrote): group['lr'] = lr
 
-# %% ../nbs/11_callbacks.ipynb #d868b901
+# %% ../nbs/11_callbacks.ipynb #6756be01
 def _params(learn): return [p for group in learn.opt.param_groups for p in group['params']]
 
 def _scale_grads(params, factor):
@@ -134,32 +130,28 @@ class GradientAccumulationCB(Callback):
         n_batches:int  # at least 1; without a length of the loader, batches left over at an epoch's end join the next epoch's
     ):
         _at_least('n_batches', n_batches)
-        self.n_batches, self.params = n_batches, ()
+        self.n_batches = n_batches
         self._restart()
     def _restart(self): self.count, self.total, self.unit = 0, 0, 1   # batches and samples so far; the sum is in units of `unit` samples
     def before_fit(self, learn):
         self._restart()
         if 'train' not in learn.phases: return
-        self.params, self.per_epoch = _params(learn), None
+        self.per_epoch = None                                           # batches
         if learn.n_steps is not None:
             self.per_epoch = learn.n_steps//learn.n_epochs
             learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
     def after_loss(self, learn):
         if not learn.training: return
-        n = len(next(_tensors(learn.batch)))
-        if self.count: _scale_grads(self.params, self.unit/n)
+        n = int(getattr(learn, 'n_samples', None) or len(next(_tensors(learn.batch))))  # of several processes together, or ours
+        if self.count: _scale_grads(_params(learn), self.unit/n)
         self.unit = n
     def after_backward(self, learn):
         self.count, self.total = self.count + 1, self.total + self.unit
         if self.count < self.n_batches and learn.iter + 1 != self.per_epoch: raise CancelStep()
-        _scale_grads(self.params, self.unit/self.total)
+        _scale_grads(_params(learn), self.unit/self.total)
         self._restart()
-    def state_dict(self)->dict:
-        grads = [p.grad if p.grad is None else p.grad.clone() for p in self.params] if self.count else []
-        return {'count': self.count, 'total': self.total, 'unit': self.unit, 'grads': grads}
-    def load_state_dict(self, state)->None:
-        self.count, self.total, self.unit = state['count'], state['total'], state['unit']
-        for p, grad in zip(self.params, state['grads']): p.grad = grad if grad is None else grad.to(p)
+    def state_dict(self)->dict: return {'count': self.count, 'total': self.total, 'unit': self.unit}
+    def load_state_dict(self, state)->None: self.count, self.total, self.unit = state['count'], state['total'], state['unit']
 
 # %% ../nbs/11_callbacks.ipynb #9019fd01
 class MixedPrecisionCB(Callback):
@@ -223,7 +215,7 @@ class GradientClipCB(Callback):
         else: self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
     def cleanup_phase(self, learn): self.norms, self.new = self.norms + _to_floats(self.new), []  # one transfer for all
 
-# %% ../nbs/11_callbacks.ipynb #71ef5901
+# %% ../nbs/11_callbacks.ipynb #45fd3701
 def _averageable(model): return [t for t in model.state_dict().values() if t.is_floating_point()]
 
 class WeightAveragingCB(Callback):
@@ -240,9 +232,11 @@ class WeightAveragingCB(Callback):
         self.average, self.start, self.every, self.validates, self.swap = ExactEMA(beta, dampened=beta < 1), start, every, validates, None
     @property
     def ready(self)->bool: return self.average.weight > 0
-    def before_fit(self, learn): self.average.reset()
-    def after_step(self, learn):
+    def before_fit(self, learn):
+        if 'train' not in learn.phases: return               # validate with the average that there is
         if self.start and learn.n_steps is None: raise ValueError('the loader has no length, so no share of the training is known: use start=0')
+        self.average.reset()
+    def after_step(self, learn):
         if learn.n_taken > self.start*(learn.n_steps or 0) and learn.n_taken % self.every == 0: self.average.update(_averageable(learn.model))
     @contextlib.contextmanager
     def averaged(self, model):
@@ -261,21 +255,21 @@ class WeightAveragingCB(Callback):
     def state_dict(self)->dict: return {'total': self.average.total, 'weight': self.average.weight}
     def load_state_dict(self, state)->None: self.average.total, self.average.weight = state['total'], state['weight']
 
-# %% ../nbs/11_callbacks.ipynb #35ff5301
+# %% ../nbs/11_callbacks.ipynb #4dae1301
 def write_whole(
     path,  # where the file shall be
     write  # function of a path: writes the file there
 )->None:
     "Write a file so that nobody ever meets half of it: first beside its place, then renamed"
     path = Path(path)
-    beside = path.with_name(f'.{path.stem}-{uuid4().hex[:8]}{path.suffix}')
+    beside = path.with_name(f'.{path.stem}{uuid4().hex[:8]}{path.suffix}')
     try:
         write(beside)
         with open(beside, 'rb+') as f: os.fsync(f.fileno())  # on the disk before the name points to it
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/11_callbacks.ipynb #a1bf3201
+# %% ../nbs/11_callbacks.ipynb #6fd18d01
 class SaveBestCB(MonitorCB):
     "Save the weights that were validated, whenever they are the best so far"
     def __init__(self,
@@ -292,7 +286,8 @@ class SaveBestCB(MonitorCB):
     def after_epoch(self, learn):
         super().after_epoch(learn)
         if self.best_epoch != learn.epoch: return
-        averages = [cb for cb in _active(learn, WeightAveragingCB) if cb.validates and 'valid' in learn.phases and cb.ready]
+        if int(os.environ.get('RANK', 0)): return                # of several processes, the first one saves
+        averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready] if 'valid' in learn.phases else []
         with averages[0].averaged(learn.model) if averages else contextlib.nullcontext():
             write_whole(self.path, partial(torch.save, learn.model.state_dict()))
     def cleanup_fit(self, learn):
@@ -305,7 +300,7 @@ class ModelResetCB(Callback):
         if not callable(getattr(learn.model, 'reset', None)): raise TypeError(f'{type(learn.model).__name__} has no method reset() that empties its memory: write one, or leave {self} out')
     def before_phase(self, learn): learn.model.reset()
 
-# %% ../nbs/11_callbacks.ipynb #96d94601
+# %% ../nbs/11_callbacks.ipynb #8f88b801
 class RNNRegularizerCB(Callback):
     "Take predictions apart that are (logits, states, dropped states), and add what large or jumpy states cost to the training loss"
     order = After(MetricsCB)  # metrics see the loss without the penalties
@@ -313,7 +308,7 @@ class RNNRegularizerCB(Callback):
         alpha:float=2.,  # weight of the mean square of the states after dropout (AR), at least 0
         beta:float=1.    # weight of the mean square of their change from one place to the next, before dropout (TAR), at least 0
     ):
-        if not (alpha >= 0 and beta >= 0): raise ValueError(f'alpha and beta must be at least 0, got {alpha} and {beta}')
+        if not (0 <= alpha < math.inf and 0 <= beta < math.inf): raise ValueError(f'alpha and beta must be finite and at least 0, got {alpha} and {beta}')
         self.alpha, self.beta = alpha, beta
     def after_predict(self, learn):
         if not isinstance(learn.preds, (tuple, list)) or len(learn.preds) != 3:
@@ -325,10 +320,10 @@ class RNNRegularizerCB(Callback):
         if self.alpha: learn.loss = learn.loss + self.alpha*self.dropped.float().pow(2).mean()
         if self.beta and change.numel(): learn.loss = learn.loss + self.beta*change.float().pow(2).mean()
 
-# %% ../nbs/11_callbacks.ipynb #af8a6801
+# %% ../nbs/11_callbacks.ipynb #8fa64101
 class CSVLogCB(Callback):
     "Keep the history in a CSV file, whole after each epoch"
-    order, needs, watches = After(MetricsCB), (MetricsCB,), True
+    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
         append:bool=False  # keep the rows that are in it, in front? otherwise a new fit replaces them

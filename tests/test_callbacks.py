@@ -1,0 +1,384 @@
+"Combinations and faults of the callbacks of chapter 11"
+import contextlib
+import copy
+import csv
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nntrain.callbacks import (BatchLimitCB, ConfusionMatrixCB, CSVLogCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ModelResetCB,
+                               MonitorCB, ReduceOnPlateauCB, RNNRegularizerCB, SaveBestCB, StopOnNonFiniteCB, WeightAveragingCB, write_whole)
+from nntrain.data import DataLoaders
+from nntrain.learner import (Accuracy, Callback, CancelBatch, CancelFit, CancelPhase, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB,
+                             set_seed, sort_callbacks)
+from nntrain.schedule import ScheduleCB, linear
+
+
+def learner(*cbs, n=50, batch_size=8, model=None, opt_func=torch.optim.SGD, lr=.1, cls=Learner, **kwargs):
+    set_seed(0)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, 4, generator=g), torch.randint(0, 3, (n,), generator=g)
+    dls = DataLoaders.from_tensors((x, y), (x[:20], y[:20]), batch_size=batch_size, seed=0)
+    return cls(model or nn.Linear(4, 3), dls, F.cross_entropy, opt_func, lr, cbs, **kwargs)
+
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+class EndCB(Callback):
+    "Note weights after each epoch, the steps taken, what is planned"
+    order = 500
+    def before_fit(self, learn): self.weights, self.lrs = [], []
+    def after_epoch(self, learn): self.weights.append(weights(learn)); self.lrs.append(learn.opt.param_groups[0]['lr'] if learn.opt else None)
+
+
+# ---- orders --------------------------------------------------------------------------------------------------------------------------
+
+def all_callbacks(tmp_path):
+    return [BatchLimitCB(5), GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16), GradientClipCB(1.), StopOnNonFiniteCB(), WeightAveragingCB(.9), ScheduleCB(lr=linear(.1, .01)),
+            MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv'), EarlyStoppingCB(), SaveBestCB(tmp_path/'best.pt', restore=True), ConfusionMatrixCB('abc'), RecorderCB()]
+
+@settings(max_examples=15, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_given_order_does_not_matter(tmp_path_factory, random):
+    tmp_path = tmp_path_factory.mktemp('orders')
+    fits = []
+    for shuffle in False, True:
+        cbs = all_callbacks(tmp_path)
+        if shuffle: random.shuffle(cbs)
+        learn = learner(*cbs)
+        learn.fit(3)
+        fits.append((weights(learn).tolist(), [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history], learn.n_taken))
+    assert fits[0] == fits[1] and fits[0][2] == 9
+
+def test_gradient_passes_accumulation_scaling_clipping_in_this_order():
+    names = [repr(cb) for cb in sort_callbacks([GradientClipCB(1.), Callback(), MixedPrecisionCB(), GradientAccumulationCB(2), BatchLimitCB(1)])]
+    assert names == ['BatchLimitCB', 'GradientAccumulationCB', 'MixedPrecisionCB', 'GradientClipCB', 'Callback']
+
+def test_lr_find_works_with_all_of_them(tmp_path):
+    learn = learner(*all_callbacks(tmp_path), EarlyStoppingCB(patience=1), ReduceOnPlateauCB())
+    before = weights(learn)
+    assert len(learn.lr_find(n_steps=20).losses) > 1
+    assert_close(weights(learn), before, rtol=0, atol=0)
+    assert not (tmp_path/'log.csv').exists() and not (tmp_path/'best.pt').exists()
+
+def test_no_handler_leaks_into_the_next_fit(tmp_path):
+    cbs = all_callbacks(tmp_path)
+    learn, states = learner(*cbs), []
+    for _ in range(2):
+        learn.model.load_state_dict(learner().model.state_dict())
+        learn.dls.train.epoch = 0
+        learn.fit(2)
+        states.append((weights(learn), len(learn.history)))
+    assert_close(states[0][0], states[1][0], rtol=0, atol=0)
+    assert states[0][1] == states[1][1] == 2
+
+
+# ---- accumulation ---------------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5))
+def test_accumulation_equals_the_large_batch_for_any_sizes(sizes, n_batches):
+    g = torch.Generator().manual_seed(sum(sizes))
+    batches = [(torch.randn(k, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (k,), generator=g)) for k in sizes]
+    groups = [batches[i:i+n_batches] for i in range(0, len(batches), n_batches)]
+    large = [tuple(torch.cat(part) for part in zip(*group)) for group in groups]
+    fits = []
+    for train, cbs in (batches, [GradientAccumulationCB(n_batches)]), (large, []):
+        set_seed(0)
+        learn = Learner(nn.Linear(4, 3).double(), DataLoaders(train, train), F.cross_entropy, torch.optim.Adam, .05, cbs)
+        learn.fit(2)
+        fits.append((weights(learn), learn.n_taken))
+    assert_close(fits[0][0], fits[1][0], rtol=0, atol=1e-10)
+    assert fits[0][1] == fits[1][1] == 2*len(groups)
+
+def test_accumulation_survives_left_out_batches():
+    class SkipCB(Callback):
+        def after_loss(self, learn):
+            if learn.training and learn.iter in (1, 2): raise CancelBatch()
+    class Grads(Callback):
+        def __init__(self): self.grads = []
+        def after_backward(self, learn): self.grads.append(learn.model.weight.grad.clone())
+    learn = learner(GradientAccumulationCB(2), SkipCB(), grads := Grads(), n=40, lr=1e-9)      # batches 0, 3 | 4
+    learn.fit(1, valid=False)
+    order = learn.dls.train.order(0)
+    x, y = learn.dls.train.x[order], learn.dls.train.y[order]
+    for grad, rows in zip(grads.grads, ([*range(8), *range(24, 32)], [*range(32, 40)])):
+        learn.model.zero_grad(); F.cross_entropy(learn.model(x[rows]), y[rows]).backward()
+        assert_close(grad, learn.model.weight.grad, rtol=0, atol=1e-6)
+    assert learn.n_taken == 2
+
+def test_accumulation_takes_samples_of_all_processes_if_it_is_told():
+    class ToldCB(Callback):
+        order = -30
+        def after_loss(self, learn): learn.n_samples = torch.tensor(float(3 if learn.iter == 0 else 1))
+    learn = learner(GradientAccumulationCB(2), ToldCB(), seen := GradsCB(), n=16)
+    learn.fit(1, valid=False)
+    a, b = seen.single
+    assert_close(seen.grads[0], (3*a + b)/4, rtol=0, atol=1e-6)
+
+class GradsCB(Callback):
+    "The gradient of each batch by itself, and those that reach the step"
+    def before_fit(self, learn): self.single, self.grads = [], []
+    def after_loss(self, learn):
+        if learn.training: self.single.append(torch.autograd.grad(learn.loss, learn.model.weight, retain_graph=True)[0])
+    def after_backward(self, learn): self.grads.append(learn.model.weight.grad.clone())
+
+
+# ---- mixed precision ------------------------------------------------------------------------------------------------------------------
+
+class FakeScaler:
+    "Scales by 4; says of the given steps that they overflow"
+    def __init__(self, bad=()): self.scale_now, self.bad, self.i, self.unscaled, self.calls = 4., bad, 0, False, []
+    def scale(self, loss): return loss*self.scale_now
+    def get_scale(self): return self.scale_now
+    def unscale_(self, opt):
+        assert not self.unscaled, 'unscaled twice'
+        self.unscaled = True; self.calls.append('unscale')
+        for p in opt.param_groups[0]['params']: p.grad /= self.scale_now
+    def step(self, opt):
+        assert self.unscaled
+        self.calls.append('step')
+        if self.i not in self.bad: opt.step()
+    def update(self):
+        if self.i in self.bad and self.calls[-1] == 'step': self.scale_now /= 2
+        if self.calls[-1] == 'step': self.i += 1
+        self.unscaled = False
+
+def test_skipped_steps_count_nowhere():
+    schedule, average, clip = ScheduleCB(lr=linear(.1, .01)), WeightAveragingCB(1.), GradientClipCB(.5)
+    learn = learner(MixedPrecisionCB(torch.float16, FakeScaler(bad=(0, 1, 4))), schedule, average, clip, GradientAccumulationCB(2), MetricsCB(), n=64)
+    learn.fit(2)
+    assert (learn.n_taken, learn.n_steps, average.average.weight, len(schedule.values['lr']), len(clip.norms)) == (5, 8, 5., 5, 8)
+    assert_close(torch.tensor(schedule.values['lr']), torch.linspace(.1, .01, 8)[:5])
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+
+def test_gradients_of_a_skipped_step_are_gone_also_with_a_momentum_learner():
+    class SpoilCB(Callback):
+        order = -5                                   # before the accumulation
+        def after_backward(self, learn):
+            if learn.iter == 0: learn.model.weight.grad.fill_(math.inf)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.**4)
+    mixed = MixedPrecisionCB(torch.float16, scaler)
+    learn = learner(mixed, SpoilCB(), cls=MomentumLearner, momentum=.9)
+    learn.fit(1)
+    assert mixed.n_skipped == 1 and learn.n_taken == 6 and weights(learn).isfinite().all()
+
+@pytest.mark.parametrize('n_acc', [1, 2])
+def test_float16_scaling_changes_nothing_that_float32_can_hold(n_acc):
+    class PlainLoss(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(4, 3))
+        def forward(self, x): return (x[:, :, None]*self.w).sum(1)            # no matrix product: not autocast
+    fits = []
+    for cbs in [MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8))], []:
+        learn = learner(*cbs, GradientAccumulationCB(n_acc), GradientClipCB(.4), model=PlainLoss())
+        learn.fit(2)
+        fits.append(weights(learn))
+    assert_close(*fits, rtol=0, atol=1e-6)
+
+def test_scaler_state_goes_on():
+    a = MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**24))
+    learner(a).fit(2)
+    b = MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu'))
+    b.load_state_dict(a.state_dict())
+    assert b.state_dict() == a.state_dict() and a.state_dict()['scale'] < 2.**24
+    with pytest.raises(ValueError, match='same dtype'): b.load_state_dict({})
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_backward', 'after_batch'])
+def test_autocast_is_left_whatever_happens(event):
+    class FailCB(Callback): order = -100 if event == 'before_batch' else 0
+    setattr(FailCB, event, lambda self, learn: 1/0)
+    with pytest.raises(ZeroDivisionError): learner(MixedPrecisionCB(torch.bfloat16), FailCB()).fit(1)
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_only_one_may_do_the_backward():
+    with pytest.raises(ValueError, match='backward'): learner(MixedPrecisionCB(), TrainCB()).fit(1)
+
+
+# ---- averages and files ---------------------------------------------------------------------------------------------------------------
+
+def test_average_covers_batchnorm_and_leaves_integers():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    average, states = WeightAveragingCB(1., validates=False), []
+    class StatesCB(Callback):
+        def after_step(self, learn): states.append(copy.deepcopy(learn.model.state_dict()))
+    learner(average, StatesCB(), model=model).fit(2)
+    with average.averaged(model):
+        for name, value in model.state_dict().items():
+            if value.is_floating_point(): assert_close(value, torch.stack([s[name] for s in states]).mean(0), rtol=0, atol=1e-6)
+            else: assert value == states[-1][name]
+    for name, value in model.state_dict().items(): assert_close(value, states[-1][name], rtol=0, atol=0)
+
+@pytest.mark.parametrize('cancel', [CancelPhase, CancelFit, CancelBatch, KeyError, KeyboardInterrupt])
+def test_trained_weights_come_back(cancel):
+    class InValidCB(Callback):
+        def after_loss(self, learn):
+            if not learn.training: raise cancel()
+    reference = learner(); reference.fit(1, valid=False)
+    learn = learner(WeightAveragingCB(.5), InValidCB())
+    with contextlib.suppress(KeyError, KeyboardInterrupt): learn.fit(1)
+    assert_close(weights(learn), weights(reference), rtol=0, atol=0)
+
+def test_validating_only_uses_the_average_and_keeps_it():
+    learn = learner(MetricsCB(), average := WeightAveragingCB(.9))
+    learn.fit(2)
+    last, before = learn.history[-1]['valid_loss'], average.average.weight
+    learn.fit(1, train=False)
+    assert learn.history[-1]['valid_loss'] == pytest.approx(last, abs=1e-7) and average.average.weight == before
+
+def test_weights_of_best_epoch_are_restored_after_errors_too(tmp_path):
+    class FailCB(Callback):
+        def before_epoch(self, learn):
+            if learn.epoch == 3: raise KeyError()
+    learn = learner(MetricsCB(), end := EndCB(), best := SaveBestCB(tmp_path/'best.pt', restore=True), FailCB(), lr=2.)
+    with pytest.raises(KeyError): learn.fit(5)
+    assert_close(weights(learn), end.weights[best.best_epoch], rtol=0, atol=0)
+
+def test_a_file_of_another_training_is_not_restored(tmp_path):
+    torch.save({'foreign': 1}, tmp_path/'best.pt')
+    class NaNScore:
+        def reset(self): pass
+        def update(self, preds, targets): pass
+        def compute(self): return torch.tensor(math.nan)
+    learner(MetricsCB(score=NaNScore()), SaveBestCB(tmp_path/'best.pt', 'valid_score', restore=True)).fit(2)
+    assert torch.load(tmp_path/'best.pt') == {'foreign': 1}
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    learner(MetricsCB(), best := SaveBestCB(tmp_path/'best.pt')).fit(1)
+    assert not (tmp_path/'best.pt').exists() and best.best_epoch == 0 and CSVLogCB.main_only
+
+def test_write_whole_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError): write_whole(tmp_path/'missing/a.txt', lambda path: path.write_text('x'))
+    def fail(path): path.write_text('half'); raise OSError('disk full')
+    with pytest.raises(OSError, match='disk full'): write_whole(tmp_path/'a.txt', fail)
+    assert list(tmp_path.iterdir()) == []
+
+def test_log_has_every_digit_and_every_column(tmp_path):
+    learn = learner(MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv'), ProgressCB())
+    learn.fit(3)
+    with open(tmp_path/'log.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == learn.history
+
+
+# ---- monitors -------------------------------------------------------------------------------------------------------------------------
+
+class Script:
+    def __init__(self, values): self.values, self.i = values, -1
+    def reset(self): self.i += 1
+    def update(self, preds, targets): pass
+    def compute(self): return torch.tensor(self.values[self.i], dtype=torch.float32)
+
+numbers = st.lists(st.one_of(st.integers(0, 4).map(float), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=9)
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.integers(1, 3))
+def test_early_stopping_against_a_plain_loop(values, patience):
+    best, best_at, epochs = None, None, 0
+    for i, v in enumerate(values):
+        epochs = i + 1
+        if not math.isnan(v) and (best is None or v < best): best, best_at, waited = v, i, 0
+        else: waited = waited + 1 if i else 1
+        if waited >= patience: break
+    learn = learner(MetricsCB(score=Script(values)), stop := EarlyStoppingCB('valid_score', patience=patience), n=8)
+    learn.fit(len(values), train=False)
+    assert (len(learn.history), stop.best, stop.best_epoch) == (epochs, best, best_at)
+
+def test_a_stopped_training_stays_stopped():
+    stop = EarlyStoppingCB('valid_score', patience=1)
+    learner(MetricsCB(score=Script([1., 1., 0.])), stop).fit(3, train=False)
+    class LoadCB(Callback):
+        order = 1000
+        def before_fit(self, learn): stop.load_state_dict(state)
+    state = stop.state_dict()
+    again = learner(MetricsCB(score=Script([0.])), stop, LoadCB())
+    again.fit(1, train=False)
+    assert again.history == []
+
+@pytest.mark.parametrize('make', [lambda: EarlyStoppingCB('valid_acuracy'), lambda: ReduceOnPlateauCB('accuracy'), lambda: SaveBestCB('x.pt', 'loss'), lambda: MonitorCB('epoch')])
+def test_unknown_metrics_are_refused_before_the_first_batch(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = learner(MetricsCB(Accuracy()), make())
+    before = weights(learn)
+    with pytest.raises(ValueError, match='no metric'): learn.fit(1)
+    assert_close(weights(learn), before, rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- others ---------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make', [lambda: BatchLimitCB(0), lambda: EarlyStoppingCB(patience=1.5), lambda: GradientAccumulationCB(-1), lambda: GradientClipCB(), lambda: GradientClipCB(math.inf),
+                                  lambda: MonitorCB(mode=None), lambda: ReduceOnPlateauCB(factor=2.), lambda: RNNRegularizerCB(beta=math.nan), lambda: StopOnNonFiniteCB(False),
+                                  lambda: WeightAveragingCB(math.nan), lambda: WeightAveragingCB(every=0), lambda: MixedPrecisionCB('float16')])
+def test_bad_arguments_are_refused_at_once(make):
+    with pytest.raises(ValueError, match='got|give'): make()
+
+def test_non_finite_validation_loss_stops_too():
+    class SpoilCB(Callback):
+        order = -10
+        def after_loss(self, learn):
+            if not learn.training: learn.loss = learn.loss*math.inf
+    learn = learner(stop := StopOnNonFiniteCB(10), SpoilCB())
+    learn.fit(3)
+    assert stop.stopped == 'valid loss inf in epoch 0, batch 0'
+
+def test_limits_of_batches_plan_the_schedule():
+    learn = learner(BatchLimitCB(3, 1), GradientAccumulationCB(2), schedule := ScheduleCB(lr=linear(1., 0.)), MetricsCB())
+    learn.fit(2)
+    assert (learn.n_taken, learn.n_steps, schedule.values['lr'][-1]) == (4, 4, 0.)
+    learn = learner(BatchLimitCB(100), MetricsCB()); learn.fit(1)
+    assert (learn.n_taken, learn.n_steps) == (7, 7)
+
+def test_memory_is_reset_before_each_phase():
+    class Memory(nn.Module):
+        def __init__(self): super().__init__(); self.lin, self.log = nn.Linear(4, 3), []
+        def reset(self): self.log.append('reset')
+        def forward(self, x): self.log.append(len(x)); return self.lin(x)
+    learn = learner(ModelResetCB(), model=Memory(), n=16)
+    learn.fit(2)
+    assert learn.model.log == 2*['reset', 8, 8, 'reset', 16]
+
+def test_confusions_of_the_newest_validation_only():
+    learn = learner(table := ConfusionMatrixCB('abc')); learn.fit(2)
+    assert table.matrix.sum() == len(table.preds) == 20 and table.matrix.trace() == (table.preds == table.targets).sum()
+    assert sum(count for count, _, _ in table.most_confused(100)) == (table.preds != table.targets).sum()
+
+def test_a_cancelled_step_keeps_the_gradient_for_the_next():
+    class SkipFirstCB(Callback):
+        order = 10
+        def after_backward(self, learn):
+            if learn.iter == 0: raise CancelStep()
+    fits = []
+    for cbs in [MixedPrecisionCB(torch.float16, FakeScaler())], []:
+        set_seed(0)
+        learn = learner(*cbs, SkipFirstCB(), n=16, model=nn.Linear(4, 3).double())
+        for dl in (learn.dls.train, learn.dls.valid): dl.x = dl.x.double()
+        learn.fit(1)
+        fits.append(weights(learn))
+    assert_close(*fits, rtol=0, atol=1e-12)
+
+
+# ---- resumed trainings (chapter 11b) ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('stop_at', [(1, 0), (1, 3), (2, 1)])
+def test_every_memory_survives_an_interruption(tmp_path, stop_at):
+    checkpoint = pytest.importorskip('nntrain.checkpoint')
+    class KillCB(Callback):
+        order = 2000
+        def before_batch(self, learn):
+            if learn.training and (learn.epoch, learn.iter) == stop_at: raise KeyboardInterrupt
+    def fit(name, kill=False):
+        cbs = [GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16), GradientClipCB(1.), WeightAveragingCB(.9), MetricsCB(Accuracy()), EarlyStoppingCB(patience=3),
+               ReduceOnPlateauCB(patience=1), SaveBestCB(tmp_path/f'{name}-best.pt', restore=True), checkpoint.CheckpointCB(tmp_path/f'{name}.pt', every_batches=1)]
+        learn = learner(*cbs, *[KillCB()]*kill, lr=.5, opt_func=torch.optim.Adam)
+        with contextlib.suppress(KeyboardInterrupt): learn.fit(4)
+        return learn
+    whole = fit('whole')
+    fit('cut', kill=True)
+    cut = fit('cut')
+    assert_close(weights(cut), weights(whole), rtol=0, atol=0)
+    assert [{k: v for k, v in row.items() if k != 'seconds'} for row in cut.history] == [{k: v for k, v in row.items() if k != 'seconds'} for row in whole.history]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -20,12 +22,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .callbacks import write_whole
+from .checkpoint import CheckpointCB
 from .data import default_device, fashion_dls
 from .init import cnn
 from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, plot_history, set_seed
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'nntrain_fit']
+__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'resume_fashion', 'nntrain_fit']
 
 # %% ../nbs/15_recipe.ipynb #263d3b5c
 def mlp(
@@ -56,7 +59,7 @@ def _write_curves(history, path):
     fig.savefig(path, dpi=100)
 
 class SaveRunCB(Callback):
-    "After each epoch write history, curves and weights into `folder`"
+    "Write the options into `folder`, and after each epoch history and curves"
     order, needs, watches = After(ProgressCB), (MetricsCB,), True
     def __init__(self, folder, options): self.folder, self.options = Path(folder), options
     def before_fit(self, learn):
@@ -64,8 +67,6 @@ class SaveRunCB(Callback):
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
-        state = {'model': learn.model.state_dict(), 'optimizer': learn.opt.state_dict(), 'epoch': learn.epoch, 'options': self.options}
-        write_whole(self.folder/'checkpoint.pt', partial(torch.save, state))
 
 # %% ../nbs/15_recipe.ipynb #a42f9729
 def new_run_folder(
@@ -100,6 +101,24 @@ def _pick_device(device):
     return device
 
 # %% ../nbs/15_recipe.ipynb #642a54de
+def _train(options, make_folder, cbs=()):
+    "Train with all of `options` in the folder that `make_folder()` gives; go on if it holds a checkpoint"
+    make_model, (opt_func, _) = _pick('model', options['model'], MODELS), _pick('optimizer', options['optimizer'], OPTIMIZERS)
+    device, epochs, lr = _pick_device(options['device']), options['epochs'], options['lr']
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        dls = fashion_dls(options['batch_size'], source=options['source'], device=device, normalize=True)
+    for w in caught: print(f'notice: {w.message}')
+    set_seed(options['seed'])
+    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB()])
+    learn.check_fit(epochs, lr)
+    folder = make_folder()
+    print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}, {device}")
+    try: learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}), CheckpointCB(folder/'checkpoint.pt'), *cbs])
+    except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
+    print(f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after {epochs} epochs; everything is in {folder}')
+    return folder
+
 def train_fashion(
     epochs:int=5,            # rounds through the training data
     lr:float=None,           # learning rate; None: the customary one of the optimizer
@@ -112,21 +131,25 @@ def train_fashion(
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
     "Train a small network on Fashion-MNIST; prints a row per epoch and keeps the run folder up to date"
-    make_model, (opt_func, usual_lr) = _pick('model', model, MODELS), _pick('optimizer', optimizer, OPTIMIZERS)
-    device, lr = _pick_device(device), usual_lr if lr is None else lr
-    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer, source=source, seed=seed, device=str(device))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        dls = fashion_dls(batch_size, source=source, device=device, normalize=True)
-    for w in caught: print(f'notice: {w.message}')
-    set_seed(seed)
-    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB()])
-    learn.check_fit(epochs, lr)
-    folder = new_run_folder(out, f'{model}-{optimizer}')
-    print(f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {model}, {optimizer}, lr {lr:g}, {device}')
-    learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source})])
-    print(f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after {epochs} epochs; everything is in {folder}')
-    return folder
+    lr = _pick('optimizer', optimizer, OPTIMIZERS)[1] if lr is None else lr
+    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer, source=source, seed=seed, device=device)
+    return _train(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
+
+# %% ../nbs/15_recipe.ipynb #5e1c0b02
+def _read_options(folder):
+    path, known = Path(folder)/'options.json', [name for name in inspect.signature(train_fashion).parameters if name != 'out']
+    if not path.is_file(): raise ValueError(f'{folder} is not the folder of a run: it holds no options.json; give one that nntrain_fit has made')
+    try: options = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
+    if not isinstance(options, dict) or set(options) != set(known): raise ValueError(f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
+    return options
+
+def resume_fashion(
+    run         # folder of a run that was interrupted
+)->Path:        # the same folder
+    "Go on with an interrupted run of `train_fashion`; it ends as it would have ended without the interruption"
+    options = _read_options(run)
+    return _train(options, lambda: Path(run))
 
 # %% ../nbs/15_recipe.ipynb #d0f3e11f
 class _Parser(argparse.ArgumentParser):
@@ -141,19 +164,22 @@ def _number(kind, above, text):
     return parse
 
 def _parser():
-    parser = _Parser(prog='nntrain_fit', description='Train a small network on Fashion-MNIST. Leaves a folder with history.csv, curves.png, checkpoint.pt and options.json.',
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
+    parser = _Parser(prog='nntrain_fit', description='Train a small network on Fashion-MNIST. Leaves a folder with history.csv, curves.png, checkpoint.pt and options.json.', argument_default=argparse.SUPPRESS)
+    defaults = {name: p.default for name, p in inspect.signature(train_fashion).parameters.items() if p.default is not None}  # an option that is left out is left to train_fashion
+    def add(name, help, **kwargs):
+        default = defaults.get(name[2:].replace('-', '_'))
+        parser.add_argument(name, help=help + ('' if default is None else f' (default: {default})'), **kwargs)
     whole = _number(int, 0, 'a whole number of at least 1')
-    add('--epochs', type=whole, default=5, help='rounds through the training data')
-    add('--lr', type=_number(float, 0, 'a finite number above 0'), default=argparse.SUPPRESS, help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()))
-    add('--batch-size', type=whole, default=256, help='images per step')
-    add('--model', choices=MODELS, default='cnn', help='mlp: one hidden layer; cnn: four convolutions')
-    add('--optimizer', choices=OPTIMIZERS, default='momentum', help='how gradients become steps')
-    add('--source', choices=('auto', 'local', 'hub', 'toy'), default='auto', help='auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; toy: pictures drawn by code')
-    add('--seed', type=_number(int, -1, 'a whole number of at least 0'), default=0, help='same seed, same run (on the same machine)')
-    add('--device', default=argparse.SUPPRESS, help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
-    add('--out', default='runs', help="folder in which the run's folder is made")
+    add('--epochs', type=whole, help='rounds through the training data')
+    add('--lr', type=_number(float, 0, 'a finite number above 0'), help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()))
+    add('--batch-size', type=whole, help='images per step')
+    add('--model', choices=MODELS, help='mlp: one hidden layer; cnn: four convolutions')
+    add('--optimizer', choices=OPTIMIZERS, help='how gradients become steps')
+    add('--source', choices=('auto', 'local', 'hub', 'toy'), help='auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; toy: pictures drawn by code')
+    add('--seed', type=_number(int, -1, 'a whole number of at least 0'), help='same seed, same run (on the same machine)')
+    add('--device', help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
+    add('--out', help="folder in which the run's folder is made")
+    add('--resume', metavar='FOLDER', help="go on with the interrupted run of this folder; all other options are those of that run")
     return parser
 
 # %% ../nbs/15_recipe.ipynb #13b5f987
@@ -161,9 +187,15 @@ def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 2 a user's mistake, 130 interrupted
     "Command `nntrain_fit`: train, show a row per epoch, leave a run folder"
-    try: train_fashion(**vars(_parser().parse_args(argv)))
-    except KeyboardInterrupt:
-        print('\nnntrain_fit: interrupted; the run folder holds the last complete epoch', file=sys.stderr)
+    try:
+        given = vars(_parser().parse_args(argv))
+        run = given.pop('resume', None)
+        if run is None: train_fashion(**given)
+        elif given: raise ValueError(f"--resume takes all options from the run's folder: leave out --{', --'.join(name.replace('_', '-') for name in given)}")
+        else: resume_fashion(run)
+    except KeyboardInterrupt as e:
+        hint = f'; go on with: nntrain_fit --resume {shlex.quote(str(e))}' if str(e) else ''
+        print(f'\nnntrain_fit: interrupted; the run folder holds the last complete epoch{hint}', file=sys.stderr)
         return 130
     except (ValueError, OSError) as e:
         print(f'nntrain_fit: error: {" ".join(str(e).split())}', file=sys.stderr)

@@ -27,7 +27,8 @@ def test_a_run_and_its_folder(tmp_path, env):
     rows = list(csv.DictReader((run/'history.csv').open()))
     assert len(rows) == 2 and float(rows[1]['train_loss']) < float(rows[0]['train_loss'])
     assert (run/'curves.png').read_bytes()[:4] == b'\x89PNG'
-    assert set(torch.load(run/'checkpoint.pt', weights_only=True)) == {'model', 'optimizer', 'epoch', 'options'}
+    state = torch.load(run/'checkpoint.pt', weights_only=True)
+    assert {'model', 'optimizer', 'random', 'facts'} <= set(state) and (state['epoch'], state['batch']) == (2, 0)
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
@@ -35,14 +36,14 @@ def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
     process = subprocess.Popen([*COMMAND, '--epochs', '1000', '--model', 'mlp', '--source', 'toy', '--out', str(tmp_path)], env=env,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
-        if list(tmp_path.glob('*/checkpoint.pt')): break
+        if list(tmp_path.glob('*/history.csv')): break
         time.sleep(.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.strip().splitlines()[-1].startswith('nntrain_fit: interrupted')
     (run,) = tmp_path.iterdir()
+    assert process.returncode == 130 and err.strip().splitlines()[-1].startswith('nntrain_fit: interrupted') and err.strip().endswith(f'nntrain_fit --resume {run}')
     rows, state = list(csv.DictReader((run/'history.csv').open())), torch.load(run/'checkpoint.pt', weights_only=True)
-    assert abs(len(rows) - (state['epoch']+1)) <= 1 and len(rows) >= 1
+    assert abs(len(rows) - state['epoch']) <= 1 and len(rows) >= 1
     assert not [p for p in run.iterdir() if p.name.startswith('.')]             # nothing half-written lies around
 
 
@@ -53,3 +54,29 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
     done = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'new')], env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and said in done.stderr, done.stderr
     assert not (tmp_path/'new').exists()                                        # nothing was made
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='signals')
+def test_killed_and_resumed(tmp_path, env):
+    "SIGKILL in the middle, then --resume: history and weights of an undisturbed run"
+    words = ['--epochs', '12', '--model', 'mlp', '--source', 'toy', '--device', 'cpu', '--batch-size', '64']
+    whole = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'whole')], env=env, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*COMMAND, *words, '--out', str(tmp_path/'killed')], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(3000):
+        if list((tmp_path/'killed').glob('*/history.csv')): break
+        time.sleep(.02)
+    process.kill()
+    process.wait()
+    (whole,), (killed,) = ((list((tmp_path/name).iterdir())) for name in ('whole', 'killed'))
+    done = subprocess.run([*COMMAND, '--resume', str(killed)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and 'going on after' in done.stdout, done.stdout + done.stderr
+    def rows(run): return [{k: v for k, v in row.items() if k != 'seconds'} for row in csv.DictReader((run/'history.csv').open())]
+    assert rows(whole) == rows(killed) and len(rows(killed)) == 12
+    a, b = (torch.load(run/'checkpoint.pt', weights_only=True) for run in (whole, killed))
+    assert all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+    again = subprocess.run([*COMMAND, '--resume', str(killed)], env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and 'finished' in again.stdout
+    (killed/'checkpoint.pt').write_bytes((killed/'checkpoint.pt').read_bytes()[:5000])
+    damaged = subprocess.run([*COMMAND, '--resume', str(killed)], env=env, capture_output=True, text=True)
+    assert damaged.returncode == 2 and damaged.stderr.count('\n') == 1 and 'damaged' in damaged.stderr

@@ -167,7 +167,7 @@ class RandomErase(ImageTransform):
         most = x.shape[0]*x.shape[1]*self.max_num*high*wide                            # as many as can be hit at all
         return x.masked_scatter(hit, x.flatten()[self.whole(x, 0, x.numel()-1, most)])
 
-# %% ../nbs/13_augmentation.ipynb #74981301
+# %% ../nbs/13_augmentation.ipynb #21e4cd01
 class RandomCopy(RandomErase):
     "Put 1 … `max_num` rectangles of an image onto other places of the same image, with probability `p`; every pixel is equally likely to be hit"
     def __init__(self,
@@ -183,11 +183,12 @@ class RandomCopy(RandomErase):
         n, c, h, w = x.shape
         top, left, rows, columns, (high, wide) = self.rectangles(x)
         from_top, from_left = (self.whole(x, 0, side-length, n, self.max_num) for length, side in ((high, h), (wide, w)))  # inside
-        offset, source = (from_top - top)*w + from_left - left, torch.arange(h*w, device=x.device).view(h, w).repeat(n, 1, 1)
-        for k in range(self.max_num):                                        # over rectangles, not over images: a later one covers an earlier one
-            hit = rows[:, k, :, None] & columns[:, k, None]                  # (N, H, W)
-            source = torch.where(hit, torch.arange(h*w, device=x.device).view(h, w) + offset[:, k, None, None], source)
-        return x.flatten(2).gather(2, source.flatten(1)[:, None].expand(n, c, h*w)).view(n, c, h, w)
+        shift = (from_top - top)*w + from_left - left                      # (N, K): how far away the source is, in reading order
+        shifts = torch.zeros(n, h, w, dtype=torch.long, device=x.device)   # the same for each pixel; 0: its own place
+        for k in range(self.max_num):                                      # over rectangles, not over images: a later one covers an earlier one
+            shifts = torch.where(rows[:, k, :, None] & columns[:, k, None], shift[:, k, None, None], shifts)
+        source = shifts.flatten(1) + torch.arange(h*w, device=x.device)
+        return x.flatten(2).gather(2, source[:, None].expand(n, c, h*w)).view(n, c, h, w)
 
 # %% ../nbs/13_augmentation.ipynb #276a2101
 class PerImage:
@@ -202,20 +203,14 @@ class PerImage:
         return torch.stack([self.tfm(image) for image in x])
     def __repr__(self): return f'PerImage({self.tfm!r})'
 
-# %% ../nbs/13_augmentation.ipynb #344b2701
+# %% ../nbs/13_augmentation.ipynb #c71bd101
 class _CollectCB(Callback):
     order = 100
     def __init__(self): self.preds, self.targets = [], []
     def after_predict(self, learn): self.preds.append(learn.preds.detach().float()); self.targets.append(learn.yb)
 
-def get_preds(
-    learn:Learner,  # model, data and callbacks; those that only watch are left out, and all is put back afterwards
-    dl=None,        # loader of batches; None: the learner's validation loader
-    tfms=()         # transforms of the images, before the learner's own callbacks
-)->tuple:           # predictions (N, C) and targets (N,), on the device
-    "Predict a whole loader in evaluation mode, in its order, as a validation phase would"
-    dl, collect = learn.dls.valid if dl is None else dl, _CollectCB()
-    kept, modes, epoch = dict(vars(learn)), {m: m.training for m in learn.model.modules()}, getattr(dl, 'epoch', None)
+def _predict(learn, dl, tfms):
+    collect, kept, modes, epoch = _CollectCB(), dict(vars(learn)), {m: m.training for m in learn.model.modules()}, getattr(dl, 'epoch', None)
     try:
         learn.cbs = tuple(cb for cb in learn.cbs if not cb.watches)
         learn.dls = SimpleNamespace(train=learn.dls.train, valid=dl)
@@ -225,6 +220,14 @@ def get_preds(
         for m, mode in modes.items(): m.training = mode
         if epoch is not None: dl.epoch = epoch
     return torch.cat(collect.preds), torch.cat(collect.targets)
+
+def get_preds(
+    learn:Learner,  # model, data and callbacks; those that only watch are left out, and all is put back afterwards
+    dl=None,        # loader of batches; None: the learner's validation loader
+    tfms=()         # transforms of the images, before the learner's own callbacks
+)->tuple:           # predictions (N, C) and targets (N,), on the device
+    "Predict a whole loader in evaluation mode, in its order, as a validation phase would; random numbers go on afterwards as if nothing had happened"
+    with torch.random.fork_rng(): return _predict(learn, learn.dls.valid if dl is None else dl, tfms)
 
 # %% ../nbs/13_augmentation.ipynb #9f7a6401
 def smooth_labels(
@@ -325,7 +328,7 @@ class Dropout2d(Dropout):
     "Drop whole channels of an image: neighbouring pixels say nearly the same, so a single one is not missed"
     def mask_shape(self, x)->tuple: return (*x.shape[:2], *(1,)*(x.ndim-2))
 
-# %% ../nbs/13_augmentation.ipynb #9a17b401
+# %% ../nbs/13_augmentation.ipynb #7104bc01
 def mean_predictions(
     preds,          # list of logits (N, C): from several views, or from several networks
     of:str='probs'  # 'probs': mean of the probabilities; 'logits': mean of the logits, a geometric mean of the probabilities
@@ -349,7 +352,7 @@ def ensemble(
     learners = list(learners)
     if not learners: raise ValueError('give at least one learner')
     dl = learners[0].dls.valid if dl is None else dl
-    looks = [get_preds(learn, dl, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
+    with torch.random.fork_rng(): looks = [_predict(learn, dl, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
     if any(not torch.equal(targets, looks[0][1]) for _, targets in looks): raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
     return mean_predictions([preds for preds, _ in looks], of), looks[0][1]
 

@@ -1,0 +1,315 @@
+"""Transforms with a draw for each image, soft targets, dropout, averaged predictions: properties over random shapes, uniform coverage, and what must stay as it was."""
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nntrain.augment import (AugmentCB, CutMixCB, Dropout, Dropout2d, ImageTransform, MixUpCB, PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip, black, cutmix, ensemble, get_preds,
+                             mean_predictions, mix_targets, mixup, smooth_labels, tta)
+from nntrain.callbacks import MixedPrecisionCB
+from nntrain.data import DataLoaders
+from nntrain.learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB
+
+quick = settings(max_examples=25, deadline=None)
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
+seeds = st.integers(0, 2**31)
+TRANSFORMS = {'flip': RandomFlip, 'crop': lambda generator=None: RandomCrop(2, generator=generator), 'erase': lambda generator=None: RandomErase(1., generator=generator),
+              'erase with a colour': lambda generator=None: RandomErase(1., fill=0, generator=generator), 'copy': lambda generator=None: RandomCopy(1., share=.4, generator=generator)}
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
+
+
+def seeded(seed, device='cpu'): return torch.Generator(device).manual_seed(seed)
+
+
+def pictures(shape, seed=0, byte=False):
+    x = torch.rand(shape, generator=seeded(seed))
+    return (x*255).byte() if byte else x
+
+
+def chi2_ok(counts, expected):
+    "Within five standard deviations of the chi-square distribution's mean (degrees of freedom: one less than the counts)"
+    dof = counts.numel() - 1
+    return abs(((counts - expected)**2/expected).sum().item() - dof) < 5*math.sqrt(2*dof)
+
+
+# ---- every transform -------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
+@given(shape=shapes, seed=seeds, byte=st.booleans())
+@quick
+def test_shape_type_and_source_stay_and_seeds_repeat(make, shape, seed, byte):
+    x = pictures(shape, seed, byte)
+    kept = x.clone()
+    first, again = make(generator=seeded(seed))(x), make(generator=seeded(seed))(x)
+    assert first.shape == x.shape and first.dtype == x.dtype and first.data_ptr() != x.data_ptr()
+    assert torch.equal(x, kept) and torch.equal(first, again)
+    torch.manual_seed(seed); from_global = make()(x)
+    torch.manual_seed(seed); assert torch.equal(from_global, make()(x))
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
+def test_every_image_has_its_own_draw_on_its_device(make, device):
+    x = pictures((1, 2, 12, 10)).repeat(64, 1, 1, 1).to(device)
+    out = make(generator=seeded(0))(x)                           # a generator of the CPU works for images anywhere
+    assert out.device == x.device and len(out.unique(dim=0)) >= 2 + 10*(make is not RandomFlip)
+    assert make(generator=seeded(0, device))(x).device == x.device
+
+
+@pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
+def test_the_layout_of_the_memory_does_not_matter(make):
+    x = pictures((6, 3, 8, 8))
+    assert_close(make(generator=seeded(1))(x.to(memory_format=torch.channels_last)), make(generator=seeded(1))(x)) if make is not TRANSFORMS['erase'] else None
+    half = make(generator=seeded(1))(x.half())
+    assert half.dtype == torch.float16
+
+
+@pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize('bad', [torch.rand(28, 28), torch.rand(1, 28, 28), torch.rand(1, 1, 1, 1, 1), torch.zeros(2, 1, 4, 4, dtype=torch.long), [1, 2]], ids=str)
+def test_what_is_no_batch_of_images_is_refused(make, bad):
+    with pytest.raises(ValueError, match='wants a batch of images'): make()(bad)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: RandomFlip(-.1), 'p must be a number from 0 to 1'), (lambda: RandomFlip(float('nan')), 'p must'), (lambda: RandomFlip('a'), 'p must'), (lambda: RandomFlip(True), 'p must'),
+    (lambda: RandomErase(p=2), 'p must'), (lambda: RandomErase(share=0), 'share must'), (lambda: RandomErase(max_num=1.5), 'max_num must'), (lambda: RandomErase(fill=None), 'fill must'),
+    (lambda: RandomCopy(share=1.1), 'share must'), (lambda: RandomCrop(1.5), 'padding must'), (lambda: RandomCrop(size=(1, 2, 3)), 'size must'), (lambda: RandomCrop(size=0), 'size must'),
+    (lambda: MixUpCB(0.), 'alpha must'), (lambda: CutMixCB(float('inf')), 'alpha must'), (lambda: MixUpCB(None), 'alpha must'), (lambda: Dropout(1.), 'p must be below 1'), (lambda: Dropout2d(2), 'p must'),
+    (lambda: black(0., 0.), 'std must'), (lambda: smooth_labels(torch.tensor([0, 3]), 3), 'must lie in 0'), (lambda: smooth_labels(torch.tensor([0]), 3, -.1), 'eps must'),
+    (lambda: RandomCrop(0, size=5)(torch.rand(2, 1, 4, 9)), 'does not fit into 4×9'), (lambda: RandomCrop(1, fill=(0, 1))(torch.rand(2, 3, 4, 4)), 'one for each of 3 channels'),
+    (lambda: mean_predictions([]), 'no predictions'), (lambda: mean_predictions([torch.rand(3)]), 'one shape'), (lambda: mean_predictions([torch.rand(2, 2)], 'max'), 'of must be'), (lambda: ensemble([]), 'at least one'),
+])
+def test_wrong_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message): make()
+
+
+@pytest.mark.parametrize('make', [lambda: AugmentCB(RandomFlip), lambda: AugmentCB(3), lambda: PerImage(nn.ReLU)])
+def test_no_transform(make):
+    with pytest.raises(TypeError, match='is no transform'): make()
+
+
+# ---- crop --------------------------------------------------------------------------------------------------------------------------------
+
+@given(shape=shapes, padding=st.integers(0, 3), fill=st.floats(-3, 3), seed=seeds, data=st.data())
+@quick
+def test_a_crop_is_a_window_of_the_padded_image(shape, padding, fill, seed, data):
+    x = pictures(shape, seed)
+    size = tuple(data.draw(st.integers(1, side + 2*padding)) for side in shape[2:])
+    padded, out = F.pad(x, (padding,)*4, value=fill), RandomCrop(padding, size, fill, seeded(seed))(x)
+    for whole, part in zip(padded, out):
+        assert any(torch.equal(whole[:, i:i+size[0], j:j+size[1]], part) for i in range(whole.shape[1]-size[0]+1) for j in range(whole.shape[2]-size[1]+1))
+
+
+def test_crop_then_normalise_is_normalise_then_crop_with_black():
+    mean, std = torch.tensor([.2, .5, .7]), torch.tensor([.3, .1, .5])
+    x = pictures((20, 3, 6, 6))
+    def normalise(x): return (x - mean.view(1, 3, 1, 1))/std.view(1, 3, 1, 1)
+    assert_close(RandomCrop(2, fill=black(mean, std), generator=seeded(0))(normalise(x)), normalise(RandomCrop(2, generator=seeded(0))(x)))
+
+
+# ---- coverage ----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kind', [RandomErase, RandomCopy])
+@pytest.mark.parametrize('share, side', [(.25, 12), (.5, 7), (1., 5)])
+def test_all_positions_of_a_rectangle_that_touch_the_image_are_equally_likely(kind, share, side):
+    length = max(1, round(share*side))
+    top, left, rows, columns, (high, wide) = kind(1., share, 1, generator=seeded(0)).rectangles(torch.rand(10_000, 1, side, side))
+    assert (high, wide) == (length, length)
+    for start, places in ((top, rows), (left, columns)):
+        counts = torch.bincount(start[:, 0] + length - 1, minlength=side + length - 1)
+        assert len(counts) == side + length - 1 and chi2_ok(counts, 10_000/len(counts))
+        q = length/(side + length - 1)                                                       # the same for every row
+        assert (places[:, 0].float().mean(0) - q).abs().max() < 5*math.sqrt(q*(1-q)/10_000)
+
+
+def test_every_pixel_is_erased_equally_often():
+    hits = (RandomErase(1., share=.01, max_num=1, fill=0., generator=seeded(0))(torch.ones(10_000, 1, 12, 12)) == 0).sum((0, 1))
+    assert hits.sum() == 10_000 and chi2_ok(hits, 10_000/144)
+
+
+def test_p_and_the_number_of_rectangles():
+    *_, rows, _, _ = RandomErase(.8, max_num=4, generator=seeded(0)).rectangles(torch.rand(10_000, 1, 5, 5))
+    counts = torch.bincount(rows.any(-1).sum(1), minlength=5)
+    assert chi2_ok(counts, 2000)                                                             # 0, 1, 2, 3 and 4 of them: as in miniai
+
+
+@given(shape=shapes, seed=seeds)
+@quick
+def test_erase_with_pixels_takes_pixels_of_the_batch_and_copy_those_of_the_image(shape, seed):
+    x = torch.randperm(math.prod(shape), generator=seeded(seed)).float().view(shape)       # all different
+    assert torch.isin(RandomErase(1., generator=seeded(seed))(x), x).all()
+    out = RandomCopy(1., share=.5, generator=seeded(seed))(x)
+    for image, before in zip(out.flatten(1), x.flatten(1)): assert torch.isin(image, before).all()
+    assert torch.isin(out[:, 0].contiguous(), x[:, 0].contiguous()).all()                                              # channels stay apart
+
+
+def test_copied_rectangles_move_as_a_whole():
+    side, x = 10, torch.arange(100.).view(1, 1, 10, 10).repeat(500, 1, 1, 1)
+    top, left, rows, columns, (high, wide) = RandomCopy(1., share=.3, max_num=1, generator=seeded(3)).rectangles(x)
+    out = RandomCopy(1., share=.3, max_num=1, generator=seeded(3))(x)
+    hit = rows[:, 0, :, None] & columns[:, 0, None]
+    assert torch.equal(out[:, 0][~hit], x[:, 0][~hit])
+    offsets = (out - x)[:, 0]
+    for image, where in zip(offsets, hit): assert len(image[where].unique()) == 1
+    came_from = out[:, 0][hit].long()
+    assert came_from.min() >= 0 and came_from.max() < side*side
+
+
+# ---- labels ------------------------------------------------------------------------------------------------------------------------------
+
+@given(n=st.integers(1, 9), c=st.integers(2, 6), eps=st.floats(0, 1), seed=seeds)
+@quick
+def test_smooth_labels_are_torchs(n, c, eps, seed):
+    logits, y = torch.randn(n, c, generator=seeded(seed)), torch.randint(c, (n,), generator=seeded(seed))
+    assert_close(F.cross_entropy(logits, smooth_labels(y, c, eps)), F.cross_entropy(logits, y, label_smoothing=eps))
+    assert_close(smooth_labels(y, c, eps).sum(1), torch.ones(n))
+
+
+@given(shape=st.tuples(st.integers(2, 8), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)), seed=seeds)
+@quick
+def test_mixed_images_and_their_targets(shape, seed):
+    torch.manual_seed(seed)
+    n = shape[0]
+    x, y, other, lam = torch.rand(shape), torch.randint(5, (n,)), torch.randperm(n), torch.rand(n)/2 + .5
+    mixed, same = mixup(x, other, lam)
+    for i in range(n): assert_close(mixed[i], lam[i]*x[i] + (1-lam[i])*x[other[i]])
+    assert same is lam
+    board = torch.arange(n).view(n, 1, 1, 1).expand(shape).float()
+    cut, own = cutmix(board, other, lam)
+    assert (own >= lam - 1e-6).all()
+    for i in range(n):
+        assert torch.isin(cut[i], torch.tensor([i, other[i]]).float()).all()
+        if other[i] != i: assert_close((cut[i] == i).float().mean(), own[i])
+        foreign = cut[i, 0] != i
+        assert foreign.any(0).sum()*foreign.any(1).sum() == foreign.sum()                     # a rectangle
+    targets = mix_targets(y, other, own, 5)
+    assert_close(targets.sum(1), torch.ones(n))
+    assert_close(F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), targets),
+                 (own*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y, reduction='none') + (1-own)*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y[other], reduction='none')).mean())
+
+
+def test_shares_follow_beta_and_the_larger_part_gives_the_class():
+    mixing, x = MixUpCB(.4), torch.zeros(20_000, 1, 1, 1)
+    torch.manual_seed(0)
+    mixing.before_batch(SimpleNamespace(training=True, batch=(x, torch.zeros(20_000, dtype=torch.long)), yb=torch.zeros(20_000, dtype=torch.long)))
+    assert mixing.lam.min() >= .5 and sorted(mixing.other.tolist()) == list(range(20_000))
+    draws = torch.distributions.Beta(.4, .4).sample((20_000,))
+    expected = torch.maximum(draws, 1-draws)
+    assert abs(mixing.lam.mean() - expected.mean()) < 5*expected.std()*math.sqrt(2/20_000)
+
+
+# ---- dropout -----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('ours, theirs', [(Dropout, nn.Dropout), (Dropout2d, nn.Dropout2d)])
+@pytest.mark.parametrize('p', [0., .1, .5, .9])
+def test_dropout_is_torchs_in_distribution(ours, theirs, p):
+    torch.manual_seed(0)
+    x = torch.full((100, 40, 3, 3), 2.)
+    a, b = ours(p)(x), theirs(p)(x)
+    assert_close(a.unique(), b.unique())
+    n = 4000 if ours is Dropout2d else 36_000
+    for out in (a, b): assert abs((out == 0).float().mean().item() - p) <= 5*math.sqrt(p*(1-p)/n)
+    assert ours(p).eval()(x) is x and ours(p)(x.half()).dtype == torch.float16
+
+
+# ---- in the learner -----------------------------------------------------------------------------------------------------------------------
+
+def small_dls(n=40):
+    torch.manual_seed(0)
+    x, y = torch.rand(n, 1, 6, 6), torch.randint(3, (n,))
+    return DataLoaders.from_tensors((x, y), (x, y), batch_size=8)
+
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def learner(*cbs, dls=None): return Learner(net(), dls or small_dls(), F.cross_entropy, lr=.05, cbs=[MetricsCB(Accuracy()), *cbs])
+
+
+@pytest.mark.parametrize('mixing', [MixUpCB, CutMixCB])
+def test_mixing_trains_beside_everything_else(mixing):
+    learn = learner(NormalizeCB(.5, .3), mixing(), AugmentCB(RandomFlip(), RandomErase()), MixedPrecisionCB(torch.bfloat16))
+    x = learn.dls.train.x.clone()
+    learn.fit(3)
+    assert len(learn.history) == 3 and all(math.isfinite(v) for v in learn.history[-1].values())
+    assert torch.equal(learn.dls.train.x, x)
+    assert learn.lr_find(n_steps=8).losses
+    soft = Learner(net(), learn.dls, lambda p, y: F.cross_entropy(p, y, label_smoothing=.1), lr=.05, cbs=[mixing()])
+    soft.fit(1)
+
+
+def test_augment_and_mix_take_batches_that_are_dicts():
+    batches = [dict(image=torch.rand(8, 1, 6, 6), label=torch.randint(3, (8,)))]
+    seen = []
+    class LookCB(Callback):
+        order = 5
+        def before_batch(self, learn): seen.append((learn.phase, learn.batch))
+    Learner(net(), SimpleNamespace(train=batches, valid=batches), F.cross_entropy, cbs=[AugmentCB(RandomFlip(1.)), MixUpCB(), LookCB()]).fit(1)
+    assert list(seen[0][1]) == ['image', 'label'] and torch.equal(seen[1][1]['image'], batches[0]['image']) and torch.equal(seen[0][1]['label'], batches[0]['label'])
+
+
+def test_soft_or_float_targets_cannot_be_mixed():
+    batches = [(torch.rand(8, 1, 6, 6), torch.rand(8, 3))]
+    with pytest.raises(ValueError, match='wants class numbers'): Learner(net(), SimpleNamespace(train=batches, valid=None), F.cross_entropy, cbs=[MixUpCB()]).fit(1)
+
+
+def test_predictions_leave_everything_as_it_was():
+    learn = learner(DeviceCB('cpu'), NormalizeCB(.5, .3), AugmentCB(RandomErase()))
+    learn.fit(2)
+    learn.model.train(); learn.model[2].eval()
+    before, weights, epoch = dict(vars(learn)), {k: v.clone() for k, v in learn.model.state_dict().items()}, learn.dls.train.epoch
+    for dl in (None, learn.dls.train, learn.dls.valid): preds, targets = get_preds(learn, dl)
+    assert vars(learn).keys() == before.keys() and all(vars(learn)[k] is before[k] for k in before)
+    assert learn.model.training and not learn.model[2].training and learn.dls.train.epoch == epoch
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, weights[k])
+    learn.model.eval()
+    assert_close(preds, learn.model((learn.dls.valid.x - .5)/.3)); assert torch.equal(targets, learn.dls.valid.y)
+    class Failing(ImageTransform):
+        def apply(self, x): raise RuntimeError('stop')
+    with pytest.raises(RuntimeError, match='stop'): get_preds(learn, tfms=[Failing()])
+    assert all(vars(learn)[k] is before[k] for k in before)
+
+
+def test_predictions_can_be_asked_for_in_the_middle_of_a_training():
+    def train(*cbs):
+        torch.manual_seed(1)
+        learn = learner(*cbs)
+        learn.fit(3)
+        return learn
+    class AskCB(Callback):
+        watches = True                                                                      # so it is left out of its own question
+        def __init__(self): self.accuracies = []
+        def after_epoch(self, learn):
+            preds, targets = tta(learn)
+            self.accuracies.append((preds.argmax(1) == targets).float().mean().item())
+    asking = AskCB()
+    with_, without = train(asking), train()
+    assert len(asking.accuracies) == 3 and [row['valid_accuracy'] for row in with_.history] == [row['valid_accuracy'] for row in without.history]
+
+
+@given(n=st.integers(1, 5), c=st.integers(2, 5), k=st.integers(1, 4), seed=seeds)
+@quick
+def test_a_mean_of_predictions_is_a_distribution_and_no_worse_than_the_mean_loss(n, c, k, seed):
+    g = seeded(seed)
+    preds, y = [3*torch.randn(n, c, generator=g) for _ in range(k)], torch.randint(c, (n,), generator=g)
+    for of in ('probs', 'logits'):
+        mean = mean_predictions(preds, of)
+        assert_close(mean.exp().sum(1), torch.ones(n))
+        assert F.cross_entropy(mean, y) <= torch.stack([F.cross_entropy(p, y) for p in preds]).mean() + 1e-5
+        assert_close(mean_predictions(preds[:1], of), preds[0].log_softmax(1))
+
+
+def test_views_draw_anew_and_orders_must_agree():
+    learn = learner()
+    learn.fit(1)
+    one = RandomErase(1.)
+    plain, a = get_preds(learn)[0], get_preds(learn, tfms=[one])[0]
+    assert not torch.allclose(ensemble([learn], [one, one])[0], mean_predictions([plain, a, a]))         # the second view is another draw
+    with pytest.raises(ValueError, match='does not shuffle'): ensemble([learn], [RandomFlip()], learn.dls.train)
+    assert_close(ensemble([learn, learn])[0], get_preds(learn)[0].log_softmax(1))

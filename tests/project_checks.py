@@ -152,6 +152,8 @@ def untidy(nb, size=0):
     if set(nb['metadata']) - {'kernelspec'}: problems.append(f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only kernelspec belongs there")
     for i, cell in enumerate(nb['cells']):
         if found := MACHINE_PATH.search(''.join(cell['source'])): problems.append(f'cell {i}: machine path {found[0]}')
+        if cell['cell_type'] == 'code' and directive(''.join(cell['source']), 'cuda') is not None and 'is_available()' not in ''.join(cell['source']):
+            problems.append(f'cell {i}: a cuda cell that fails for readers without a GPU; put it under `if torch.cuda.is_available():`')
         if cell.get('attachments'): problems.append(f'cell {i}: an attachment; use a file in nbs/images')
         for out in cell.get('outputs', ()):
             if out['output_type'] == 'error': problems.append(f"cell {i}: stored error {out.get('ename')}")

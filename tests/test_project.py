@@ -179,6 +179,7 @@ def stream(name, text): return dict(output_type='stream', name=name, text=[text]
     (notebook("# See\n\n`C:\\Users\\me`"), 0, 'Users'),
     (notebook('1', outputs=[stream('stdout', 'saved to /home/abc/model')]), 0, '/home/abc'),
     (notebook('1', outputs=[output(**{'text/html': ['<a href="/Users/x">']})]), 0, '/Users/x'),
+    (notebook('#| cuda\nnet.cuda()'), 0, 'without a GPU'),
     (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
     (notebook('1', outputs=[dict(output_type='error', ename='ValueError', evalue='', traceback=[])]), 0, 'stored error'),
     (notebook('1', outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]), 0, 'widget'),

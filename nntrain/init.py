@@ -66,14 +66,14 @@ def _lsuv_pairs(model, xb, at):
         elif last is not None: pairs[last], last = name, None
     return layers, targets, pairs
 
-# %% ../nbs/04_initialization.ipynb #7dcb8001
+# %% ../nbs/04_initialization.ipynb #683bc201
 @torch.no_grad()
 def lsuv_init(
     model:nn.Module,  # linear and convolutional layers are rescaled in place; runs in eval mode, and gets its modes back
     xb:Tensor,        # one batch of inputs, on the model's device
     at=None,          # kind (as in `find_modules`) of the activations whose outputs to normalise; None: the outputs of the layers themselves
     tol:float=1e-3,   # mean and standard deviation may be off by this much, above 0
-    max_iter:int=20   # rounds per layer
+    max_iter:int=100  # rounds per layer at most; a layer's own output takes one or two, that of an activation about twenty
 )->dict:              # {name of the module that was measured: (mean, std) after it}, in the order of execution
     "Layer after layer, scale the weights (and shift the bias, if there is one) until the outputs have standard deviation 1 (and mean 0); ValueError, and all weights as before, where that is impossible"
     modes, kept = {m: m.training for m in model.modules()}, [(p, p.clone()) for p in model.parameters()]

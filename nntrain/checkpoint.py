@@ -103,7 +103,7 @@ def plain(
     raise TypeError(f'{name} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
                     f'let the state_dict that it comes from give such values')
 
-# %% ../nbs/11b_checkpoints.ipynb #817c6c01
+# %% ../nbs/11b_checkpoints.ipynb #e2d37901
 FORMAT = 'nntrain checkpoint 1'
 
 def write_checkpoint(
@@ -120,12 +120,13 @@ def read_checkpoint(
     path = Path(path)
     fix = 'take another file, or move this one away to start anew'
     if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
-    try:
-        with zipfile.ZipFile(path) as archive: broken = archive.testzip()
-        if broken: raise zipfile.BadZipFile(f'the checksum of {broken} is wrong')
-    except OSError: raise
-    except Exception as e:  # a spoilt archive fails in many ways
-        raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): {fix}') from e
+    with open(path, 'rb') as f:
+        try:
+            archive = zipfile.ZipFile(f)
+            broken = archive.testzip() or next((part.filename for part in archive.infolist() if part.external_attr), None)  # a tensor marked as a folder would be read as noise
+            if broken: raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
+        except Exception as e:  # a spoilt archive fails in many ways
+            raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): {fix}') from e
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f'{path} holds more than tensors and plain values, so reading it could run foreign code: {fix}') from e
@@ -171,13 +172,16 @@ def _load(learn, state):
     learn.history, learn.n_taken = state['history'], state['n_taken']
     _set_chance(learn, state)
 
-# %% ../nbs/11b_checkpoints.ipynb #c9735101
+# %% ../nbs/11b_checkpoints.ipynb #626d9f01
 def _loader_facts(loader):
     n = getattr(loader, 'n', None)
     if n is None and hasattr(getattr(loader, 'dataset', None), '__len__'): n = len(loader.dataset)
     facts = {'samples': n, 'batches': len(loader) if hasattr(loader, '__len__') else None}
     facts |= {name: getattr(loader, name, None) for name in ('batch_size', 'shuffle', 'drop_last', 'seed')}
     return {name: fact for name, fact in facts.items() if isinstance(fact, (bool, int))}
+
+def _numbers(value):  # without tensors, so that == gives one answer
+    return value.tolist() if isinstance(value, Tensor) else tuple(map(_numbers, value)) if isinstance(value, (list, tuple)) else value
 
 def training_facts(
     learn  # a learner during a fit
@@ -186,7 +190,7 @@ def training_facts(
     facts = {'n_epochs': learn.n_epochs, 'loss function': getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__), 'optimizer': type(learn.opt).__name__}
     for phase, dl in _loaders(learn).items(): facts |= {f'{name} of the {phase} data': fact for name, fact in _loader_facts(dl).items()}
     for i, group in enumerate(learn.opt.param_groups):
-        facts |= {f'{name} of parameter group {i}': value.tolist() if isinstance(value, Tensor) else value for name, value in group.items() if name not in ('params', 'param_names')}
+        facts |= {f'{name} of parameter group {i}': _numbers(value) for name, value in group.items() if name not in ('params', 'param_names')}
         facts[f'number of tensors in parameter group {i}'] = len(group['params'])
     facts['callbacks with a state'] = [type(cb).__name__ for cb in _with_state(learn)]
     facts |= {f'shape of {name}': tuple(value.shape) for name, value in learn.model.state_dict().items() if isinstance(value, Tensor)}
@@ -215,7 +219,7 @@ class _Rest:
         self.then()
         yield from batches
 
-# %% ../nbs/11b_checkpoints.ipynb #1cceca01
+# %% ../nbs/11b_checkpoints.ipynb #821ff301
 class CheckpointCB(Callback):
     "Write a checkpoint after epochs and batches, and go on from it, bit for bit, if it is there when a fit begins"
     order, watches = 1000, True
@@ -227,6 +231,7 @@ class CheckpointCB(Callback):
     ):
         for name, n in dict(every_epochs=every_epochs, every_batches=1 if every_batches is None else every_batches).items():
             if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
+        if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file in it, such as {Path(path)/'checkpoint.pt'}")
         self.path, self.every_epochs, self.every_batches, self.resume = Path(path), every_epochs, every_batches, resume
         self.resumed = None  # (epochs, batches of the next one) that were done when the newest fit began, if it went on
 
@@ -252,11 +257,13 @@ def after_epoch(self:CheckpointCB, learn):
     done = learn.epoch + 1
     if self.on and (done % self.every_epochs == 0 or done == learn.n_epochs): self.save(learn, done, 0)
 
-# %% ../nbs/11b_checkpoints.ipynb #7248b301
+# %% ../nbs/11b_checkpoints.ipynb #ce9b3901
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.on, self.unfinished, self.resumed = 'train' in learn.phases, None, None
     if not self.on: return  # fit(train=False)
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise RuntimeError('CheckpointCB writes down one process, and this training has several, each with a random state of its own: leave it out')
     self.facts = training_facts(learn)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in self.path.parent.glob(f'.{self.path.stem}{"?"*8}{self.path.suffix}'): leftover.unlink(missing_ok=True)  # of a writer that was killed

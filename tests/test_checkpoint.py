@@ -316,3 +316,16 @@ def test_gpu(tmp_path):
     check_resume(tmp_path, lambda: learner(DeviceCB('cuda')), (1, 'train', 1))
     learner(DeviceCB('cuda')).fit(1, cbs=[CheckpointCB(tmp_path/'g.pt')])
     assert read_checkpoint(tmp_path/'g.pt')['model']['0.weight'].device.type == 'cpu'
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    "Each is refused or has no effect. torch.load checks no sums, and a mark in the zip's directory, 'this is a folder', makes it give noise for a tensor"
+    write_checkpoint({'w': torch.arange(3), 'n': 1}, tmp_path/'a.pt')
+    content = (tmp_path/'a.pt').read_bytes()
+    marks = [i+38 for i in range(len(content)) if content[i:i+4] == b'PK\x01\x02']
+    assert len(marks) >= 4
+    for i, bit in [*((i, bit) for i in marks for bit in range(8)), *((random.randrange(len(content)), random.randrange(8)) for _ in range(100))]:
+        (tmp_path/'b.pt').write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i+1:])
+        try: state = read_checkpoint(tmp_path/'b.pt')
+        except ValueError: continue
+        assert state['w'].tolist() == [0, 1, 2] and state['n'] == 1, (i, bit)

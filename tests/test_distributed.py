@@ -1,0 +1,387 @@
+"Several processes train as one: two real processes (gloo, loopback) against one with the whole batch"
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from nntrain.callbacks import StopOnNonFiniteCB
+from nntrain.data import DataLoaders, TensorLoader
+from nntrain.distributed import AccelerateCB, ListShard, LoaderShard, Processes, TensorShard, part_of, shard
+from nntrain.learner import Accuracy, Callback, CancelEpoch, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB, set_seed
+from nntrain.momentum import Momentum
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+IMPORTS = '''
+import os, sys, time
+import torch
+import torch.nn.functional as F
+from functools import partial
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from nntrain.callbacks import *
+from nntrain.checkpoint import CheckpointCB
+from nntrain.data import DataLoaders, TensorLoader
+from nntrain.distributed import *
+from nntrain.learner import *
+from nntrain.momentum import Momentum
+from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
+'''
+
+
+def toy(n):
+    x = torch.randn(n, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, (x.sum(1) > 0).long() + (x[:, 0] > 0)
+
+
+def loader(kind, n, batch_size=16):
+    x, y = toy(n)
+    if kind == 'seeded tensors': return TensorLoader(x, y, batch_size, shuffle=True, seed=3)
+    if kind == 'tensors': return TensorLoader(x, y, batch_size, shuffle=True)
+    if kind == 'in order': return TensorLoader(x, y, batch_size)
+    if kind == 'dict': return [dict(x=x[i:i+batch_size], label=y[i:i+batch_size]) for i in range(0, n, batch_size)]
+    generator = torch.Generator().manual_seed(5) if kind == 'seeded DataLoader' else None
+    return DataLoader(TensorDataset(x, y), batch_size, shuffle=True, generator=generator)
+
+
+def model(): return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def train(kind='seeded tensors', n=103, cbs=(), opt_func=Momentum, metrics=(), n_epochs=2, learner=Learner, n_valid=41):
+    "Final weights, history without seconds, losses of the batches"
+    set_seed(0)
+    valid = TensorLoader(*toy(n_valid), 8) if kind != 'dict' else loader('dict', n_valid)
+    learn = learner(model(), DataLoaders(loader(kind, n), valid), F.cross_entropy, opt_func, lr=.1,
+                    cbs=[MetricsCB(Accuracy(), *metrics), rec := RecorderCB(), *cbs])
+    learn.fit(n_epochs)
+    return [p.detach() for p in learn.model.state_dict().values()], [{k: v for k, v in r.items() if k != 'seconds'} for r in learn.history], rec.values['loss']
+
+
+def gap(a, b): return max((p - q).abs().max().item() for p, q in zip(a, b, strict=True))
+
+
+def same(two, kind='seeded tensors', n=103, cbs='', *rest):
+    "Train alone here and in two processes; `cbs`: further callbacks for both, as text"
+    exec(IMPORTS, space := {})
+    alone = train(kind, n, eval(f'[{cbs}]', space), *rest)
+    assert gap(alone[0], model().state_dict().values()) > 1e-3
+    two.run(f'def with_cbs(*args): return train({kind!r}, {n}, [AccelerateCB(), {cbs}], *args)')
+    def together(*args): return with_cbs(*args)
+    results = two.run(together, *rest, show=False)
+    for weights, history, losses in results:
+        assert gap(weights, alone[0]) < 1e-12
+        assert len(history) == len(alone[1]) and len(losses) == len(alone[2])
+        for r, s in zip(history, alone[1]): assert r.keys() == s.keys() and all(abs(r[k] - s[k]) < 1e-6 for k in r), (r, s)
+        assert max(abs(p - q) for p, q in zip(losses, alone[2])) < 1e-6
+    for other in results[1:]: assert gap(results[0][0], other[0]) == 0 and results[0][1:] == other[1:]      # to the last bit
+
+
+@pytest.fixture(scope='module')
+def running():
+    procs = []
+    yield procs
+    for p in procs: p.close()
+
+
+@pytest.fixture
+def two(running):
+    "Two processes, the same for all tests; new ones after a test in which they ended"
+    if not (running and running[-1].close.alive):
+        running.append(Processes(2))
+        running[-1].run(IMPORTS)
+        running[-1].define(toy, loader, model, train)
+    return running[-1]
+
+
+@given(n=st.integers(0, 200), world=st.integers(1, 17))
+def test_parts_are_a_partition_into_nearly_equal_sizes(n, world):
+    parts = [range(n)[part_of(n, rank, world)] for rank in range(world)]
+    assert [i for p in parts for i in p] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and len(parts[0]) == max(map(len, parts))
+
+
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 12), world=st.integers(1, 5), shuffle=st.booleans(), drop_last=st.booleans())
+def test_parts_of_a_tensor_loader_are_its_batches(n, batch_size, world, shuffle, drop_last):
+    x = torch.arange(n)
+    if drop_last and n < batch_size: drop_last = False
+    make = lambda: TensorLoader(x, x, batch_size, shuffle=shuffle, drop_last=drop_last, seed=1)
+    parts = [list(TensorShard(make(), rank, world)) for rank in range(world)]
+    whole = list(make())
+    assert all(len(p) == len(whole) for p in parts)
+    for i, (_, yb) in enumerate(whole): assert torch.equal(torch.cat([p[i][1] for p in parts]), yb)
+
+
+def test_parts_of_other_loaders():
+    x = torch.arange(11)
+    data = TensorDataset(x, x)
+    lists = [[list(shard(dl, r, 3)) for r in range(3)] for dl in (DataLoader(data, 5), list(DataLoader(data, 5)), DataLoader(data, batch_sampler=[[0, 1], [5, 4, 3, 2], [9]]))]
+    for parts in lists: assert all(len(p) == 3 for p in parts)
+    assert [sum([p[i][1].tolist() for p in lists[0]], []) for i in range(3)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    assert [sum([p[i][1].tolist() for p in lists[2]], []) for i in range(3)] == [[0, 1], [5, 4, 3, 2], [9]]
+    part = shard(DataLoader(data, 5), 1, 2)
+    assert isinstance(part, LoaderShard) and part.dataset is data and part.batch_size == 5 and len(part) == 3
+    assert isinstance(shard([(x, x)], 0, 2), ListShard)
+    class Own:
+        def shard(self, rank, world): return [rank, world]
+    assert shard(Own(), 1, 2) == [1, 2]
+    with pytest.raises(TypeError, match='no way to cut the batches of a generator'): shard((b for b in [(x, x)]), 0, 2)
+    with pytest.raises(ValueError, match='rank'): LoaderShard(DataLoader(data, 5), 3, 3)
+
+
+@pytest.mark.parametrize('kind', ['seeded tensors', 'tensors', 'in order', 'dict', 'DataLoader', 'seeded DataLoader'])
+def test_weights_and_history_of_one_process(two, kind): same(two, kind)
+
+
+@pytest.mark.parametrize('n', [96, 97, 98, 1])      # a full last batch; one row: nothing for process 1; one row each; a data set of one sample
+def test_last_batch_of_any_size(two, n): same(two, 'seeded tensors', n)
+
+
+def test_one_row_is_left_of_a_data_loader(two): same(two, 'DataLoader', 97)
+
+
+@pytest.mark.parametrize('opt_func', [torch.optim.AdamW, torch.optim.SGD])
+def test_torchs_optimizers(two, opt_func): same(two, 'seeded tensors', 103, '', opt_func)
+
+
+def test_torchmetrics(two):
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+    same(two, 'seeded tensors', 97, '', Momentum, [MulticlassAccuracy(3, average='micro'), MulticlassF1Score(3)])
+
+
+@pytest.mark.parametrize('cbs', [
+    'ScheduleCB(lr=cosine(.2, 0.), momentum=cosine(.5, .9))', 'TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3))', 'GradientClipCB(.1)',
+    'WeightAveragingCB(.9)', 'BatchLimitCB(n_train=3, n_valid=2)', 'SingleBatchCB()', 'StopOnNonFiniteCB()', 'GradientAccumulationCB(3)'])
+def test_with_other_callbacks(two, cbs): same(two, 'seeded tensors', 97, cbs)
+
+
+def test_a_gradient_that_is_kept_is_not_counted_twice(two): same(two, 'seeded tensors', 103, '', torch.optim.SGD, (), 2, MomentumLearner)
+
+
+def test_three_processes():
+    with Processes(3) as three:
+        three.run(IMPORTS)
+        three.define(toy, loader, model, train)
+        same(three, 'seeded tensors', 97)           # parts of 6, 5, 5, and at last 1, 0, 0
+
+
+def test_everything_is_put_back(two):
+    def twice():
+        set_seed(0)
+        learn = Learner(model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)), F.cross_entropy, Momentum, lr=.1, cbs=[MetricsCB(), AccelerateCB()])
+        kept = learn.model, learn.dls, learn.dls.train
+        learn.fit(1)
+        assert (learn.model, learn.dls, learn.dls.train) == kept and type(learn.opt) is Momentum
+        assert learn.dls.train.epoch == 1 and learn.model.training is False
+        learn.fit(1, train=False)
+        learn.fit(2, valid=False)
+        assert not any(hasattr(learn.model, a) for a in ('_is_accelerate_prepared', '_original_forward'))
+        return [p.detach() for p in learn.model.parameters()], learn.dls.train.epoch
+    two.define(model)
+    (a, epoch), (b, _) = two.run(twice)
+    set_seed(0)
+    learn = Learner(model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)), F.cross_entropy, Momentum, lr=.1)
+    learn.fit(1); learn.fit(2, valid=False)
+    assert epoch == learn.dls.train.epoch == 3 and gap(a, b) == 0
+    assert gap(a, [p.detach() for p in learn.model.parameters()]) < 1e-12
+
+
+def test_others_see_the_plain_model_and_the_whole_loss(two):
+    def watched():
+        seen = []
+        class LookCB(Callback):
+            def after_predict(self, learn): seen.append(type(learn.model).__name__)
+            def after_loss(self, learn): seen.append(round(learn.loss.item(), 12))
+            def after_step(self, learn): seen.append(sorted(learn.model.state_dict()))
+        train(n=20, cbs=[AccelerateCB(), LookCB()], n_epochs=1)
+        return seen
+    a, b = two.run(watched)
+    assert a == b and {o for o in a if isinstance(o, str)} == {'Sequential'} and ['0.bias', '0.weight', '2.bias', '2.weight'] in a
+
+
+def test_only_the_main_process_prints_and_saves(two, tmp_path, capsys):
+    def main_only(folder):
+        class SaveCB(Callback):
+            main_only = True
+            def before_fit(self, learn): self.saved = 0
+            def after_epoch(self, learn):
+                with open(os.path.join(folder, f'epoch{learn.epoch}'), 'x') as f: f.write('')    # 'x': the file must not be there yet
+                self.saved += 1
+        class PartlyCB(Callback):
+            main_only = ('after_epoch',)
+            n_fit = n_epoch = 0
+            def before_fit(self, learn): self.n_fit += 1
+            def after_epoch(self, learn): self.n_epoch += 1
+        partly = PartlyCB()
+        train(cbs=[SaveCB(), partly, AccelerateCB(), ProgressCB()])
+        return partly.n_fit, partly.n_epoch
+    assert two.run(main_only, str(tmp_path)) == [(1, 2), (1, 0)]
+    assert {p.name for p in tmp_path.iterdir()} == {'epoch0', 'epoch1'}
+    printed = capsys.readouterr().out
+    assert 'process 0 │' in printed and 'train_loss' in printed and 'process 1' not in printed
+
+
+def test_callbacks_of_chapter_11_write_once_and_read_everywhere(two, tmp_path):
+    def saved(folder, name):
+        before, moved = os.replace, []
+        os.replace = lambda a, b: (moved.append(b), before(a, b))
+        try: weights, history, _ = train(cbs=[AccelerateCB(), SaveBestCB(f'{folder}/best.pt', restore=True), CSVLogCB(f'{folder}/{name}.csv')])
+        finally: os.replace = before
+        best = torch.load(f'{folder}/best.pt')
+        return len(moved), gap(weights, best.values()), len(history)
+    two.define(gap)
+    (n, off, n_epochs), (n_too, off_too, _) = two.run(saved, str(tmp_path), 'log')
+    assert n == 2*n_epochs and n_too == 0 and off == off_too == 0
+    assert len((tmp_path/'log.csv').read_text().splitlines()) == 1 + n_epochs
+
+
+def test_a_checkpoint_of_one_process_only(two, tmp_path):
+    def refused(path):
+        try: train(cbs=[AccelerateCB(), CheckpointCB(path)])
+        except RuntimeError as e: return str(e)
+    assert all('leave it out' in said for said in two.run(refused, str(tmp_path/'c.pt')))
+
+
+def test_random_numbers_differ_and_first_weights_do_not(two):
+    def unequal():
+        torch.manual_seed(rank)
+        learn = Learner(nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double(), DataLoaders(loader('tensors', 32), loader('in order', 8)), F.cross_entropy, cbs=[AccelerateCB()])
+        if rank: learn.model[1].running_mean += 5
+        numbers = []
+        class LookCB(Callback):
+            def before_phase(self, learn):
+                if learn.training: numbers.append([p.sum().item() for p in learn.model.state_dict().values()])
+            def before_batch(self, learn): numbers.append(torch.rand(()).item())
+        learn.fit(1, cbs=[LookCB()])
+        return numbers[0], numbers[1:], [v for v in learn.model.state_dict().values()]
+    (first, dice, weights), (first_too, dice_too, weights_too) = two.run(unequal)
+    assert first == first_too and not set(dice) & set(dice_too) and gap(weights, weights_too) == 0
+
+
+def test_batchnorm_averages_its_statistics(two):
+    "Mean over the processes of what each has seen: for one training batch it can be computed by hand"
+    def one_batch():
+        bn = nn.BatchNorm1d(5).double()
+        set_seed(0)
+        Learner(nn.Sequential(bn, nn.Linear(5, 3).double()), DataLoaders(loader('in order', 16), loader('in order', 8)), F.cross_entropy, lr=1e-9, cbs=[AccelerateCB()]).fit(1)
+        return bn.running_mean, bn.running_var
+    x = toy(16)[0]
+    for mean, var in two.run(one_batch):
+        assert torch.allclose(mean, .1*x.mean(0)) and torch.allclose(var, .9 + .1*(x[:8].var(0) + x[8:].var(0))/2)
+
+
+def test_decisions_are_taken_by_all(two):
+    def with_nan(where):
+        class SpoilCB(Callback):
+            order = -40
+            def after_loss(self, learn):
+                if learn.phase == where and learn.iter == 1 and rank == 1: learn.loss = learn.loss*float('nan')
+        class SkipCB(Callback):
+            def after_epoch(self, learn):
+                if learn.epoch == 0: raise CancelEpoch()
+        stop = StopOnNonFiniteCB()
+        train(cbs=[AccelerateCB(), SkipCB(), SpoilCB(), stop])
+        return stop.stopped
+    for where in 'train', 'valid':
+        a, b = two.run(with_nan, where, show=False)
+        assert a == b and f'{where} loss nan' in a
+
+
+def test_lr_find(two):
+    def find():
+        dl = loader('seeded tensors', 97)
+        return Learner(model(), DataLoaders(dl, dl), F.cross_entropy, Momentum, cbs=[AccelerateCB(), ProgressCB(), MetricsCB()]).lr_find(n_steps=30, stop_at=1.5)
+    two.define(model)
+    set_seed(0); alone = find()
+    two.run('set_seed(0)')
+    a, b = two.run(find)
+    assert a.lrs == b.lrs and a.losses == b.losses and a.stopped == b.stopped and a.lrs == alone.lrs
+    assert torch.allclose(torch.tensor(a.losses), torch.tensor(alone.losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize('change, what', [('n=97+rank', 'train targets'), ('n=103+16*rank', 'train batches'), ('n_epochs=1+rank', 'n_epochs'), ("kind='tensors' if rank else 'seeded tensors'", 'train seed')])
+def test_plans_that_differ_are_refused_by_all(two, change, what):
+    two.run(f'def differ(): return train(cbs=[AccelerateCB()], **dict({change}))')
+    def message():
+        try: differ()
+        except ValueError as e: return str(e)
+    a, b = two.run(message)
+    assert a == b and f'do not plan the same training: {what} is [' in a
+
+
+def test_metrics_that_cannot_be_added_are_refused(two):
+    def refused():
+        class Last:
+            def reset(self): pass
+            def update(self, preds, targets): pass
+            def compute(self): return 0.
+        try: train(cbs=[AccelerateCB()], metrics=[Last()])
+        except TypeError as e: return str(e)
+    assert two.run(refused)[0].startswith('Last cannot be added up over processes')
+
+
+def test_two_providers_of_backward_are_refused():
+    with pytest.raises(ValueError, match='backward'): train(cbs=[AccelerateCB(), TrainCB()])
+
+
+def test_one_process_changes_nothing():
+    plain, with_cb = train(), train(cbs=[AccelerateCB()])
+    assert gap(plain[0], with_cb[0]) == 0 and plain[1:] == with_cb[1:]
+
+
+def test_mixed_precision_in_one_process_twice():
+    "In a process of its own: accelerate keeps the precision for as long as a process lives"
+    done = subprocess.run([sys.executable, '-c', IMPORTS + '''
+net, seen = nn.Sequential(nn.Linear(5, 3)), []
+x, y = torch.randn(32, 5), torch.arange(32) % 3
+net[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+learn = Learner(net, DataLoaders(TensorLoader(x, y, 16), TensorLoader(x, y, 16)), F.cross_entropy, cbs=[AccelerateCB(mixed_precision='bf16', cpu=True)])
+for _ in range(2):
+    seen.clear(); learn.fit(1)
+    assert seen == [torch.bfloat16]*4, seen
+    assert net(x).dtype == torch.float32
+'''], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='reads the tables of Linux')
+def test_nothing_listens_beyond_loopback(two):
+    def listening():
+        mine = {os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}')}
+        found = []
+        for table in '/proc/net/tcp', '/proc/net/tcp6':
+            if not os.path.exists(table): continue
+            for line in open(table).readlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == '0A' and f'socket:[{rest[5]}]' in mine: found.append(local.split(':')[0])
+        return found
+    for found in two.run(listening): assert found and set(found) <= {'0100007F', '0'*24 + '01000000'}      # 127.0.0.1, ::1
+
+
+def test_waiting_in_vain_is_a_timeout():
+    with Processes(2) as procs:
+        with pytest.raises(TimeoutError, match='not all processes answered within 3 s'): procs.run('if rank == 0: dist.barrier()', timeout=3)
+        assert all(p.wait(5) for p in procs.procs)
+
+
+def test_import_stays_light():
+    done = subprocess.run([sys.executable, '-c', 'import sys, nntrain.distributed; print("accelerate" in sys.modules)'], capture_output=True, text=True)
+    assert done.stdout.strip() == 'False', done.stderr
+
+
+def test_an_error_in_one_process_ends_all(two):
+    "The last test: it ends the processes of this module. Neither our metrics nor those of torchmetrics may wait for the others on the way out"
+    def stumble():
+        from torchmetrics.classification import MulticlassAccuracy
+        class FailCB(Callback):
+            def after_loss(self, learn):
+                if rank == 1 and learn.iter == 2: raise KeyError('a bug')
+        train(cbs=[FailCB(), AccelerateCB()], metrics=[MulticlassAccuracy(3)])
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="(?s)process 1: .*KeyError: 'a bug'"): two.run(stumble, timeout=120)
+    assert time.monotonic() - start < 100
+    with pytest.raises(RuntimeError, match='have ended'): two.run('1')

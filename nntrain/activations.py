@@ -198,15 +198,15 @@ def cleanup_phase(self:ActivationStatsCB, learn):
 def cleanup_fit(self:ActivationStatsCB, learn):
     for hook in self.hooks: hook.remove()
 
-# %% ../nbs/03_activations.ipynb #00e64f01
+# %% ../nbs/03_activations.ipynb #b058f901
 @patch
 def _check_seen(self:ActivationStatsCB):
     if not any(map(len, self.means.values())): raise ValueError('nothing recorded yet: pass this callback to fit, fit(1, cbs=[stats])')
 
-def _layer_grid(n, height=2.2):
+def _layer_grid(n, height=2):
     import matplotlib.pyplot as plt
     rows = -(-n//2) if n > 1 else 1
-    fig, axs = plt.subplots(rows, min(n, 2), figsize=(7, .5+height*rows), sharex=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(rows, min(n, 2), figsize=(7, .7+height*rows), sharex=True, squeeze=False, layout='constrained')
     for ax in axs.flat[n:]: ax.set_axis_off()
     for ax in axs[-1]: ax.set_xlabel('batch')
     return fig, axs.flat[:n]

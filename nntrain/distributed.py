@@ -47,7 +47,7 @@ def part_of(
     if not 0 <= rank < world: raise ValueError(f'rank must lie from 0 to world-1, got rank {rank} of {world}')
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up: the first part is never the smaller one
 
-# %% ../nbs/11c_distributed.ipynb #205e2c01
+# %% ../nbs/11c_distributed.ipynb #3a2c5a01
 def _loopback():
     "Tell gloo, which connects the processes, to use the network interface that no other machine can reach"
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, 'if_nameindex') else []
@@ -76,6 +76,7 @@ def _serve():
     dist.destroy_process_group()
     os._exit(0)                               # nothing is left to tidy up: leave at once
 
+# %% ../nbs/11c_distributed.ipynb #f3a78c01
 def _stop(procs, folder):
     for p in procs: p.stdin.close()           # the end of their input: they leave
     for p in procs:
@@ -103,7 +104,7 @@ class Processes:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/11c_distributed.ipynb #31c15901
+# %% ../nbs/11c_distributed.ipynb #4b048401
 def _source(code): return code if isinstance(code, str) else textwrap.dedent(inspect.getsource(code))
 
 @patch
@@ -132,6 +133,7 @@ def define(self:Processes,
     "Make functions and classes known to all processes, without calling them"
     self.run('\n'.join(map(_source, functions)))
 
+# %% ../nbs/11c_distributed.ipynb #cbac1601
 @patch
 def _replies(self:Processes, timeout):
     def reply(rank):
@@ -197,7 +199,7 @@ class TensorShard(TensorLoader):
         own = super().order
         return own(epoch) if self.seed is not None else agree(lambda: own(epoch).cpu()).to(self.device)
 
-# %% ../nbs/11c_distributed.ipynb #f58fef01
+# %% ../nbs/11c_distributed.ipynb #188bab01
 class _BatchShard:
     "The index lists of a batch sampler, drawn by the main process, of each only the part"
     def __init__(self, batches, rank, world): self.batches, self.rank, self.world = batches, rank, world
@@ -226,11 +228,18 @@ class LoaderShard:
     def __iter__(self):
         for i, batch in enumerate(self.loader): yield _rows(batch, slice(0)) if self.batches.empty[i] else batch
 
+# %% ../nbs/11c_distributed.ipynb #17d76201
 def _rows(batch, part):
     "The rows `part` of each tensor of a batch"
     if isinstance(batch, Tensor): return batch[part]
     if isinstance(batch, dict): return {k: _rows(v, part) for k, v in batch.items()}
     return type(batch)(_rows(v, part) for v in batch) if isinstance(batch, (tuple, list)) else batch
+
+def _like(batch):
+    "A batch of one row of zeros, in the form of an empty one"
+    if isinstance(batch, Tensor): return batch.new_zeros(1, *batch.shape[1:])
+    if isinstance(batch, dict): return {k: _like(v) for k, v in batch.items()}
+    return type(batch)(map(_like, batch)) if isinstance(batch, (tuple, list)) else batch
 
 class ListShard:
     "As `TensorShard`, for a list of batches"
@@ -277,7 +286,7 @@ class AccelerateCB(Callback):
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         if self.world != started: raise RuntimeError(f'{started} processes were started, but accelerate knows of {self.world}: each would train alone')
 
-# %% ../nbs/11c_distributed.ipynb #a4380b01
+# %% ../nbs/11c_distributed.ipynb #0c3a7501
 @patch
 def before_fit(self:AccelerateCB, learn):
     if self.accelerator is None: self._start()
@@ -286,9 +295,11 @@ def before_fit(self:AccelerateCB, learn):
     if self.world > 1: self._join(learn)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)                             # newer torch has another name for broadcast_buffers
-        self.model = self.accelerator.prepare_model(learn.model)                   # on its device; with several processes in a DistributedDataParallel
+        frozen = not any(p.requires_grad for p in learn.model.parameters())        # nothing to average
+        self.model = self.accelerator.prepare_model(learn.model, evaluation_mode=frozen)   # on its device; with several processes in a DistributedDataParallel
     if self.accelerator.scaler is not None and 'train' in learn.phases: learn.opt = self.accelerator.prepare_optimizer(learn.opt)   # float16 only
 
+# %% ../nbs/11c_distributed.ipynb #4a186e01
 @patch
 def _join(self:AccelerateCB, learn):
     learn.dls = copy.copy(learn.dls)
@@ -302,6 +313,7 @@ def _join(self:AccelerateCB, learn):
     if self.sync_batchnorm: self._convert(learn)
     for b in learn.model.to(self.device).buffers(): dist.broadcast(b, 0)           # DistributedDataParallel does it for the parameters
 
+# %% ../nbs/11c_distributed.ipynb #a00d0d01
 @patch
 def cleanup_fit(self:AccelerateCB, learn):
     if self.raw is None: return
@@ -312,7 +324,7 @@ def cleanup_fit(self:AccelerateCB, learn):
     self.accelerator.free_memory()
     self.raw = self.model = self.loaders = self.opt = None
 
-# %% ../nbs/11c_distributed.ipynb #439f0301
+# %% ../nbs/11c_distributed.ipynb #7506ed01
 @patch
 def _keep_quiet(self:AccelerateCB, learn):
     def mine(event, handler):
@@ -334,6 +346,7 @@ def _convert(self:AccelerateCB, learn):
     if self.device.type != 'cuda': raise ValueError(f'sync_batchnorm works on CUDA only (torch.nn.SyncBatchNorm), and this is {self.device.type}: leave it out, or use a norm that looks at one sample, such as GroupNorm')
     learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
 
+# %% ../nbs/11c_distributed.ipynb #f19aa101
 @patch
 def _check_plan(self:AccelerateCB, learn):
     plan = {'n_epochs': learn.n_epochs, 'phases': learn.phases, 'parameters': sum(p.numel() for p in learn.model.parameters())}
@@ -350,7 +363,7 @@ def _check_plan(self:AccelerateCB, learn):
         if not (hasattr(m, 'sum_processes') or hasattr(m, 'sync_on_compute')):
             raise TypeError(f'{type(m).__name__} cannot be added up over processes: derive it from Mean, give it a method sum_processes(device), or use torchmetrics')
 
-# %% ../nbs/11c_distributed.ipynb #affd9e01
+# %% ../nbs/11c_distributed.ipynb #63b87801
 @patch
 def before_batch(self:AccelerateCB, learn):
     learn.batch = to_device(learn.batch, self.device)
@@ -362,12 +375,6 @@ def before_batch(self:AccelerateCB, learn):
         self.raw.eval()
         self.handlers = learn._handlers['after_loss']
         learn._handlers['after_loss'] = [h for h in self.handlers if not isinstance(getattr(h, '__self__', None), MetricsCB)]   # it is no sample
-
-def _like(batch):
-    "A batch of one row of zeros, in the form of an empty one"
-    if isinstance(batch, Tensor): return batch.new_zeros(1, *batch.shape[1:])
-    if isinstance(batch, dict): return {k: _like(v) for k, v in batch.items()}
-    return type(batch)(map(_like, batch)) if isinstance(batch, (tuple, list)) else batch
 
 @patch
 def after_predict(self:AccelerateCB, learn):
@@ -406,7 +413,7 @@ def sum_processes(self:Mean,
     total, n = all_sum(mine).tolist()
     self.values, self.weights, self.n = [torch.tensor(total, device=device)], [1], int(n)
 
-# %% ../nbs/11c_distributed.ipynb #e8a9d801
+# %% ../nbs/11c_distributed.ipynb #be53db01
 @patch
 def _metrics(self:AccelerateCB, learn): return [m for cb in learn.active if isinstance(cb, MetricsCB) for m in (cb.loss, *cb.metrics.values())]
 
@@ -429,4 +436,4 @@ def cleanup_phase(self:AccelerateCB, learn):
 
 @patch
 def cleanup_epoch(self:AccelerateCB, learn):
-    if self.raw is not None and self.world > 1 and learn.history and not self._failed(): learn.history[-1]['seconds'] = agree(lambda: learn.history[-1]['seconds'])
+    if self.raw is not None and self.world > 1 and learn.history and not self._failed(): learn.history[-1] |= agree(lambda: {k: v for k, v in learn.history[-1].items() if k == 'seconds'})

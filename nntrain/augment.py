@@ -68,12 +68,18 @@ class RandomFlip(ImageTransform):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         return torch.where((self.uniform(x, len(x)) < self.p)[:, None, None, None], x.flip(-1), x)
 
-# %% ../nbs/13_augmentation.ipynb #e5c19801
+# %% ../nbs/13_augmentation.ipynb #09c51201
 def _pair(name, value):
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pair):
         raise ValueError(f'{name} must be a whole number above 0 or two of them (height, width), got {value!r}')
     return pair
+
+def _fill(value, x):
+    fill = torch.as_tensor(value, dtype=torch.float64)
+    if fill.numel() not in (1, x.shape[1]): raise ValueError(f'fill must be one number or one for each of {x.shape[1]} channels, got {value!r}')
+    if x.dtype == torch.uint8 and not ((fill >= 0) & (fill <= 255)).all(): raise ValueError(f'bytes reach from 0 to 255, got fill={value!r}: is it meant for normalised images?')
+    return fill.to(x.dtype).to(x.device).reshape(1, -1, 1, 1)
 
 class RandomCrop(ImageTransform):
     "Pad the images, then cut a window out of each, every position equally likely"
@@ -92,9 +98,7 @@ class RandomCrop(ImageTransform):
         p, (height, width) = self.padding, self.size or (h, w)
         down, right = h + 2*p - height, w + 2*p - width  # how far a window can move
         if min(down, right) < 0: raise ValueError(f'a crop of {height}×{width} does not fit into {h}×{w} images with padding {p}: make the crop smaller or the padding larger')
-        fill = torch.as_tensor(self.fill, dtype=x.dtype, device=x.device)
-        if fill.numel() not in (1, c): raise ValueError(f'fill must be one number or one for each of {c} channels, got {self.fill!r}')
-        padded = fill.reshape(1, -1, 1, 1).expand(n, c, h + 2*p, w + 2*p).clone()
+        padded = _fill(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
         padded[:, :, p:p+h, p:p+w] = x
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, down+1, right+1, height, width), a view
         return windows[torch.arange(n, device=x.device), :, self.whole(x, 0, down, n), self.whole(x, 0, right, n)]
@@ -133,7 +137,7 @@ class AugmentCB(BatchTransformCB):
         return _with_first_input(batch, x)
     def __repr__(self): return f'AugmentCB({", ".join(map(repr, self.tfms))})'
 
-# %% ../nbs/13_augmentation.ipynb #d95e6f01
+# %% ../nbs/13_augmentation.ipynb #5cd9de01
 def _spans(
     start:Tensor,  # (N, K) first place of each range; may lie outside
     length,        # places in a range: a number or (N, K)
@@ -149,13 +153,13 @@ class RandomErase(ImageTransform):
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
         share:float=.2,  # sides of a rectangle as a share of the image's sides, in (0, 1]
         max_num:int=4,   # rectangles in an image at most, at least 1; each number is equally likely
-        fill='pixels',   # 'pixels': drawn from all pixels of the batch; or a number
+        fill='pixels',   # 'pixels': drawn from all pixels of the batch; or a number, or one per channel
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(generator)
         _check_share('p', p); _check_share('share', share, above=True)
         if isinstance(max_num, bool) or not isinstance(max_num, int) or max_num < 1: raise ValueError(f'max_num must be a whole number of at least 1, got {max_num!r}')
-        if fill != 'pixels' and not isinstance(fill, Real): raise ValueError(f"fill must be 'pixels' or a number, got {fill!r}")
+        if not (fill == 'pixels' if isinstance(fill, str) else isinstance(fill, (Real, tuple, list))): raise ValueError(f"fill must be 'pixels', a number or one number per channel, got {fill!r}")
         self.p, self.share, self.max_num, self.fill = p, share, max_num, fill
 
     def rectangles(self,
@@ -172,7 +176,7 @@ class RandomErase(ImageTransform):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         *_, rows, columns, (high, wide) = self.rectangles(x)
         hit = (torch.bmm(rows.transpose(1, 2).float(), columns.float()) > 0)[:, None]  # (N, 1, H, W): the union
-        if self.fill != 'pixels': return x.masked_fill(hit, self.fill)
+        if not isinstance(self.fill, str): return torch.where(hit, _fill(self.fill, x), x)
         most = x.shape[0]*x.shape[1]*self.max_num*high*wide                            # as many as can be hit at all
         return x.masked_scatter(hit, x.flatten()[self.whole(x, 0, x.numel()-1, most)])
 

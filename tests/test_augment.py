@@ -83,6 +83,7 @@ def test_what_is_no_batch_of_images_is_refused(make, bad):
     (lambda: MixUpCB(0.), 'alpha must'), (lambda: CutMixCB(float('inf')), 'alpha must'), (lambda: MixUpCB(None), 'alpha must'), (lambda: Dropout(1.), 'p must be below 1'), (lambda: Dropout2d(2), 'p must'),
     (lambda: black(0., 0.), 'std must'), (lambda: smooth_labels(torch.tensor([0, 3]), 3), 'must lie in 0'), (lambda: smooth_labels(torch.tensor([0]), 3, -.1), 'eps must'),
     (lambda: RandomCrop(0, size=5)(torch.rand(2, 1, 4, 9)), 'does not fit into 4×9'), (lambda: RandomCrop(1, fill=(0, 1))(torch.rand(2, 3, 4, 4)), 'one for each of 3 channels'),
+    (lambda: RandomErase(1., fill=-1)(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)), 'bytes reach'), (lambda: RandomCrop(1, fill=256)(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)), 'bytes reach'),
     (lambda: mean_predictions([]), 'no predictions'), (lambda: mean_predictions([torch.rand(3)]), 'one shape'), (lambda: mean_predictions([torch.rand(2, 2)], 'max'), 'of must be'), (lambda: ensemble([]), 'at least one'),
 ])
 def test_wrong_values_are_refused(make, message):

@@ -50,7 +50,7 @@ class StopOnNonFiniteCB(Callback):
         print('stopped:', self.stopped)
         raise CancelFit()
 
-# %% ../nbs/11_callbacks.ipynb #899fa901
+# %% ../nbs/11_callbacks.ipynb #51c35201
 class MonitorCB(Callback):
     "After each epoch, compare a value of the history with the best so far: the base of callbacks that act on it"
     order, needs, watches, kept = 20, (MetricsCB,), True, ('best', 'best_epoch', 'waited')
@@ -64,9 +64,9 @@ class MonitorCB(Callback):
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
     def before_fit(self, learn):
+        self.best, self.best_epoch, self.waited = None, None, 0
         names = [f'{phase}_{name}' for phase in learn.phases for cb in learn.active if isinstance(cb, MetricsCB) for name in ('loss', *cb.metrics)]
         last_metric([dict.fromkeys([*names, 'seconds'])], self.monitor)  # an unknown name is refused now
-        self.best, self.best_epoch, self.waited = None, None, 0
     def after_epoch(self, learn):
         value = last_metric(learn.history, self.monitor)
         gain = 0 if self.best is None else value - self.best if self.mode == 'max' else self.best - value
@@ -75,7 +75,7 @@ class MonitorCB(Callback):
     def state_dict(self)->dict: return {name: getattr(self, name) for name in self.kept}
     def load_state_dict(self, state)->None: vars(self).update({name: state[name] for name in self.kept})
 
-# %% ../nbs/11_callbacks.ipynb #105acc01
+# %% ../nbs/11_callbacks.ipynb #f70b3701
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
     def __init__(self, *args,
@@ -87,7 +87,8 @@ class EarlyStoppingCB(MonitorCB):
         self.patience = patience
     def before_epoch(self, learn):
         if self.waited >= self.patience:
-            print(f'stopped: {self.monitor} has not been better than {self.best} (epoch {self.best_epoch}) for {self.waited} epochs')
+            best = 'NaN' if self.best is None else f'{self.best:.4g} (epoch {self.best_epoch})'
+            print(f'stopped: {self.monitor} has not been better than {best} for {self.waited} epochs')
             raise CancelFit()
 
 # %% ../nbs/11_callbacks.ipynb #543a7701
@@ -255,12 +256,13 @@ class WeightAveragingCB(Callback):
     def state_dict(self)->dict: return {'total': self.average.total, 'weight': self.average.weight}
     def load_state_dict(self, state)->None: self.average.total, self.average.weight = state['total'], state['weight']
 
-# %% ../nbs/11_callbacks.ipynb #4dae1301
+# %% ../nbs/11_callbacks.ipynb #8bf52701
 def write_whole(
     path,  # where the file shall be
     write  # function of a path: writes the file there
 )->None:
     "Write a file so that nobody ever meets half of it: first beside its place, then renamed"
+    if int(os.environ.get('RANK', 0)): return  # of several processes that train together only the main one writes
     path = Path(path)
     beside = path.with_name(f'.{path.stem}{uuid4().hex[:8]}{path.suffix}')
     try:
@@ -359,7 +361,7 @@ class BatchLimitCB(Callback):
         limit = self.limits[learn.phase]
         if limit is not None and learn.iter >= limit: raise CancelPhase()  # one batch too many was fetched, none too many is computed
 
-# %% ../nbs/11_callbacks.ipynb #33377001
+# %% ../nbs/11_callbacks.ipynb #feac5e01
 class ConfusionMatrixCB(Callback):
     "Keep what was predicted in the newest validation, and count which class was taken for which"
     watches = True
@@ -389,9 +391,10 @@ class ConfusionMatrixCB(Callback):
             import matplotlib.pyplot as plt
             ax = plt.subplots(figsize=(6, 5), layout='constrained')[1]
         matrix, ticks = self.matrix, range(len(self.classes))
-        ax.imshow(matrix.clone().fill_diagonal_(0), cmap='Blues')
+        wrong = matrix.clone().fill_diagonal_(0)
+        ax.imshow(wrong, cmap='Blues')
         for i in ticks:
-            for j in ticks: ax.text(j, i, matrix[i, j].item() or '', ha='center', va='center', fontsize=8, color='0.5' if i == j else 'black')
+            for j in ticks: ax.text(j, i, matrix[i, j].item() or '', ha='center', va='center', fontsize=8, color='0.4' if i == j else 'white' if wrong[i, j] > .6*wrong.max() else 'black')
         ax.set_xticks(ticks, self.classes, rotation=45, ha='right'); ax.set_yticks(ticks, self.classes)
         ax.set(xlabel='predicted', ylabel='true', title=f'{len(self.preds)-matrix.trace().item()} of {len(self.preds)} are wrong')
         return ax

@@ -247,6 +247,14 @@ def test_a_file_of_another_training_is_not_restored(tmp_path):
     learner(MetricsCB(score=NaNScore()), SaveBestCB(tmp_path/'best.pt', 'valid_score', restore=True)).fit(2)
     assert torch.load(tmp_path/'best.pt') == {'foreign': 1}
 
+def test_nothing_old_is_restored_when_a_second_fit_is_refused(tmp_path):
+    learn = learner(metrics := MetricsCB(Accuracy()), SaveBestCB(tmp_path/'best.pt', 'valid_accuracy', mode='max', restore=True))
+    learn.fit(1)
+    with torch.no_grad(): learn.model.weight.zero_()
+    del metrics.metrics['accuracy']
+    with pytest.raises(ValueError, match='no metric'): learn.fit(1)
+    assert not learn.model.weight.any()
+
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '1')
     learner(MetricsCB(), best := SaveBestCB(tmp_path/'best.pt')).fit(1)

@@ -103,7 +103,7 @@ def plain(
     raise TypeError(f'{name} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
                     f'let the state_dict that it comes from give such values')
 
-# %% ../nbs/11b_checkpoints.ipynb #e2d37901
+# %% ../nbs/11b_checkpoints.ipynb #7597c601
 FORMAT = 'nntrain checkpoint 1'
 
 def write_checkpoint(
@@ -123,7 +123,7 @@ def read_checkpoint(
     with open(path, 'rb') as f:
         try:
             archive = zipfile.ZipFile(f)
-            broken = archive.testzip() or next((part.filename for part in archive.infolist() if part.external_attr), None)  # a tensor marked as a folder would be read as noise
+            broken = archive.testzip() or next((part.filename for part in archive.infolist() if part.external_attr & 16), None)  # a tensor marked as a folder would be read as noise
             if broken: raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
         except Exception as e:  # a spoilt archive fails in many ways
             raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): {fix}') from e

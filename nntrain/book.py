@@ -660,7 +660,7 @@ def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
 def _in_step(root, s):  # {path: the text it should have}
     nbs = root/s['nbs_path']
     res = {root/'_quarto.yml': _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)}
-    for path in sorted(nbs.glob('[0-9][0-9]_*.ipynb')):
+    for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s)))
     index = nbs/'index.ipynb'
     if index.exists(): res[root/'README.md'] = _readme(json.loads(index.read_text(encoding='utf-8')), s['nbs_path'])

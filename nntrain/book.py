@@ -8,7 +8,7 @@ __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'record', 'result
            'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
-import argparse, ast, hashlib, html, inspect, itertools, json, math, os, re, sys, tempfile, textwrap, time
+import argparse, ast, base64, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
 from configparser import ConfigParser
 from difflib import get_close_matches
 from pathlib import Path
@@ -552,11 +552,20 @@ def _settings(root):  # settings.ini as a mapping
 
 def _dumps(nb): return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+'\n'  # as nbdev_clean writes it
 
+def _small_png(png):  # base64 of a PNG -> the same picture with 128 colours, if that is smaller and nothing shines through
+    from PIL import Image
+    raw, out = base64.b64decode(png), io.BytesIO()
+    picture = Image.open(io.BytesIO(raw)).convert('RGBA')
+    if picture.getchannel('A').getextrema()[0] < 255: return png
+    picture.convert('RGB').quantize(128, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    return base64.b64encode(min(raw, out.getvalue(), key=len)).decode()
+
 def _clean_output(o):  # None for noise that no reader needs
     if o.get('output_type')=='stream' and o['name']=='stderr': return None
     if 'data' in o:
         live = o['data'].pop('application/vnd.jupyter.widget-view+json', None) is not None
         if live and 'text/html' not in o['data']: return None
+        if 'image/png' in o['data']: o['data']['image/png'] = _small_png(''.join(o['data']['image/png']))
         o['metadata'] = {}
     if 'execution_count' in o: o['execution_count'] = None
     return o

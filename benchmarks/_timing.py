@@ -4,8 +4,11 @@ On a shared machine one absolute time says little: the clock speed, the caches a
 candidates in turn (a b c, c b a, …) and takes, in each round, every candidate's time as a ratio of the first one's. Whatever slows the machine slows the
 neighbours of a round alike and cancels in the ratio; the median over the rounds ignores the odd round that was disturbed.
 """
+import json
 import os
 import platform
+import re
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -20,6 +23,8 @@ def compare(
     per=1,         # units of work in one call (batches, images, …); times are shown per unit
     unit='call',   # what one unit of work is called in the table
     title='',      # printed above the table
+    record='',     # name such as 'import': writes a row `results/bench-<name>-<candidate>.json` for every candidate but the yardstick; '' writes nothing
+    folder=None,   # where the rows go; default: the project's results/
 ):                 # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio', 'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
     "Time `candidates` in interleaved rounds, print a table with medians, quartiles and ratios, and return it as a dict"
     if not candidates: raise ValueError('compare needs at least one candidate: {name: function}')
@@ -31,13 +36,14 @@ def compare(
         for name in names if i % 2 == 0 else names[::-1]:   # forth and back: no candidate always runs right after the same one
             seconds = _time(candidates[name], number, sync) / (number * per)
             if i >= warmup: times[name].append(seconds)
-    result = {}
+    result, yardstick = {}, names[0]
     for name in names:
-        ratios = [mine / base for mine, base in zip(times[name], times[names[0]])]
+        ratios = [mine / base for mine, base in zip(times[name], times[yardstick])]
         low, mid, high = _quartiles(times[name])
         ratio_low, ratio, ratio_high = _quartiles(ratios)
         ok = ratio <= limits[name] if name in limits else None
         result[name] = dict(median=mid, low=low, high=high, ratio=ratio, ratio_low=ratio_low, ratio_high=ratio_high, ok=ok)
+        if record and name != yardstick: _record(f'bench-{record}-{name}', ratios, mid, yardstick, limits.get(name), unit, title, sync, folder)
     _show(result, limits, rounds, unit, title)
     return result
 
@@ -46,6 +52,17 @@ def describe_machine():
     "One line that says what ran: processor, usable cores, operating system, Python"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return f'{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}'
+
+
+def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder):
+    "Write one row in the form of all rows of results/: one value (a ratio) for each round; `in_band` and the results page read it"
+    from nntrain.book import record
+    folder = Path(folder or Path(__file__).resolve().parent.parent/'results')
+    name = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+    row = record(name, ratios, split='interleaved rounds', seconds=seconds, source='real', metric=f'time, as a share of: {yardstick}', unit='×', better='lower',
+                 hint='is the machine idle?', note=title, hardware=None if sync else describe_machine(), folder=folder)
+    row.update(seconds=seconds, per=unit, against=yardstick, limit=limit)  # `record` rounds seconds to ms
+    (folder/f'{name}.json').write_text(json.dumps(row, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
 
 def _processor():

@@ -40,8 +40,10 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=15, help='interleaved rounds (default 15)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
     result = compare(candidates(args.device), rounds=args.rounds, number=1 if args.device == 'cpu' else 20, per=1024, unit='image', warmup=2,
                      sync=torch.cuda.synchronize if args.device == 'cuda' else None,
-                     limits={'crop, flip': LIMIT, 'crop, flip, erase': LIMIT}, title=f'augmentation of a batch of 1,024 as a share of a training step ({args.device})')
+                     limits={'crop, flip': LIMIT, 'crop, flip, erase': LIMIT}, title=f'augmentation of a batch of 1,024 as a share of a training step ({args.device})',
+                     record=f'augment-{args.device}' if args.record else '')
     sys.exit(any(r['ok'] is False for r in result.values()))

@@ -4,6 +4,8 @@
 
 Goal: TensorLoader at least 60 times faster than the loader that decodes.
 """
+import argparse
+
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from nntrain.data import TensorLoader, collate_tuple, fashion_mnist, fashion_tensors
@@ -14,7 +16,7 @@ def consume(loader):
     for _ in loader: pass
 
 
-def main(batch_size=1024, rounds=5):
+def main(batch_size=1024, rounds=5, record=''):
     data, dd = fashion_tensors(), fashion_mnist()
     x, y = data['train']
     xf = x.float().div(255)
@@ -25,9 +27,13 @@ def main(batch_size=1024, rounds=5):
         'TensorLoader, normalised': TensorLoader(x, y, batch_size, shuffle=True, mean=.286, std=.353),
     }
     return compare({k: lambda v=v: consume(v) for k,v in loaders.items()}, rounds=rounds, limits={'TensorLoader': 1/60, 'TensorLoader, normalised': 1/60},
-                   per=1, unit='epoch', title=f'One epoch of {len(x):,} pictures (source: {data.source}), batch size {batch_size}, {torch.get_num_threads()} threads')
+                   per=1, unit='epoch', title=f'One epoch of {len(x):,} pictures (source: {data.source}), batch size {batch_size}, {torch.get_num_threads()} threads', record=record)
 
 
 if __name__=='__main__':
-    result = main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=5, help='interleaved rounds (default 5)')
+    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
+    args = parser.parse_args()
+    result = main(rounds=args.rounds, record='data' if args.record else '')
     print(f"TensorLoader is {1/result['TensorLoader']['ratio']:.0f}× faster than decoding (goal: 60×)")

@@ -13,12 +13,14 @@ from _timing import compare
 def fresh(code): return lambda: subprocess.run([sys.executable, '-c', code], check=True)
 
 
-def main(rounds):
+def main(rounds, record=''):
     return compare({'import torch': fresh('import torch'), 'import nntrain.learner': fresh('import nntrain.learner'), 'nothing': fresh('pass')},
-                   rounds=rounds, warmup=2, limits={'import nntrain.learner': 1.15}, unit='start', title='Imports in a fresh interpreter')
+                   rounds=rounds, warmup=2, limits={'import nntrain.learner': 1.15}, unit='start', title='Imports in a fresh interpreter', record=record)
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
-    sys.exit(not main(parser.parse_args().rounds)['import nntrain.learner']['ok'])
+    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
+    args = parser.parse_args()
+    sys.exit(not main(args.rounds, 'import' if args.record else '')['import nntrain.learner']['ok'])

@@ -60,7 +60,7 @@ def with_gradients(device):
     return params
 
 
-def bench(name, rounds, device):
+def bench(name, rounds, device, record):
     ours, theirs, loop, hypers, limit, gain = CONTENDERS[name]
     opts = {'torch foreach': theirs(with_gradients(device), foreach=True, **hypers),
             'ours, multi_step': ours(with_gradients(device), **hypers),
@@ -68,7 +68,8 @@ def bench(name, rounds, device):
             'allocating loop': loop(with_gradients(device), **hypers),
             'torch fused': theirs(with_gradients(device), fused=True, **hypers)}
     result = compare({key: opt.step for key, opt in opts.items()}, rounds=rounds, number=20, warmup=2, sync=torch.cuda.synchronize if device == 'cuda' else None,
-                     limits={'ours, multi_step': limit}, unit='step', title=f'{name}, {device}')
+                     limits={'ours, multi_step': limit}, unit='step', title=f'{name}, {device}',
+                     record=f'{name}-{device}' if record else '')
     faster = result['allocating loop']['ratio']/result['ours, multi_step']['ratio']
     print(f'the allocating loop takes {faster:.2f}× the time of ours' + ('' if gain is None else f' (at least {gain}×: {"ok" if faster >= gain else "MISSED"})') + '\n')
     return result['ours, multi_step']['ok'] and (gain is None or faster >= gain)
@@ -79,8 +80,9 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=15, help='interleaved rounds (default 15)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, default=1, help='threads of torch on the CPU (default 1: steadier)')
+    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shapes = [torch.Size(s) for s in resnet_shapes()]
     print(f'{len(shapes)} tensors, {sum(s.numel() for s in shapes):,} parameters, torch {torch.__version__}, {args.threads} thread(s)\n')
-    sys.exit(not all([bench(name, args.rounds, args.device) for name in CONTENDERS]))
+    sys.exit(not all([bench(name, args.rounds, args.device, args.record) for name in CONTENDERS]))

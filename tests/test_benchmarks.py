@@ -1,4 +1,5 @@
-"The measuring stick itself: what `benchmarks/_timing.py` reports"
+"The measuring stick itself: what `benchmarks/_timing.py` reports and records"
+import json
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 import _timing
+from project_checks import bad_result
 
 
 @pytest.fixture
@@ -39,3 +41,25 @@ def test_warmup_is_thrown_away_and_sync_is_inside(clock):
 def test_wrong_arguments(arguments, problem):
     with pytest.raises(ValueError) as e: _timing.compare(**arguments)
     assert problem in str(e.value)
+
+
+def test_recorded_rows_are_rows(clock, tmp_path, capsys):
+    costs = iter([1, 1.5, 1.75, 1, 1, 1.25])
+    _timing.compare({'torch, plain': lambda: clock(2e-5*next(costs)), 'Ours': lambda: clock(2e-5*next(costs))}, rounds=3, warmup=0, limits={'Ours': 1.6},
+                    unit='step', title='a test', record='Probe', folder=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['bench-probe-ours.json']
+    assert not bad_result(tmp_path/'bench-probe-ours.json')
+    row = json.loads((tmp_path/'bench-probe-ours.json').read_text(encoding='utf-8'))
+    assert row['values'] == pytest.approx([1.5, 1.75, 1.25]) and row['seconds'] == pytest.approx(3e-5)
+    assert (row['against'], row['limit'], row['better'], row['n']) == ('torch, plain', 1.6, 'lower', 3)
+
+
+def test_nothing_is_recorded_unless_asked(clock, tmp_path):
+    _timing.compare({'a': lambda: clock(1), 'b': lambda: clock(1)}, rounds=1, warmup=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('script', sorted((Path(_timing.__file__).parent).glob('bench_*.py')), ids=lambda p: p.stem)
+def test_every_script_can_record(script):
+    text = script.read_text(encoding='utf-8')
+    assert "'--record'" in text and 'record=' in text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nntrain import book
-from nntrain.book import check_frames, explore, figure_data, in_band, nntrain_execute, nntrain_sync, record, result, results
+from nntrain.book import check_frames, explore, figure_data, in_band, nntrain_execute, nntrain_sync, predict, record, result, results
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -46,11 +46,11 @@ def as_page(body, dark=False):
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>'
             f'<link rel="icon" href="data:,"><style>body{{margin:8px;{colours}}}</style><body>{body}')
 
-def stored_figures(path):
-    "HTML of the interactive figures stored in a notebook"
+def stored_figures(path, mark='/*data*/'):
+    "HTML of the interactive figures stored in a notebook; those of `predict` have another mark"
     nb = json.loads(path.read_text(encoding='utf-8'))
     html = (''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells'] for o in c.get('outputs', ()))
-    return [h for h in html if '/*data*/' in h]
+    return [h for h in html if mark in h]
 
 
 # ---- what explore refuses ---------------------------------------------------------------------------------------------------------
@@ -115,6 +115,42 @@ def test_only_python_and_numpy_are_loaded():
 def test_works_without_nbdev():
     code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.book as b; print(b.ColabLinkProc.__name__)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'ColabLinkProc'
+
+
+# ---- predict ----------------------------------------------------------------------------------------------------------------------
+
+UP, DOWN = '<up> & away', 'down'
+
+def question(n=3, **kw):
+    x = np.linspace(0, 1, 30)
+    options = dict(list({UP: (x, x), DOWN: (x, -x), 'flat': (x, 0*x), 'late': (x, x**4)}.items())[:n])
+    return predict('Which <curve> is it?', options, DOWN, 'The sign is "minus" & stays.', remarks={UP: 'Look at the <sign>.'}, title='It falls', xlabel='x (s)', ylabel='<y>',
+                   alt='A straight line that falls from nought to minus one.', **{'given': {'seen': np.zeros(5)}, **kw})
+
+@pytest.mark.parametrize('message, make', [
+    ('2 to 4 curves {label: y or (x, y)}, not dict of 1', lambda: predict('q', {'a': [0, 1]}, 'a', 'w', alt=ALT)),
+    ('2 to 4 curves {label: y or (x, y)}, not list', lambda: predict('q', [[0, 1], [1, 0]], 'a', 'w', alt=ALT)),
+    ('not dict of 5', lambda: predict('q', {str(i): [0, i] for i in range(5)}, '1', 'w', alt=ALT)),
+    ("answer='dwn' is none of the options: did you mean 'down'", lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, 'dwn', 'w', alt=ALT)),
+    ('too short', lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt='')),
+    ('need words', lambda: predict(' ', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt=ALT)),
+    ('no finite point', lambda: predict('q', {DOWN: [1, 0], UP: [np.nan]*2}, DOWN, 'w', alt=ALT)),
+    ('at least two finite points', lambda: predict('q', {DOWN: [1, 0], UP: [1, np.nan]}, DOWN, 'w', alt=ALT)),
+    ('equally long', lambda: predict('q', {DOWN: [1, 0], UP: (np.arange(2), np.arange(3))}, DOWN, 'w', alt=ALT)),
+    ('the same curve', lambda: predict('q', {DOWN: [1, 0], UP: [1, 0]}, DOWN, 'w', alt=ALT)),
+    ('low < high', lambda: question(ylim=(1, 0))),
+    ('positive y', lambda: predict('q', {DOWN: [-1, 0], UP: [-2, -1]}, DOWN, 'w', alt=ALT, ylog=True)),
+    ('at most 60): give curves of fewer points (4000 now)', lambda: predict('q', {DOWN: -np.arange(4000), UP: np.arange(4000)}, DOWN, 'w', alt=ALT)),
+])
+def test_predict_refuses(message, make):
+    with pytest.raises(ValueError, match=re.escape(message)): make()
+
+def test_prediction_is_deterministic_small_and_self_contained():
+    html = question().to_html()
+    assert html == question().to_html() and len(html) < 20_000 and not book._outside.search(html)
+    assert '<up>' not in html and '<curve>' not in html and '<sign>' not in html and '<y>' not in html  # what the author writes is text
+    text = question()._repr_mimebundle_()['text/plain']
+    assert text.splitlines() == ['Which <curve> is it?', f'- {UP}', '- down', '- flat', "Pick one: .check('…') answers."]
 
 
 # ---- in a browser -------------------------------------------------------------------------------------------------------------------
@@ -224,6 +260,47 @@ def test_state_in_the_address(open_page):
     assert again.locator('output').all_text_contents() == ['0.5', 'cosine'] and drawn(again) == drawn(page)
     assert open_page(html, hash='#elsewhere--shift_1').locator('output').all_text_contents() == ['0', 'cosine']
 
+@pytest.mark.parametrize('width, dark, n', [(800, False, 2), (800, True, 3), (800, False, 4), (360, False, 3), (360, True, 4)])
+def test_predict_by_keyboard(open_page, width, dark, n):
+    page = open_page(as_page(question(n).to_html(), dark), width)
+    says, picture = page.get_by_role('status'), page.get_by_role('img', name='A straight line that falls')
+    assert page.get_by_role('group', name='Which <curve> is it?').count() == 1 and not picture.is_visible() and says.text_content() == ''
+    page.keyboard.press('Tab')
+    assert page.evaluate('document.activeElement.type') == 'radio'
+    page.keyboard.press('Tab')
+    page.keyboard.press('Enter')
+    assert says.text_content() == 'Pick a curve first.' and not picture.is_visible()
+    page.get_by_role('radio', name=UP).focus()
+    page.keyboard.press('Space')
+    page.keyboard.press('Tab')
+    page.keyboard.press('Enter')
+    assert says.text_content() == f'Not “{UP}”. Look at the <sign>. It is “down”. The sign is "minus" & stays.' == str(question(n).check(UP))
+    assert picture.is_visible() and page.get_by_role('radio', name=f'{UP} ✗ your pick').count() == page.get_by_role('radio', name='down ✓ this one').count() == 1
+    panels = page.eval_on_selector_all('.nnx-o .sr', 'ps => ps.map(p => p.getAttribute("d"))')
+    mine, _, truth, _ = page.eval_on_selector_all('details .sr', 'ps => ps.map(p => p.getAttribute("d"))')
+    assert [mine, truth] == panels[:2] and page.get_by_text('your pick', exact=True).is_visible()
+    page.get_by_role('radio', name=UP).focus()
+    page.keyboard.press('ArrowDown')  # the browser's own way to pick the next one
+    page.get_by_role('button', name='Check my pick').press('Enter')
+    assert says.text_content() == 'Right: “down”. The sign is "minus" & stays.'
+    assert page.locator('.nnx-m').get_attribute('d') == '' and not page.locator('.nnx-k').is_visible() and page.get_by_role('radio', name=UP, exact=True).count() == 1
+    assert page.problems == [] and page.evaluate('document.scrollingElement.scrollWidth') <= width
+    colour = page.evaluate('getComputedStyle(document.body).color')
+    assert page.eval_on_selector_all('.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]') == [colour]
+    assert page.locator('.nnx-o .sr').first.evaluate('p => getComputedStyle(p).stroke') == page.locator('.nnx button').evaluate('b => getComputedStyle(b).color') == colour
+    assert page.eval_on_selector_all('.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))') >= 9
+
+def test_predict_without_javascript_and_on_paper(open_page):
+    html = as_page(question().to_html() + explore(line, a=[1, 2], alt=ALT).to_html())
+    page = open_page(html, java_script_enabled=False)
+    assert page.locator('.nnx-o svg').count() == 3 and page.locator('.nnx-o svg').first.is_visible()
+    assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible()
+    page.locator('summary').press('Enter')
+    assert page.get_by_text('The sign is "minus" & stays.').is_visible() and page.get_by_role('img', name='A straight line that falls').is_visible()
+    page = open_page(html)
+    page.emulate_media(media='print')
+    assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible() and page.locator('.nnx-o svg').first.is_visible()
+
 def test_print_hides_the_sliders(open_page):
     page = open_page(as_page(figures()[0].to_html()))
     page.emulate_media(media='print')
@@ -237,6 +314,20 @@ def test_stored_figures(open_page, path):
     page = open_page(as_page(''.join(html)), 360)
     assert slider_problems(page) == [] and page.problems == []
     assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+
+QUESTION = 'class="nnx nnx-q"'
+
+@pytest.mark.parametrize('path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p, QUESTION)], ids=lambda p: p.name)
+def test_stored_predictions(open_page, path):
+    page = open_page(as_page(''.join(stored_figures(path, QUESTION))), 360)
+    for f in page.locator('.nnx-q').all():
+        for i in range(f.get_by_role('radio').count()):
+            f.get_by_role('radio').nth(i).check()
+            f.get_by_role('button').press('Enter')
+            assert re.match('Right: |Not “', f.get_by_role('status').text_content()) and f.get_by_role('img').is_visible()
+    ids = page.eval_on_selector_all('[id]', 'es => es.map(e => e.id)')
+    assert len(set(ids)) == len(ids), 'the same question twice on a page'
+    assert page.problems == [] and page.evaluate('document.scrollingElement.scrollWidth') <= 360
 
 def test_colours_stand_out():
     def light(h):

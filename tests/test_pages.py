@@ -98,3 +98,68 @@ def test_a_typed_number_is_noticed(monkeypatch):
         for out in cell.get('outputs', ()):
             if 'text/markdown' in out.get('data', {}): out['data']['text/markdown'] = ''.join(out['data']['text/markdown']).replace('`04-cnn`', '`04-cnm`')
     assert any('04-cnm' in line for line in drift(nb, monkeypatch))
+
+
+# ---- links from page to page ----------------------------------------------------------------------------------------------
+
+def anchor(heading):
+    "Identifier that pandoc, and so Quarto, gives to a heading"
+    found = re.search(r'\{[^}]*#([\w.-]+)[^}]*\}\s*$', heading)
+    if found: return found[1]
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', re.sub(r'\s*\{[^}]*\}\s*$', '', heading)).lower()
+    return re.sub(r'\s', '-', re.sub(r'^[^a-z]+', '', re.sub(r'[^\w\s.-]', '', text).strip())) or 'section'
+
+def no_code(text): return re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+
+def anchors(nb):
+    "All places in a page that a link can lead to"
+    texts = [no_code(source(c)) for c in nb['cells'] if c['cell_type'] == 'markdown']
+    return {anchor(h) for t in texts for h in re.findall(r'^#+\s+(.*)$', t, re.M)} | {i for t in texts for i in re.findall(r'\{#([\w-]+)\}', t)}
+
+def dead_anchors(nb, pages):
+    "Links of a page (in its text, and in the Markdown and the HTML that it shows) to a page or a heading that is not there; `pages`: {name: anchors}"
+    texts = [no_code(source(c)) for c in nb['cells'] if c['cell_type'] == 'markdown'] + [text for text in shown(nb) if '](' in text] + \
+            [''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells'] for o in c.get('outputs', ())]
+    links = {t for text in texts for t in re.findall(r'\]\((?!https?:)([\w.-]+\.ipynb(?:#[^)\s]+)?)\)|href="(?!https?:)([\w.-]+\.ipynb(?:#[^"]+)?)"', text) for t in t if t}
+    return [f'{link}: no such {"page" if page not in pages else "heading"}' for link in sorted(links) for page, _, place in [link.partition('#')]
+            if page not in pages or place and place not in pages[page]]
+
+PAGES = {p.name: anchors(read(p)) for p in sorted(NBS.glob('*.ipynb'))}
+
+@pytest.mark.parametrize('name', PAGES)
+def test_links_lead_to_headings(name): ok(dead_anchors(read(NBS/name), PAGES))
+
+def test_dead_anchors_can_fail():
+    cell = lambda kind, text, **out: dict(cell_type=kind, source=text, outputs=[dict(data=out)] if out else [])
+    nb = dict(cells=[cell('markdown', '## A *b*: c?\n\n[x](p.ipynb#a-b-c) [x](p.ipynb#a-b-d) [x](q.ipynb) [x](https://x.org/q.ipynb#z)'),
+                     cell('code', '1', **{'text/markdown': '[x](p.ipynb#none)', 'text/html': '<a href="p.ipynb#nil">'})])
+    assert anchors(nb) == {'a-b-c'}
+    assert [line.split(':')[0] for line in dead_anchors(nb, {'p.ipynb': {'a-b-c'}})] == ['p.ipynb#a-b-d', 'p.ipynb#nil', 'p.ipynb#none', 'q.ipynb']
+
+@pytest.mark.parametrize('heading, identifier', [('How large may a step be?', 'how-large-may-a-step-be'), ('Where `eps` stands', 'where-eps-stands'), ("PyTorch's schedulers", 'pytorchs-schedulers'),
+                                                 ('One-cycle, once', 'one-cycle-once'), ('A *b* {#sec-x}', 'sec-x'), ('3 things', 'things'), ('`init_weights`', 'init_weights'), ('[Link](x.ipynb) here', 'link-here')])
+def test_anchor_is_that_of_pandoc(heading, identifier): assert anchor(heading) == identifier
+
+
+# ---- names ------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def names_page():
+    "What the first cells of the page of names define"
+    space = {}
+    for cell in read(NBS/'92_names.ipynb')['cells']:
+        if 'def names(' in source(cell): exec(source(cell), space)
+    return space
+
+def test_names_are_looked_up(names_page):
+    assert '[`Learner.fit(lr)`](p.ipynb#a)' in names_page['names']('p.ipynb', 'learner.Learner.fit(lr) | a | b | c | d | e | f | g').data
+
+@pytest.mark.parametrize('entry, near', [('learner.Lerner', "'Learner'"), ('learner.Learner.fitt', "'fit'"), ('adaptive.Adam(beta)', 'no parameter')])
+def test_a_wrong_name_stops_the_page(names_page, entry, near):
+    with pytest.raises(LookupError, match=near): names_page['names']('p.ipynb', f'{entry} | a | b | c | d | e | f | g').data
+
+def test_every_table_of_names_is_checked():
+    nb = read(NBS/'92_names.ipynb')
+    tables = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and "names('" in source(c)]
+    assert len(tables) >= 8 and all('data' in o for c in nb['cells'] if 'names(\'' in source(c) for o in c['outputs'])
+    assert len(set(re.findall(r'^(\w+\.[\w.]+)', '\n'.join(tables), re.M))) > 70

@@ -163,3 +163,56 @@ def test_every_table_of_names_is_checked():
     tables = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and "names('" in source(c)]
     assert len(tables) >= 8 and all('data' in o for c in nb['cells'] if 'names(\'' in source(c) for o in c['outputs'])
     assert len(set(re.findall(r'^(\w+\.[\w.]+)', '\n'.join(tables), re.M))) > 70
+
+
+# ---- glossary ---------------------------------------------------------------------------------------------------------------
+
+def glossary_problems(nb, pages):
+    "Entries out of order, twice, without text, or without a link to a section of a chapter"
+    lines = [line for c in nb['cells'] if c['cell_type'] == 'markdown' for line in source(c).splitlines() if line.startswith('**')]
+    entries = [re.fullmatch(r'\*\*`?(.+?)`?\*\*: (.+) \[[^\]]+\]\(([\w.-]+)#([^)]+)\)', line) for line in lines]
+    problems = [f'no entry: {line[:60]}' for line, found in zip(lines, entries) if not found]
+    entries = [found.groups() for found in entries if found]
+    terms = [term.casefold() for term, *_ in entries]
+    problems += [f'{b} stands behind {a}' for a, b in zip(terms, terms[1:]) if b < a] + [f'{a} stands there twice' for a, b in zip(terms, terms[1:]) if a == b]
+    problems += [f'{term}: {len(text)} characters' for term, text, *_ in entries if not 20 <= len(text) <= 240]
+    return problems + [f'{term}: no {page}#{place}' for term, _, page, place in entries if place not in pages.get(page, ())]
+
+def test_glossary():
+    nb = read(NBS/'93_glossary.ipynb')
+    ok(glossary_problems(nb, PAGES))
+    assert 70 <= sum(line.startswith('**') for c in nb['cells'] for line in source(c).splitlines()) <= 140
+
+@pytest.mark.parametrize('entry, problem', [('**b**: the second letter of them all. [X](p.ipynb#s)', None), ('**b**: short. [X](p.ipynb#s)', 'characters'), ('**b**: the second letter of them all.', 'no entry'),
+                                            ('**b**: the second letter of them all. [X](p.ipynb#t)', 'no p.ipynb#t'), ('**A**: the first letter of them all. [X](p.ipynb#s)', 'twice'), ('**`0`**: no letter at all but a digit. [X](p.ipynb#s)', 'behind')])
+def test_glossary_problems_are_found(entry, problem):
+    nb = dict(cells=[dict(cell_type='markdown', source=f'## A\n\n**a**: the first letter of them all. [X](p.ipynb#s)\n\n{entry}\n')])
+    found = glossary_problems(nb, {'p.ipynb': {'s'}})
+    assert found == [] if problem is None else len(found) == 1 and problem in found[0]
+
+
+# ---- bibliography -----------------------------------------------------------------------------------------------------------
+
+def bibliography_problems(bib, texts):
+    "Entries that are incomplete or that nobody cites"
+    problems = [f'{key} stands twice' for key in {k for k in re.findall(r'^@\w+\{([^,\s]+),', bib, re.M) if len(re.findall(rf'^@\w+\{{{re.escape(k)},', bib, re.M)) > 1}]
+    cited = {key for text in texts for key in re.findall(r'(?<![\w/.])@([A-Za-z][\w:-]*)', re.sub(r'`[^`]*`', '', no_code(text)))}
+    for kind, key, body in re.findall(r'^@(\w+)\{([^,\s]+),(.*?)^\}', bib, re.M | re.S):
+        fields = {name.lower() for name, value in re.findall(r'^\s*(\w+)\s*=\s*\{(.*)\}', body, re.M) if value.strip()}
+        needed = {'author', 'title', 'year'} | {dict(article='journal', inproceedings='booktitle', incollection='booktitle', book='publisher').get(kind, 'year')}
+        problems += [f'{key} lacks {field}' for field in sorted(needed - fields)]
+        if not fields & {'url', 'doi', 'howpublished'}: problems.append(f'{key} lacks url, doi or howpublished')
+        if key not in cited: problems.append(f'{key}: nobody cites it')
+    return problems
+
+def test_bibliography():
+    texts = [source(c) for path in NBS.glob('*.ipynb') for c in read(path)['cells'] if c['cell_type'] == 'markdown']
+    ok(bibliography_problems((NBS/'references.bib').read_text(encoding='utf-8'), texts))
+    assert '::: {#refs}' in (NBS/'references.qmd').read_text(encoding='utf-8') and '- references.qmd' in (ROOT/'_quarto.yml').read_text(encoding='utf-8')
+
+@pytest.mark.parametrize('old, new, problem', [('', '', None), ('  year = {1999}\n', '', 'lacks year'), ('author = {A}', 'author = {}', 'lacks author'), ('journal = {J}', 'booktitle = {J}', 'lacks journal'),
+                                               ('url = {u}', 'note = {u}', 'lacks url'), ('{a1999x', '{b1999x', 'nobody cites'), ('@article', '@article{a1999x,\n}\n\n@article', 'twice')])
+def test_bibliography_problems_are_found(old, new, problem):
+    good = '@article{a1999x,\n  title = {T},\n  author = {A},\n  journal = {J},\n  url = {u},\n  year = {1999}\n}\n'
+    found = bibliography_problems(good.replace(old, new, 1) if old else good, ['as [@a1999x, ch. 1] says, not `@b1999x`'])
+    assert found == [] if problem is None else any(problem in line for line in found)

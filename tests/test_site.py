@@ -197,6 +197,7 @@ def test_quarto_yaml():
     assert not (NBS/_settings(ROOT)['readme_nb']).exists(), 'nbdev_docs would render README.md itself, which fails in a book project'
     listed = []
     for c in cfg['book']['chapters']+cfg['book'].get('appendices', []): listed += [c] if isinstance(c, str) else c['chapters']
+    for page in [c for c in listed if c.endswith('.qmd')]: assert (NBS/page).exists() and listed.pop(listed.index(page))
     assert sorted(listed)==[p.name for p in CHAPTERS], 'chapters in _quarto.yml and notebooks in nbs/ differ'
     assert [c for c in listed if c!='index.ipynb']==sorted(c for c in listed if c!='index.ipynb')
     html = cfg['format']['html']

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'Verdict', 'Prediction', 'predict', 'record', 'results', 'result',
-           'in_band', 'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'InlineHTMLProc',
-           'SkipTryoutsProc', 'ShowExportsProc']
+           'in_band', 'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'TitleProc',
+           'InlineHTMLProc', 'SkipTryoutsProc', 'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
 import argparse, ast, base64, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
@@ -786,9 +786,23 @@ def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
         if not n: raise SystemExit(f"_quarto.yml needs a line '  {key}: …' under book")
     return text
 
+def _llms(text, s, nbs):  # the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
+    site = s['doc_host']+s['doc_baseurl']
+    res = [f"# {s['title']}", '', f"> {s['description']}", '', f"Each page is a Jupyter notebook in {s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells are the package `{s['lib_name']}`.", '']
+    for part,name in re.findall(r'^ *(?:- part: "?|(?=appendices:))([^":\n]+)|^ *- (\S+\.ipynb)$', text, re.M):
+        if part: res += ['', f'## {part.capitalize()}', '']
+        if not (nbs/name).is_file(): continue
+        first = ''.join(json.loads((nbs/name).read_text(encoding='utf-8'))['cells'][0]['source'])
+        title, promise = re.search('^# (.*)', first, re.M), re.search('^> (.*)', first, re.M)
+        number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
+        chapter = f'{number} ' if number and name<'90' else ''
+        res.append(f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)" + (f': {promise[1]}' if promise else ''))
+    return '\n'.join(res)+'\n'
+
 def _in_step(root, s):  # {path: the text it should have}
     nbs = root/s['nbs_path']
-    res = {root/'_quarto.yml': _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)}
+    book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
+    res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s)))
     index = nbs/'index.ipynb'
@@ -801,7 +815,7 @@ def nntrain_sync(
     check:bool=False, # write nothing; exit with status 1 when something is out of step
     root:str=None,    # folder of settings.ini; default: the checkout that the package runs from
 ):
-    "Bring README.md (from index.ipynb), each chapter's set-up cell and _quarto.yml in step with settings.ini"
+    "Bring README.md (from index.ipynb), each chapter's set-up cell, _quarto.yml and llms.txt in step with settings.ini and the chapters"
     root = Path(root) if root else _root()
     stale = {p: text for p,text in _in_step(root, _settings(root)).items() if not p.exists() or p.read_text(encoding='utf-8')!=text}
     for p,text in stale.items():
@@ -822,6 +836,19 @@ class ColabLinkProc:
         url = f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/{path.relative_to(root).as_posix()}"
         at = 1 if cells[0].cell_type=='raw' else 0
         cells.insert(at, AttrDict(cell_type='markdown', id='colab-link', idx_=at, metadata={}, directives_={}, source=f'[Open in Colab]({url})'))
+
+# %% ../nbs/90_book.ipynb #d5d4f35f
+class TitleProc:
+    "nbdev docs processor: the chapter's own number in the title, the promise under it"
+    def __init__(self, nb): self.nb = nb
+    def begin(self):
+        import yaml
+        cells, number = self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name)
+        if cells[0].cell_type!='raw' or not (meta := yaml.safe_load(cells[0].source.strip().strip('-'))): return
+        chapter = f'{number[1]} ' if number and int(re.match(r'\d+', number[1])[0])<90 else ''
+        promise = meta.get('description', '') if number else ''  # Quarto shows the one of the first page
+        cells[0].source = '---\n' + yaml.safe_dump({**meta, 'title': f"{chapter}{meta.get('title', '')} {{.unnumbered}}"}, allow_unicode=True, width=10**6) + '---\n'
+        if promise: cells.insert(1, AttrDict(cell_type='markdown', id='promise', idx_=1, metadata={}, directives_={}, source=f'::: {{.lead}}\n{promise}\n:::'))
 
 # %% ../nbs/90_book.ipynb #36180f92
 _outside = re.compile(r'''<(script|img|iframe|link)\b[^>]*\s(src|href)=["']?(https?:)?//|\b(requirejs|require|jQuery)\(|@import''', re.I)

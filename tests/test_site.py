@@ -1,4 +1,8 @@
-"The pages as Quarto gets them (nbdev's processing, no Quarto needed): links, pictures, citations, headings, Colab links, YAML."
+"""The site. Pages as Quarto gets them (nbdev's processing, no Quarto needed): links, pictures, citations, headings, Colab links, YAML.
+
+Then, where Quarto is installed or NNTRAIN_SITE names a built site, the built pages: their files, and each page in a headless Chromium that reaches nobody
+else, light, dark and on a narrow screen, with axe-core (`npm install axe-core`, or NNTRAIN_AXE=…/axe.min.js). What is missing is skipped, with its name.
+"""
 import ast
 import hashlib
 import json
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 
+import site_checks
 from nntrain.book import _outside, _settings, figure_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,10 +91,23 @@ def colab_problems(nb, name):
     s = _settings(ROOT)
     want = f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/"
     if not any(c['cell_type']=='code' for c in nb['cells']): return []
-    links = re.findall(r'\((https://colab\.[^)]*)\)', source(nb['cells'][1]))
+    links = re.findall(r'\((https://colab\.[^)]*)\)', ''.join(source(c) for c in nb['cells'][1:3]))
     if len(links)!=1 or not links[0].startswith(want): return [f'no Colab link after the title: {links}']
     path = links[0][len(want):]
     return [] if (ROOT/path).exists() and Path(path).name==name else [f'Colab link to {path}']
+
+def option_problems(nb):
+    "Quarto refuses a cell with the same option twice"
+    keys = [re.findall(r'^#\|\s*([\w-]+):', source(c), re.M) for c in nb['cells'] if c['cell_type']=='code']
+    return [f'option {k} twice in one cell' for ks in keys for k in sorted(set(ks)) if ks.count(k)>1]
+
+def title_problems(nb, name):
+    "The chapter's own number stands in the title, and Quarto adds none of its own"
+    number = re.match(r'0?(\d+[a-z]?)_', name)
+    title = front_matter(nb).get('title', '')
+    bad = [] if title.endswith(' {.unnumbered}') else ['Quarto would number this page']
+    if number and name<'90' and not title.startswith(number[1]+' '): bad.append(f'no chapter number in the title {title!r}')
+    return bad
 
 def hidden_code(nb, stored):
     "Exported cells of the notebook whose source the page does not show"
@@ -143,6 +161,9 @@ def test_drift_can_fail():
     html = '<script>/*data*/{"fn":"f","src":"0000000000","id":"nnx-f-1"}/*end*/</script>'
     assert drift_problems(page(['code', 'def f(a): return a'], ['code', 'explore(f)', {'text/html': html}]))
 
+def test_options_can_fail(): assert option_problems(page(['code', '#| code-fold: show\n#| code-fold: true\n1'], ['code', '#| code-fold: true']))==['option code-fold twice in one cell']
+def test_titles_can_fail(): assert len(title_problems(page(['raw', '---\ntitle: Momentum\n---']), '06_momentum.ipynb'))==2
+
 def test_hidden_code_can_fail(): assert hidden_code(page(['code', 'show_doc(f)']), page(['code', '#| export\ndef f(): pass']))==["not shown: 'def f(): pass'"]
 
 # --- the book -------------------------------------------------------------------------------------------------------------
@@ -172,7 +193,8 @@ def processed(tmp_path_factory):
     out = top/'_proc'
     assert (out/'_quarto.yml').is_file() and not (out/'_quarto.yml').is_symlink()
     failed = json.loads((out/'failed.json').read_text(encoding='utf-8'))
-    return {**{p.name: json.loads(p.read_text(encoding='utf-8')) for p in sorted(out.glob('*.ipynb'))}, **failed}
+    assert (out/'images/favicon.svg').is_file(), 'the folder images is not handed to Quarto: settings.ini needs recursive = True'
+    return {'folder': out, **{p.name: json.loads(p.read_text(encoding='utf-8')) for p in sorted(out.glob('*.ipynb'))}, **failed}
 
 def bib_keys(): return set(re.findall(r'^@\w+\{([^,\s]+),', (NBS/'references.bib').read_text(encoding='utf-8'), re.M))
 
@@ -180,7 +202,7 @@ def bib_keys(): return set(re.findall(r'^@\w+\{([^,\s]+),', (NBS/'references.bib
 def test_page(processed, name):
     nb, known = processed[name], set(processed)
     assert isinstance(nb, dict), f'nbdev_docs fails (at docs time it runs exports and plain imports):\n{nb}'
-    found = {'headings': heading_problems(nb), 'links': link_problems(nb, NBS, known), 'citations': citation_problems(nb, bib_keys()),
+    found = {'title': title_problems(nb, name), 'options': option_problems(nb), 'headings': heading_problems(nb), 'links': link_problems(nb, processed['folder'], known), 'citations': citation_problems(nb, bib_keys()),
              'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, json.loads((NBS/name).read_text(encoding='utf-8')))}
     assert not any(found.values()), {k: v for k,v in found.items() if v}
 
@@ -201,18 +223,117 @@ def test_quarto_yaml():
     assert sorted(listed)==[p.name for p in CHAPTERS], 'chapters in _quarto.yml and notebooks in nbs/ differ'
     assert [c for c in listed if c!='index.ipynb']==sorted(c for c in listed if c!='index.ipynb')
     html = cfg['format']['html']
-    for f in [cfg['bibliography'], html['css'], cfg['book']['favicon'], '404.qmd'] + [t for t in html['theme']['dark'] if t.endswith('.scss')]: assert (NBS/f).exists(), f
+    themes = [t for mode in html['theme'].values() for t in ([mode] if isinstance(mode, str) else mode) if t.endswith('.scss')]
+    for f in [cfg['bibliography'], html['css'], html['include-after-body'], cfg['book']['favicon'], cfg['book']['image'], '404.qmd', *cfg['project']['resources'], *themes]: assert (NBS/f).exists(), f
+
+def test_social_card(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'scripts')
+    import social_card
+    assert social_card.stale() is None
+    assert 'run scripts/social_card.py' in social_card.stale(tmp_path/'none.png')
+    monkeypatch.setattr(social_card, 'numbers', lambda: 'others')
+    assert 'the rows say others' in social_card.stale()
 
 def test_bibliography():
     keys = re.findall(r'^@\w+\{([^,\s]+),', (NBS/'references.bib').read_text(encoding='utf-8'), re.M)
     assert len(keys)==len(set(keys)), 'a key stands twice'
 
-@pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not installed: the built site is not checked')
-def test_quarto_builds(tmp_path):
-    top = tmp_path/'clone'
-    shutil.copytree(ROOT, top, symlinks=True, ignore=shutil.ignore_patterns('.git', '_proc', '_docs', '__pycache__'))
-    done = subprocess.run(['nbdev_docs'], cwd=top, capture_output=True, text=True)
-    assert done.returncode==0, done.stderr[-3000:]
-    pages = list((top/'_docs').glob('*.html'))
-    assert len(pages)>=len(CHAPTERS)
-    for p in pages: assert not re.search(r'<(script|link|img)\b[^>]*(src|href)="https?://', p.read_text(encoding='utf-8')), f'{p.name} asks another site'
+# --- the built site -------------------------------------------------------------------------------------------------------
+
+BASE = 'https://nntrain.example/book/'
+PAGES = sorted(re.sub(r'^\d+[a-z]?_', '', p.stem)+'.html' for p in CHAPTERS) + sorted(p.stem+'.html' for p in NBS.glob('*.qmd'))
+MODES = [pytest.param(dark, width, id=f"{'dark' if dark else 'light'}-{width}") for dark,width in [(False, 1200), (True, 1200), (False, 360)]]
+
+@pytest.fixture(scope='session')
+def built(tmp_path_factory):
+    "Folder of the built pages: the one that NNTRAIN_SITE names, or made here"
+    given = os.environ.get('NNTRAIN_SITE')
+    if given:
+        assert (Path(given)/'index.html').is_file(), f'NNTRAIN_SITE={given} holds no built site'
+        return Path(given)
+    if not shutil.which('quarto'): pytest.skip('Quarto is not installed and NNTRAIN_SITE names no built site: built pages are not checked, only the processed notebooks')
+    return site_checks.build(tmp_path_factory.mktemp('built')/'clone')
+
+@pytest.fixture(scope='session')
+def browser():
+    with site_checks.start_browser() as b: yield b
+
+@pytest.fixture(scope='session')
+def home():
+    s = _settings(ROOT)
+    return s['doc_host']+s['doc_baseurl']+'/'
+
+GOOD = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title><link rel="icon" href="data:,">'
+
+def write_site(folder, **pages):
+    for name,body in pages.items(): (folder/f'{name}.html').write_text(GOOD+body, encoding='utf-8')
+    return folder
+
+def test_file_checks_can_fail(tmp_path):
+    site = write_site(tmp_path, index='<h1 id="a">a</h1><a href="two.html#b">b</a><a href="#a">a</a><a href="https://elsewhere.org">e</a><img src="data:," alt="a dot">',
+                      two='<b id="b"></b><a href="none.html">1</a><a href="index.html#nowhere">2</a><img src="none.png"><script src="https://cdn.example/x.js"></script>'
+                          f'<a href="{BASE}index.html#a">fine</a><p>?@fig-none</p>')
+    bad = site_checks.file_problems(site, BASE)
+    assert len(bad)==6 and all(b.startswith('two.html') for b in bad), bad
+    for word in ('dead link none.html', 'no #nowhere', 'dead link none.png', 'without alt text', 'asks another site', 'unresolved'): assert any(word in b for b in bad), word
+
+def test_browser_checks_can_fail(browser, tmp_path):
+    site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
+                      good='<main><h1>t</h1><p style="overflow-x:auto" tabindex="0"><span style="display:block;width:900px">x</span></p></main>')
+    p = site_checks.open_page(browser, site, BASE, 'bad.html', width=360)
+    bad = site_checks.page_problems(p, 360)
+    for word in ('wider than the screen', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
+    assert site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'good.html', width=360), 360)==[]
+
+def test_axe_can_fail(browser, tmp_path):
+    axe = site_checks.axe_source()
+    if not axe: pytest.skip('axe-core is not there (npm install axe-core, or NNTRAIN_AXE=…/axe.min.js)')
+    site = write_site(tmp_path, bad='<main><h1>t</h1><img src="data:,"><p style="color:#bbb;background:#fff">pale</p><input type="range"></main>')
+    bad = site_checks.axe_problems(site_checks.open_page(browser, site, BASE, 'bad.html'), axe)
+    for word in ('image-alt', 'color-contrast', 'label'): assert any(word in b for b in bad), (word, bad)
+
+def test_built_files(built, home):
+    missing = [p for p in PAGES if not (built/p).is_file()]
+    assert not missing and (built/'llms.txt').is_file() and (built/'search.json').is_file()
+    bad = site_checks.file_problems(built, home)
+    assert not bad, '\n'.join(bad[:40])
+    head = (built/'index.html').read_text(encoding='utf-8').split('</head>')[0]
+    assert re.search(rf'<meta property="og:image" content="{re.escape(home)}images/card.png">', head) and (built/'images/card.png').is_file()
+
+@pytest.mark.parametrize('dark, width', MODES)
+@pytest.mark.parametrize('name', PAGES)
+def test_built_page(built, home, browser, name, dark, width):
+    p = site_checks.open_page(browser, built, home, name, dark, width)
+    try:
+        assert ('quarto-dark' in p.get_attribute('body', 'class'))==dark
+        bad = site_checks.page_problems(p, width, sliders=not dark)
+    finally: p.context.close()
+    assert not bad, '\n'.join(bad)
+
+@pytest.mark.parametrize('dark, width', MODES)
+@pytest.mark.parametrize('name', PAGES)
+def test_accessible(built, home, browser, name, dark, width):
+    axe = site_checks.axe_source()
+    if not axe: pytest.skip('axe-core is not there (npm install axe-core, or NNTRAIN_AXE=…/axe.min.js): accessibility is not checked')
+    p = site_checks.open_page(browser, built, home, name, dark, width)
+    try: bad = site_checks.axe_problems(p, axe)
+    finally: p.context.close()
+    assert not bad, '\n'.join(bad)
+
+def test_search_and_keyboard(built, home, browser):
+    "The search box finds a word of a chapter; a folded solution and a callout open with the keyboard"
+    p = site_checks.open_page(browser, built, home, 'momentum.html')
+    p.locator('#quarto-search button, #quarto-search input').first.click()
+    p.keyboard.type('Nesterov')
+    p.locator('.aa-Panel').get_by_text('Nesterov').first.wait_for()
+    p.keyboard.press('Escape')
+    assert p.problems==[]
+    p.context.close()
+    p = site_checks.open_page(browser, built, home, 'activations.html')
+    for closed in p.locator('.callout-header[aria-expanded=false]').all()[:1]:
+        closed.focus()
+        p.keyboard.press('Enter')
+        p.locator('.callout-collapse.show').first.wait_for()
+    p.locator('details:not([open]) > summary').first.press('Enter')
+    assert p.locator('details[open] > summary').count()
+    p.context.close()

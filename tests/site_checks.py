@@ -130,18 +130,35 @@ def slider_problems(page):
     return bad
 
 
-def axe_problems(page, axe):
-    "Serious and critical findings of axe-core"
-    page.evaluate(axe)
-    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")['violations']
+def axe_problems(page, axe, rules=None):
+    "Serious and critical findings of axe-core, of all its rules or of some"
+    if not page.evaluate('"axe" in window'): page.evaluate(axe)
+    found = page.evaluate("o => axe.run(document, o)", {'resultTypes': ['violations'], **({'runOnly': rules} if rules else {})})['violations']
     where = lambda v: '; '.join(f"{n['target'][-1]}: {(n['any'] + n['all'] + n['none'])[0]['message']}" for n in v['nodes'][:3])
     return [f"axe {v['id']} ({v['impact']}, {len(v['nodes'])}×): {where(v)}" for v in found if v['impact'] in SERIOUS]
 
 
-def page_problems(page, width, axe=None, sliders=True):
-    bad = [f'wider than the screen ({page.evaluate("document.scrollingElement.scrollWidth")} > {width}): {page.evaluate(WIDE, width)}'] if page.evaluate('document.scrollingElement.scrollWidth') > width else []
-    if axe: bad += axe_problems(page, axe)
-    if sliders: bad += slider_problems(page)
+def width_problems(page):
+    width, needs = page.viewport_size['width'], page.evaluate('document.scrollingElement.scrollWidth')
+    return [f'wider than the screen ({needs} > {width}): {page.evaluate(WIDE, width)}'] if needs > width else []
+
+
+def is_dark(page): return 'quarto-dark' in page.get_attribute('body', 'class')
+
+
+def page_problems(page, axe=None):
+    """One page, as a reader meets it: on a wide screen (everything), on a narrow one (nothing sticks out, what scrolls can be reached), and dark (contrast).
+
+    One loading for all three: the screen is made narrow, and the reader's own switch makes it dark."""
+    bad = width_problems(page) + slider_problems(page) + (axe_problems(page, axe) if axe else [])
+    page.set_viewport_size(dict(width=360, height=900))
+    bad += [f'360 px: {b}' for b in width_problems(page) + (axe_problems(page, axe, ['scrollable-region-focusable', 'target-size']) if axe else [])]
+    page.set_viewport_size(dict(width=1200, height=900))
+    if switch := page.locator('.quarto-color-scheme-toggle').first if page.locator('.quarto-color-scheme-toggle').count() else None:
+        before = is_dark(page)
+        switch.evaluate('e => e.click()')
+        if is_dark(page) == before: bad.append('the switch between light and dark does nothing')
+        if axe: bad += [f'dark: {b}' for b in axe_problems(page, axe, ['color-contrast', 'link-in-text-block'])]
     return bad + page.problems
 
 

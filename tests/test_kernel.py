@@ -1,6 +1,12 @@
-"Each notebook alone, in a real Jupyter kernel, from an installed wheel, outside the repository: as in Colab"
+"""Each notebook alone, in a real Jupyter kernel, from an installed wheel, outside the repository: as in Colab.
+
+The set-up cells also run where nntrain is missing, with a stand-in for pip that installs the wheel and writes down what it was asked for.
+Not covered: Colab itself, and the network that it installs from.
+"""
+import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,19 +23,28 @@ def python(venv): return venv/('Scripts/python.exe' if sys.platform == 'win32' e
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
     "A fresh environment with the wheel in it; everything else comes from the environment that runs the tests"
-    import sysconfig
     from project_checks import run
     top = tmp_path_factory.mktemp('elsewhere')
     source = top/'source'
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs', '_proc', '_docs', 'tests'))
     done = run(source, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', top/'dist')
     assert done.returncode == 0, done.stdout + done.stderr
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', top/'venv'], check=True)
-    (site,) = (top/'venv').glob('lib/python*/site-packages') if sys.platform != 'win32' else [top/'venv/Lib/site-packages']
-    shutil.unpack_archive(next((top/'dist').glob('*.whl')), site, 'zip')
-    (site/'parent.pth').write_text(sysconfig.get_paths()['purelib'])             # behind the wheel on the path
+    shutil.unpack_archive(wheel(top), environment(top/'venv'), 'zip')
+    environment(top/'bare/venv')                                                 # the same, without nntrain
     shutil.rmtree(source)
     return top
+
+
+def wheel(installed): return next((installed/'dist').glob('*.whl'))
+
+
+def environment(venv):
+    "A fresh environment; what it lacks comes from the one that runs the tests -> its folder of packages"
+    import sysconfig
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+    (site,) = venv.glob('lib/python*/site-packages') if sys.platform != 'win32' else [venv/'Lib/site-packages']
+    (site/'parent.pth').write_text(sysconfig.get_paths()['purelib'])             # behind its own packages on the path
+    return site
 
 
 CODE = '''
@@ -43,9 +58,9 @@ NotebookClient(nb, km=km, timeout=300, resources={'metadata': {'path': '.'}}).ex
 '''
 
 
-def execute(installed, path, where):
+def execute(installed, path, where, **more):
     env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'IN_TEST', 'NNTRAIN_RECORD')}
-    env |= {'NNTRAIN_BUDGET': 'quick', 'OMP_NUM_THREADS': '1', 'JUPYTER_PLATFORM_DIRS': '1'}
+    env |= {'NNTRAIN_BUDGET': 'quick', 'OMP_NUM_THREADS': '1', 'JUPYTER_PLATFORM_DIRS': '1', **more}
     return subprocess.run([python(installed/'venv'), '-c', CODE, path], env=env, cwd=where, capture_output=True, text=True)
 
 
@@ -59,6 +74,73 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
     nb['cells'][0]['source'] = 'assert 1 == 2'                                   # and a failing cell is noticed
     (tmp_path/'fails.ipynb').write_text(json.dumps(nb))
     assert execute(installed, tmp_path/'fails.ipynb', tmp_path).returncode != 0
+
+
+# ---- set-up cells, where something is missing ---------------------------------------------------------------------------
+
+PIP = '''
+import json, os, shutil, sys, sysconfig
+with open('asked.jsonl', 'a') as f: print(json.dumps(sys.argv[1:]), file=f)
+if 'nntrain' in sys.argv[-1]: shutil.unpack_archive(os.environ['WHEEL'], sysconfig.get_paths()['purelib'], 'zip')
+'''
+
+HIDE = """import importlib.util as u
+real, asked = u.find_spec, []
+def find_spec(name, *args): return None if not asked and name == 'accelerate' and asked.append(name) is None else real(name, *args)
+u.find_spec = find_spec"""
+
+
+def setup_cells(path):
+    cells = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return [c for c in cells if re.search(r'^\s+%pip ', c, re.M)]
+
+
+def asked(installed, where, *sources):
+    "Run cells where nntrain is missing -> what pip was asked for"
+    (where/'pip').mkdir()
+    (where/'pip/__init__.py').write_text('')
+    (where/'pip/__main__.py').write_text(PIP)                                    # `python -m pip` looks here first
+    cells = [{'cell_type': 'code', 'id': f'c{i}', 'metadata': {}, 'outputs': [], 'execution_count': None, 'source': s} for i, s in enumerate(sources)]
+    (where/'setup.ipynb').write_text(json.dumps({'cells': cells, 'metadata': {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}))
+    (where/'asked.jsonl').write_text('')
+    site = next((installed/'bare/venv').rglob('parent.pth')).parent
+    for p in site.glob('nntrain*'): shutil.rmtree(p)
+    done = execute(installed/'bare', where/'setup.ipynb', where, WHEEL=str(wheel(installed)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in (where/'asked.jsonl').read_text().splitlines()]
+
+
+def test_setup_cell_installs_only_what_is_missing(installed, tmp_path):
+    from nntrain.book import _settings
+    cells = {c for p in NOTEBOOKS if p.stem != 'index' for c in setup_cells(p)}
+    first = next(c for c in cells if 'import nntrain' in c)
+    assert len(cells) == 2, f'other set-up cells than the common one and the one of chapter 11c: {cells}'
+    there = "import nntrain, sys\nassert 'bare' in nntrain.__file__, nntrain.__file__"
+    assert asked(installed, tmp_path, first, there, first) == [['install', '-q', 'git+'+_settings(ROOT)['git_url']]]
+
+
+def test_setup_cell_of_an_extra(installed, tmp_path):
+    cells = setup_cells(ROOT/'nbs/11c_distributed.ipynb')
+    assert len(cells) == 2
+    assert asked(installed, tmp_path, cells[1], HIDE, cells[1])  == [['install', '-q', 'accelerate>=1']]    # asked for only when missing
+
+
+def needs(wheel):
+    "Names and versions that the wheel asks for, extras left out"
+    from zipfile import ZipFile
+    with ZipFile(wheel) as z: meta = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
+    return dict(re.match(r'([\w.-]+)\s*\(?([^;)]*)', r).groups() for r in meta.get_all('Requires-Dist') if 'extra ==' not in r)
+
+
+def test_an_installed_torch_is_kept(installed):
+    found = needs(wheel(installed))
+    bounds = {name: found[name] for name in ('torch', 'torchvision', 'numpy')}
+    assert all(re.fullmatch(r'(>=[\d.]+)?', b) for b in bounds.values()), f'pip would replace what Colab brings: {bounds}'
+    python_ = [python(installed/'bare/venv'), '-m', 'pip', 'install', '--dry-run', '--no-index', '--report', '-', '-q', '--disable-pip-version-check']
+    done = subprocess.run([*python_, wheel(installed)], cwd=installed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr                                     # nothing is missing here, so nobody is asked
+    assert {r['metadata']['name'] for r in json.loads(done.stdout)['install']} <= {'nntrain'}, 'pip would touch more than nntrain'
+    assert subprocess.run([*python_, wheel(installed), 'torch>=99'], cwd=installed, capture_output=True).returncode != 0   # and a torch that is too old is noticed
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)

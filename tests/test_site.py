@@ -242,7 +242,6 @@ def test_bibliography():
 
 BASE = 'https://nntrain.example/book/'
 PAGES = sorted(re.sub(r'^\d+[a-z]?_', '', p.stem)+'.html' for p in CHAPTERS) + sorted(p.stem+'.html' for p in NBS.glob('*.qmd'))
-MODES = [pytest.param(dark, width, id=f"{'dark' if dark else 'light'}-{width}") for dark,width in [(False, 1200), (True, 1200), (False, 360)]]
 
 @pytest.fixture(scope='session')
 def built(tmp_path_factory):
@@ -280,10 +279,9 @@ def test_file_checks_can_fail(tmp_path):
 def test_browser_checks_can_fail(browser, tmp_path):
     site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
                       good='<main><h1>t</h1><p style="overflow-x:auto" tabindex="0"><span style="display:block;width:900px">x</span></p></main>')
-    p = site_checks.open_page(browser, site, BASE, 'bad.html', width=360)
-    bad = site_checks.page_problems(p, 360)
+    bad = site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'bad.html'))
     for word in ('wider than the screen', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
-    assert site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'good.html', width=360), 360)==[]
+    assert site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'good.html'))==[]
 
 def test_axe_can_fail(browser, tmp_path):
     axe = site_checks.axe_source()
@@ -300,25 +298,21 @@ def test_built_files(built, home):
     head = (built/'index.html').read_text(encoding='utf-8').split('</head>')[0]
     assert re.search(rf'<meta property="og:image" content="{re.escape(home)}images/card.png">', head) and (built/'images/card.png').is_file()
 
-@pytest.mark.parametrize('dark, width', MODES)
 @pytest.mark.parametrize('name', PAGES)
-def test_built_page(built, home, browser, name, dark, width):
-    p = site_checks.open_page(browser, built, home, name, dark, width)
-    try:
-        assert ('quarto-dark' in p.get_attribute('body', 'class'))==dark
-        bad = site_checks.page_problems(p, width, sliders=not dark)
-    finally: p.context.close()
-    assert not bad, '\n'.join(bad)
-
-@pytest.mark.parametrize('dark, width', MODES)
-@pytest.mark.parametrize('name', PAGES)
-def test_accessible(built, home, browser, name, dark, width):
+def test_built_page(built, home, browser, name):
     axe = site_checks.axe_source()
-    if not axe: pytest.skip('axe-core is not there (npm install axe-core, or NNTRAIN_AXE=…/axe.min.js): accessibility is not checked')
-    p = site_checks.open_page(browser, built, home, name, dark, width)
-    try: bad = site_checks.axe_problems(p, axe)
+    p = site_checks.open_page(browser, built, home, name)
+    try:
+        assert not site_checks.is_dark(p)
+        bad = site_checks.page_problems(p, axe)
     finally: p.context.close()
     assert not bad, '\n'.join(bad)
+    if not axe: pytest.skip('fine, but accessibility was not checked: axe-core is not there (npm install axe-core, or NNTRAIN_AXE=…/axe.min.js)')
+
+def test_dark_for_readers_who_like_it_dark(built, home, browser):
+    p = site_checks.open_page(browser, built, home, '404.html', dark=True)
+    assert site_checks.is_dark(p) and p.problems==[]
+    p.context.close()
 
 def test_search_and_keyboard(built, home, browser):
     "The search box finds a word of a chapter; a folded solution and a callout open with the keyboard"

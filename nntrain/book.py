@@ -29,25 +29,57 @@ def _quantise(values, lo, hi):  # numbers -> codes 0…4094, or _GAP where not f
 def _encode(codes): return ''.join(_ABC[c>>6]+_ABC[c&63] for c in codes)
 def _decode(text): return np.array([_ABC.index(a)*64+_ABC.index(b) for a,b in zip(text[::2], text[1::2])])
 
-# %% ../nbs/90_book.ipynb #bc713473
+# %% ../nbs/90_book.ipynb #573a2301
 def _floats(v): return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
 
+def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no x yet
+    pair = isinstance(v, tuple) and len(v)==2
+    if kind=='path' or kind=='scatter' and not pair:
+        v = _floats(v)
+        if v.ndim!=2 or v.shape[1]!=2: raise ValueError(f"{what} must have shape (T, 2), not {v.shape}")
+        x,y = v.T
+    elif pair: x,y = map(_floats, v)
+    elif kind=='hist': x,y = np.empty(0), _floats(v).ravel()
+    else: x,y = np.arange(len(v), dtype=float), _floats(v)
+    if kind=='hist':
+        if pair and (x.ndim!=1 or y.shape!=(len(x)-1,) or not (np.diff(x)>0).all() or not (y>=0).all()):
+            raise ValueError(f"{what}: (edges, counts) needs rising edges, one more than counts, and counts from 0 up, not shapes {x.shape} and {y.shape}")
+    elif x.ndim!=1 or x.shape!=y.shape: raise ValueError(f"{what}: x and y must be 1-D and equally long, not {x.shape} and {y.shape}")
+    if not np.isfinite(y if kind=='hist' else x+y).any(): raise ValueError(f"{what} holds no finite point; a NaN inside a line is a gap, but a line needs points")
+    return x,y
+
 def _series(out, kind, at):  # what fn returned -> {name: (x, y)}, or an error that says which frame
-    if kind=='path' and not isinstance(out, dict): out = {'path': out}
+    if kind=='heat': return _heat(out, at)
+    if kind=='image': return _pictures(out, at)
+    if kind!='line' and not isinstance(out, dict): out = {kind: out}
     if not isinstance(out, dict) or not 0<len(out)<5:
         raise ValueError(f"{at} must return a dict of 1 to 4 series {{name: y or (x, y)}}, not {type(out).__name__}"
                          + (f" of {len(out)}" if isinstance(out, dict) else ""))
-    res = {}
-    for name,v in out.items():
-        if kind=='path':
-            v = _floats(v)
-            if v.ndim!=2 or v.shape[1]!=2: raise ValueError(f"{at}: path {name!r} must have shape (T, 2), not {v.shape}")
-            x,y = v.T
-        elif isinstance(v, tuple) and len(v)==2: x,y = map(_floats, v)
-        else: x,y = np.arange(len(v), dtype=float), _floats(v)
-        if x.ndim!=1 or x.shape!=y.shape: raise ValueError(f"{at}: x and y of {name!r} must be 1-D and equally long, not {x.shape} and {y.shape}")
-        if not np.isfinite(x+y).any(): raise ValueError(f"{at}: {name!r} holds no finite point; a NaN inside a line is a gap, but a line needs points")
-        res[str(name)] = x,y
+    return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
+
+# %% ../nbs/90_book.ipynb #d907b101
+def _heat(out, at):  # -> {'heat': (x, y, z)}
+    x,y,z = out if isinstance(out, tuple) and len(out)==3 else (None, None, out)
+    z = _floats(z)
+    if z.ndim!=2 or not z.size: raise ValueError(f"{at} must return a matrix or (x, y, z), not shape {z.shape}")
+    x,y = (np.arange(n, dtype=float) if v is None else _floats(v) for v,n in ((x, z.shape[1]), (y, z.shape[0])))
+    if z.shape!=(len(y), len(x)): raise ValueError(f"{at}: z must have shape (len(y), len(x)) = {(len(y), len(x))}, not {z.shape}")
+    if not np.isfinite(z).any(): raise ValueError(f"{at} holds no finite value; a NaN leaves a cell empty, but a heat map needs cells")
+    return {'heat': (x, y, z)}
+
+def _picture(v, what):  # -> (H, W) or (H, W, 3), values from 0 to 1 unless the caller says otherwise
+    a = np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v)
+    a = a/255. if a.dtype.kind in 'ui' else a.astype(float)
+    if a.ndim==3 and a.shape[0] in (1, 3) and a.shape[-1] not in (1, 3): a = np.moveaxis(a, 0, -1)
+    if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
+    if not a.size or a.ndim!=2 and (a.ndim!=3 or a.shape[-1]!=3): raise ValueError(f"{what} must be (H, W) or (H, W, 3) or (3, H, W), not {a.shape}")
+    if not np.isfinite(a).all(): raise ValueError(f"{what} holds NaN or infinite values")
+    return a
+
+def _pictures(out, at):  # -> {label or number: (picture,)}
+    if not isinstance(out, dict): out = dict(enumerate([out] if getattr(out, 'ndim', 0)==2 else out))
+    res = {k: (_picture(v, f"{at}: picture {k!r}"),) for k,v in out.items()}
+    if len({v.shape for v, in res.values()})!=1: raise ValueError(f"{at}: pictures must exist and have one size, not {sorted({v.shape for v, in res.values()})}")
     return res
 
 # %% ../nbs/90_book.ipynb #94134e60
@@ -77,8 +109,11 @@ def _start(grid, start):  # the slider positions of `start` (a value, or {name: 
         res.append(hit[0])
     return res
 
-# %% ../nbs/90_book.ipynb #1986d8d9
-def _limits(pairs, given, axis, log):  # (lo, hi) of the axis: what the caller gave, else the data with a margin
+# %% ../nbs/90_book.ipynb #6a66e701
+def _log(v, log):
+    with np.errstate(divide='ignore', invalid='ignore'): return np.log10(v) if log else v
+
+def _limits(pairs, given, axis, log, margin=.04):  # (lo, hi) of the axis: what the caller gave, else the data with a margin
     if given is not None:
         lo,hi = (math.log10(v) for v in given) if log else map(float, given)
         if not lo<hi: raise ValueError(f"{axis}lim={tuple(given)} must be (low, high) with low < high")
@@ -87,7 +122,7 @@ def _limits(pairs, given, axis, log):  # (lo, hi) of the axis: what the caller g
     v = v[np.isfinite(v)]
     if not len(v): raise ValueError(f"{axis}log=True needs positive {axis} values")
     lo,hi = float(v.min()), float(v.max())
-    pad = (hi-lo)*.04 or abs(hi)*.1 or 1.
+    pad = (hi-lo)*margin if hi>lo else abs(hi)*.1 or 1.
     return lo-pad, hi+pad
 
 _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
@@ -120,9 +155,9 @@ def _paths(s, frame, n, scale):  # the two `d` attributes of one series: line an
         if s['every'] and j%s['every']==0: marks += 'M'+last+s['mark']
     return line, marks+('M'+last+s['end'] if s['end'] and last else '')
 
-# %% ../nbs/90_book.ipynb #98753060
+# %% ../nbs/90_book.ipynb #1a949801
 _CSS = '''.nnx{container-type:inline-size;width:100%;max-width:42em;margin:1em auto;text-align:left;color:inherit}
-.nnx svg{display:block;width:100%;height:auto}.nnx-path>svg{max-width:34em}.nnx .nnx-t{font-weight:600;margin:0 0 .3em}
+.nnx svg{display:block;width:100%;height:auto}.nnx-path>svg,.nnx-scatter>svg,.nnx-heat>svg{max-width:34em}.nnx .nnx-t{font-weight:600;margin:0 0 .3em}
 .nnx text{fill:currentColor;font-size:200px}.nnx .ax{stroke:currentColor;stroke-width:14;fill:none}.nnx .gr{stroke:currentColor;stroke-width:10;opacity:.13;fill:none}
 .nnx .ct{stroke:currentColor;stroke-width:12;fill:none}.nnx .sr{stroke-width:34;fill:none;stroke-linejoin:round;stroke-linecap:round}
 .nnx ul{display:flex;flex-wrap:wrap;gap:.1em 1.2em;list-style:none;margin:0;padding:0;font-size:.9em}.nnx li{margin:0}
@@ -139,10 +174,11 @@ paths=(s,f,n)=>{let l='',m='',q='',pen='M';const x=codes(s.x[s.x.length>1?f:0]),
  return[l,m+(s.end&&q?'M'+q+s.end:'')]},
 word=(p,v)=>p.name+'_'+p.texts[v].replace(/[^0-9A-Za-z]/g,'_');
 document.querySelectorAll('[id="'+D.id+'"]').forEach(F=>{if(F.dataset.on)return;F.dataset.on=1;
- const I=[...F.querySelectorAll('input')],O=F.querySelectorAll('output'),P=F.querySelectorAll('.sr'),
+ const I=[...F.querySelectorAll('input')],O=F.querySelectorAll('output'),P=F.querySelectorAll('.sr'),U=F.querySelectorAll('.nnx-i'),
  draw=()=>{let f=0,n=1e9;
   D.params.forEach((p,i)=>{const v=+I[i].value;if(p.step)n=v+1;else f=f*p.texts.length+v;O[i].textContent=p.texts[v];I[i].setAttribute('aria-valuetext',p.texts[v])});
-  D.series.forEach((s,i)=>paths(s,f,n).forEach((d,k)=>P[2*i+k].setAttribute('d',d)))},
+  D.series.forEach((s,i)=>s.cells?codes(s.cells[s.cells.length>1?f:0]).forEach((c,j)=>U[j].setAttribute('y',-c*s.pitch)):
+   paths(s,f,n).forEach((d,k)=>P[2*i+k].setAttribute('d',d)))},
  read=()=>{let h='';try{h=decodeURIComponent(location.hash)}catch(e){}
   if(!h.startsWith('#'+D.id+'--'))return 0;const w=h.split('--').slice(1);
   D.params.forEach((p,i)=>p.texts.forEach((t,v)=>{if(w.includes(word(p,v)))I[i].value=v}));return 1},
@@ -185,19 +221,67 @@ def _axes(limits, log, scale, labels=None, size=200):  # axis, grid and numbers;
     return (res + f'<text x="{_LEFT+w//2}" y="{_TOP+h+650}" text-anchor="middle">{html.escape(labels[0])}</text>'
             f'<text x="{_LEFT-700}" y="{_TOP-160}">{html.escape(labels[1])}</text>')
 
-# %% ../nbs/90_book.ipynb #62e7be01
+# %% ../nbs/90_book.ipynb #630aaa01
+def _shade(a, lo, hi, shades):  # values -> 0 … shades-1; shades+1 where there is none
+    ok = np.isfinite(a)
+    return np.where(ok, np.clip(np.round((np.where(ok, a, lo)-lo)/(hi-lo)*(shades-1)), 0, shades-1), shades+1).astype(np.uint8)
+
+def _palette(kind, shades):  # (shades, 3) colours
+    if kind=='image': return np.repeat(np.round(np.linspace(0, 255, shades)).astype(np.uint8)[:,None], 3, 1)
+    from matplotlib import colormaps
+    return (colormaps['viridis'](np.linspace(0, 1, shades))[:,:3]*255).round().astype(np.uint8)
+
+def _png(strip, palette):  # (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
+    from PIL import Image
+    out, more = io.BytesIO(), {}
+    picture = Image.fromarray(strip)
+    if strip.ndim==2:
+        picture = picture.convert('P') if picture.mode!='P' else picture
+        picture.putpalette(np.concatenate([palette, palette[:2]]).tobytes() if strip.max()>=len(palette) else palette.tobytes())
+        if strip.max()>=len(palette): more = dict(transparency=len(palette)+1)
+    picture.save(out, 'PNG', optimize=True, **more)
+    return base64.b64encode(out.getvalue()).decode()
+
+def _pack_tiles(frames, data):  # frames -> the one series of a heat map or image grid
+    (lo,hi), shades, tiles, cells = data['zlim'], data['shades'], {}, []
+    for f in frames:
+        here = [_shade(_log(v[-1], data['zlog']), lo, hi, shades) for v in f.values()]
+        if data['kind']=='heat': here = [here[0][::-1]]  # the first row of a picture is the highest
+        if here[0].ndim==3: here = [np.round(a*(255/(shades-1))).astype(np.uint8) for a in here]
+        cells.append(_encode([tiles.setdefault(a.tobytes(), len(tiles)) for a in here]))
+    shape = here[0].shape
+    if len(tiles)*shape[0]>16_000 or len(tiles)>=_GAP: raise ValueError(f"{len(tiles)} tiles of {shape[0]} rows are too many for one picture: thin a range")
+    edges = ((1, 1),)+((0, 0),)*(len(shape)-1)  # rows at the ends stand twice: where a window ends between two pixels of the screen, no neighbour shines through
+    strip = np.concatenate([np.pad(np.frombuffer(b, np.uint8).reshape(shape), edges, mode='edge') for b in tiles])
+    return [dict(name='', cells=cells if len(set(cells))>1 else cells[:1], pitch=shape[0]+2, wide=shape[1], png=_png(strip, _palette(data['kind'], shades)))]
+
+def _tiles(s, frame):  # the tiles of one frame, read back from the PNG
+    from PIL import Image
+    strip = np.array(Image.open(io.BytesIO(base64.b64decode(s['png']))))
+    return strip.reshape(-1, s['pitch'], *strip.shape[1:])[:,1:-1][_decode(s['cells'][frame if len(s['cells'])>1 else 0])]
+
+def _windows(s, frame, places, key):  # the strip, and for each place (x, y, width, height) a window on one tile of it
+    ids = _decode(s['cells'][frame if len(s['cells'])>1 else 0])
+    n = 1+max(int(_decode(c).max()) for c in s['cells'])
+    strip = f'<defs><image id="{key}-px" href="data:image/png;base64,{s["png"]}" width="{s["wide"]}" height="{s["pitch"]*n}" style="image-rendering:pixelated"/></defs>'
+    return strip + ''.join(f'<svg x="{x}" y="{y}" width="{w}" height="{h}" style="width:{w}px;height:{h}px" viewBox="0 1 {s["wide"]} {s["pitch"]-2}" preserveAspectRatio="none">'
+                           f'<use class="nnx-i" href="#{key}-px" y="{-k*s["pitch"]}"/></svg>' for (x,y,w,h),k in zip(places, ids))
+
+# %% ../nbs/90_book.ipynb #ea0a8401
 def _svg(alt, box, clip, behind, inside, view=None):  # a complete picture; without `alt` it is decoration, whose words stand elsewhere
     w,h = _SPAN*box[2], _SPAN*box[3]
     role = f'role="img" aria-label="{html.escape(alt)}"' if alt else 'aria-hidden="true"'
-    return (f'<svg {role} viewBox="{view or f"0 0 {_LEFT+w+_RIGHT} {_TOP+h+_BOTTOM}"}" xmlns="http://www.w3.org/2000/svg">'
-            f'<clipPath id="{clip}"><rect x="{_LEFT-90}" y="{_TOP-90}" width="{w+180}" height="{h+180}"/></clipPath>'
-            f'{behind}<g clip-path="url(#{clip})">{inside}</g></svg>')
+    if clip:
+        inside = (f'<clipPath id="{clip}"><rect x="{_LEFT-90}" y="{_TOP-90}" width="{w+180}" height="{h+180}"/></clipPath>'
+                  f'<g clip-path="url(#{clip})">{inside}</g>')
+    return f'<svg {role} viewBox="{view or f"0 0 {_LEFT+w+_RIGHT} {_TOP+h+_BOTTOM}"}" xmlns="http://www.w3.org/2000/svg">{behind}{inside}</svg>'
 
-def _stroke(line, marks, i):  # the two paths of series i
-    return (f'<path class="sr" stroke="{_COLOURS[i]}" stroke-dasharray="{_DASHES[i]}" d="{line}"/>'
+def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are filled
+    bars = f' style="fill:{_COLOURS[i]};fill-opacity:.25"' if fill else ''
+    return (f'<path class="sr" stroke="{_COLOURS[i]}" stroke-dasharray="{_DASHES[i]}"{bars} d="{line}"/>'
             f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
 
-# %% ../nbs/90_book.ipynb #dfb75901
+# %% ../nbs/90_book.ipynb #1abb6a01
 class Figure:
     "What `explore` returns: an inline picture with sliders; shown as HTML, as its alt text, or live in a kernel"
     def __init__(self, fn, data, back, alt, title, start, grid):
@@ -209,18 +293,19 @@ class Figure:
         n=None,       # draw only the first `n` points; None = all
     )->str:           # the picture, without sliders
         "Draw one frame: what a page shows before any JavaScript runs"
-        box = self.data['box']
-        lines = ''.join(_stroke(*_paths(s, frame, n, box[2:]), i) for i,s in enumerate(series or self.data['series']))
-        return _svg(self.alt, box, self.data['id']+'-clip', self.back[0], self.back[1]+lines)
+        d, series, (behind,under,_,view) = self.data, series or self.data['series'], self.back
+        if 'cells' in series[0]: return _svg(self.alt, d['box'], '', behind, _windows(series[0], frame, _places(d), d['id']), view)
+        lines = ''.join(_stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill')) for i,s in enumerate(series))
+        return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
-# %% ../nbs/90_book.ipynb #35215101
+# %% ../nbs/90_book.ipynb #168b6301
 def _key(name, i, line, mark):  # one line of a legend: a swatch with dash and marker, and the name
     line = f'<path d="M0 150H1000" stroke="{_COLOURS[i]}" stroke-width="50" stroke-dasharray="{_DASHES[i]}"/>' if line else ''
     mark = f'<path d="M500 150{_mark(i, 110)}" fill="{_COLOURS[i]}"/>' if mark else ''
     return f'<li><svg aria-hidden="true" viewBox="0 0 1000 300">{line}{mark}</svg>{html.escape(name)}</li>'
 
 def _legend(series, note):
-    res = ''.join(_key(s['name'], i, s['line'], s['every'] or s['end']) for i,s in enumerate(series) if len(series)>1 or s['name'] not in ('', 'path'))
+    res = ''.join(_key(s['name'], i, s['line'], s['every'] or s['end']) for i,s in enumerate(series) if len(series)>1 or s['name'] not in ('', 'path', 'scatter', 'hist'))
     if note: res += f'<li>{html.escape(note)}</li>'
     return f'<ul>{res}</ul>' if res else ''
 
@@ -237,14 +322,15 @@ def _wrap(fig, picture, below):
     return (f'<div class="nnx nnx-{d["kind"]}" id="{d["id"]}" role="group" aria-label="{html.escape(fig.title or d["fn"])}" data-fn="{d["fn"]}" data-src="{d["src"]}">'
             f'<style>{_CSS}</style>{head}{_legend(d["series"], fig.back[2])}{picture}{below}<small>Every frame is computed by <code>{d["fn"]}</code>.</small></div>')
 
-# %% ../nbs/90_book.ipynb #3110f308
+# %% ../nbs/90_book.ipynb #f565eb01
 @patch
 def to_html(self:Figure)->str:
     "The whole figure in one piece: style, first frame, sliders, data and script; asks nobody for anything"
     frame, start = 0, list(self.start)
     for (_,values,_),i in zip(self.grid, self.start): frame = frame*len(values)+i
     if len(self.data['params'])>len(start): start.append(len(self.data['params'][-1]['texts'])-1)  # the step slider starts at the end
-    data = json.dumps(self.data, separators=(',', ':')).replace('<', '\\u003c')
+    shown = {**self.data, 'series': [{k: v for k,v in s.items() if k!='png'} for s in self.data['series']]}  # the strip stands in the picture already
+    data = json.dumps(shown, separators=(',', ':')).replace('<', '\\u003c')
     return _wrap(self, self.svg(frame=frame), _controls(self.data, start)+f'<script>{_JS % (_ABC, data)}</script>')
 
 @patch
@@ -257,7 +343,7 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     view = w.HTML()
     def show(_=None):
         args = {name: values[s.value] for (name,values,_),s in zip(self.grid, sliders)}
-        frame = _pack([_call(self.fn, args, self.data['kind'])], self.data['limits'], self.data)
+        frame = _pack([_call(self.fn, args, self.data['kind'])], self.data)
         view.value = _wrap(self, self.svg(frame, n=sliders[-1].value+1 if params[-1]['step'] else None), '')
     for s in sliders: s.observe(show, 'value')
     show()
@@ -275,33 +361,39 @@ def _repr_mimebundle_(self:Figure, include=None, exclude=None):
     try: return {**self.widget()._repr_mimebundle_(), **res}
     except ImportError: return res  # no ipywidgets: the page's own sliders do
 
-# %% ../nbs/90_book.ipynb #f55c6601
+# %% ../nbs/90_book.ipynb #dc49da01
 def _call(fn, args, kind):
     return _series(fn(**args), kind, f"{fn.__name__}({', '.join(f'{k}={v!r}' for k,v in args.items())})")
 
+def _sizes(frame): return {k: v[-1].shape if v[0].size else 'values' for k,v in frame.items()}  # values to be counted may be few or many
+
 def _frames(fn, grid, kind):  # fn at every grid point, the last parameter fastest; all frames must have the same series and lengths
     res = [_call(fn, dict(zip([g[0] for g in grid], point)), kind) for point in itertools.product(*[g[1] for g in grid])]
-    first = {k: len(v[0]) for k,v in res[0].items()}
+    first = _sizes(res[0])
     for frame in res[1:]:
-        here = {k: len(v[0]) for k,v in frame.items()}
+        here = _sizes(frame)
         if here!=first: raise ValueError(f"{fn.__name__} must return the same series and lengths in every frame (pad with NaN): first {first}, then {here}")
     return res
-
-def _log(v, log):
-    with np.errstate(divide='ignore', invalid='ignore'): return np.log10(v) if log else v
 
 def _window(frames, lims, log):  # [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
     return [v for k,axis in enumerate('xy') for v in _limits([_log(s[k], log[k]) for f in frames for s in f.values()], lims[k], axis, log[k])]
 
-def _pack(frames, limits, style):  # frames -> series ready to draw; what is equal in all frames is stored once
-    res = []
+def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
+    if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
+    return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
+
+def _pack(frames, data):  # frames -> series ready to draw; what is equal in all frames is stored once
+    if data['kind'] in ('heat', 'image'): return _pack_tiles(frames, data)
+    hist, path, limits, res = data['kind']=='hist', data['kind']=='path', data['limits'], []
+    if hist: frames = [{k: _outline(*v, data['bins']) for k,v in f.items()} for f in frames]
     for i,name in enumerate(frames[0]):
-        n, dots, path = len(frames[0][name][0]), name in style['dots'], style['kind']=='path'
+        n, dots = len(frames[0][name][0]), name in data['dots']
         one = {}
         for k,axis in enumerate('xy'):
-            text = [_encode(_quantise(_log(f[name][k], style['log'][k]), *limits[2*k:2*k+2])) for f in frames]
+            text = [_encode(_quantise(_log(f[name][k], data['log'][k]), *limits[2*k:2*k+2])) for f in frames]
             one[axis] = text[:1] if len(set(text))==1 else text
-        every = 1 if dots else math.ceil(n/60) if path else math.ceil(n/8) if len(frames[0])>1 or n<=16 else 0
+        every = 0 if hist else 1 if dots else math.ceil(n/60) if path else math.ceil(n/8) if len(frames[0])>1 or n<=16 else 0
+        if hist: one['fill'] = 1
         res.append(dict(name=name, line=int(not dots and n>1), every=every, mark=_mark(i, 60 if dots or path else 85), end=_mark(i, 120) if path else '', **one))
     return res
 
@@ -310,7 +402,7 @@ def _source(fn):  # hash of the function's text, indentation aside
     except (OSError, TypeError): return 'none'
     return hashlib.sha256(text.strip().encode()).hexdigest()[:10]
 
-# %% ../nbs/90_book.ipynb #62490a01
+# %% ../nbs/90_book.ipynb #7e922401
 def _check_alt(alt):
     if len(str(alt or '').split())<4: raise ValueError(f"alt={alt!r} is too short: say in a sentence what the picture shows and what the reader can change")
 
@@ -318,67 +410,145 @@ def _check_size(text, fix):  # many figures fit on a page only when each is smal
     size = len(text.encode())
     if size>60_000: raise ValueError(f"the figure takes {size/1000:.0f} KB (at most 60): {fix}")
 
-def _checked(fn, kind, alt, params, step):  # what can be refused before fn is called
-    if kind not in ('line', 'path'):
-        near = get_close_matches(str(kind), ['line', 'path'], 1)
-        raise ValueError(f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "") + " Kinds: 'line', 'path'")
+_KINDS = dict(line='xlim ylim xlog ylog dots', path='xlim ylim xlog ylog dots surface levels step', scatter='xlim ylim xlog ylog surface levels',
+              hist='xlim ylim n_bins', heat='xlog ylog zlim zlog zlabel shades', image='zlim shades ncols')  # the options that each kind takes
+
+def _checked(fn, kind, alt, params, o):  # what can be refused before fn is called; `o`: the options that were given
+    kinds = ', '.join(map(repr, _KINDS))
+    if kind not in _KINDS:
+        near = get_close_matches(str(kind), _KINDS, 1)
+        raise ValueError(f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "") + f" Kinds: {kinds}")
     if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier(): raise ValueError("fn must be a named function (def …): the figure says what computed it")
     _check_alt(alt)
-    if not params and not step: raise ValueError(f"no parameters: give at least one range, such as explore({fn.__name__}, beta=[0.5, 0.9])")
-    if step and kind!='path': raise ValueError("step=True needs kind='path'")
+    if not params and not o.step: raise ValueError(f"no parameters: give at least one range, such as explore({fn.__name__}, beta=[0.5, 0.9])")
+    for name,value in o.items():
+        if value is not None and value is not False and name not in _KINDS[kind].split():
+            raise ValueError(f"{name}={str(value)[:40]} needs kind=" + ' or '.join(repr(k) for k,v in _KINDS.items() if name in v.split()) + f", not {kind!r}")
+    if o.shades is not None and not 2<=o.shades<=(256 if kind=='image' else 254): raise ValueError(f"shades={o.shades} must be from 2 to {256 if kind=='image' else 254}")
     grid = _grid(params)
     n = math.prod(len(g[1]) for g in grid)
     if n>1000: raise ValueError(f"{' × '.join(str(len(g[1])) for g in grid)} = {n} frames are too many (at most 1000): thin a range")
     return grid
 
-# %% ../nbs/90_book.ipynb #b413a801
+# %% ../nbs/90_book.ipynb #b5a9b601
+def _fit(frames, kind, o):  # entries of `data` that hold for all frames
+    log, lims, dots = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim], list(frames[0]) if kind=='scatter' else list(o.dots or ())
+    box, values = [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2], lambda k: [v[k] for f in frames for v in f.values()]
+    if kind in ('heat', 'image'): return _fit_tiles(frames, kind, o, log, box, values)
+    if set(dots)-set(frames[0]): raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
+    if o.surface is not None: lims = [given or (float(min(v)), float(max(v))) for given,v in zip(lims, o.surface)]
+    res = dict(log=log, dots=dots, box=box)
+    if kind=='hist':
+        raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
+        if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
+        res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
+        frames = [{k: _outline(*v, res['bins']) for k,v in f.items()} for f in frames]
+        lims[1] = lims[1] or (0, 1.05*max(v[1].max() for f in frames for v in f.values()) or 1)
+    return dict(res, limits=_window(frames, lims, log))
+
+def _fit_tiles(frames, kind, o, log, box, values):
+    z = [_log(v, o.zlog) for v in values(-1)]
+    low,high = float(min(np.nanmin(v[np.isfinite(v)], initial=np.inf) for v in z)), float(max(np.nanmax(v[np.isfinite(v)], initial=-np.inf) for v in z))
+    res = dict(log=log, dots=[], zlog=int(bool(o.zlog)), shades=o.shades or (256 if kind=='image' else 64))
+    if kind=='image':
+        if o.zlim is None and not -1e-6<=low<=high<=1+1e-6: raise ValueError(f"pictures run from {low:.3g} to {high:.3g}, not from 0 to 1: undo the normalisation or give zlim=(low, high)")
+        labels = [k if isinstance(k, str) else '' for k in frames[0]]
+        return dict(res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1], zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels, ncols=o.ncols or min(len(labels), 6))
+    limits = []
+    for k,axis in enumerate('xy'):
+        if any(not np.array_equal(v, values(k)[0]) for v in values(k)): raise ValueError(f"{axis} of a heat map must be the same in every frame")
+        at = _log(values(k)[0], log[k])
+        steps = np.diff(at) if len(at)>1 else np.ones(1)
+        if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0]>0: raise ValueError(f"{axis} of a heat map must rise in even steps (with {axis}log: by an even factor)")
+        limits += [float(at[0]-steps[0]/2), float(at[-1]+steps[0]/2)]
+    return dict(res, box=box, limits=limits, zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
+
+# %% ../nbs/90_book.ipynb #a6656301
+def _places(data):  # (x, y, width, height) of each tile; images take the width of a line plot
+    if data['kind']=='heat': return [(_LEFT, _TOP, _SPAN*data['box'][2], _SPAN*data['box'][3])]
+    s, gap, below = data['series'][0], 160, 420 if any(data['labels']) else 0
+    w = min(3000, (_LEFT+4*_SPAN+_RIGHT-gap*(data['ncols']-1))//data['ncols'])
+    h = w*(s['pitch']-2)//s['wide']
+    return [(i%data['ncols']*(w+gap), i//data['ncols']*(h+gap+below), w, h) for i in range(len(data['labels']))]
+
+def _back_image(data):
+    places, res = _places(data), ''
+    for label,(x,y,w,h) in zip(data['labels'], places):
+        if len(label)*165>w+160: raise ValueError(f"label {label!r} is too long for {data['ncols']} pictures in a row: at most {(w+160)//165} letters")
+        if label: res += f'<text x="{x+w//2}" y="{y+h+330}" text-anchor="middle">{html.escape(label)}</text>'
+    _,y,_,h = places[-1]
+    return res, '', '', f'0 0 {_LEFT+4*_SPAN+_RIGHT} {y+h+(420 if any(data["labels"]) else 0)}'
+
+def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
+    if data['kind']=='image': return _back_image(data)
+    axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
+    if data['kind']!='heat': return axes, *(_contours(surface, data['limits'], data['box'][2:], levels) if surface is not None else ('', '')), None
+    x, h, (lo,hi) = _LEFT+_SPAN*data['box'][2]+300, _SPAN*data['box'][3], data['zlim']
+    strip = _png(np.arange(data['shades'], dtype=np.uint8)[::-1,None], _palette('heat', data['shades']))
+    axes += f'<image href="data:image/png;base64,{strip}" x="{x}" y="{_TOP}" width="260" height="{h}" preserveAspectRatio="none"/>'
+    for v,text in _ticks(lo, hi, data['zlog']): axes += f'<text x="{x+330}" y="{round(_TOP+h-h*(v-lo)/(hi-lo))+75}">{text}</text>'
+    right = x+1400
+    return axes + f'<text x="{right-60}" y="{_TOP-190}" text-anchor="end">{html.escape(zlabel or "")}</text>', '', '', f'0 0 {right} {_TOP+h+_BOTTOM}'
+
+# %% ../nbs/90_book.ipynb #9ecc1801
 def explore(
     fn,               # named function `fn(**params)` that computes one frame
     *,
     alt,              # one sentence for readers who do not see the picture: what it shows and what the sliders change
-    kind='line',      # 'line': fn returns {series: y or (x, y)}; 'path': fn returns (T, 2) or {series: (T, 2)}
+    kind='line',      # 'line', 'path', 'scatter', 'hist', 'heat' or 'image': what fn returns, see above
     start=None,       # first frame: a value, or {parameter: value}; on the grid; default the first values
     title='',         # what to see
     xlabel='x',       # with the unit
-    ylabel='y',       # with the unit
+    ylabel='y',       # with the unit; of a histogram: what is counted
     xlim=None,        # (low, high); default: all data of all frames
     ylim=None,        # (low, high)
     xlog=False,       # logarithmic x axis
     ylog=False,       # logarithmic y axis
-    dots=(),          # names of series drawn as points without a line
-    surface=None,     # kind='path': (x, y, z), z of shape (len(y), len(x)): contours drawn once behind the path
+    dots=None,        # names of series drawn as points without a line
+    surface=None,     # kind='path' or 'scatter': (x, y, z), z of shape (len(y), len(x)): contours drawn once behind the points
     levels=None,      # heights of the contours; default nine quantiles of z
     step=False,       # kind='path': a further slider that draws only the first steps
+    n_bins=None,      # kind='hist': number of equal bins between the ends of `xlim`; default 40
+    zlim=None,        # kind='heat': (low, high) of the colours, default all data; kind='image': values of black and white, default (0, 1)
+    zlog=False,       # kind='heat': colours on a logarithmic scale
+    zlabel=None,      # kind='heat': what the colours mean, with the unit
+    shades=None,      # number of colours or greys: default 64 for 'heat', 256 for 'image'; fewer take less space
+    ncols=None,       # kind='image': pictures in a row; default up to 6
     **params,         # one slider each: a list of values (numbers or words)
 )->Figure:            # shows itself in a notebook; see `check_frames`
     "Draw `fn` for every combination of `params` in one self-contained figure with sliders; raises ValueError with the fix for anything unusable"
-    grid = _checked(fn, kind, alt, params, step)
-    first = _start(grid, start)
-    frames, log = _frames(fn, grid, kind), (int(xlog), int(ylog))
-    lims = [xlim, ylim]
-    if surface is not None: lims = [given or (float(min(v)), float(max(v))) for given,v in zip(lims, surface)]
-    limits = _window(frames, lims, log)
-    if set(dots)-set(frames[0]): raise ValueError(f"dots={list(dots)} names no series: they are {list(frames[0])}")
-    box = [_LEFT, _TOP, 3 if kind=='path' else 4, 2]
-    data = dict(fn=fn.__name__, src=_source(fn), kind=kind, log=log, dots=list(dots), limits=limits, box=box,
-                params=[dict(name=n, texts=t, step=0) for n,_,t in grid])
+    o = AttrDict(xlim=xlim, ylim=ylim, xlog=xlog, ylog=ylog, dots=dots or None, surface=surface, levels=levels, step=step, n_bins=n_bins, zlim=zlim, zlog=zlog, zlabel=zlabel, shades=shades, ncols=ncols)
+    grid = _checked(fn, kind, alt, params, o)
+    first, frames = _start(grid, start), _frames(fn, grid, kind)
+    data = dict(fn=fn.__name__, src=_source(fn), kind=kind, params=[dict(name=n, texts=t, step=0) for n,_,t in grid], **_fit(frames, kind, o))
     if step: data['params'].append(dict(name='step', texts=[str(i) for i in range(max(len(x) for x,_ in frames[0].values()))], step=1))
-    data['series'] = _pack(frames, limits, data)
+    data['series'] = _pack(frames, data)
     data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(json.dumps([data, alt, title], sort_keys=True).encode()).hexdigest()[:6]}"
-    lines,note = _contours(surface, limits, box[2:], levels) if surface is not None else ('', '')
-    fig = Figure(fn, data, (_axes(limits, log, box[2:], (xlabel, ylabel)), lines, note), alt, title, first, grid)
-    _check_size(fig.to_html(), f"thin a range ({', '.join(f'{n} has {len(v)} values' for n,v,_ in grid)}) "
-                               f"or return fewer points ({max(len(x) for x,_ in frames[0].values())} now)")
+    fig = Figure(fn, data, _back(data, surface, levels, (xlabel, ylabel), zlabel), alt, title, first, grid)
+    less = 'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image') else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)"
+    _check_size(fig.to_html(), f"thin a range ({', '.join(f'{n} has {len(v)} values' for n,v,_ in grid)}) or {less}")
     return fig
 
-# %% ../nbs/90_book.ipynb #638042e7
+# %% ../nbs/90_book.ipynb #b4351c01
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
     "Read back what a stored figure says about itself"
     hit = re.search(r'/\*data\*/(.*?)/\*end\*/', text, re.S)
     if not hit: raise ValueError("no figure made by explore in this text")
-    return AttrDict(json.loads(hit[1]))
+    data, strip = AttrDict(json.loads(hit[1])), re.search(r'-px" href="data:image/png;base64,([^"]*)"', text)
+    if strip: data.series[0]['png'] = strip[1]
+    return data
+
+def _same(a, b, data):  # None, or what differs between a stored series and one computed again; a step of rounding may
+    if not a or not b or a['name']!=b['name']: return (a or b)['name']
+    if 'cells' in a:
+        step = 1 if _tiles(a, 0).ndim==3 else 255/(data['shades']-1)+1
+        n = math.prod(len(p['texts']) for p in data['params'])
+        pairs = ((_tiles(a, i), _tiles(b, i)) for i in range(n))
+        return None if all(p.shape==q.shape and np.abs(p.astype(int)-q).max()<=step for p,q in pairs) else 'colours'
+    for axis in 'xy':
+        if len(a[axis])!=len(b[axis]) or any(len(s)!=len(t) or np.abs(_decode(s)-_decode(t)).max()>3 for s,t in zip(a[axis], b[axis])): return f"{axis} of {a['name']!r}"
 
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
@@ -391,12 +561,10 @@ def check_frames(
     if fn is None: raise ValueError(f"a stored figure needs its function: check_frames(html, {data['fn']})")
     if data['src']!=_source(fn): raise ValueError(f"the source of {data['fn']} changed since the figure was made: run its cell again")
     if grid is None: grid = {n: v for n,v,_ in figure.grid} if isinstance(figure, Figure) else {p['name']: [_number(t) for t in p['texts']] for p in data['params'] if not p['step']}
-    new = _pack(_frames(fn, _grid(grid), data['kind']), data['limits'], data)
+    new = _pack(_frames(fn, _grid(grid), data['kind']), data)
     for a,b in itertools.zip_longest(data['series'], new):
-        for axis in 'xy':
-            same = a and b and a['name']==b['name'] and len(a[axis])==len(b[axis]) and all(
-                len(s)==len(t) and np.abs(_decode(s)-_decode(t)).max()<=3 for s,t in zip(a[axis], b[axis]))
-            if not same: raise ValueError(f"{data['fn']} computes other frames than the figure shows ({axis} of {(a or b)['name']!r}): run its cell again")
+        wrong = _same(a, b, data)
+        if wrong is not None: raise ValueError(f"{data['fn']} computes other frames than the figure shows ({wrong}): run its cell again")
 
 def _number(text):
     try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
@@ -465,7 +633,7 @@ def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):  # the
     head = f'<p class="nnx-t">{html.escape(title)}</p>' if title else ''
     return f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}<p class="nnx-w">{html.escape(why)}</p></details>'
 
-# %% ../nbs/90_book.ipynb #27dda401
+# %% ../nbs/90_book.ipynb #af922d01
 def _check_options(question, options, answer, why, given, remarks):  # -> (series behind all, candidates)
     if not isinstance(options, dict) or not 2<=len(options)<=4:
         raise ValueError(f"options must be a dict of 2 to 4 curves {{label: y or (x, y)}}, not {type(options).__name__}" + (f" of {len(options)}" if isinstance(options, dict) else ""))
@@ -500,7 +668,7 @@ def predict(
     given, remarks, log = given or {}, remarks or {}, (int(xlog), int(ylog))
     known,curves = _check_options(question, options, answer, why, given, remarks)
     limits, box = _window([known, curves], (xlim, ylim), log), (_LEFT, _TOP, 4, 2)
-    packed = [s for group in (known, curves) for s in _pack([group], limits, dict(dots=list(known), kind='line', log=log))]
+    packed = [s for group in (known, curves) for s in _pack([group], dict(limits=limits, dots=list(known), kind='line', log=log))]
     says, labels = _sentences(answer, list(options), why, remarks), list(options)
     for a,b in itertools.combinations(packed[len(known):], 2):
         if a['x']==b['x'] and a['y']==b['y']: raise ValueError(f"options {a['name']!r} and {b['name']!r} are the same curve")

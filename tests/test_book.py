@@ -1,4 +1,5 @@
 "Figures in a browser with the network refused, result rows, and the commands that run and sync notebooks."
+import io
 import json
 import os
 import re
@@ -35,9 +36,40 @@ def steep(rate):
     s = np.logspace(-5, 1, 50)
     return {'loss': (s, 1+(s/rate)**2), 'noise': (s, 1+np.sin(s*50)**2)}
 
+def cloud(angle):
+    a = np.random.default_rng(0).normal(size=(30, 2))*[3, 1]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return {'one': a@turn, '<two>': (a[:, 0], a[:, 1]+angle)}
+
+def tosses(n, way):
+    draws = np.random.default_rng(0).normal(size=(n, 2))
+    return {'first': draws[:, 0], 'second': draws[:, 1] if way == 'values' else draws[:n//2, 1]}
+
+def hill(width, tilt):
+    x, y = np.logspace(-2, 2, 9), np.linspace(-1, 1, 6)
+    z = np.exp(-(np.log10(x)/width)**2) * (1+tilt*y[:, None])
+    z[0, 0] = np.nan
+    return x, y, z
+
+def greys(power, flip):
+    p = np.linspace(0, 1, 30).reshape(5, 6)**power
+    return {'<left>': p[:, ::-1] if flip == 'yes' else p, 'right': p.T[:5, :5].repeat(2, 1)[:, :6]}
+
+def colours(red):
+    p = np.random.default_rng(0).integers(0, 256, size=(3, 3, 4, 5)).astype(np.uint8)
+    p[:, 0] = red
+    return p  # a batch in torch's order
+
+def waves_figure(): return explore(waves, shift=[0, .5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'}, title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT)
+
 def figures():
     axis = np.linspace(-1, 1, 21)
-    return [explore(waves, shift=[0, .5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'}, title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT),
+    return [explore(cloud, kind='scatter', angle=[0, .5, 1], title='Clouds', xlabel='a', ylabel='b', alt=ALT),
+            explore(tosses, kind='hist', n=[10, 100], way=['values', 'half'], start=dict(n=100, way='half'), n_bins=12, xlabel='value', ylabel='count', alt=ALT),
+            explore(hill, kind='heat', width=[.5, 1, 2], tilt=[0, .5], start=dict(width=1, tilt=.5), xlog=True, xlabel='rate', ylabel='<b>', zlabel='height (m)', shades=17, alt=ALT),
+            explore(greys, kind='image', power=[1, 2, .5], flip=['no', 'yes'], title='Greys', alt=ALT),
+            explore(colours, kind='image', red=[0, 99, 200], ncols=2, alt=ALT),
+            waves_figure(),
             explore(spiral, kind='path', turn=[1, 3, 6, 9], start=3, step=True, surface=(axis, axis, axis[None]**2+axis[:, None]**2), xlabel='a', ylabel='b', alt=ALT),
             explore(steep, rate=[.01, .1, 1], xlog=True, ylim=(0, 5), dots=['noise'], xlabel='rate', ylabel='loss', alt=ALT)]
 
@@ -64,6 +96,12 @@ def bare(a): return [0, a]
 def torn(a): return {'y': (np.arange(3), np.arange(4))}
 def negative(a): return {'y': [-1, -a]}
 def long_line(a): return {'y': np.arange(500.)*a}
+def one_picture(a): return [np.full((2, 3), a)]
+def strips(a): return np.random.default_rng(a).integers(0, 256, size=(4, 60, 60)).astype(np.uint8)
+def labelled(a): return {f'a long label {i}': np.ones((2, 2)) for i in range(6)}
+def matrix(a): return np.full((2, 3), a, dtype=float)
+def other_x(a): return [0, a], [0, 1], np.eye(2)
+def falling(a): return [1, 0], [0, 1], np.eye(2)
 
 @pytest.mark.parametrize('message, make', [
     ("unknown kind 'lin': did you mean 'line'", lambda: explore(line, kind='lin', alt=ALT, a=[1])),
@@ -90,6 +128,21 @@ def long_line(a): return {'y': np.arange(500.)*a}
     ('1001 frames are too many', lambda: explore(line, alt=ALT, a=range(1001))),
     ('thin a range (a has 100 values)', lambda: explore(long_line, alt=ALT, a=range(100))),
     ('named function', lambda: explore(lambda a: a, alt=ALT, a=[1])),
+    ("did you mean 'heat'", lambda: explore(matrix, kind='heart', alt=ALT, a=[1])),
+    ("n_bins=5 needs kind='hist', not 'line'", lambda: explore(line, alt=ALT, a=[1], n_bins=5)),
+    ("xlim=(0, 1) needs kind='line' or 'path' or 'scatter' or 'hist', not 'image'", lambda: explore(one_picture, kind='image', alt=ALT, a=[1], xlim=(0, 1))),
+    ('from 0 to 2, not from 0 to 1: undo the normalisation', lambda: explore(one_picture, kind='image', alt=ALT, a=[0, 2.])),
+    ('shades=300 must be from 2 to 256', lambda: explore(one_picture, kind='image', alt=ALT, a=[1], shades=300)),
+    ('return smaller or fewer pictures, or set shades', lambda: explore(strips, kind='image', alt=ALT, a=range(10))),
+    ("label 'a long label 0' is too long for 6 pictures in a row: at most 9 letters", lambda: explore(labelled, kind='image', alt=ALT, a=[1])),
+    ("picture 0 must be (H, W)", lambda: explore(bare, kind='image', alt=ALT, a=[1])),
+    ('matrix(a=nan) holds no finite value', lambda: explore(matrix, kind='heat', alt=ALT, a=[1, np.nan])),
+    ('zlog=True needs positive z', lambda: explore(matrix, kind='heat', alt=ALT, a=[-1, -2], zlog=True)),
+    ('x of a heat map must be the same', lambda: explore(other_x, kind='heat', alt=ALT, a=[1, 2])),
+    ('x of a heat map must rise in even steps', lambda: explore(falling, kind='heat', alt=ALT, a=[1])),
+    ('must return a matrix or (x, y, z), not shape (2,)', lambda: explore(bare, kind='heat', alt=ALT, a=[1])),
+    ("'y': (edges, counts) needs rising edges", lambda: explore(torn, kind='hist', alt=ALT, a=[1])),
+    ('no finite point', lambda: explore(only_nan, kind='hist', alt=ALT, a=[1])),
 ])
 def test_explore_refuses(message, make):
     with pytest.raises(ValueError, match=re.escape(message)): make()
@@ -99,14 +152,49 @@ def test_figures_are_deterministic_small_and_self_contained():
         assert one.to_html() == again.to_html()
         assert len(one.to_html()) < 60_000
         assert not book._outside.search(one.to_html())
-        assert '<wave>' not in one.to_html()  # names are escaped
+        assert not re.search('<(wave|height|two|left|b)>', one.to_html())  # names are escaped
         check_frames(one)
+        check_frames(one.to_html(), one.fn)
+        assert figure_data(one.to_html()).series == one.data['series']
 
 def test_check_frames_finds_drift():
     fig = explore(line, alt=ALT, a=[1, 2])
     with pytest.raises(ValueError, match='source of line changed'): check_frames(fig, bare)
     fig.data['series'][0]['y'][1] = fig.data['series'][0]['y'][0]
     with pytest.raises(ValueError, match='other frames'): check_frames(fig)
+
+gain = 1.
+def driven(a): return [0, 1], [0, 1], np.array([[0, 1], [a, gain]])
+def driven_picture(a): return [np.array([[0, 1], [a, gain]])]
+def driven_colour(a): return [np.full((2, 2, 3), [a, gain, 0.])]
+def driven_bars(a): return np.array([a, gain, gain])
+
+@pytest.mark.parametrize('fn, kind', [(driven, 'heat'), (driven_picture, 'image'), (driven_colour, 'image'), (driven_bars, 'hist')])
+def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
+    stored = explore(fn, kind=kind, a=[0, .5], shades=20 if kind == 'image' else None, alt=ALT).to_html()
+    check_frames(stored, fn)
+    monkeypatch.setitem(globals(), 'gain', .999)
+    if kind != 'hist': check_frames(stored, fn)  # rounding of the last shade is no drift
+    monkeypatch.setitem(globals(), 'gain', .7)
+    with pytest.raises(ValueError, match='other frames'): check_frames(stored, fn)
+
+def test_same_tile_is_stored_once():
+    def still(a): return [np.ones((4, 4)), np.zeros((4, 4))]
+    fig = explore(still, kind='image', a=range(50), alt=ALT)
+    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 6000
+
+def test_one_colour_bar_for_all_frames():
+    fig = next(f for f in figures() if f.fn is hill)
+    assert fig.data['zlim'] == [min(np.nanmin(hill(w, t)[2]) for w in (.5, 1, 2) for t in (0, .5)), max(np.nanmax(hill(w, t)[2]) for w in (.5, 1, 2) for t in (0, .5))]
+    assert 'height (m)' in fig.to_html() and fig.to_html().count('data:image/png') == 2  # the tiles and the bar
+
+def test_live_view_of_tiles():
+    pytest.importorskip('ipywidgets')
+    fig = next(f for f in figures() if f.fn is greys)
+    view, power, flip = fig.widget().children
+    before = view.value
+    flip.value = 1
+    assert view.value != before and 'data:image/png' in view.value
 
 def test_only_python_and_numpy_are_loaded():
     code = "import sys, nntrain.book; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
@@ -187,7 +275,9 @@ def open_page(browser, tmp_path):
     yield go
     for c in contexts: c.close()
 
-def drawn(page): return page.eval_on_selector_all('.sr', 'ps => ps.map(p => p.getAttribute("d"))')
+LOOK = '[...f.querySelectorAll(".sr, .nnx-i")].map(p => p.getAttribute("d") ?? p.getAttribute("y"))'  # lines and markers; which tile stands in a window
+
+def drawn(page): return page.evaluate('() => { const f = document; return ' + LOOK + '}')
 
 def slider_problems(page):
     "Move every slider by keyboard; each must have a name, change its own picture and say its value"
@@ -197,7 +287,7 @@ def slider_problems(page):
         name = s.evaluate('e => (e.labels[0] || {}).textContent || e.getAttribute("aria-label")')
         if not name: bad.append(f'slider {i} has no name')
         figure = s.locator('xpath=ancestor::*[contains(concat(" ", @class, " "), " nnx ")]')
-        look = lambda: (figure.first.evaluate('f => [...f.querySelectorAll(".sr")].map(p => p.getAttribute("d")).join()') if figure.count() else page.locator('svg').first.inner_html())
+        look = lambda: (figure.first.evaluate('f => '+LOOK+'.join()') if figure.count() else page.locator('svg').first.inner_html())
         start, last = s.evaluate('e => [e.value, e.value == e.max]')
         if s.get_attribute('max') == '0': continue
         before, value = look(), s.get_attribute('aria-valuetext')
@@ -223,7 +313,7 @@ def test_sliders_move_by_keyboard(open_page, width, dark):
     small = page.eval_on_selector_all('.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
     assert small >= 9, f'text {small} pixels high'
 
-@pytest.mark.parametrize('which', range(3))
+@pytest.mark.parametrize('which', range(8))
 def test_javascript_draws_what_python_draws(open_page, which):
     fig = figures()[which]
     page = open_page(as_page(fig.to_html()))
@@ -234,23 +324,47 @@ def test_javascript_draws_what_python_draws(open_page, which):
         for p,i in zip(params, at):
             if p['step']: n = i+1
             else: frame = frame*len(p['texts'])+i
-        assert drawn(page) == [d for s in fig.data['series'] for d in book._paths(s, frame, n, scale)]
+        tile = lambda s: [str(-k*s['pitch']) for k in book._decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
+        assert drawn(page) == [d for s in fig.data['series'] for d in (tile(s) if 'cells' in s else book._paths(s, frame, n, scale))]
 
 def test_first_frame_needs_no_javascript(open_page):
     html = as_page(''.join(f.to_html() for f in figures()))
     without, with_js = open_page(html, java_script_enabled=False), open_page(html)
-    assert [p.get_attribute('d') for p in without.locator('.sr').all()] == drawn(with_js)
+    assert [p.get_attribute('d') or p.get_attribute('y') or '' for p in without.locator('.sr, .nnx-i').all()] == drawn(with_js)
     assert not without.locator('.nnx-c').first.is_visible() and with_js.locator('.nnx-c').first.is_visible()
 
+@pytest.mark.parametrize('make, kind, dark', [(hill, 'heat', True), (greys, 'image', False), (colours, 'image', False)])
+def test_pixels_of_tiles(open_page, make, kind, dark):
+    "What the browser paints in the middle of every cell, after the slider has moved"
+    Image = pytest.importorskip('PIL.Image', reason='reads the screenshot')
+    fig = next(f for f in figures() if f.fn is make)
+    page = open_page(as_page(fig.to_html(), dark), 800)
+    page.locator('input').first.press('End')
+    values = {n: v[i] for (n,v,_),i in zip(fig.grid, [len(fig.grid[0][1])-1, *fig.start[1:]])}
+    want = [v[-1] for v in book._series(make(**values), kind, 'f()').values()]
+    seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
+    at = page.evaluate('() => { const s = document.querySelector(".nnx > svg"), r = s.getBoundingClientRect(); return [r.x, r.y, r.width/s.viewBox.baseVal.width] }')
+    places = [(at[0]+x*at[2], at[1]+y*at[2], w*at[2], h*at[2]) for x,y,w,h in book._places(fig.data)]
+    assert len(places) == len(want) and at[2] > .05
+    palette = book._palette('heat', 17)
+    for (x, y, w, h), a in zip(places, want):
+        if kind == 'heat': a = a[::-1]
+        for i, j in np.ndindex(*a.shape[:2]):
+            got = seen.getpixel((int(x+(j+.5)*w/a.shape[1]), int(y+(i+.5)*h/a.shape[0])))
+            if kind == 'heat': right = palette[round(float((a[i, j]-fig.data['zlim'][0])/np.ptp(fig.data['zlim'])*16))] if np.isfinite(a[i, j]) else None
+            else: right = np.broadcast_to(a[i, j]*255, 3)
+            if right is None: assert np.ptp(got) < 12 and max(got) < 70  # an empty cell shows the dark page and the grid
+            else: assert np.abs(np.array(got)-right).max() <= 2, (i, j, got, right)
+
 def test_names_for_a_screen_reader(open_page):
-    page = open_page(as_page(figures()[0].to_html()))
+    page = open_page(as_page(waves_figure().to_html()))
     assert page.get_by_role('img', name=ALT).count() == 1
     assert page.get_by_role('slider', name='shape').get_attribute('aria-valuetext') == 'cosine'
     assert page.get_by_role('group', name='Four & more waves').count() == 1
     assert page.locator('output').all_text_contents() == ['0', 'cosine']  # an output is a live region
 
 def test_state_in_the_address(open_page):
-    html = as_page(figures()[0].to_html())
+    html = as_page(waves_figure().to_html())
     page = open_page(html)
     page.get_by_role('slider', name='shift').focus()
     page.keyboard.press('ArrowRight')
@@ -302,7 +416,7 @@ def test_predict_without_javascript_and_on_paper(open_page):
     assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible() and page.locator('.nnx-o svg').first.is_visible()
 
 def test_print_hides_the_sliders(open_page):
-    page = open_page(as_page(figures()[0].to_html()))
+    page = open_page(as_page(waves_figure().to_html()))
     page.emulate_media(media='print')
     assert not page.locator('.nnx-c').is_visible() and page.locator('.nnx svg').first.is_visible()
 

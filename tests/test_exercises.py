@@ -1,4 +1,5 @@
-"""Every numbered chapter ends with exercises of one form: task, stub, check, the stub fails it, folded hint, folded solution that passes it.
+"""Every numbered chapter ends with exercises of one form: task, stub, check, the stub fails it, folded hint, folded solution that passes it; and
+before every figure with sliders stands what to try.
 The cells themselves are run by `nbdev_test`; here we look that they are there, in this order. The checker is fed bad pages, too.
 Exempt: the appendices, numbered from 90 on (the tools of the book and the like), where there is nothing to practise."""
 import ast
@@ -102,10 +103,22 @@ def problems(nb):
     if set(grades) != set(GRADES) or grades != sorted(grades, key=lambda g: GRADES.index(g) if g in GRADES else 9): yield f'grades {grades}: wanted {GRADES}, in this order'
     for heading, parts in found: yield from exercise_problems(heading, parts)
 
+def shows_sliders(src): return any(isinstance(n, (ast.Expr, ast.Assign)) and isinstance(n.value, ast.Call) and ast.unparse(n.value.func) == 'explore' for n in tree(src).body)
+
+def untried(nb):
+    "Figures with sliders without a hint, in the text since the figure before, what to do with them"
+    said = ''
+    for kind, text in pieces(nb):
+        if kind == 'text': said += text
+        elif shows_sliders(text):
+            if '**What to try**' not in said: yield f'"**What to try**: …" missing before {text[:50]!r}'
+            said = ''
+
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
 def test_exercises(path):
-    bad = list(problems(json.loads(path.read_text(encoding='utf-8'))))
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    bad = [*problems(nb), *untried(nb)]
     assert not bad, '\n' + '\n'.join(bad)
 
 def test_all_chapters_are_looked_at(): assert len(CHAPTERS) >= 17
@@ -173,3 +186,10 @@ def test_good_page_passes():
 def test_bad_page_is_found(nb, problem):
     found = list(problems(nb))
     assert any(problem in p for p in found), found
+
+def test_untried_figure_is_found():
+    cell = lambda kind, src: dict(cell_type=kind, source=[src])
+    figure, hint = cell('code', "def f(a): return [0, a]\nexplore(f, a=[1, 2], alt='…')"), cell('markdown', '**What to try**: move a.')
+    assert list(untried(dict(cells=[hint, figure, hint, figure]))) == []
+    assert len(list(untried(dict(cells=[hint, figure, figure])))) == 1
+    assert len(list(untried(dict(cells=[cell('markdown', 'Look:'), cell('code', "fig = explore(f, a=[1])\nfig")])))) == 1

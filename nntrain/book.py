@@ -1007,16 +1007,20 @@ class ColabLinkProc:
 
 # %% ../nbs/90_book.ipynb #d5d4f35f
 class TitleProc:
-    "nbdev docs processor: the chapter's own number in the title, the promise under it"
+    "nbdev docs processor: the chapter's own number in the title, the promise under it, no links to private names"
     def __init__(self, nb): self.nb = nb
     def begin(self):
         import yaml
         cells, number = self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name)
-        if cells[0].cell_type!='raw' or not (meta := yaml.safe_load(cells[0].source.strip().strip('-'))): return
-        chapter = f'{number[1]} ' if number and int(re.match(r'\d+', number[1])[0])<90 else ''
-        promise = meta.get('description', '') if number else ''  # Quarto shows the one of the first page
-        cells[0].source = '---\n' + yaml.safe_dump({**meta, 'title': f"{chapter}{meta.get('title', '')} {{.unnumbered}}"}, allow_unicode=True, width=10**6) + '---\n'
-        if promise: cells.insert(1, AttrDict(cell_type='markdown', id='promise', idx_=1, metadata={}, directives_={}, source=f'::: {{.lead}}\n{promise}\n:::'))
+        if not number or cells[0].cell_type!='raw': return  # the first page shows the book's own title
+        meta = yaml.safe_load(cells[0].source.strip().strip('-'))
+        chapter = f'{number[1]} ' if int(re.match(r'\d+', number[1])[0])<90 else ''
+        texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]  # Quarto reads this mark in a heading only
+        if meta.get('description'): texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")
+        cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
+        cells[1:1] = [AttrDict(cell_type='markdown', id=f'title-{i}', idx_=i+1, metadata={}, directives_={}, source=t) for i,t in enumerate(texts)]
+    def __call__(self, cell):  # nbdev links every name in backticks, but a name like `_run` has no documentation
+        if cell.cell_type=='markdown': cell.source = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source)
 
 # %% ../nbs/90_book.ipynb #36180f92
 _outside = re.compile(r'''<(script|img|iframe|link)\b[^>]*\s(src|href)=["']?(https?:)?//|\b(requirejs|require|jQuery)\(|@import''', re.I)

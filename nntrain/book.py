@@ -605,8 +605,8 @@ def _sentences(answer, labels, why, remarks):  # {label: what a reader who picks
 _CSS_Q = '''.nnx fieldset{border:0;margin:0;padding:0;min-width:0}.nnx legend{float:none;width:auto;font-size:1em;font-weight:600;line-height:1.4;padding:0;margin:0 0 .4em}.nnx [hidden]{display:none!important}
 .nnx-o{display:grid;grid-template-columns:1fr 1fr;gap:.6em;margin:.3em 0 .6em}.nnx-o label{display:flex;flex-wrap:wrap;align-items:baseline;align-content:space-between;border:2px solid rgba(128,128,128,.45);border-radius:.4em;padding:.3em .5em;margin:0;line-height:1.3}
 .nnx-o span{flex:1}.nnx-o input{margin:0 .4em 0 0;accent-color:#0072B2}.nnx-o label:has(input:checked){border-color:#0072B2}.nnx-o b{flex-basis:100%}.nnx-o text{font-size:400px}.nnx-o .sr{stroke:currentColor;stroke-width:90}.nnx-o .ax,.nnx-o .gr{stroke-width:36}.nnx-o3{grid-template-columns:1fr 1fr 1fr}.nnx-o3 text{font-size:600px}.nnx-o3 .sr{stroke-width:130}
-.nnx button{font:inherit;color:inherit;background:transparent;border:1px solid;border-radius:.4em;padding:.35em 1em;cursor:pointer}.nnx-v{margin:.6em 0}.nnx-v:empty{margin:0}
-.nnx details{margin:.6em 0}.nnx summary{cursor:pointer}@container (max-width:30em){.nnx-o3{grid-template-columns:1fr 1fr}.nnx-o text{font-size:600px}.nnx-o .sr{stroke-width:140}}@media print{.nnx fieldset input,.nnx button{display:none!important}}'''
+.nnx button{font:inherit;color:inherit;background:transparent;border:1px solid;border-radius:.4em;padding:.35em 1em;cursor:pointer}.nnx fieldset p{margin:.7em 0 0}.nnx-v{margin:.6em 0}.nnx-v:empty{margin:0}
+.nnx details{margin:.6em 0}.nnx summary{cursor:pointer}@container (max-width:30em){.nnx-o3{grid-template-columns:1fr 1fr}.nnx-o text{font-size:700px}.nnx-o .sr{stroke-width:140}}@media print{.nnx fieldset input,.nnx button{display:none!important}}'''
 
 _JS_Q = '''(Q=>document.querySelectorAll('[id="'+Q.id+'"]').forEach(F=>{if(F.dataset.on)return;F.dataset.on=1;
 const one=s=>F.querySelector(s),I=[...F.querySelectorAll('input')],B=F.querySelectorAll('.nnx-o b'),say=one('.nnx-v'),more=one('details'),mine=one('.nnx-m'),

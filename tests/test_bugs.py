@@ -45,7 +45,7 @@ def test_stub_is_what_the_gallery_trained(n): assert wrong_stub(CODE, n) is None
 def test_answer_shows_the_exchanged_lines(n):
     part, old, new = EXHIBITS[n]
     healthy, broken = part_cell(CODE, part), part_cell(CODE, part).replace(old, new)
-    lines = re.search(r'```diff\n(.*?)\n```', answer(n), re.S)[1].splitlines()
+    lines = re.search(r'```text\n(.*?)\n```', answer(n), re.S)[1].splitlines()
     gone, back = ([' '.join(line[1:].split()) for line in lines if line[0] == sign] for sign in '-+')
     assert gone or back
     for sign, those, text in ('-', gone, broken), ('+', back, healthy):

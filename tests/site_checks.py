@@ -112,7 +112,7 @@ WIDE = '''width => [...document.querySelectorAll('body *')].filter(e => {
 
 DRAWN = '''e => {
   const figure = e.closest('.nnx') || document
-  return [...figure.querySelectorAll('svg path')].map(p => p.getAttribute('d')).join()
+  return [...figure.querySelectorAll('svg path, svg use')].map(p => p.getAttribute('d') ?? p.getAttribute('y')).join()  // `use`: which tile of a heat map or picture is shown
 }'''
 
 def slider_problems(page):

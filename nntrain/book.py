@@ -1012,8 +1012,11 @@ class TitleProc:
     def begin(self):
         import yaml
         cells, number = self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name)
-        if not number or cells[0].cell_type!='raw': return  # the first page shows the book's own title
+        if cells[0].cell_type!='raw': return
         meta = yaml.safe_load(cells[0].source.strip().strip('-'))
+        if not number:  # the first page: Quarto shows the book's own title; other sites show the card beside a link
+            cells[0].source = f"---\n{yaml.safe_dump({**meta, 'image': 'images/card.png'}, allow_unicode=True)}---\n"
+            return
         chapter = f'{number[1]} ' if int(re.match(r'\d+', number[1])[0])<90 else ''
         texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]  # Quarto reads this mark in a heading only
         if meta.get('description'): texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")

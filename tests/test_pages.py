@@ -47,7 +47,8 @@ def show_again(nb, monkeypatch):
         exec(compile(ast.Module(body, []), 'page', 'exec'), space)
         if not isinstance(last, ast.Expr): exec(compile(ast.Module([last], []), 'page', 'exec'), space); continue
         value = eval(compile(ast.Expression(last.value), 'page', 'eval'), space)
-        if value is not None: texts.append(value._repr_markdown_() if hasattr(value, '_repr_markdown_') else repr(value))
+        forms = value._repr_mimebundle_() if hasattr(value, '_repr_mimebundle_') else {'text/markdown': value._repr_markdown_()} if hasattr(value, '_repr_markdown_') else {}
+        if value is not None: texts.append(forms.get('text/markdown') or forms.get('text/plain') or repr(value))
     plt.close('all')
     return texts
 

@@ -115,6 +115,8 @@ DRAWN = '''e => {
   return [...figure.querySelectorAll('svg path, svg use')].map(p => p.getAttribute('d') ?? p.getAttribute('y')).join()  // `use`: which tile of a heat map or picture is shown
 }'''
 
+GROUND = 'getComputedStyle(document.body).backgroundColor'
+
 def slider_problems(page):
     "Move every slider with the keyboard: each must have a name and change the picture of its own figure"
     bad = []
@@ -155,9 +157,10 @@ def page_problems(page, axe=None):
     bad += [f'360 px: {b}' for b in width_problems(page) + (axe_problems(page, axe, ['scrollable-region-focusable', 'target-size']) if axe else [])]
     page.set_viewport_size(dict(width=1200, height=900))
     if switch := page.locator('.quarto-color-scheme-toggle').first if page.locator('.quarto-color-scheme-toggle').count() else None:
-        before = is_dark(page)
+        before, ground = is_dark(page), page.evaluate(GROUND)
         switch.evaluate('e => e.click()')
         if is_dark(page) == before: bad.append('the switch between light and dark does nothing')
+        page.wait_for_function(f"was => {GROUND} != was && [...document.querySelectorAll('link[rel=stylesheet]')].every(l => l.disabled || l.sheet)", arg=ground)  # style sheets load late
         if axe: bad += [f'dark: {b}' for b in axe_problems(page, axe, ['color-contrast', 'link-in-text-block'])]
     return bad + page.problems
 

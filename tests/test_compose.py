@@ -54,7 +54,7 @@ PAIRS = {'SGD': (OneSGD, torch.optim.SGD, dicts()), 'Momentum': (OneMomentum, to
 OWN = {'LAMB': LAMB, 'LARS': LARS, 'Lion': Lion, 'Lookahead': with_lookahead(OneAdam),
        'Exact': compose(average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact')}
 SHAPES = [(3, 4), (4,), (), (2, 2, 2)]
-ATOL = 1e-12
+ATOL, RTOL = 1e-12, 1e-13  # float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose last bit alone is above the first
 quick = settings(max_examples=10, deadline=None)
 every = pytest.mark.parametrize('name', PAIRS)
 own = pytest.mark.parametrize('name', OWN)
@@ -80,7 +80,7 @@ def train(seed, n_steps, *runs, missing=.3, before=lambda group, t: None):
 
 
 def same(ours, theirs):
-    for p, q in zip(ours, theirs, strict=True): assert_close(p, q, rtol=0, atol=ATOL)
+    for p, q in zip(ours, theirs, strict=True): assert_close(p, q, rtol=RTOL, atol=ATOL)
 
 
 def pair(name, data, foreach, seed):

@@ -7,7 +7,6 @@ import pytest
 from conftest import ROOT
 
 NBS = ROOT/'nbs'
-UNSAID = {'01': 40}  # minutes of reading where the chapter gives none
 
 
 def read(path): return json.loads(path.read_text(encoding='utf-8'))
@@ -66,7 +65,7 @@ def truth():
     for path, nb in checks.notebooks(ROOT).items():
         if not re.match(r'[01]\d[a-z]?_', path.name): continue
         said, minutes = says(nb)
-        found[key(path)] = said, imports(ROOT, nb), minutes or UNSAID.get(key(path))
+        found[key(path)] = said, imports(ROOT, nb), minutes
     return found
 
 def test_map_is_true(home, truth): assert not (found := map_problems(home['book'], home['behind'], truth)), '\n'.join(found)

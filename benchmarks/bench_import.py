@@ -14,7 +14,7 @@ def fresh(code): return lambda: subprocess.run([sys.executable, '-c', code], che
 
 
 def main(rounds, record=''):
-    return compare({'import torch': fresh('import torch'), 'import nntrain.learner': fresh('import nntrain.learner'), 'nothing': fresh('pass')},
+    return compare({'import torch': fresh('import torch'), 'import nntrain.learner': fresh('import nntrain.learner')},
                    rounds=rounds, warmup=2, limits={'import nntrain.learner': 1.15}, unit='start', title='Imports in a fresh interpreter', record=record)
 
 

@@ -885,7 +885,7 @@ def _run(path, timeout):  # execute one notebook in its folder and write it back
     try: from nbdev.clean import clean_nb
     except ImportError: pass
     else: clean_nb(clean)
-    _write(path, _dumps(clean))
+    _write(path, _dumps(_with_folds(clean)))
 
 # %% ../nbs/90_book.ipynb #4e305b6f
 def nntrain_execute(
@@ -922,6 +922,15 @@ def _with_setup(nb, source):  # the notebook with its set-up cell as it should b
         at = 1+max([i for i,c in enumerate(cells[:3]) if 'default_exp' in ''.join(c['source'])] or [0])
         cells.insert(at, {'cell_type': 'code', 'execution_count': None, 'id': 'setup', 'metadata': {}, 'outputs': []})
     cells[at]['source'] = source.splitlines(keepends=True)
+    return nb
+
+_is_folded = re.compile(r'(#\|.*\n)*#\|\s*code-fold:\s*true\b')
+
+def _with_folds(nb):  # the notebook with those code cells folded in JupyterLab and in Colab that are folded on the site, and no others
+    for c in nb['cells']:
+        if c['cell_type']!='code': continue
+        c['metadata'] = {k: v for k,v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
+        if _is_folded.match(''.join(c['source'])): c['metadata'] |= {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
     return nb
 
 # %% ../nbs/90_book.ipynb #871099e6
@@ -972,7 +981,7 @@ def _in_step(root, s):  # {path: the text it should have}
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
     res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
-        res[path] = _dumps(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s)))
+        res[path] = _dumps(_with_folds(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
     index = nbs/'index.ipynb'
     if index.exists(): res[root/'README.md'] = _readme(json.loads(index.read_text(encoding='utf-8')), s['nbs_path'])
     return res
@@ -983,7 +992,7 @@ def nntrain_sync(
     check:bool=False, # write nothing; exit with status 1 when something is out of step
     root:str=None,    # folder of settings.ini; default: the checkout that the package runs from
 ):
-    "Bring README.md (from index.ipynb), each chapter's set-up cell, _quarto.yml and llms.txt in step with settings.ini and the chapters"
+    "Bring README.md (from index.ipynb), each chapter's set-up cell and folds, _quarto.yml and llms.txt in step with settings.ini and the chapters"
     root = Path(root) if root else _root()
     stale = {p: text for p,text in _in_step(root, _settings(root)).items() if not p.exists() or p.read_text(encoding='utf-8')!=text}
     for p,text in stale.items():

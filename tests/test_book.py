@@ -509,7 +509,7 @@ FIGURE = "from nntrain.book import explore\ndef f(a): return {'y': [0, a]}\nexpl
 def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
     nb = tmp_path/'a.ipynb'
     write_notebook(nb, "import os, sys\nprint(*[os.environ.get(n) for n in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD', 'IN_TEST')])\nprint('noise', file=sys.stderr)",
-                   FIGURE, "#| eval: false\n1/0", 'import ipywidgets; ipywidgets.IntSlider()')
+                   FIGURE, "#| eval: false\n1/0", 'import ipywidgets; ipywidgets.IntSlider()', '#| code-fold: true\n1+1')
     nntrain_execute([str(nb)])
     assert re.search(r'a\.ipynb: \d+ s', capsys.readouterr().out)
     got = json.loads(nb.read_text())
@@ -517,7 +517,8 @@ def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
     assert set(got['cells'][1]['outputs'][0]['data']) == {'text/html', 'text/plain'}
     assert got['cells'][2]['outputs'] == [] and got['cells'][3]['outputs'] == []
     assert got['metadata'] == {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    assert all(c['execution_count'] is None and c['metadata'] == {} for c in got['cells'])
+    assert all(c['execution_count'] is None for c in got['cells'])
+    assert [c['metadata'] for c in got['cells']] == [{}, {}, {}, {}, dict(jupyter=dict(source_hidden=True), cellView='form')]
     before = nb.read_bytes()
     if shutil.which('nbdev_clean'):
         subprocess.run(['nbdev_clean', '--fname', str(nb)], cwd=ROOT, check=True)
@@ -549,7 +550,7 @@ def small_project(tmp_path):
     show = dict(output_type='execute_result', data={'text/markdown': '| a |\n|---|'}, metadata={}, execution_count=None)
     index = [dict(cell_type='raw', id='r', metadata={}, source='---\ntitle: x\n---'), dict(cell_type='markdown', id='m', metadata={}, source='# T\n\n::: {.callout-tip}\n[c](01_a.ipynb)\n:::'),
              code('#| hide\nsecret()'), code('#| echo: false\ntable()', show), code('train()')]
-    for name,cells in {'index': index, '01_a': [dict(cell_type='markdown', id='m', metadata={}, source='# A'), code('#| default_exp a'), code('1+1')]}.items():
+    for name,cells in {'index': index, '01_a': [dict(cell_type='markdown', id='m', metadata={}, source='# A'), code('#| default_exp a'), code('1+1'), code('#| code-fold: true\n2')]}.items():
         (tmp_path/f'nbs/{name}.ipynb').write_text(book._dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     return tmp_path
 
@@ -561,9 +562,10 @@ def test_sync(small_project, capsys):
     readme = (small_project/'README.md').read_text()
     assert readme.endswith('# T\n\n[c](nbs/01_a.ipynb)\n\n| a |\n|---|\n\n```python\ntrain()\n```\n') and 'secret' not in readme
     cells = json.loads((small_project/'nbs/01_a.ipynb').read_text())['cells']
-    assert [''.join(c['source']).splitlines()[0] for c in cells] == ['# A', '#| default_exp a', '#| hide', '1+1']
+    assert [''.join(c['source']).splitlines()[0] for c in cells] == ['# A', '#| default_exp a', '#| hide', '1+1', '#| code-fold: true']
 
-@pytest.mark.parametrize('path, old, new', [('README.md', 'train()', 'tran()'), ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'), ('nbs/01_a.ipynb', '%pip', '%pop')])
+@pytest.mark.parametrize('path, old, new', [('README.md', 'train()', 'tran()'), ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'), ('nbs/01_a.ipynb', '%pip', '%pop'),
+                                            ('nbs/01_a.ipynb', '"source_hidden": true', '"source_hidden": false')])
 def test_sync_check_finds_what_is_out_of_step(small_project, path, old, new, capsys):
     nntrain_sync(root=small_project)
     text = (small_project/path).read_text()

@@ -157,7 +157,7 @@ def _paths(s, frame, n, scale):  # the two `d` attributes of one series: line an
 
 # %% ../nbs/90_book.ipynb #1a949801
 _CSS = '''.nnx{container-type:inline-size;width:100%;max-width:42em;margin:1em auto;text-align:left;color:inherit}
-.nnx svg{display:block;width:100%;height:auto}.nnx-path>svg,.nnx-scatter>svg,.nnx-heat>svg{max-width:34em}.nnx .nnx-t{font-weight:600;margin:0 0 .3em}
+.nnx svg{display:block;width:100%;height:auto}.nnx-path .nnx-d>svg,.nnx-scatter .nnx-d>svg,.nnx-heat .nnx-d>svg{max-width:34em}.nnx-n{display:none}.nnx .nnx-d{display:block!important}.nnx .nnx-t{font-weight:600;margin:0 0 .3em}
 .nnx text{fill:currentColor;font-size:200px}.nnx .ax{stroke:currentColor;stroke-width:14;fill:none}.nnx .gr{stroke:currentColor;stroke-width:10;opacity:.13;fill:none}
 .nnx .ct{stroke:currentColor;stroke-width:12;fill:none}.nnx .sr{stroke-width:34;fill:none;stroke-linejoin:round;stroke-linecap:round}
 .nnx ul{display:flex;flex-wrap:wrap;gap:.1em 1.2em;list-style:none;margin:0;padding:0;font-size:.9em}.nnx li{margin:0}
@@ -317,10 +317,14 @@ def _controls(data, start):  # one labelled native slider per parameter; hidden 
                 f'autocomplete="off" aria-valuetext="{html.escape(p["texts"][i])}"><output for="{key}">{html.escape(p["texts"][i])}</output>')
     return f'<div class="nnx-c" hidden>{res}</div>'
 
+def _shielded(about, body):  # where style and script are stripped, `body` is a heap of numbers and dead sliders: hide it there, and say what would be here
+    stop = '' if about[-1] in '.?!' else '.'
+    return f'<p class="nnx-n">{html.escape(about)}{stop} Run this cell to see it, or trust the notebook.</p><div class="nnx-d" style="display:none">{body}</div>'
+
 def _wrap(fig, picture, below):
     d, head = fig.data, f'<p class="nnx-t">{html.escape(fig.title)}</p>' if fig.title else ''
     return (f'<div class="nnx nnx-{d["kind"]}" id="{d["id"]}" role="group" aria-label="{html.escape(fig.title or d["fn"])}" data-fn="{d["fn"]}" data-src="{d["src"]}">'
-            f'<style>{_CSS}</style>{head}{_legend(d["series"], fig.back[2])}{picture}{below}<small>Every frame is computed by <code>{d["fn"]}</code>.</small></div>')
+            f'<style>{_CSS}</style>' + _shielded(f'Interactive figure: {fig.alt}', f'{head}{_legend(d["series"], fig.back[2])}{picture}{below}<small>Every frame is computed by <code>{d["fn"]}</code>.</small>') + '</div>')
 
 # %% ../nbs/90_book.ipynb #f565eb01
 @patch
@@ -676,9 +680,10 @@ def predict(
     panels,dots = _panels(packed, len(known), limits, log, box, key)
     same = ''.join(_key(n, 0, 0, 1).replace(f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"') for n in known) + f'<li>same axes everywhere: {html.escape(xlabel)} across, {html.escape(ylabel)} up</li>'
     data = json.dumps(dict(id=key, answer=labels.index(answer), says=[says[k] for k in labels]), ensure_ascii=False).replace('<', '\\u003c')
-    page = (f'<div class="nnx nnx-q" id="{key}"><style>{_CSS}{_CSS_Q}</style><fieldset><legend>{html.escape(question)}</legend>{panels}<ul>{same}</ul>'
+    page = (f'<div class="nnx nnx-q" id="{key}"><style>{_CSS}{_CSS_Q}</style>'
+            + _shielded(f'Interactive question: {question}', f'<fieldset><legend>{html.escape(question)}</legend>{panels}<ul>{same}</ul>'
             f'<p><button type="button" hidden>Check my pick</button></p></fieldset><p class="nnx-v" role="status"></p>'
-            + _answer(packed[len(known)+labels.index(answer)], dots, limits, log, box, key, alt, title, (xlabel, ylabel), why) + f'<script>{_JS_Q % data}</script></div>')
+            + _answer(packed[len(known)+labels.index(answer)], dots, limits, log, box, key, alt, title, (xlabel, ylabel), why) + f'<script>{_JS_Q % data}</script>') + '</div>')
     _check_size(page, f"give curves of fewer points ({max(len(x) for x,_ in curves.values())} now)")
     return Prediction(question, says, answer, page)
 
@@ -924,9 +929,9 @@ def _with_setup(nb, source):  # the notebook with its set-up cell as it should b
     cells[at]['source'] = source.splitlines(keepends=True)
     return nb
 
-_is_folded = re.compile(r'(#\|.*\n)*#\|\s*code-fold:\s*true\b')
+_is_folded = re.compile(r'(#\|.*\n)*#\|\s*(code-fold:\s*true|echo:\s*false)\b')
 
-def _with_folds(nb):  # the notebook with those code cells folded in JupyterLab and in Colab that are folded on the site, and no others
+def _with_folds(nb):  # the notebook with those code cells folded in JupyterLab and in Colab that the site folds or does not show, and no others
     for c in nb['cells']:
         if c['cell_type']!='code': continue
         c['metadata'] = {k: v for k,v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
@@ -983,7 +988,9 @@ def _in_step(root, s):  # {path: the text it should have}
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(_with_folds(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
     index = nbs/'index.ipynb'
-    if index.exists(): res[root/'README.md'] = _readme(json.loads(index.read_text(encoding='utf-8')), s['nbs_path'])
+    if index.exists():
+        home = json.loads(index.read_text(encoding='utf-8'))
+        res |= {index: _dumps(_with_folds(home)), root/'README.md': _readme(home, s['nbs_path'])}
     return res
 
 # %% ../nbs/90_book.ipynb #295c9daf

@@ -181,7 +181,7 @@ def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
 def test_same_tile_is_stored_once():
     def still(a): return [np.ones((4, 4)), np.zeros((4, 4))]
     fig = explore(still, kind='image', a=range(50), alt=ALT)
-    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 6000
+    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 6500
 
 def test_one_colour_bar_for_all_frames():
     fig = next(f for f in figures() if f.fn is hill)
@@ -343,7 +343,7 @@ def test_pixels_of_tiles(open_page, make, kind, dark):
     values = {n: v[i] for (n,v,_),i in zip(fig.grid, [len(fig.grid[0][1])-1, *fig.start[1:]])}
     want = [v[-1] for v in book._series(make(**values), kind, 'f()').values()]
     seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
-    at = page.evaluate('() => { const s = document.querySelector(".nnx > svg"), r = s.getBoundingClientRect(); return [r.x, r.y, r.width/s.viewBox.baseVal.width] }')
+    at = page.evaluate('() => { const s = document.querySelector(".nnx-d > svg"), r = s.getBoundingClientRect(); return [r.x, r.y, r.width/s.viewBox.baseVal.width] }')
     places = [(at[0]+x*at[2], at[1]+y*at[2], w*at[2], h*at[2]) for x,y,w,h in book._places(fig.data)]
     assert len(places) == len(want) and at[2] > .05
     palette = book._palette('heat', 17)
@@ -414,6 +414,19 @@ def test_predict_without_javascript_and_on_paper(open_page):
     page = open_page(html)
     page.emulate_media(media='print')
     assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible() and page.locator('.nnx-o svg').first.is_visible()
+
+def stripped(html):
+    "What a viewer shows that does not trust the page: no styles, no scripts, and of a drawing only the words"
+    return re.sub(r'<(style|script)>.*?</\1>|</?(svg|path|text|g|use|defs|image|clipPath|rect)\b[^>]*>', '', html, flags=re.S)
+
+def test_untrusted_figure_says_what_it_is(open_page):
+    figure, asked = waves_figure(), question()
+    text = open_page(as_page(stripped(figure.to_html() + asked.to_html()))).inner_text('body')
+    lines = text.split('\n\n')
+    assert len(lines) == 2 and all('Run this cell to see it' in line for line in lines), text
+    assert figure.alt.rstrip('.') in lines[0] and asked.question in lines[1]
+    text = open_page(as_page(figure.to_html() + asked.to_html())).inner_text('body')
+    assert 'Run this cell' not in text and figure.title in text
 
 def test_print_hides_the_sliders(open_page):
     page = open_page(as_page(waves_figure().to_html()))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'Verdict', 'Prediction', 'predict', 'record', 'results', 'result',
            'in_band', 'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'TitleProc',
-           'InlineHTMLProc', 'SkipTryoutsProc', 'ShowExportsProc']
+           'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc', 'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
 import argparse, ast, base64, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
@@ -1055,6 +1055,21 @@ class InlineHTMLProc:
             if text and not _outside.search(text):
                 data.pop('text/html')
                 data['text/markdown'] = f'````{{=html}}\n{text}\n````'
+
+# %% ../nbs/90_book.ipynb #90bx0002
+_box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
+_fold = re.compile(r'^<details><summary>([^<\n]+)</summary>\n\n(.+?)\n\n</details>$', re.M|re.S)
+
+def _callouts(text):  # boxes in the form that every viewer of notebooks knows -> in Quarto's
+    def callout(kind, title, body): return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::'
+    text = _box.sub(lambda m: callout('warning' if m[1] else 'note', m[2], re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)) + '\n'*m[3].endswith('\n'), text)
+    return _fold.sub(lambda m: callout('tip' if m[1]=='Hint' else 'note', m[1], m[2]).replace(' title=', ' collapse="true" title=', 1), text)
+
+class BoxesProc:
+    "nbdev docs processor: quotations with a bold first line and `<details>` become Quarto's boxes"
+    def __init__(self, nb):
+        for c in nb.cells:
+            if c.cell_type=='markdown': c.source = _callouts(c.source)
 
 # %% ../nbs/90_book.ipynb #b9e3a2ba
 class SkipTryoutsProc:

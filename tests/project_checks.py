@@ -152,6 +152,7 @@ def untidy(nb, size=0):
     if set(nb['metadata']) - {'kernelspec'}: problems.append(f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only kernelspec belongs there")
     for i, cell in enumerate(nb['cells']):
         if found := MACHINE_PATH.search(''.join(cell['source'])): problems.append(f'cell {i}: machine path {found[0]}')
+        if cell['cell_type'] == 'markdown' and re.search('^:::', ''.join(cell['source']), re.M): problems.append(f'cell {i}: a box of Quarto, which other viewers print; CONTRIBUTING.md says how boxes are written')
         if cell['cell_type'] == 'code' and directive(''.join(cell['source']), 'cuda') is not None and 'is_available()' not in ''.join(cell['source']):
             problems.append(f'cell {i}: a cuda cell that fails for readers without a GPU; put it under `if torch.cuda.is_available():`')
         if cell.get('attachments'): problems.append(f'cell {i}: an attachment; use a file in nbs/images')

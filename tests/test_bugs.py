@@ -53,9 +53,9 @@ def test_answer_shows_the_exchanged_lines(n):
 
 @each
 def test_answer_is_folded_and_says_what_to_look_at(n):
-    hint, reply = re.findall(r'::: \{\.callout-(?:tip|note) collapse="true" title="(Hint|Answer)"\}\n(.*?)\n:::', answer(n), re.S)
+    hint, reply = re.findall(r'<details><summary>(Hint|Answer)</summary>\n\n(.*?)\n\n</details>', answer(n), re.S)
     assert (hint[0], reply[0]) == ('Hint', 'Answer') and '**The look that decides**' in reply[1] and '**Repair**' in reply[1]
-    assert not re.sub(r'::: .*?\n:::', '', answer(n), flags=re.S).strip(), 'something of the answer is in view'
+    assert not re.sub('<details>.*?</details>', '', answer(n), flags=re.S).strip(), 'something of the answer is in view'
 
 def test_each_exhibit_is_in_the_checklist():
     table = next(src for kind, src in CELLS if src.startswith('## The same looks'))

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-8]*.ipynb'))
 GRADES = ['Warm-up', 'Build', 'Explore']
-FOLDED = re.compile(r'::: \{\.callout-\w+ collapse="true" title="([^"]+)"\}\n.+?\n:::\s*', re.S)
+FOLDED = re.compile(r'<details><summary>([^<\n]+)</summary>\n\n.+?\n\n</details>\s*', re.S)
 RANDOM = re.compile(r'\brandom\.|\btorch\.(rand|randn|randint|randperm)\b')
 
 
@@ -134,7 +134,7 @@ CHECK = '''def check_double(fn):
     assert got is not None, 'the function returns None'
     assert torch.equal(got, 2*x), f'{x.tolist()}: expected {(2*x).tolist()}, got {got.tolist()}\''''
 FAILS = "with expect_fail(AssertionError, 'returns None'): check_double(double)"
-HINT = '::: {.callout-tip collapse="true" title="Hint"}\nAdd it to itself.\n:::'
+HINT = '<details><summary>Hint</summary>\n\nAdd it to itself.\n\n</details>'
 SOLUTION = '#| code-fold: true\n#| code-summary: "Solution"\ndef double_solution(x): return x + x\nfor _ in range(3): check_double(double_solution)'
 
 def page(*grades, **other):
@@ -143,7 +143,7 @@ def page(*grades, **other):
     for grade in grades or GRADES:
         part = dict(head=f'### {grade}: twice\n\n{TASK}', stub=STUB, check=CHECK, fails=FAILS, hint=HINT, solution=SOLUTION)
         if grade == (grades or GRADES)[-1]: part |= other
-        cells += [('markdown' if s.startswith(('#', ':', 'T')) and not s.startswith('#|') else 'code', s) for s in part.values() if s]
+        cells += [('markdown' if s.startswith(('#', '<', '>', 'T')) and not s.startswith('#|') else 'code', s) for s in part.values() if s]
     return dict(cells=[dict(cell_type=kind, source=s.splitlines(True)) for kind, s in [*cells, ('markdown', '## Sources')]])
 
 def test_good_page_passes():
@@ -170,8 +170,8 @@ def test_good_page_passes():
     (page(fails=FAILS.replace('(double)', '(other)')), 'no cell shows that the stub fails'),
     (page(fails="with expect_fail(): check_double(double)"), 'no cell shows that the stub fails'),
     (page(hint=None), 'no folded hint'),
-    (page(hint=HINT.replace(' collapse="true"', '')), 'no folded hint'),
-    (page(hint=HINT.replace('\n:::', '')), 'no folded hint'),
+    (page(hint='> **Hint**\n>\n> Add it to itself.'), 'no folded hint'),
+    (page(hint=HINT.replace('\n\n</details>', '')), 'no folded hint'),
     (page(hint=None, late=HINT), 'after the solution'),
     (page(stub=HINT, check=STUB, fails=CHECK, hint=FAILS), 'the hint stands before the check'),
     (page(solution=None), 'no solution'),

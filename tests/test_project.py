@@ -183,6 +183,7 @@ def stream(name, text): return dict(output_type='stream', name=name, text=[text]
     (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
     (notebook('1', outputs=[dict(output_type='error', ename='ValueError', evalue='', traceback=[])]), 0, 'stored error'),
     (notebook('1', outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]), 0, 'widget'),
+    (notebook('# A\n\n::: {.callout-tip title="Hint"}\nb\n:::'), 0, 'a box of Quarto'),
 ])
 def test_untidy_notebook_is_found(nb, size, problem):
     found = checks.untidy(nb, size)

@@ -954,7 +954,7 @@ def _readme_cell(c):  # the Markdown of one cell of index.ipynb
 
 def _readme(nb, nbs):  # README.md from index.ipynb: links point into the folder `nbs`, what only Quarto reads is dropped
     text = '\n\n'.join(p for p in map(_readme_cell, nb['cells']) if p.strip())
-    text = re.sub(r'^:::.*\n?', '', text, flags=re.M).replace('```{mermaid}', '```mermaid')
+    text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
     text = re.sub(r'(\]\([^)]+\))\{[^}]*\}', r'\1', text)
     text = re.sub(r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?', lambda m: m[1]+('' if m[2] else nbs+'/'), text)
     return f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n'
@@ -1060,16 +1060,17 @@ class InlineHTMLProc:
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
 _fold = re.compile(r'^<details><summary>([^<\n]+)</summary>\n\n(.+?)\n\n</details>$', re.M|re.S)
 
-def _callouts(text):  # boxes in the form that every viewer of notebooks knows -> in Quarto's
+def _for_quarto(text):  # boxes and diagrams in the form that viewers of notebooks know -> in Quarto's
     def callout(kind, title, body): return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::'
     text = _box.sub(lambda m: callout('warning' if m[1] else 'note', m[2], re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)) + '\n'*m[3].endswith('\n'), text)
+    text = re.sub('^```mermaid$', '```{mermaid}', text, flags=re.M)
     return _fold.sub(lambda m: callout('tip' if m[1]=='Hint' else 'note', m[1], m[2]).replace(' title=', ' collapse="true" title=', 1), text)
 
 class BoxesProc:
-    "nbdev docs processor: quotations with a bold first line and `<details>` become Quarto's boxes"
+    "nbdev docs processor: quotations with a bold first line and `<details>` become Quarto's boxes, ` ```mermaid` its diagrams"
     def __init__(self, nb):
         for c in nb.cells:
-            if c.cell_type=='markdown': c.source = _callouts(c.source)
+            if c.cell_type=='markdown': c.source = _for_quarto(c.source)
 
 # %% ../nbs/90_book.ipynb #b9e3a2ba
 class SkipTryoutsProc:

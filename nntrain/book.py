@@ -1054,6 +1054,7 @@ class InlineHTMLProc:
             text = ''.join(data.get('text/html', ''))
             if text and not _outside.search(text):
                 data.pop('text/html')
+                text = re.sub('<p class="nnx-n">.*?</p>', '', text)  # the words in place of a figure; here the figure is there, and the search should not find them
                 data['text/markdown'] = f'````{{=html}}\n{text}\n````'
 
 # %% ../nbs/90_book.ipynb #90bx0002

@@ -21,14 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .augment import AugmentCB, RandomCrop, RandomFlip
 from .callbacks import write_whole
 from .checkpoint import CheckpointCB
-from .data import default_device, fashion_dls
+from .data import FASHION_MEAN, FASHION_STD, default_device, fashion_dls
 from .init import cnn
-from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, plot_history, set_seed
+from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB, ProgressCB, plot_history, set_seed
+from .resnet import resnet
+from .schedule import ScheduleCB, one_cycle
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'resume_fashion', 'nntrain_fit']
+__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'resume_fashion',
+           'nntrain_fit']
 
 # %% ../nbs/15_recipe.ipynb #263d3b5c
 def mlp(
@@ -39,12 +43,15 @@ def mlp(
     return nn.Sequential(nn.Flatten(), nn.Linear(28*28, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_classes))
 
 # %% ../nbs/15_recipe.ipynb #fbf8e7d1
-MODELS = {'mlp': mlp, 'cnn': cnn}
+MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'sgd': (torch.optim.SGD, .1),
     'momentum': (partial(torch.optim.SGD, momentum=.9), .05),
     'adam': (torch.optim.Adam, 2e-3),
     'adamw': (torch.optim.AdamW, 2e-3)}
+
+# %% ../nbs/15_recipe.ipynb #15sc0002
+SCHEDULES = {'constant': (None, 1), 'one-cycle': (one_cycle, 5)}  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
 
 # %% ../nbs/15_recipe.ipynb #c44798d3
 def _write_history(history, path):
@@ -104,16 +111,19 @@ def _pick_device(device):
 def _train(options, make_folder, cbs=()):
     "Train with all of `options` in the folder that `make_folder()` gives; go on if it holds a checkpoint"
     make_model, (opt_func, _) = _pick('model', options['model'], MODELS), _pick('optimizer', options['optimizer'], OPTIMIZERS)
+    (schedule, _), augment = _pick('schedule', options['schedule'], SCHEDULES), options['augment']
     device, epochs, lr = _pick_device(options['device']), options['epochs'], options['lr']
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        dls = fashion_dls(options['batch_size'], source=options['source'], device=device, normalize=True)
+        dls = fashion_dls(options['batch_size'], source=options['source'], device=device, normalize=not augment)
     for w in caught: print(f'notice: {w.message}')
     set_seed(options['seed'])
-    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB()])
+    more = [AugmentCB(RandomCrop(1), RandomFlip()), NormalizeCB(FASHION_MEAN, FASHION_STD)] if augment else []  # first augment, then normalise
+    if schedule: more.append(ScheduleCB(lr=schedule(lr)))
+    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB(), *more])
     learn.check_fit(epochs, lr)
     folder = make_folder()
-    print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}, {device}")
+    print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}" + f", {options['schedule']}"*bool(schedule) + ', augmented'*augment + f', {device}')
     try: learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}), CheckpointCB(folder/'checkpoint.pt'), *cbs])
     except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     print(f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after {epochs} epochs; everything is in {folder}')
@@ -121,18 +131,20 @@ def _train(options, make_folder, cbs=()):
 
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    lr:float=None,           # learning rate; None: the customary one of the optimizer
+    lr:float=None,           # learning rate, the highest one of a schedule; None: the customary one of optimizer and schedule
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
     optimizer:str='momentum',# one of `OPTIMIZERS`
+    schedule:str='constant', # of the learning rate, one of `SCHEDULES`
+    augment:bool=False,      # shift and flip the training images, each by its own draw?
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
     seed:int=0,              # of the weights and the order
     device:str=None,         # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
     "Train a small network on Fashion-MNIST; prints a row per epoch and keeps the run folder up to date"
-    lr = _pick('optimizer', optimizer, OPTIMIZERS)[1] if lr is None else lr
-    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer, source=source, seed=seed, device=device)
+    lr = _pick('optimizer', optimizer, OPTIMIZERS)[1]*_pick('schedule', schedule, SCHEDULES)[1] if lr is None else lr
+    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer, schedule=schedule, augment=augment, source=source, seed=seed, device=device)
     return _train(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
 
 # %% ../nbs/15_recipe.ipynb #5e1c0b02
@@ -168,13 +180,15 @@ def _parser():
     defaults = {name: p.default for name, p in inspect.signature(train_fashion).parameters.items() if p.default is not None}  # an option that is left out is left to train_fashion
     def add(name, help, **kwargs):
         default = defaults.get(name[2:].replace('-', '_'))
-        parser.add_argument(name, help=help + ('' if default is None else f' (default: {default})'), **kwargs)
+        parser.add_argument(name, help=help + (f' (default: {default})' if default else ''), **kwargs)
     whole = _number(int, 0, 'a whole number of at least 1')
     add('--epochs', type=whole, help='rounds through the training data')
-    add('--lr', type=_number(float, 0, 'a finite number above 0'), help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()))
+    add('--lr', type=_number(float, 0, 'a finite number above 0'), help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()) + f"; {SCHEDULES['one-cycle'][1]} times that at the peak of one-cycle")
     add('--batch-size', type=whole, help='images per step')
-    add('--model', choices=MODELS, help='mlp: one hidden layer; cnn: four convolutions')
+    add('--model', choices=MODELS, help='mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around them')
     add('--optimizer', choices=OPTIMIZERS, help='how gradients become steps')
+    add('--schedule', choices=SCHEDULES, help='one-cycle: the learning rate rises, then falls to nearly nothing')
+    add('--augment', action='store_true', help='shift and flip each training image by its own draw')
     add('--source', choices=('auto', 'local', 'hub', 'toy'), help='auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; toy: pictures drawn by code')
     add('--seed', type=_number(int, -1, 'a whole number of at least 0'), help='same seed, same run (on the same machine)')
     add('--device', help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')

@@ -1,5 +1,6 @@
 "The command nntrain_fit as a process of its own"
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,17 @@ def test_a_run_and_its_folder(tmp_path, env):
     assert {'model', 'optimizer', 'random', 'facts'} <= set(state) and (state['epoch'], state['batch']) == (2, 0)
 
 
+def test_schedule_and_augmentation(tmp_path, env):
+    done = subprocess.run([*COMMAND, '--epochs', '1', '--model', 'resnet', '--optimizer', 'adamw', '--schedule', 'one-cycle', '--augment', '--source', 'toy', '--out', str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'resnet, adamw, lr 0.01, one-cycle, augmented' in done.stdout
+    (run,) = tmp_path.iterdir()
+    options = json.loads((run/'options.json').read_text())
+    assert (options['schedule'], options['augment'], options['lr']) == ('one-cycle', True, .01)
+    (group,) = torch.load(run/'checkpoint.pt', weights_only=True)['optimizer']['param_groups']
+    assert group['lr'] < 1e-4                                                   # the cycle went to its end
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
     process = subprocess.Popen([*COMMAND, '--epochs', '1000', '--model', 'mlp', '--source', 'toy', '--out', str(tmp_path)], env=env,
@@ -48,7 +60,7 @@ def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
 
 
 @pytest.mark.parametrize('words, said', [
-    (['--epochs', '0'], 'at least 1'), (['--batch-size', '-5'], 'at least 1'), (['--lr', 'nan'], 'finite number above 0'), (['--optimizer', 'adamm'], 'invalid choice'),
+    (['--epochs', '0'], 'at least 1'), (['--batch-size', '-5'], 'at least 1'), (['--lr', 'nan'], 'finite number above 0'), (['--optimizer', 'adamm'], 'invalid choice'), (['--schedule', 'step'], 'invalid choice'),
     (['--device', 'cuda:99'], 'choose one of' if not torch.cuda.is_available() else 'cuda'), (['--source', 'local'], 'NNTRAIN_DATA'), (['extra'], 'unrecognized')])
 def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
     done = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'new')], env=env, capture_output=True, text=True)
@@ -59,7 +71,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_killed_and_resumed(tmp_path, env):
     "SIGKILL in the middle, then --resume: history and weights of an undisturbed run"
-    words = ['--epochs', '12', '--model', 'mlp', '--source', 'toy', '--device', 'cpu', '--batch-size', '64']
+    words = ['--epochs', '12', '--model', 'mlp', '--schedule', 'one-cycle', '--augment', '--source', 'toy', '--device', 'cpu', '--batch-size', '64']
     whole = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'whole')], env=env, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen([*COMMAND, *words, '--out', str(tmp_path/'killed')], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

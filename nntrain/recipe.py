@@ -134,8 +134,8 @@ def train_fashion(
     lr:float=None,           # learning rate, the highest one of a schedule; None: the customary one of optimizer and schedule
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
-    optimizer:str='momentum',# one of `OPTIMIZERS`
-    schedule:str='constant', # of the learning rate, one of `SCHEDULES`
+    optimizer:str='adamw',   # one of `OPTIMIZERS`
+    schedule:str='one-cycle',# of the learning rate, one of `SCHEDULES`
     augment:bool=False,      # shift and flip the training images, each by its own draw?
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
     seed:int=0,              # of the weights and the order

@@ -33,7 +33,7 @@ def test_a_run_and_its_folder(tmp_path, env):
 
 
 def test_schedule_and_augmentation(tmp_path, env):
-    done = subprocess.run([*COMMAND, '--epochs', '1', '--model', 'resnet', '--optimizer', 'adamw', '--schedule', 'one-cycle', '--augment', '--source', 'toy', '--out', str(tmp_path)], env=env, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, '--epochs', '1', '--model', 'resnet', '--augment', '--source', 'toy', '--out', str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'resnet, adamw, lr 0.01, one-cycle, augmented' in done.stdout
     (run,) = tmp_path.iterdir()
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_killed_and_resumed(tmp_path, env):
     "SIGKILL in the middle, then --resume: history and weights of an undisturbed run"
-    words = ['--epochs', '12', '--model', 'mlp', '--schedule', 'one-cycle', '--augment', '--source', 'toy', '--device', 'cpu', '--batch-size', '64']
+    words = ['--epochs', '12', '--model', 'mlp', '--augment', '--source', 'toy', '--device', 'cpu', '--batch-size', '64']
     whole = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'whole')], env=env, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen([*COMMAND, *words, '--out', str(tmp_path/'killed')], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import difflib
 import math
 import random
@@ -23,9 +24,10 @@ from .data import default_device, to_device
 # %% auto #0
 __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set_seed', 'CancelFit', 'CancelEpoch', 'CancelPhase',
            'CancelBatch', 'CancelStep', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks', 'unpack',
-           'Learner', 'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'DeviceCB', 'history_table', 'plot_history',
-           'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB', 'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB',
-           'TrainCB', 'MomentumLearner', 'smooth_losses', 'LRFinderCB', 'LRFind', 'Runs', 'run_seeds']
+           'Learner', 'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'keep_freed_memory', 'DeviceCB',
+           'history_table', 'plot_history', 'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB',
+           'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB', 'TrainCB', 'MomentumLearner', 'smooth_losses',
+           'LRFinderCB', 'LRFind', 'Runs', 'run_seeds']
 
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
@@ -408,14 +410,25 @@ def load_state_dict(self:MetricsCB, state)->None:
     self.values, self.start = dict(state['values']), time.perf_counter() - state['seconds']
     for name, m in metrics.items(): m.load_state_dict(state['metrics'][name])
 
+# %% ../nbs/02_learner.ipynb #02km0001
+def keep_freed_memory()->bool: # True where it worked: on Linux with glibc
+    "Let this process keep the memory that tensors free, up to 2 GB at a time, instead of giving it back; holds until the process ends"
+    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
+    except (OSError, AttributeError): return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
+    large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older versions take 32 MB at most
+    return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31-1))
+
 # %% ../nbs/02_learner.ipynb #e8ea97f1
 class DeviceCB(Callback):
-    "Model and batches on one device"
+    "Model and batches on one device; on a CPU, freed memory is kept for the next tensor (`keep_freed_memory`)"
     order = -20
     def __init__(self,
         device=None  # a torch device or its name; None: cuda, mps or cpu, the first there is
     ): self.device = torch.device(device) if device is not None else default_device()
-    def before_fit(self, learn): learn.model.to(self.device)
+    def before_fit(self, learn):
+        learn.model.to(self.device)
+        if self.device.type == 'cpu': keep_freed_memory()
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
 # %% ../nbs/02_learner.ipynb #71518fe3

@@ -1039,7 +1039,7 @@ class TitleProc:
         cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
         cells[1:1] = [AttrDict(cell_type='markdown', id=f'title-{i}', idx_=i+1, metadata={}, directives_={}, source=t) for i,t in enumerate(texts)]
     def __call__(self, cell):  # nbdev links every name in backticks: one without documentation such as `_run`, one that is a link already, and in what a cell shows those of other libraries, too
-        if cell.cell_type=='markdown': cell.source = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]', r'[\1]', re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source))
+        if cell.cell_type=='markdown': cell.source = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source))
         for o in cell.get('outputs', []):
             data = o.get('data', {})
             if 'text/markdown' in data: data['text/markdown'] = re.sub(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)', r'\1', ''.join(data['text/markdown']))

@@ -55,6 +55,7 @@ def file_problems(docs, base):
                 if spot.startswith('nnx'): spot = spot.split('--')[0]  # the rest is the setting of an interactive figure
                 if spot not in pages[path].ids: bad.append(f'{name}: {path} has no #{anchor[:60]}')
         bad += [f'{name}: picture {src[:60]} without alt text' for src, alt in page.pictures if not (alt or '').strip()]
+        bad += [f'{name}: Markdown in view: {m[:60]}' for m in re.findall(r'\]\((?:https?:|[\w.-]+\.(?:ipynb|html))[^)<]*', re.sub(r'<(pre|code|script|style)\b.*?</\1>', '', page.text, flags=re.S))]
         bad += [f'{name}: unresolved reference {m[:60]}' for m in re.findall(r'quarto-unresolved-ref[^>]*>([^<]*)|\?@[\w-]+|<strong>[\w:-]+\?</strong>', page.text)]
     return bad
 

@@ -275,10 +275,10 @@ def write_site(folder, **pages):
 def test_file_checks_can_fail(tmp_path):
     site = write_site(tmp_path, index='<h1 id="a">a</h1><a href="two.html#b">b</a><a href="#a">a</a><a href="https://elsewhere.org">e</a><img src="data:," alt="a dot">',
                       two='<b id="b"></b><a href="none.html">1</a><a href="index.html#nowhere">2</a><img src="none.png"><script src="https://cdn.example/x.js"></script>'
-                          f'<a href="{BASE}index.html#a">fine</a><p>?@fig-none</p>')
+                          f'<a href="{BASE}index.html#a">fine</a><p>?@fig-none</p><p><a href="index.html">[<code>f</code>](https://x.org/f.html)</a> <code>[a](https://x.org)</code></p>')
     bad = site_checks.file_problems(site, BASE)
-    assert len(bad)==6 and all(b.startswith('two.html') for b in bad), bad
-    for word in ('dead link none.html', 'no #nowhere', 'dead link none.png', 'without alt text', 'asks another site', 'unresolved'): assert any(word in b for b in bad), word
+    assert len(bad)==7 and all(b.startswith('two.html') for b in bad), bad
+    for word in ('dead link none.html', 'no #nowhere', 'dead link none.png', 'without alt text', 'asks another site', 'unresolved', 'Markdown in view'): assert any(word in b for b in bad), word
 
 def test_browser_checks_can_fail(browser, tmp_path):
     site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',

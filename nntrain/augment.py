@@ -10,6 +10,7 @@ from numbers import Real
 from types import SimpleNamespace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .learner import TARGET_KEYS, BatchTransformCB, Callback, Learner, unpack
@@ -136,6 +137,21 @@ class AugmentCB(BatchTransformCB):
         for tfm in self.tfms: x = tfm(x)
         return _with_first_input(batch, x)
     def __repr__(self): return f'AugmentCB({", ".join(map(repr, self.tfms))})'
+
+# %% ../nbs/13_augmentation.ipynb #13st0002
+def _generators(tfms): return list({id(g): g for tfm in tfms if isinstance(g := getattr(tfm, 'generator', None), torch.Generator)}.values())   # a shared one once
+
+@patch
+def state_dict(self:AugmentCB)->dict:
+    "Where the transforms' own generators stand"
+    return {'generators': [g.get_state() for g in _generators(self.tfms)]}
+
+@patch
+def load_state_dict(self:AugmentCB, state)->None:
+    "Put the transforms' own generators back to where they stood"
+    own, saved = _generators(self.tfms), state['generators']
+    if len(own) != len(saved): raise ValueError(f'the saved transforms have {len(saved)} generators of their own, these have {len(own)}: use the same transforms')
+    for g, its in zip(own, saved): g.set_state(its.cpu())
 
 # %% ../nbs/13_augmentation.ipynb #5cd9de01
 def _spans(

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from nntrain.augment import (AugmentCB, CutMixCB, Dropout, Dropout2d, ImageTransform, MixUpCB, PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip, black, cutmix, ensemble, get_preds,
                              mean_predictions, mix_targets, mixup, smooth_labels, tta)
 from nntrain.callbacks import MixedPrecisionCB
+from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
 from nntrain.learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB
 
@@ -243,6 +244,28 @@ def test_mixing_trains_beside_everything_else(mixing):
     assert learn.lr_find(n_steps=8).losses
     soft = Learner(net(), learn.dls, lambda p, y: F.cross_entropy(p, y, label_smoothing=.1), lr=.05, cbs=[mixing()])
     soft.fit(1)
+
+
+@pytest.mark.parametrize('at', [None, 5], ids=['between epochs', 'in an epoch'])
+def test_an_interrupted_training_goes_on_with_the_same_pictures(at, tmp_path):
+    class StopCB(Callback):
+        order, n_batches = 2000, 0
+        def after_batch(self, learn):
+            self.n_batches += learn.training
+            if self.n_batches == 2*len(learn.dls.train) + (at or 1): raise KeyboardInterrupt
+    def train(*cbs):
+        torch.manual_seed(1)
+        own, shared = seeded(2), seeded(3)
+        learn = learner(AugmentCB(RandomFlip(generator=shared), RandomCrop(1, generator=shared), RandomErase(generator=own), RandomCopy()), MixUpCB(), dls=small_dls())
+        learn.fit(4, cbs=[CheckpointCB(tmp_path/f'{len(cbs)}.pt', every_batches=at), *cbs])
+        return learn
+    with pytest.raises(KeyboardInterrupt): train(StopCB())
+    (tmp_path/'1.pt').rename(tmp_path/'0.pt')
+    resumed = train()
+    (tmp_path/'0.pt').unlink()
+    whole = train()
+    for (name, one), other in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True): assert torch.equal(one, other), name
+    assert [row['train_loss'] for row in resumed.history] == [row['train_loss'] for row in whole.history]
 
 
 def test_augment_and_mix_take_batches_that_are_dicts():

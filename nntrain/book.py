@@ -1022,6 +1022,8 @@ class ColabLinkProc:
         cells.insert(at, AttrDict(cell_type='markdown', id='colab-link', idx_=at, metadata={}, directives_={}, source=f'[Open in Colab]({url})'))
 
 # %% ../nbs/90_book.ipynb #d5d4f35f
+_linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links a name
+
 class TitleProc:
     "nbdev docs processor: the chapter's own number in the title, the promise under it, only links that lead to what they name"
     def __init__(self, nb): self.nb = nb
@@ -1038,11 +1040,15 @@ class TitleProc:
         if meta.get('description'): texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")
         cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
         cells[1:1] = [AttrDict(cell_type='markdown', id=f'title-{i}', idx_=i+1, metadata={}, directives_={}, source=t) for i,t in enumerate(texts)]
-    def __call__(self, cell):  # nbdev links every name in backticks: one without documentation such as `_run`, one that is a link already, and in what a cell shows those of other libraries, too
-        if cell.cell_type=='markdown': cell.source = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source))
+    def __call__(self, cell):  # nbdev links every name in backticks: one without documentation such as `_run`, one that is a link already, and in tables and in what a cell shows those of other libraries, too
+        if cell.cell_type=='markdown':
+            text = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source)
+            text = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', text)
+            if '| here |' in text: text = re.sub(r'^(\|[^|\n]*)(\|.*)', lambda m: m[1]+_linked.sub(r'\1', m[2]), text, flags=re.M)  # right of our names stand those of others
+            cell.source = text
         for o in cell.get('outputs', []):
             data = o.get('data', {})
-            if 'text/markdown' in data: data['text/markdown'] = re.sub(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)', r'\1', ''.join(data['text/markdown']))
+            if 'text/markdown' in data: data['text/markdown'] = _linked.sub(r'\1', ''.join(data['text/markdown']))
 
 # %% ../nbs/90_book.ipynb #36180f92
 _outside = re.compile(r'''<(script|img|iframe|link)\b[^>]*\s(src|href)=["']?(https?:)?//|\b(requirejs|require|jQuery)\(|@import''', re.I)

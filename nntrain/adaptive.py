@@ -112,12 +112,13 @@ def multi_step(self:Adam, params, grads, states, group):
 
 # %% ../nbs/08_adaptive.ipynb #ef451338
 @patch
-def load_state_dict(self:Adam,
+def load_state_dict(self:RMSProp|Adam,
     state_dict:dict  # from this optimizer, or from torch's of the same name; not changed
 )->None:
     "As `Optimizer.load_state_dict`; step counters become tensors on the CPU"
     Optimizer.load_state_dict(self, state_dict)
-    for state in self.state.values(): state['step'] = torch.as_tensor(state['step'], dtype=torch.float32, device='cpu')
+    for state in self.state.values():
+        if 'step' in state: state['step'] = torch.as_tensor(state['step'], dtype=torch.float32, device='cpu')  # a parameter without a gradient may have an empty state
 
 # %% ../nbs/08_adaptive.ipynb #ef28fcb2
 class AdamW(Adam):
@@ -138,7 +139,8 @@ class AdamW(Adam):
         p *= 1 - group['lr']*group['weight_decay']
         super().one_step(p, grad, state, group | {'weight_decay': 0.})
     def multi_step(self, params, grads, states, group):
-        torch._foreach_mul_(params, 1 - group['lr']*group['weight_decay'])
+        kept = 1 - group['lr']*group['weight_decay']
+        torch._foreach_mul_(params, kept.squeeze() if isinstance(kept, Tensor) else kept)
         super().multi_step(params, grads, states, group | {'weight_decay': 0.})
 
 # %% ../nbs/08_adaptive.ipynb #8757d500

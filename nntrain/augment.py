@@ -190,11 +190,13 @@ class RandomErase(ImageTransform):
         return top, left, _spans(top, high, h) & there[..., None], _spans(left, wide, w), (high, wide)
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
+        n, _, h, w = x.shape
+        if n == 0: return x.clone()
         *_, rows, columns, (high, wide) = self.rectangles(x)
-        hit = (torch.bmm(rows.transpose(1, 2).float(), columns.float()) > 0)[:, None]  # (N, 1, H, W): the union
-        if not isinstance(self.fill, str): return torch.where(hit, _fill(self.fill, x), x)
-        most = x.shape[0]*x.shape[1]*self.max_num*high*wide                            # as many as can be hit at all
-        return x.masked_scatter(hit, x.flatten()[self.whole(x, 0, x.numel()-1, most)])
+        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()) > 0          # (N, H, W): the union
+        if not isinstance(self.fill, str): return torch.where(hit[:, None], _fill(self.fill, x), x)
+        places = self.whole(x, 0, n*h*w-1, n*self.max_num*high*wide)                # of pixels, as many as can be hit at all; the same in each channel
+        return torch.stack([channel.masked_scatter(hit, channel.flatten()[places]) for channel in x.unbind(1)], 1)
 
 # %% ../nbs/13_augmentation.ipynb #21e4cd01
 class RandomCopy(RandomErase):
@@ -278,6 +280,7 @@ def mixup(
     lam:Tensor     # (N,) share of the image itself, in [0, 1]
 )->tuple:          # mixed images, and `lam` as it was
     "Blend each image with another one of its batch"
+    if not x.is_floating_point(): raise ValueError(f'mixup blends float images, got {x.dtype}: divide bytes by 255, or normalise first')
     lam_x = lam.to(x.dtype)[:, None, None, None]
     return lam_x*x + (1-lam_x)*x[other], lam
 
@@ -313,7 +316,7 @@ class MixUpCB(Callback):
     order = -8              # after AugmentCB and NormalizeCB
     mix = staticmethod(mixup)
     def __init__(self,
-        alpha:float=.4  # of Beta(alpha, alpha), from which each image's share comes; above 0; 1: all shares alike, smaller: purer images
+        alpha:float=.4  # of Beta(alpha, alpha), from which each image's share comes; above 0; 1: every share equally likely, smaller: purer images
     ):
         if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf: raise ValueError(f'alpha must be a finite number above 0, got {alpha!r}; to train without mixing leave {type(self).__name__} out')
         self.shares = torch.distributions.Beta(float(alpha), float(alpha))

@@ -188,10 +188,10 @@ def _run(self:Composed, have, group, form):
         values = {k: group[k].squeeze() if isinstance(group[k], Tensor) else group[k] for k in hypers}
         new = form(part)(*(have[k] for k in inputs), **values)
         if new is None: continue
-        first = lambda x: x[0] if isinstance(x, list) else x
-        if same := [k for k in inputs if first(new) is first(have[k])]:
+        many = isinstance(new, list)
+        if same := [k for k in inputs if any(x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))]:
             raise TypeError(f'{part.__name__} returns {same[0]}: change it in place and return nothing; only a new gradient may be returned')
-        have['grad'] = new
+        have['grad'] = [old if x is None else x for x, old in zip(new, have['grad'])] if many else new
 
 # %% ../nbs/09_composing.ipynb #523e1854
 def compose(
@@ -223,7 +223,7 @@ def multi(
 def _for_lists(part):
     def one_by_one(*lists, **hypers):
         new = [part(*xs, **hypers) for xs in zip(*lists)]
-        return None if new[0] is None else new
+        return None if all(x is None for x in new) else new
     return getattr(part, 'multi', one_by_one)
 
 @patch
@@ -356,7 +356,7 @@ def with_lookahead(
 # %% ../nbs/09_composing.ipynb #ec429371
 class AutoAnnealCB(Callback):
     "Divide all learning rates by `factor` whenever the running minimum of the mean squared gradient has fallen to `share` of its value at the last cut"
-    order = 20
+    order, watches = 20, True  # `lr_find` leaves it out, since it moves the rate itself
     def __init__(self,
         share:float=.5,     # how far the minimum must fall, in (0, 1)
         factor:float=4.,    # what the rates are divided by, above 1

@@ -51,7 +51,7 @@ class ExactEMA:
     def __init__(self,
         beta:float=.9,       # decay of the steps that are not given one, in [0, 1]
         start=0.,            # a guess: a number, a tensor, or a list of tensors
-        weight:float=0.,     # what the guess counts: 0 nothing, 1 as much as an endless past; at least 0
+        weight:float=0.,     # what the guess counts, at least 0: 0 nothing; 1 as much as an endless past, or, undampened, as one value
         dampened:bool=True   # multiply each value by 1-beta? undampened, beta=1 gives the plain mean of all
     ):
         _known_beta(beta)

@@ -46,6 +46,9 @@ def check_names(
         raise TypeError(f"{who} has no hyperparameter {name!r}: did you mean {near[0]!r}? There are: {', '.join(known)}")
 
 # %% ../nbs/05_optimizers.ipynb #cf41f55b
+def _check_order(params):
+    if isinstance(params, (set, frozenset)): raise TypeError('parameters in a set have no fixed order, and a saved state goes by order: give a list')
+
 class Optimizer(torch.optim.Optimizer):
     "What all optimizers of this book share: override `one_step` and, for speed, `multi_step`"
     ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf), momentum=(0, 1), betas=(0, 1))  # low <= value < high
@@ -59,6 +62,7 @@ class Optimizer(torch.optim.Optimizer):
         params,        # tensors, (name, tensor) pairs, or dicts: one per parameter group, with hyperparameters of its own
         defaults:dict  # hyperparameters of the groups that do not set them
     ):
+        _check_order(params)
         if not isinstance(params, Tensor) and not (params := list(params)):  # a bare tensor is refused by torch
             raise ValueError('no parameters to optimize: has the model none, or was the generator model.parameters() used up before?')
         super().__init__(params, dict(maximize=False, foreach=True) | defaults)
@@ -145,6 +149,7 @@ def add_param_group(self:Optimizer,
     check_names(group.keys() - {'params', 'param_names', 'name', 'initial_lr'}, list(self.defaults), f'a parameter group of {type(self).__name__}')
     for name, value in (self.defaults | group).items():
         if name in self.ranges: check_hyper(name, value, *self.ranges[name])
+    _check_order(group['params'])
     given = group['params'] = list(group['params']) if not isinstance(group['params'], Tensor) else [group['params']]
     seen = {id(p) for g in self.param_groups for p in g['params']}
     for i, p in enumerate(given):

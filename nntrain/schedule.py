@@ -80,7 +80,10 @@ def time_decay(
 ):                # schedule: progress -> value
     "Time-based decay `start/(1 + k*progress)`, with the k that leads to `end`: quick at first, then slower and slower"
     if not min(start, end) > 0: raise ValueError(f'time_decay needs both ends above 0, got {start} and {end}: it comes near 0 but never there')
-    return lambda progress: start*end/((1-progress)*end + progress*start)
+    def schedule(progress):
+        w = (1-progress)*end/((1-progress)*end + progress*start)
+        return w*start + (1-w)*end  # start*end/((1-progress)*end + progress*start), with ends that no rounding spoils
+    return schedule
 
 # %% ../nbs/10_schedulers.ipynb #cb338d01
 def step_decay(

@@ -273,7 +273,7 @@ def layer_macs(
     inputs:tuple,      # what went in
     output             # what came out
 )->int:                # multiply-adds of this call, for the whole batch; None: a layer with weights of a kind that is not known
-    "Multiply-adds with weights: each weight of a convolution or linear layer is used once per position. Everything else counts 0, as in `FlopCounterMode`"
+    "Multiply-adds with weights: each weight of a convolution or linear layer is used once per position. Everything else counts 0"
     if isinstance(module, _ConvTransposeNd): positions = next(_tensors(inputs)).numel()//module.in_channels
     elif isinstance(module, _ConvNd): positions = output.numel()//module.out_channels
     elif isinstance(module, nn.Linear): positions = output.numel()//module.out_features

@@ -37,16 +37,17 @@ class StopOnNonFiniteCB(Callback):
         if every is not None: _at_least('every', every)
         self.every, self.stopped = every, None
     def before_fit(self, learn):
-        self.stopped, self.n = None, self.every or (1 if learn.device.type == 'cpu' else 50)
-    def before_phase(self, learn): self.seen = {}
+        self.stopped, self.seen, self.n = None, {}, self.every or (1 if learn.device.type == 'cpu' else 50)
     def after_loss(self, learn):
-        self.seen[learn.iter] = learn.loss.detach()
-        if len(self.seen) == self.n: self.after_phase(learn)
-    def after_phase(self, learn):
+        self.seen[learn.phase, learn.epoch, learn.iter] = learn.loss.detach()
+        if len(self.seen) == self.n: self._look()
+    def after_phase(self, learn): self._look()
+    def after_epoch(self, learn): self._look()               # a phase that was left early has no after
+    def _look(self):
         values, self.seen = dict(zip(self.seen, _to_floats(list(self.seen.values())))), {}
-        bad = next((i for i, v in values.items() if not math.isfinite(v)), None)
+        bad = next((at for at, v in values.items() if not math.isfinite(v)), None)
         if bad is None: return
-        self.stopped = f'{learn.phase} loss {values[bad]} in epoch {learn.epoch}, batch {bad}'
+        self.stopped = f'{bad[0]} loss {values[bad]} in epoch {bad[1]}, batch {bad[2]}'
         print('stopped:', self.stopped)
         raise CancelFit()
 
@@ -98,7 +99,7 @@ class ReduceOnPlateauCB(MonitorCB):
     def __init__(self, *args,
         patience:int=2,     # epochs without a gain, at least 1
         factor:float=.1,    # in (0, 1)
-        min_lr:float=0.,    # no rate falls below this
+        min_lr:float=0.,    # no rate is reduced below this
         **kwargs            # monitor, mode, min_delta: as in `MonitorCB`, also by position
     ):
         super().__init__(*args, **kwargs)
@@ -114,7 +115,7 @@ class ReduceOnPlateauCB(MonitorCB):
         if self.wrote is not None and lrs != self.wrote:
             raise ValueError(f'the learning rates were reduced to {self.wrote}, but now they are {lrs}: a schedule writes them too; keep one of the two')
         if self.waited < self.patience: return
-        self.waited, self.wrote = 0, [max(lr*self.factor, self.min_lr) for lr in lrs]
+        self.waited, self.wrote = 0, [min(lr, max(lr*self.factor, self.min_lr)) for lr in lrs]
         for group, lr in zip(learn.opt.param_groups, self.wrote): group['lr'] = lr
 
 # %% ../nbs/11_callbacks.ipynb #6756be01
@@ -159,15 +160,16 @@ class MixedPrecisionCB(Callback):
     "Compute predictions and loss in 16 bits; scale the loss for float16, and leave out steps whose gradients overflow"
     order = After(GradientAccumulationCB)
     def __init__(self,
-        dtype=None,   # torch.float16 or torch.bfloat16; None: float16 on cuda, bfloat16 elsewhere
+        dtype=None,   # torch.float16 or torch.bfloat16; None: float16 on cuda or with a given scaler, bfloat16 elsewhere
         scaler=None   # GradScaler for float16; None: a fresh one for every fit
     ):
         if dtype not in (None, torch.float16, torch.bfloat16): raise ValueError(f'dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}')
         if scaler is not None and dtype == torch.bfloat16: raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: leave it out, or use float16')
-        self.dtype, self.given, self.scaler, self.inside = dtype, scaler, scaler, False
+        self.dtype, self.given, self.scaler, self.inside, self.unscaled = dtype, scaler, scaler, False, False
     def before_fit(self, learn):
         kind = learn.device.type
         dtype = self.dtype or (torch.float16 if kind == 'cuda' or self.given else torch.bfloat16)
+        if self.unscaled: self.scaler.update()               # the last step of the fit before was cancelled
         self.scaler = self.given or (torch.amp.GradScaler(kind) if dtype == torch.float16 else None)
         self.autocast, self.unscaled, self.n_skipped = torch.autocast(kind, dtype), False, 0
     def before_batch(self, learn): self.autocast.__enter__(); self.inside = True
@@ -177,12 +179,15 @@ class MixedPrecisionCB(Callback):
         if self.inside: self.inside = False; self.autocast.__exit__(None, None, None)
     def backward(self, learn):
         if self.scaler is None: return learn.backward()
-        if self.unscaled:                                    # somebody cancelled the last step: its gradients are kept, so scale them again
-            self.scaler.update(); self.unscaled = False
-            _scale_grads(_params(learn), self.scaler.get_scale())
+        self._again(learn)
         loss, learn.loss = learn.loss, self.scaler.scale(learn.loss)
         try: learn.backward()
         finally: learn.loss = loss
+    def _again(self, learn):                                 # somebody cancelled the step: its gradients are kept, so scale them again
+        if self.scaler is None or not self.unscaled: return
+        self.scaler.update(); self.unscaled = False
+        _scale_grads(_params(learn), self.scaler.get_scale())
+    def after_batch(self, learn): self._again(learn)
     def after_backward(self, learn):
         if self.scaler is not None: self.scaler.unscale_(learn.opt); self.unscaled = True
     def step(self, learn):
@@ -226,7 +231,7 @@ class WeightAveragingCB(Callback):
         beta:float=.99,      # decay in [0, 1]: remembers about 1/(1-beta) steps; 1: the plain mean (SWA)
         start:float=0.,      # begin after this share of the fit's steps, in [0, 1)
         every:int=1,         # take the weights after every so many steps, at least 1
-        validates:bool=True  # have the averaged weights in the model during validation?
+        validates:bool=True  # have the averaged weights in the model during validation? of several averages only one can
     ):
         if not 0 <= start < 1: raise ValueError(f'start is a share of the training in [0, 1), got {start}')
         _at_least('every', every)
@@ -234,6 +239,8 @@ class WeightAveragingCB(Callback):
     @property
     def ready(self)->bool: return self.average.weight > 0
     def before_fit(self, learn):
+        if self.validates and next(cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates) is not self:
+            raise ValueError('two averages cannot both be validated: give all but one validates=False')
         if 'train' not in learn.phases: return               # validate with the average that there is
         if self.start and learn.n_steps is None: raise ValueError('the loader has no length, so no share of the training is known: use start=0')
         self.average.reset()
@@ -287,13 +294,13 @@ class SaveBestCB(MonitorCB):
         self.path.parent.mkdir(parents=True, exist_ok=True)
     def after_epoch(self, learn):
         super().after_epoch(learn)
-        if self.best_epoch != learn.epoch: return
+        if self.best_epoch != learn.epoch or 'train' not in learn.phases: return  # to validate only must not replace the file
         if int(os.environ.get('RANK', 0)): return                # of several processes, the first one saves
         averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready] if 'valid' in learn.phases else []
         with averages[0].averaged(learn.model) if averages else contextlib.nullcontext():
             write_whole(self.path, partial(torch.save, learn.model.state_dict()))
     def cleanup_fit(self, learn):
-        if self.restore and self.best is not None and self.path.exists(): learn.model.load_state_dict(torch.load(self.path, map_location=learn.device, weights_only=True))
+        if self.restore and 'train' in learn.phases and self.best is not None and self.path.exists(): learn.model.load_state_dict(torch.load(self.path, map_location=learn.device, weights_only=True))
 
 # %% ../nbs/11_callbacks.ipynb #eb289101
 class ModelResetCB(Callback):
@@ -328,7 +335,7 @@ class CSVLogCB(Callback):
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
-        append:bool=False  # keep the rows that are in it, in front? otherwise a new fit replaces them
+        append:bool=False  # keep the rows that are in it, in front? not together with a CheckpointCB, whose history already holds them
     ): self.path, self.append = Path(path), append
     def before_fit(self, learn):
         self.path.parent.mkdir(parents=True, exist_ok=True)

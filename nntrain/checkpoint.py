@@ -97,7 +97,7 @@ def plain(
         copied = [plain(v, f'{name}[{i}]') for i, v in enumerate(value)]
         return tuple(copied) if isinstance(value, tuple) else copied
     if isinstance(value, Mapping):
-        copied = {k: plain(v, f'{name}[{k!r}]') for k, v in value.items()}
+        copied = {plain(k, f'a key of {name}'): plain(v, f'{name}[{k!r}]') for k, v in value.items()}
         if hasattr(value, '_metadata'): copied = OrderedDict(copied); copied._metadata = value._metadata  # the versions of a model's modules
         return copied
     raise TypeError(f'{name} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
@@ -227,12 +227,13 @@ class CheckpointCB(Callback):
         path,                    # the file, of one training; its folder is made if it is missing
         every_epochs:int=1,      # write after every so many epochs, and after the last one
         every_batches:int=None,  # also after every so many training batches of an epoch; None: not inside of epochs
-        resume:bool=True         # go on from the file if it is there? False: start anew, and replace it
+        resume:bool=True,        # go on from the file if it is there? False: start anew, and replace it
+        quiet:bool=False         # True: do not say when a training goes on; only what is not as it was
     ):
         for name, n in dict(every_epochs=every_epochs, every_batches=1 if every_batches is None else every_batches).items():
             if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
         if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file in it, such as {Path(path)/'checkpoint.pt'}")
-        self.path, self.every_epochs, self.every_batches, self.resume = Path(path), every_epochs, every_batches, resume
+        self.path, self.every_epochs, self.every_batches, self.resume, self.quiet = Path(path), every_epochs, every_batches, resume, quiet
         self.resumed = None  # (epochs, batches of the next one) that were done when the newest fit began, if it went on
 
 def _circumstances(learn): return {'torch': str(torch.__version__), 'device': learn.device.type, 'CPU threads': torch.get_num_threads()}
@@ -276,7 +277,8 @@ def _go_on(self:CheckpointCB, learn, found):
     load_training_state(learn, found)
     learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
     if found['batch']: self.unfinished = found
-    if found['epoch'] == learn.n_epochs: print(f'{self.path.name}: this training is finished; its weights and history are back, nothing is trained')
+    if self.quiet: pass
+    elif found['epoch'] == learn.n_epochs: print(f'{self.path.name}: this training is finished; its weights and history are back, nothing is trained')
     else: print(f'{self.path.name}: going on after {found["epoch"]} of {learn.n_epochs} epochs' + (f' and {found["batch"]} batches' if found['batch'] else ''))
     for name, now in _circumstances(learn).items():
         if (then := found['circumstances'].get(name)) != now: print(f'{self.path.name}: {name} was {then}, is {now}: sums may be rounded in another way, so do not expect the same bits')

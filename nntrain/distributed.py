@@ -233,12 +233,14 @@ def _rows(batch, part):
     "The rows `part` of each tensor of a batch"
     if isinstance(batch, Tensor): return batch[part]
     if isinstance(batch, dict): return {k: _rows(v, part) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*(_rows(v, part) for v in batch))
     return type(batch)(_rows(v, part) for v in batch) if isinstance(batch, (tuple, list)) else batch
 
 def _like(batch):
     "A batch of one row of zeros, in the form of an empty one"
     if isinstance(batch, Tensor): return batch.new_zeros(1, *batch.shape[1:])
     if isinstance(batch, dict): return {k: _like(v) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*map(_like, batch))
     return type(batch)(map(_like, batch)) if isinstance(batch, (tuple, list)) else batch
 
 class ListShard:
@@ -256,9 +258,10 @@ def shard(
 ):               # a loader of as many batches
     "The part of each batch of `loader` that belongs to one process; TypeError if there is no way to cut this kind"
     if hasattr(loader, 'shard'): return loader.shard(rank, world)
-    if isinstance(loader, TensorLoader): return TensorShard(loader, rank, world, device)
+    if type(loader) is TensorLoader: return TensorShard(loader, rank, world, device)   # a class derived from it may make its batches in another way
     if isinstance(loader, (list, tuple)): return ListShard(loader, rank, world)
-    if getattr(loader, 'batch_sampler', None) is not None and hasattr(loader, 'dataset'): return LoaderShard(loader, rank, world)
+    indexed = hasattr(loader, 'dataset') and not isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    if getattr(loader, 'batch_sampler', None) is not None and indexed: return LoaderShard(loader, rank, world)
     raise TypeError(f'no way to cut the batches of a {type(loader).__name__}: give it a method shard(rank, world) that returns a loader of that part of each batch, '
                     f'of as many batches in every process; or use a TensorLoader, a DataLoader with a dataset that can be indexed, or a list of batches')
 
@@ -268,7 +271,7 @@ class AccelerateCB(Callback):
     order = -30
     def __init__(self,
         main_only=(ProgressCB,),           # callback classes that run only in the main process, beside those with an attribute `main_only`
-        sync_batchnorm:bool=False,         # let BatchNorm compute its statistics over all processes? torch can do it on CUDA only
+        sync_batchnorm:bool=False,         # let BatchNorm compute its statistics over all processes? torch can do it on a GPU only, ours asks for CUDA
         find_unused_parameters:bool=False, # are there steps in which the loss does not depend on every parameter?
         **kwargs                           # passed on to `accelerate.Accelerator`, such as mixed_precision='bf16'
     ):
@@ -343,7 +346,7 @@ def _vary_seed(self:AccelerateCB):
 
 @patch
 def _convert(self:AccelerateCB, learn):
-    if self.device.type != 'cuda': raise ValueError(f'sync_batchnorm works on CUDA only (torch.nn.SyncBatchNorm), and this is {self.device.type}: leave it out, or use a norm that looks at one sample, such as GroupNorm')
+    if self.device.type != 'cuda': raise ValueError(f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm works on a GPU only), and this is {self.device.type}: leave it out, or use a norm that looks at one sample, such as GroupNorm')
     learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
 
 # %% ../nbs/11c_distributed.ipynb #f19aa101

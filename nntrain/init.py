@@ -58,12 +58,13 @@ def _note_stats(hook, module, inputs, output): hook.mean, hook.std = output.mean
 
 def _lsuv_pairs(model, xb, at):
     "{name of a layer with weights: name of the module whose output is to be normalised}, in the order of execution"
-    layers, ran, pairs = find_modules(model, WEIGHTED), [], {}
+    layers, ran, pairs, last = find_modules(model, WEIGHTED), [], {}, None
     targets = find_modules(model, at) if at is not None else {}
     with Hooks(layers | targets, lambda hook, module, inputs, output: ran.append(hook.name)): model(xb)
     for name in ran:
         if name in layers: last = pairs[name] = name
         elif last is not None: pairs[last], last = name, None
+    if len(set(pairs.values())) < len(pairs): raise ValueError('one module stands behind several layers, so its output cannot be measured for each: use an activation of its own at each place')
     return layers, targets, pairs
 
 # %% ../nbs/04_initialization.ipynb #683bc201

@@ -123,8 +123,9 @@ def _train(options, make_folder, cbs=()):
     learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB(), *more])
     learn.check_fit(epochs, lr)
     folder = make_folder()
-    print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}" + f", {options['schedule']}"*bool(schedule) + ', augmented'*augment + f', {device}')
-    try: learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}), CheckpointCB(folder/'checkpoint.pt'), *cbs])
+    try:
+        print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}" + f", {options['schedule']}"*bool(schedule) + ', augmented'*augment + f', {device}')
+        learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}), CheckpointCB(folder/'checkpoint.pt'), *cbs])
     except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     print(f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after {epochs} epochs; everything is in {folder}')
     return folder
@@ -201,6 +202,7 @@ def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 2 a user's mistake, 130 interrupted
     "Command `nntrain_fit`: train, show a row per epoch, leave a run folder"
+    run = None
     try:
         given = vars(_parser().parse_args(argv))
         run = given.pop('resume', None)
@@ -208,8 +210,9 @@ def nntrain_fit(
         elif given: raise ValueError(f"--resume takes all options from the run's folder: leave out --{', --'.join(name.replace('_', '-') for name in given)}")
         else: resume_fashion(run)
     except KeyboardInterrupt as e:
-        hint = f'; go on with: nntrain_fit --resume {shlex.quote(str(e))}' if str(e) else ''
-        print(f'\nnntrain_fit: interrupted; the run folder holds the last complete epoch{hint}', file=sys.stderr)
+        folder = str(e) or run   # the training says where it was; before it there is at most the folder that was asked for
+        what = f'; {folder} holds the last complete epoch, if there was one; go on with: nntrain_fit --resume {shlex.quote(folder)}' if folder else ' before the training began: there is no run folder'
+        print(f'\nnntrain_fit: interrupted{what}', file=sys.stderr)
         return 130
     except (ValueError, OSError) as e:
         print(f'nntrain_fit: error: {" ".join(str(e).split())}', file=sys.stderr)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from nntrain.callbacks import (BatchLimitCB, ConfusionMatrixCB, CSVLogCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ModelResetCB,
                                MonitorCB, ReduceOnPlateauCB, RNNRegularizerCB, SaveBestCB, StopOnNonFiniteCB, WeightAveragingCB, write_whole)
 from nntrain.data import DataLoaders
-from nntrain.learner import (Accuracy, Callback, CancelBatch, CancelFit, CancelPhase, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB,
+from nntrain.learner import (Accuracy, Callback, CancelBatch, CancelFit, CancelPhase, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, SingleBatchCB, TrainCB,
                              set_seed, sort_callbacks)
 from nntrain.schedule import ScheduleCB, linear
 
@@ -188,6 +188,17 @@ def test_scaler_state_goes_on():
     assert b.state_dict() == a.state_dict() and a.state_dict()['scale'] < 2.**24
     with pytest.raises(ValueError, match='same dtype'): b.load_state_dict({})
 
+@pytest.mark.parametrize('cancel', [CancelStep, CancelBatch, CancelFit])
+def test_a_given_scaler_survives_a_last_step_that_was_cancelled(cancel):
+    class LastCB(Callback):
+        order = 10
+        def after_backward(self, learn):
+            if learn.iter == 6: raise cancel()
+    learn = learner(MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8)), LastCB())
+    learn.fit(1)
+    learn.fit(1, opt=learn.opt)
+    assert learn.n_taken == 6 and weights(learn).isfinite().all()
+
 @pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_backward', 'after_batch'])
 def test_autocast_is_left_whatever_happens(event):
     class FailCB(Callback): order = -100 if event == 'before_batch' else 0
@@ -223,6 +234,12 @@ def test_trained_weights_come_back(cancel):
     with contextlib.suppress(KeyError, KeyboardInterrupt): learn.fit(1)
     assert_close(weights(learn), weights(reference), rtol=0, atol=0)
 
+def test_of_two_averages_one_can_be_validated():
+    with pytest.raises(ValueError, match='validates=False'): learner(WeightAveragingCB(.9), WeightAveragingCB(.99)).fit(1)
+    reference, learn = learner(), learner(WeightAveragingCB(.9), WeightAveragingCB(.99, validates=False))
+    for it in reference, learn: it.fit(2)
+    assert_close(weights(learn), weights(reference), rtol=0, atol=0)
+
 def test_validating_only_uses_the_average_and_keeps_it():
     learn = learner(MetricsCB(), average := WeightAveragingCB(.9))
     learn.fit(2)
@@ -237,6 +254,15 @@ def test_weights_of_best_epoch_are_restored_after_errors_too(tmp_path):
     learn = learner(MetricsCB(), end := EndCB(), best := SaveBestCB(tmp_path/'best.pt', restore=True), FailCB(), lr=2.)
     with pytest.raises(KeyError): learn.fit(5)
     assert_close(weights(learn), end.weights[best.best_epoch], rtol=0, atol=0)
+
+def test_validating_only_touches_neither_best_file_nor_weights(tmp_path):
+    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True))
+    learn.fit(2)
+    saved = torch.load(tmp_path/'best.pt')
+    with torch.no_grad(): learn.model.weight.zero_()
+    learn.fit(1, train=False)
+    assert_close(torch.load(tmp_path/'best.pt'), saved, rtol=0, atol=0)
+    assert not learn.model.weight.any()
 
 def test_a_file_of_another_training_is_not_restored(tmp_path):
     torch.save({'foreign': 1}, tmp_path/'best.pt')
@@ -333,6 +359,17 @@ def test_non_finite_validation_loss_stops_too():
     learn = learner(stop := StopOnNonFiniteCB(10), SpoilCB())
     learn.fit(3)
     assert stop.stopped == 'valid loss inf in epoch 0, batch 0'
+
+@pytest.mark.parametrize('cbs', [lambda: [BatchLimitCB(4)], lambda: [BatchLimitCB(4, 1)], lambda: [SingleBatchCB()]])
+@pytest.mark.parametrize('valid', [True, False])
+def test_non_finite_loss_is_found_though_the_phase_is_left_early(cbs, valid):
+    class SpoilCB(Callback):
+        order = -10
+        def after_loss(self, learn):
+            if learn.training and (learn.epoch, learn.iter) == (1, 0): learn.loss = learn.loss*math.nan
+    learn = learner(stop := StopOnNonFiniteCB(50), SpoilCB(), *cbs())
+    learn.fit(5, valid=valid)
+    assert (stop.stopped, learn.epoch) == ('train loss nan in epoch 1, batch 0', 1)
 
 def test_limits_of_batches_plan_the_schedule():
     learn = learner(BatchLimitCB(3, 1), GradientAccumulationCB(2), schedule := ScheduleCB(lr=linear(1., 0.)), MetricsCB())

@@ -226,12 +226,18 @@ def test_optimizers(tmp_path, opt_func):
 def test_torch_schedulers(tmp_path, schedule):
     for at in (2, 'train', 1), (1, 'valid', 0): check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
 
+class EverySecondCB(Callback):
+    order = 5
+    def after_backward(self, learn):
+        if learn.iter % 2 == 0: raise CancelStep()
+
 @pytest.mark.parametrize('cbs', [
     lambda folder: [EarlyStoppingCB(patience=1, min_delta=.5)], lambda folder: [ReduceOnPlateauCB(patience=1, min_delta=.5)], lambda folder: [SaveBestCB(folder/'best.pt', restore=True)],
     lambda folder: [GradientAccumulationCB(3), GradientClipCB(.1)], lambda folder: [MixedPrecisionCB()], lambda folder: [MixedPrecisionCB(torch.float16), GradientAccumulationCB(2)],
+    lambda folder: [MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8)), EverySecondCB()],
     lambda folder: [WeightAveragingCB(.9), SaveBestCB(folder/'best.pt')], lambda folder: [WeightAveragingCB(1, start=.4)], lambda folder: [BatchLimitCB(2)],
     lambda folder: [AutoAnnealCB(share=.99)], lambda folder: [AutoAnnealCB(share=.99, every='batch')],
-], ids=['stop', 'plateau', 'best', 'accumulate and clip', 'bfloat16', 'float16', 'average', 'mean', 'limit', 'anneal', 'anneal by batch'])
+], ids=['stop', 'plateau', 'best', 'accumulate and clip', 'bfloat16', 'float16', 'float16 cancelled', 'average', 'mean', 'limit', 'anneal', 'anneal by batch'])
 def test_callbacks_of_the_gallery(tmp_path, cbs):
     for at in (1, 'train', 0), (2, 'train', 1), (2, 'valid', 0): check_resume(tmp_path, lambda: learner(*cbs(tmp_path)), at, n_epochs=4)
 

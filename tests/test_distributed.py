@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from nntrain.distributed import AccelerateCB, ListShard, LoaderShard, Processes,
 from nntrain.learner import Accuracy, Callback, CancelEpoch, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB, set_seed
 from nntrain.momentum import Momentum
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 IMPORTS = '''
 import os, sys, time
@@ -115,6 +116,21 @@ def test_parts_of_a_tensor_loader_are_its_batches(n, batch_size, world, shuffle,
     assert all(len(p) == len(whole) for p in parts)
     for i, (_, yb) in enumerate(whole): assert torch.equal(torch.cat([p[i][1] for p in parts]), yb)
 
+
+def test_loaders_that_cannot_be_cut_are_refused_and_named_tuples_stay():
+    x = torch.arange(6)
+    class Stream(IterableDataset):
+        def __iter__(self): return iter(x)
+    class Brighter(TensorLoader):
+        def _batch(self, order, i): xb, yb = super()._batch(order, i); return xb + 1, yb
+    for loader in DataLoader(Stream(), 2), DataLoader(Stream(), None), Brighter(x, x, 2):
+        with pytest.raises(TypeError, match=f'cut the batches of a {type(loader).__name__}'): shard(loader, 0, 2)
+    Pair = namedtuple('Pair', 'x y')
+    data = [Pair(a, a) for a in x[:5]]
+    for loader in DataLoader(data, 2), list(DataLoader(data, 2)):
+        parts = [list(shard(loader, rank, 2)) for rank in (0, 1)]
+        assert [type(b) for part in parts for b in part] == 6*[Pair]
+        assert [[b.y.tolist() for b in part] for part in parts] == [[[0], [2], [4]], [[1], [3], []]]
 
 def test_parts_of_other_loaders():
     x = torch.arange(11)

@@ -8,7 +8,6 @@ import copy
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -117,9 +116,11 @@ def anchors(nb):
     texts = [no_code(source(c)) for c in nb['cells'] if c['cell_type'] == 'markdown']
     return {anchor(h) for t in texts for h in re.findall(r'^#+\s+(.*)$', t, re.M)} | {i for t in texts for i in re.findall(r'\{#([\w-]+)\}', t)}
 
+def marked(nb): return [''.join(o.get('data', {}).get('text/markdown', '')) for c in nb['cells'] for o in c.get('outputs', ())]
+
 def dead_anchors(nb, pages):
     "Links of a page (in its text, and in the Markdown and the HTML that it shows) to a page or a heading that is not there; `pages`: {name: anchors}"
-    texts = [no_code(source(c)) for c in nb['cells'] if c['cell_type'] == 'markdown'] + [text for text in shown(nb) if '](' in text] + \
+    texts = [no_code(source(c)) for c in nb['cells'] if c['cell_type'] == 'markdown'] + marked(nb) + \
             [''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells'] for o in c.get('outputs', ())]
     links = {t for text in texts for t in re.findall(r'\]\((?!https?:)([\w.-]+\.ipynb(?:#[^)\s]+)?)\)|href="(?!https?:)([\w.-]+\.ipynb(?:#[^"]+)?)"', text) for t in t if t}
     return [f'{link}: no such {"page" if page not in pages else "heading"}' for link in sorted(links) for page, _, place in [link.partition('#')]
@@ -133,7 +134,7 @@ def test_links_lead_to_headings(name): ok(dead_anchors(read(NBS/name), PAGES))
 def test_dead_anchors_can_fail():
     cell = lambda kind, text, **out: dict(cell_type=kind, source=text, outputs=[dict(data=out)] if out else [])
     nb = dict(cells=[cell('markdown', '## A *b*: c?\n\n[x](p.ipynb#a-b-c) [x](p.ipynb#a-b-d) [x](q.ipynb) [x](https://x.org/q.ipynb#z)'),
-                     cell('code', '1', **{'text/markdown': '[x](p.ipynb#none)', 'text/html': '<a href="p.ipynb#nil">'})])
+                     cell('code', 'x.fit(1)', **{'text/markdown': '[x](p.ipynb#none)', 'text/html': '<a href="p.ipynb#nil">'})])
     assert anchors(nb) == {'a-b-c'}
     assert [line.split(':')[0] for line in dead_anchors(nb, {'p.ipynb': {'a-b-c'}})] == ['p.ipynb#a-b-d', 'p.ipynb#nil', 'p.ipynb#none', 'q.ipynb']
 
@@ -164,6 +165,33 @@ def test_every_table_of_names_is_checked():
     tables = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and "names('" in source(c)]
     assert len(tables) >= 8 and all('data' in o for c in nb['cells'] if 'names(\'' in source(c) for o in c['outputs'])
     assert len(set(re.findall(r'^(\w+\.[\w.]+)', '\n'.join(tables), re.M))) > 70
+
+def built(nb):
+    "{heading's place: names of the functions, classes and methods that the code of its section defines, subsections included}"
+    found, inside = {}, []
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'markdown':
+            for level, heading in re.findall(r'^(#+)\s+(.*)$', no_code(source(cell)), re.M):
+                inside = [(n, place) for n, place in inside if n < len(level)] + [(len(level), anchor(heading))]
+        else:
+            for _, place in inside: found.setdefault(place, set()).update(re.findall(r'^\s*(?:def|class) (\w+)', source(cell), re.M))
+    return found
+
+def built_elsewhere(nb, chapters):
+    "Names in the first column of a page's tables whose section does not define them; `chapters`: {name: built}"
+    entries = {entry for text in marked(nb) for line in text.splitlines() for entry in re.findall(r'\[`([\w.]+)[^`]*`\]\(([\w.-]+)#([^)]+)\)', line.split(' | ')[0])}
+    return [f'{name} is not built in {page}#{place}' for name, page, place in sorted(entries) if name.split('.')[-1] not in chapters.get(page, {}).get(place, ())]
+
+def test_names_link_to_the_section_that_builds_them():
+    nb = read(NBS/'92_names.ipynb')
+    ok(built_elsewhere(nb, {p.name: built(read(p)) for p in NBS.glob('*.ipynb')}))
+
+def test_built_elsewhere_can_fail():
+    cell = lambda kind, text, **out: dict(cell_type=kind, source=text, outputs=[dict(data=out)] if out else [])
+    chapter = built(dict(cells=[cell('markdown', '# T\n\n## A\n\n### B'), cell('code', 'class C:\n    def fit(self): ...'), cell('markdown', '## D'), cell('code', 'def e(): ...')]))
+    assert chapter == {'t': {'C', 'fit', 'e'}, 'a': {'C', 'fit'}, 'b': {'C', 'fit'}, 'd': {'e'}}
+    nb = dict(cells=[cell('code', 'x.fit(1)', **{'text/markdown': '| [`C`](p.ipynb#a), [`C.fit(lr)`](p.ipynb#b), [`e`](p.ipynb#b) | [`x`](p.ipynb#a) | \n| [`C`](p.ipynb#d) | – |'})])
+    assert built_elsewhere(nb, {'p.ipynb': chapter}) == ['C is not built in p.ipynb#d', 'e is not built in p.ipynb#b']
 
 
 # ---- glossary ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from nntrain.recipe import nntrain_fit
+
 COMMAND = [sys.executable, '-c', 'import sys; from nntrain.recipe import nntrain_fit; sys.exit(nntrain_fit())']
 
 
@@ -58,6 +60,17 @@ def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
     rows, state = list(csv.DictReader((run/'history.csv').open())), torch.load(run/'checkpoint.pt', weights_only=True)
     assert abs(len(rows) - state['epoch']) <= 1 and len(rows) >= 1
     assert not [p for p in run.iterdir() if p.name.startswith('.')]             # nothing half-written lies around
+
+
+@pytest.mark.parametrize('words, where, said', [
+    ([], '', 'interrupted before the training began: there is no run folder'),
+    ([], 'runs/a b', "interrupted; runs/a b holds the last complete epoch, if there was one; go on with: nntrain_fit --resume 'runs/a b'"),
+    (['--resume', 'old'], '', 'interrupted; old holds the last complete epoch, if there was one; go on with: nntrain_fit --resume old')])
+def test_ctrl_c_names_a_folder_only_where_there_is_one(monkeypatch, capsys, words, where, said):
+    def stop(*args, **kwargs): raise KeyboardInterrupt(*[where]*bool(where))
+    for name in ('train_fashion', 'resume_fashion'): monkeypatch.setattr(f'nntrain.recipe.{name}', stop)
+    assert nntrain_fit(words) == 130
+    assert capsys.readouterr().err.strip() == f'nntrain_fit: {said}'
 
 
 @pytest.mark.parametrize('words, said', [

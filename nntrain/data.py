@@ -58,7 +58,7 @@ def _local_tensors(folder):
 # %% ../nbs/01_data.ipynb #e1676543
 #| code-fold: true
 # A shape is a function of the position (u, v), with v pointing down: > 0 inside, < 0 outside, near the edge about the distance to it.
-# Only + - * / and sqrt are used: they are exact in IEEE arithmetic, so every platform draws the same bytes.
+# Only + - * / and sqrt are used: IEEE arithmetic rounds them in one way only, so every platform draws the same bytes.
 def _trap(u, v, top, bottom, w0, w1):
     "Upright trapezoid: half-width `w0` at v=`top`, `w1` at v=`bottom`"
     t = np.clip((v-top)/(bottom-top), 0, 1)
@@ -299,7 +299,7 @@ def to_device(
 ):                # same structure on `device`
     "Move every tensor of `batch` to `device`"
     device = default_device() if device is None else device
-    if isinstance(batch, Tensor): return batch.to(device, non_blocking=True)
+    if isinstance(batch, Tensor): return batch.to(device, non_blocking=torch.device(device).type!='cpu')   # towards the CPU it would return before the numbers are there
     if isinstance(batch, Mapping): return {k: to_device(o, device) for k,o in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*(to_device(o, device) for o in batch))
     if isinstance(batch, (tuple, list)): return type(batch)(to_device(o, device) for o in batch)
@@ -387,10 +387,16 @@ def fashion_mnist(
     return _hub_dataset() if source=='hub' else _to_dataset_dict(FashionTensors(source))
 
 # %% ../nbs/01_data.ipynb #30766aad
+_MODES = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA'}   # PIL modes whose numbers are no brightness: black and white, entries of a palette
+
 def _picture(im, flat):
     "PIL picture to float32 (C, H, W) in 0…1, or flat"
-    a = torch.from_numpy(np.array(im))               # H×W or H×W×C
-    a = (a[None] if a.ndim==2 else a.permute(2,0,1)).float().div_(255)
+    if im.mode in _MODES: im = im.convert(_MODES[im.mode])
+    a = np.array(im)                                 # H×W or H×W×C
+    if a.dtype.kind!='u': raise ValueError(f"cannot tell which value is white in a picture of mode {im.mode!r} ({a.dtype}): give a tensor, or a mode of 8 or 16 bits a channel")
+    white = np.iinfo(a.dtype).max                    # 255, or 65535 for 16 bits
+    a = torch.from_numpy(a if white==255 else a.astype(np.float32))                       # 16 bits may come in any byte order
+    a = (a[None] if a.ndim==2 else a.permute(2,0,1)).float().div_(white)
     return a.flatten() if flat else a.contiguous()
 
 def collate(

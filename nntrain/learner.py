@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -32,14 +33,12 @@ __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
     seed:int,                 # any integer
-    deterministic:bool=False  # also ask torch for deterministic algorithms (slower on a GPU)
+    deterministic:bool=False  # True: ask torch for deterministic algorithms (slower on a GPU); False: switch that off
 )->None:
-    "Seed Python, NumPy (if it is installed) and torch on every device"
+    "Seed Python, NumPy and torch on every device"
     random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # all CUDA and MPS devices too
-    try: import numpy as np
-    except ImportError: pass
-    else: np.random.seed(seed % 2**32)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 # %% ../nbs/02_learner.ipynb #c7fc03b5
@@ -71,6 +70,15 @@ def run_level(
     finally: emit('cleanup_'+level)
 
 # %% ../nbs/02_learner.ipynb #d71e36b2
+def _check_names(cls):  # of the methods that `cls` itself has
+    for name in vars(cls):
+        if name.startswith('_') or name in EVENTS or name in VERBS or not callable(getattr(cls, name)): continue
+        near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
+        if near or name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
+            near = near or difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
+            raise TypeError(f'{cls.__name__}.{name} looks like an event, but there is none of that name: did you mean {near[0]!r}? '
+                            f'Events: {", ".join(EVENTS)}. A helper method of another kind may start with an underscore.')
+
 class Callback:
     "Base class of all callbacks: give it methods named like events, each takes the learner"
     order = 0        # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same event
@@ -79,13 +87,7 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
-            if name.startswith('_') or name in EVENTS or name in VERBS or not callable(getattr(cls, name)): continue
-            near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
-            if near or name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
-                near = near or difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
-                raise TypeError(f'{cls.__name__}.{name} looks like an event, but there is none of that name: did you mean {near[0]!r}? '
-                                f'Events: {", ".join(EVENTS)}. A helper method of another kind may start with an underscore.')
+        _check_names(cls)
 
     def __repr__(self): return type(self).__name__
 
@@ -236,11 +238,13 @@ def _listen(self:Learner, cbs):
 def check_callbacks(
     cbs  # what somebody passed as callbacks
 )->None:
-    "Refuse what is no callback, the same callback twice, and callbacks whose `needs` are missing"
+    "Refuse what is no callback, a method that looks like an event and is none, the same callback twice, and callbacks whose `needs` are missing"
     for cb in cbs:
         if not isinstance(cb, Callback):
             hint = f': pass an object, {cb.__name__}()' if isinstance(cb, type) else ''
             raise TypeError(f'{cb!r} is not a Callback{hint}')
+        for cls in type(cb).__mro__:
+            if issubclass(cls, Callback): _check_names(cls)  # again: `@patch` adds methods after the class was defined
         if sum(cb is other for other in cbs) > 1: raise ValueError(f'{cb} is given twice (once to the learner and once to fit?)')
         for needed in cb.needs:
             if not any(isinstance(other, needed) for other in cbs):
@@ -269,8 +273,8 @@ def fit(self:Learner,
     "Train and validate for `n_epochs`; changes the model in place, fills `learn.history` if `MetricsCB` is there"
     lr = self.lr if lr is None else lr
     self.check_fit(n_epochs, lr, train, valid)
+    check_callbacks([*self.cbs, *cbs])
     active = sort_callbacks([*self.cbs, *cbs])
-    check_callbacks(active)
     self._listen(active)
     self.active = active  # all callbacks of this fit, in their order
     self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
@@ -287,8 +291,8 @@ def show_loop(self:Learner,
     cbs=()  # further callbacks, as in `fit`
 )->None:
     "Print the loop, with the callbacks that listen at each event, in their order"
+    check_callbacks([*self.cbs, *cbs])
     cbs = sort_callbacks([*self.cbs, *cbs])
-    check_callbacks(cbs)
     at = lambda name: ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
     def line(depth, name, who):
         if who: print(f'{"  "*depth}{name:{26-2*depth}} {who}')
@@ -352,11 +356,13 @@ class MetricsCB(Callback):
         *metrics,  # objects with `reset`, `update(preds, targets)`, `compute`: ours or torchmetrics'
         **named    # the same, under a name of your choice
     ):
-        self.metrics = {type(m).__name__.lower(): m for m in metrics} | named
-        for name, m in self.metrics.items():
+        pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
+        for name, m in pairs:
             missing = [a for a in ('reset', 'update', 'compute') if not callable(getattr(m, a, None))]
             if missing or isinstance(m, type): raise TypeError(f'metric {name!r} must be an object with reset, update and compute, got {m!r}')
-        self.loss = Mean()
+        self.metrics, self.loss = dict(pairs), Mean()
+        if len(self.metrics) < len(pairs) or 'loss' in self.metrics:
+            raise ValueError(f'two metrics of one name, or one called loss, in {[name for name, _ in pairs]}: give each a name of its own, name=metric')
 
 # %% ../nbs/02_learner.ipynb #25d0a654
 @patch
@@ -383,6 +389,7 @@ def after_loss(self:MetricsCB, learn):
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
     if self.loss.n: self.values |= {f'{learn.phase}_{k}': m.compute() for k, m in {'loss': self.loss, **self.metrics}.items()}
+    self.loss.reset()  # if the next phase is left before ours begins, it must not report this one
 
 @patch
 def after_epoch(self:MetricsCB, learn):
@@ -436,10 +443,11 @@ def history_table(
     history,       # rows of `learn.history`
     plain=False    # aligned text instead of a Markdown table
 )->str:
-    "The rows of a training as a table"
+    "The rows of a training as a table; what a row does not have stays empty"
     if not history: return ''
-    cell = lambda k, v: f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds' else f'{v:.4f}'
-    rows = [list(history[0]), *([cell(k, v) for k, v in row.items()] for row in history)]
+    cell = lambda k, v: '' if v is None else f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds' else f'{v:.4f}'
+    names = list(dict.fromkeys(k for row in sorted(history, key=len, reverse=True) for k in row))  # in the order of the longest row
+    rows = [names, *([cell(k, row.get(k)) for k in names] for row in history)]
     if plain: return '\n'.join('  '.join(f'{c:>{max(len(h), 7)}}' for h, c in zip(rows[0], row)) for row in rows)
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [rows[0], ['--:']*len(rows[0]), *rows[1:]])
 
@@ -458,7 +466,8 @@ def plot_history(
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6, 3))[1]
     for phase, marker, color in zip(('train', 'valid'), 'os', COLORS):
-        if f'{phase}_{what}' in history[-1]: ax.plot([r['epoch']+1 for r in history], [r[f'{phase}_{what}'] for r in history], marker=marker, color=color, label=phase)
+        if any(f'{phase}_{what}' in r for r in history):
+            ax.plot([r['epoch']+1 for r in history], [r.get(f'{phase}_{what}', math.nan) for r in history], marker=marker, color=color, label=phase)
     ax.set(xlabel='epoch', ylabel=what, title=f'{what}, {len(history)} epochs')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
@@ -504,7 +513,7 @@ class ProgressCB(Callback):
 
 # %% ../nbs/02_learner.ipynb #ec6a9108
 class _TerminalScreen:
-    def __init__(self, plot): self.bar, self.begun = None, False
+    def __init__(self, plot): self.bar, self.head = None, None
     def start(self, title, total, every):
         from tqdm import tqdm
         self.bar = tqdm(total=total, desc=title, mininterval=every, leave=False, disable=None, dynamic_ncols=True)
@@ -513,8 +522,9 @@ class _TerminalScreen:
         if self.bar is not None: self.bar.close()
     def row(self, history):
         lines = history_table(history, plain=True).splitlines()
-        print('\n'.join(lines[-1:] if self.begun else lines), flush=True)  # all rows first: a training that goes on has old ones
-        self.begun = True
+        new = lines if self.head is None else [*lines[:1]*(lines[0] != self.head), lines[-1]]  # all rows first: a training that goes on has old ones
+        print('\n'.join(new), flush=True)
+        self.head = lines[0]  # new columns get a new header
     def close(self): self.stop()
 
 # %% ../nbs/02_learner.ipynb #c29f3fce
@@ -715,10 +725,12 @@ def plot(self:LRFind,
 # %% ../nbs/02_learner.ipynb #815ab867
 @contextlib.contextmanager
 def _put_back(learn):
-    "Run a trial fit, then restore model, gradients, modes, optimizer, history, epoch of the loader and random state"
+    "Run a trial fit, then restore model, gradients, modes, optimizer, history, epoch and generator of the loader, and random state"
     state, modes = copy.deepcopy(learn.model.state_dict()), {m: m.training for m in learn.model.modules()}
     kept = {name: getattr(learn, name) for name in ('opt', 'history', 'cbs', 'lr')}
-    epoch, python_state = getattr(learn.dls.train, 'epoch', None), random.getstate()
+    loader, python_state, numpy_state = learn.dls.train, random.getstate(), np.random.get_state()
+    epoch, own = getattr(loader, 'epoch', None), [getattr(owner, 'generator', None) for owner in (loader, getattr(loader, 'sampler', None))]
+    own = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]  # a DataLoader may have generators of its own
     try:
         with torch.random.fork_rng(): yield
     finally:
@@ -726,8 +738,9 @@ def _put_back(learn):
         for module, mode in modes.items(): module.training = mode
         learn.model.zero_grad()
         vars(learn).update(kept)
-        random.setstate(python_state)
-        if epoch is not None: learn.dls.train.epoch = epoch
+        random.setstate(python_state); np.random.set_state(numpy_state)
+        for generator, its in own: generator.set_state(its)
+        if epoch is not None: loader.epoch = epoch
 
 # %% ../nbs/02_learner.ipynb #4549eb29
 @patch

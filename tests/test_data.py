@@ -423,6 +423,17 @@ def test_to_device_keeps_the_structure():
     assert isinstance(out[0], P) and out[0].b=='x' and out[1]['k'][0].is_meta and out[1]['k'][1] is None
 
 
+def test_to_device_waits_where_it_must(monkeypatch):
+    "Towards the CPU a copy that does not wait would give numbers that are not there yet"
+    original, asked = torch.Tensor.to, {}
+    def noted(self, device, non_blocking=False):
+        asked[str(device)] = non_blocking
+        return original(self, device)
+    monkeypatch.setattr(torch.Tensor, 'to', noted)
+    for device in ('cpu', torch.device('cpu'), 'meta'): to_device(torch.ones(1), device)
+    assert asked=={'cpu': False, 'meta': True}
+
+
 def test_pictures():
     import matplotlib
     matplotlib.use('Agg')

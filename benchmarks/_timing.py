@@ -25,6 +25,7 @@ def compare(
     title='',      # printed above the table
     record='',     # name such as 'import': writes a row `results/bench-<name>-<candidate>.json` for every candidate but the yardstick; '' writes nothing
     folder=None,   # where the rows go; default: the project's results/
+    source='real', # of the data, for the rows: 'real', or 'toy' for built-in pictures
 ):                 # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio', 'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
     "Time `candidates` in interleaved rounds, print a table with medians, quartiles and ratios, and return it as a dict"
     if not candidates: raise ValueError('compare needs at least one candidate: {name: function}')
@@ -43,7 +44,7 @@ def compare(
         ratio_low, ratio, ratio_high = _quartiles(ratios)
         ok = ratio <= limits[name] if name in limits else None
         result[name] = dict(median=mid, low=low, high=high, ratio=ratio, ratio_low=ratio_low, ratio_high=ratio_high, ok=ok)
-        if record and name != yardstick: _record(f'bench-{record}-{name}', ratios, mid, yardstick, limits.get(name), unit, title, sync, folder)
+        if record and name != yardstick: _record(f'bench-{record}-{name}', ratios, mid, yardstick, limits.get(name), unit, title, sync, folder, source)
     _show(result, limits, rounds, unit, title)
     return result
 
@@ -54,12 +55,12 @@ def describe_machine():
     return f'{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}'
 
 
-def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder):
+def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, source):
     "Write one row in the form of all rows of results/: one value (a ratio) for each round; `in_band` and the results page read it"
     from nntrain.book import record
     folder = Path(folder or Path(__file__).resolve().parent.parent/'results')
     name = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
-    row = record(name, ratios, split='interleaved rounds', seconds=seconds, source='real', metric=f'time, as a share of: {yardstick}', unit='×', better='lower',
+    row = record(name, ratios, split='interleaved rounds', seconds=seconds, source=source, metric=f'time, as a share of: {yardstick}', unit='×', better='lower',
                  hint='is the machine idle?', note=title, hardware=None if sync else describe_machine(), folder=folder)
     row.update(seconds=seconds, per=unit, against=yardstick, limit=limit)  # `record` rounds seconds to ms
     (folder/f'{name}.json').write_text(json.dumps(row, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')

@@ -1,7 +1,7 @@
 """Time of `import nntrain.learner` against `import torch`, each in a fresh interpreter.
 
 Target: at most 1.15 times. Heavy packages (matplotlib, datasets, torchvision, ipywidgets) must therefore load only where they are used.
-The bare interpreter is measured too: its start is part of both other times.
+The start of the interpreter is part of both times.
 """
 import argparse
 import subprocess

@@ -1,5 +1,6 @@
 "Overhead of the learner with metrics over a bare PyTorch loop, per batch, on a tiny model (batch 32)"
 import argparse
+import sys
 import io
 from contextlib import redirect_stdout
 
@@ -42,9 +43,10 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
     parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
-    compare({'bare PyTorch loop': bare_loop,
-             'Learner': learner(),
-             'Learner + metrics': learner(MetricsCB(Accuracy())),
-             'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())},
-            rounds=args.rounds, per=N_BATCHES, unit='batch', limits={'Learner + metrics': 1.15},
-            title='A tiny model, batches of 32', record='learner' if args.record else '')
+    result = compare({'bare PyTorch loop': bare_loop,
+                      'Learner': learner(),
+                      'Learner + metrics': learner(MetricsCB(Accuracy())),
+                      'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())},
+                     rounds=args.rounds, per=N_BATCHES, unit='batch', limits={'Learner + metrics': 1.15},
+                     title='A tiny model, batches of 32', record='learner' if args.record else '')
+    sys.exit(any(r['ok'] is False for r in result.values()))

@@ -76,7 +76,8 @@ if __name__ == '__main__':
     parser.add_argument('--workers', type=int, default=0, help="processes of the ancestors' loader (default 0, as theirs)")
     parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
-    dataset, (x, y) = fashion_mnist()['train'], fashion_tensors()['train']
+    tensors = fashion_tensors()
+    dataset, (x, y) = fashion_mnist()['train'], tensors['train']
     n = min(len(y), args.batches*args.batch_size or len(y))
     n_batches, whole = -(-n//args.batch_size), -(-len(y)//args.batch_size)
     def ours(make_model, *cbs): return our_way((x[:n], y[:n]), args.batch_size, make_model, *cbs)
@@ -87,7 +88,7 @@ if __name__ == '__main__':
                      'resnet(), ours, bf16': ours(resnet, MixedPrecisionCB(torch.bfloat16))},
                     rounds=args.rounds, per=n_batches, unit='batch', sync=torch.cuda.synchronize if DEVICE.type == 'cuda' else None,
                     limits={'same net, ours': 1/2.2, 'same net, ours, bf16': 1/3.3}, title=f'Training, batches of {args.batch_size}, {torch.get_num_threads()} threads, {DEVICE.type}',
-                    record=f'resnet-{DEVICE.type}' if args.record else '')
+                    record=f'resnet-{DEVICE.type}' if args.record else '', source='toy' if tensors.source == 'toy' else 'real')
     print(f'\nScaled from {n_batches} batches to an epoch of {whole}:')
     for name, r in found.items(): print(f"{name:22} {r['median']*whole:6.1f} s an epoch, {1/r['ratio']:.2f} times as fast as the ancestors")
     sys.exit(any(r['ok'] is False for r in found.values()))

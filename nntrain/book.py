@@ -486,7 +486,7 @@ def _back_image(data):
 def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
     if data['kind']=='image': return _back_image(data)
     axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
-    if data['kind']!='heat': return axes, *(_contours(surface, data['limits'], data['box'][2:], levels) if surface is not None else ('', '')), None
+    if data['kind']!='heat': return axes, *(_contours((*(_log(_floats(v), l) for v,l in zip(surface, data['log'])), surface[2]), data['limits'], data['box'][2:], levels) if surface is not None else ('', '')), None
     x, h, (lo,hi) = _LEFT+_SPAN*data['box'][2]+300, _SPAN*data['box'][3], data['zlim']
     strip = _png(np.arange(data['shades'], dtype=np.uint8)[::-1,None], _palette('heat', data['shades']))
     axes += f'<image href="data:image/png;base64,{strip}" x="{x}" y="{_TOP}" width="260" height="{h}" preserveAspectRatio="none"/>'
@@ -823,7 +823,7 @@ def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
 )->_Markdown:           # one line per row: ours, n, seconds, hardware, the best ancestor's figure, the difference
-    "Make a Markdown table of recorded rows; the difference carries our standard error"
+    "Make a Markdown table of recorded rows; the difference is at least as uncertain as our mean"
     res = ['| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
     for name in experiments or results(folder):
         r = result(name, folder)
@@ -989,7 +989,7 @@ def _in_step(root, s):  # {path: the text it should have}
         res[path] = _dumps(_with_folds(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
     index = nbs/'index.ipynb'
     if index.exists():
-        home = json.loads(index.read_text(encoding='utf-8'))
+        home = _with_setup(json.loads(index.read_text(encoding='utf-8')), _setup_cell(s))
         res |= {index: _dumps(_with_folds(home)), root/'README.md': _readme(home, s['nbs_path'])}
     return res
 

@@ -174,7 +174,7 @@ class MixedPrecisionCB(Callback):
         self.autocast, self.unscaled, self.n_skipped = torch.autocast(kind, dtype), False, 0
     def before_batch(self, learn): self.autocast.__enter__(); self.inside = True
     def after_loss(self, learn): self._leave()
-    def cleanup_batch(self, learn): self._leave()            # the batch may have been left before its loss
+    def cleanup_batch(self, learn): self._leave(); self._again(learn)   # the batch may have been left before its loss, or before its step
     def _leave(self):
         if self.inside: self.inside = False; self.autocast.__exit__(None, None, None)
     def backward(self, learn):
@@ -335,7 +335,7 @@ class CSVLogCB(Callback):
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
-        append:bool=False  # keep the rows that are in it, in front? not together with a CheckpointCB, whose history already holds them
+        append:bool=False  # True: keep the rows that are in it, in front (not together with a CheckpointCB, whose history already holds them); False: a new fit replaces them
     ): self.path, self.append = Path(path), append
     def before_fit(self, learn):
         self.path.parent.mkdir(parents=True, exist_ok=True)

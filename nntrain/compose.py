@@ -188,7 +188,7 @@ def _run(self:Composed, have, group, form):
         values = {k: group[k].squeeze() if isinstance(group[k], Tensor) else group[k] for k in hypers}
         new = form(part)(*(have[k] for k in inputs), **values)
         if new is None: continue
-        many = isinstance(new, list)
+        many = isinstance(new, (list, tuple))
         if same := [k for k in inputs if any(x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))]:
             raise TypeError(f'{part.__name__} returns {same[0]}: change it in place and return nothing; only a new gradient may be returned')
         have['grad'] = [old if x is None else x for x, old in zip(new, have['grad'])] if many else new

@@ -387,7 +387,7 @@ def fashion_mnist(
     return _hub_dataset() if source=='hub' else _to_dataset_dict(FashionTensors(source))
 
 # %% ../nbs/01_data.ipynb #30766aad
-_MODES = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA'}   # PIL modes whose numbers are no brightness: black and white, entries of a palette
+_MODES = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA'}   # PIL modes whose values are no brightness in 0…255: Booleans (black and white), entries of a palette
 
 def _picture(im, flat):
     "PIL picture to float32 (C, H, W) in 0…1, or flat"

@@ -273,8 +273,9 @@ def fit(self:Learner,
     "Train and validate for `n_epochs`; changes the model in place, fills `learn.history` if `MetricsCB` is there"
     lr = self.lr if lr is None else lr
     self.check_fit(n_epochs, lr, train, valid)
-    check_callbacks([*self.cbs, *cbs])
-    active = sort_callbacks([*self.cbs, *cbs])
+    cbs = [*self.cbs, *cbs]
+    check_callbacks(cbs)
+    active = sort_callbacks(cbs)
     self._listen(active)
     self.active = active  # all callbacks of this fit, in their order
     self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
@@ -291,8 +292,9 @@ def show_loop(self:Learner,
     cbs=()  # further callbacks, as in `fit`
 )->None:
     "Print the loop, with the callbacks that listen at each event, in their order"
-    check_callbacks([*self.cbs, *cbs])
-    cbs = sort_callbacks([*self.cbs, *cbs])
+    cbs = [*self.cbs, *cbs]
+    check_callbacks(cbs)
+    cbs = sort_callbacks(cbs)
     at = lambda name: ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
     def line(depth, name, who):
         if who: print(f'{"  "*depth}{name:{26-2*depth}} {who}')
@@ -729,7 +731,7 @@ def _put_back(learn):
     state, modes = copy.deepcopy(learn.model.state_dict()), {m: m.training for m in learn.model.modules()}
     kept = {name: getattr(learn, name) for name in ('opt', 'history', 'cbs', 'lr')}
     loader, python_state, numpy_state = learn.dls.train, random.getstate(), np.random.get_state()
-    epoch, own = getattr(loader, 'epoch', None), [getattr(owner, 'generator', None) for owner in (loader, getattr(loader, 'sampler', None))]
+    epoch, own = getattr(loader, 'epoch', None), [getattr(owner, 'generator', None) for owner in (loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))]
     own = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]  # a DataLoader may have generators of its own
     try:
         with torch.random.fork_rng(): yield

@@ -56,7 +56,7 @@ SCHEDULES = {'constant': (None, 1), 'one-cycle': (one_cycle, 5)}  # name: (highe
 # %% ../nbs/15_recipe.ipynb #c44798d3
 def _write_history(history, path):
     with open(path, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(history[0]))
+        writer = csv.DictWriter(f, list(dict.fromkeys(name for row in history for name in row)))
         writer.writeheader(); writer.writerows(history)
 
 def _write_curves(history, path):
@@ -211,7 +211,8 @@ def nntrain_fit(
         else: resume_fashion(run)
     except KeyboardInterrupt as e:
         folder = str(e) or run   # the training says where it was; before it there is at most the folder that was asked for
-        what = f'; {folder} holds the last complete epoch, if there was one; go on with: nntrain_fit --resume {shlex.quote(folder)}' if folder else ' before the training began: there is no run folder'
+        if folder and not (Path(folder)/'options.json').is_file(): folder = None
+        what = f'; {folder} holds the last complete epoch, if there was one; go on with: nntrain_fit --resume {shlex.quote(folder)}' if folder else ' before the training began: there is nothing to go on with'
         print(f'\nnntrain_fit: interrupted{what}', file=sys.stderr)
         return 130
     except (ValueError, OSError) as e:

@@ -174,3 +174,21 @@ def test_learner_saves_nothing_of_a_failed_fit():
     for bad in dict(n_epochs=0), dict(lr=-1.), dict(cbs=[MetricsCB]):
         with pytest.raises((ValueError, TypeError)): learn.fit(**bad)
     assert learn.opt is opt and torch.equal(learn.model.weight, weight) and len(learn.history) == 1
+
+
+def test_callbacks_may_come_from_an_iterator(capsys):
+    noted = Everything(-1, None)
+    l = learner()
+    l.fit(1, cbs=(cb for cb in [noted]))
+    assert noted.heard and noted in l.active
+    l.show_loop(iter([noted]))
+    assert 'Everything' in capsys.readouterr().out
+
+
+def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
+    own = torch.Generator().manual_seed(0)
+    data = torch.utils.data.TensorDataset(X, Y)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data, generator=own), 3, False))
+    before = own.get_state()
+    Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy).lr_find(n_steps=8)
+    assert torch.equal(own.get_state(), before)

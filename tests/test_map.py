@@ -44,7 +44,7 @@ def home():
     try:
         space = {'__name__': '__page__'}
         for cell in read(NBS/'index.ipynb')['cells']:
-            if cell['cell_type'] == 'code' and not re.search(r'learn\.(fit|history)|explore\(', source(cell)): exec(source(cell), space)
+            if cell['cell_type'] == 'code' and not re.search(r'learn\.(fit|history)|explore\(|%pip', source(cell)): exec(source(cell), space)
     finally: os.chdir(before)
     return space
 

@@ -50,7 +50,7 @@ def test_no_undefined_or_unused_names(root): ok(checks.lint(root))
 def test_nothing_defined_twice(path): ok(checks.defined_twice(path))
 
 def test_readme_and_setup_cells_in_step(root):
-    done = checks.run(root, '-c', 'from nntrain.book import nntrain_sync; nntrain_sync()', '--check')
+    done = checks.run(root, '-c', 'from nntrain.book import nntrain_sync; nntrain_sync(check=True)')
     assert done.returncode == 0, done.stdout + done.stderr
 
 def test_one_version(root):

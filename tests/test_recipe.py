@@ -63,10 +63,13 @@ def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
 
 
 @pytest.mark.parametrize('words, where, said', [
-    ([], '', 'interrupted before the training began: there is no run folder'),
+    ([], '', 'interrupted before the training began: there is nothing to go on with'),
+    ([], 'runs/new', 'interrupted before the training began: there is nothing to go on with'),
     ([], 'runs/a b', "interrupted; runs/a b holds the last complete epoch, if there was one; go on with: nntrain_fit --resume 'runs/a b'"),
     (['--resume', 'old'], '', 'interrupted; old holds the last complete epoch, if there was one; go on with: nntrain_fit --resume old')])
-def test_ctrl_c_names_a_folder_only_where_there_is_one(monkeypatch, capsys, words, where, said):
+def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(tmp_path, monkeypatch, capsys, words, where, said):
+    monkeypatch.chdir(tmp_path)
+    for folder in 'runs/a b', 'old': (tmp_path/folder).mkdir(parents=True); (tmp_path/folder/'options.json').write_text('{}')
     def stop(*args, **kwargs): raise KeyboardInterrupt(*[where]*bool(where))
     for name in ('train_fashion', 'resume_fashion'): monkeypatch.setattr(f'nntrain.recipe.{name}', stop)
     assert nntrain_fit(words) == 130

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .learner import TARGET_KEYS, BatchTransformCB, Callback, Learner, unpack
+from .learner import TARGET_KEYS, BatchTransformCB, Callback, Learner, _generators, unpack
 
 # %% auto #0
 __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', 'RandomErase', 'RandomCopy', 'PerImage',
@@ -139,17 +139,15 @@ class AugmentCB(BatchTransformCB):
     def __repr__(self): return f'AugmentCB({", ".join(map(repr, self.tfms))})'
 
 # %% ../nbs/13_augmentation.ipynb #13st0002
-def _generators(tfms): return list({id(g): g for tfm in tfms if isinstance(g := getattr(tfm, 'generator', None), torch.Generator)}.values())   # a shared one once
-
 @patch
 def state_dict(self:AugmentCB)->dict:
     "Where the transforms' own generators stand"
-    return {'generators': [g.get_state() for g in _generators(self.tfms)]}
+    return {'generators': [g.get_state() for g in _generators(*self.tfms)]}
 
 @patch
 def load_state_dict(self:AugmentCB, state)->None:
     "Put the transforms' own generators back to where they stood"
-    own, saved = _generators(self.tfms), state['generators']
+    own, saved = _generators(*self.tfms), state['generators']
     if len(own) != len(saved): raise ValueError(f'the saved transforms have {len(saved)} generators of their own, these have {len(own)}: use the same transforms')
     for g, its in zip(own, saved): g.set_state(its.cpu())
 

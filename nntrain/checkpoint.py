@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .callbacks import write_whole
 from .data import to_device
-from .learner import Callback
+from .learner import Callback, _loader_generators
 
 # %% auto #0
 __all__ = ['FORMAT', 'load_optimizer', 'random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'plain',
@@ -62,24 +62,19 @@ def set_random_state(
     if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/11b_checkpoints.ipynb #67509901
-def _generators(loader):
-    owners = loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
-    found = [getattr(owner, 'generator', None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
 def loader_state(
     loader  # a `TensorLoader`, a torch `DataLoader`, or anything else that can be iterated over
 )->dict:
     "Where a loader stands: its count of epochs and its own generators, as far as it has them"
     epoch = getattr(loader, 'epoch', None)
-    return {'generators': [g.get_state() for g in _generators(loader)]} | ({'epoch': epoch} if isinstance(epoch, int) else {})
+    return {'generators': [g.get_state() for g in _loader_generators(loader)]} | ({'epoch': epoch} if isinstance(epoch, int) else {})
 
 def set_loader_state(
     loader,     # a loader like the one that the state is from
     state:dict  # what `loader_state` gave
 )->None:
     "Put a loader back to where it stood"
-    for generator, its in zip(_generators(loader), state['generators'], strict=True): generator.set_state(its)
+    for generator, its in zip(_loader_generators(loader), state['generators'], strict=True): generator.set_state(its)
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/11b_checkpoints.ipynb #5a1e9f01

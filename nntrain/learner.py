@@ -725,14 +725,19 @@ def plot(self:LRFind,
     return ax
 
 # %% ../nbs/02_learner.ipynb #815ab867
+def _generators(*owners):  # the random generators that they hold as `.generator`, a shared one once
+    return list({id(g): g for owner in owners if isinstance(g := getattr(owner, 'generator', None), torch.Generator)}.values())
+
+def _loader_generators(loader):  # those that a DataLoader draws its order from
+    return _generators(loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))
+
 @contextlib.contextmanager
 def _put_back(learn):
     "Run a trial fit, then restore model, gradients, modes, optimizer, history, epoch and generator of the loader, and random state"
     state, modes = copy.deepcopy(learn.model.state_dict()), {m: m.training for m in learn.model.modules()}
     kept = {name: getattr(learn, name) for name in ('opt', 'history', 'cbs', 'lr')}
     loader, python_state, numpy_state = learn.dls.train, random.getstate(), np.random.get_state()
-    epoch, own = getattr(loader, 'epoch', None), [getattr(owner, 'generator', None) for owner in (loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))]
-    own = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]  # a DataLoader may have generators of its own
+    epoch, own = getattr(loader, 'epoch', None), [(g, g.get_state()) for g in _loader_generators(loader)]
     try:
         with torch.random.fork_rng(): yield
     finally:

@@ -9,12 +9,14 @@ from torchvision.transforms import v2
 
 from nntrain.augment import PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip
 from nntrain.init import cnn
+from nntrain.learner import keep_freed_memory
 
 LIMIT = .08  # of a training step
 
 
 def candidates(device, n=1024):
     "A training step first: the ratios are shares of it"
+    if device == 'cpu': keep_freed_memory()  # as DeviceCB does in a training
     torch.manual_seed(0)
     x, y = torch.rand(n, 1, 28, 28, device=device), torch.randint(10, (n,), device=device)
     net = cnn().to(device, memory_format=torch.channels_last)

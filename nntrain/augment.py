@@ -191,10 +191,12 @@ class RandomErase(ImageTransform):
         n, _, h, w = x.shape
         if n == 0: return x.clone()
         *_, rows, columns, (high, wide) = self.rectangles(x)
-        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()) > 0          # (N, H, W): the union
+        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()).bool()       # (N, H, W): the union
         if not isinstance(self.fill, str): return torch.where(hit[:, None], _fill(self.fill, x), x)
         places = self.whole(x, 0, n*h*w-1, n*self.max_num*high*wide)                # of pixels, as many as can be hit at all; the same in each channel
-        return torch.stack([channel.masked_scatter(hit, channel.flatten()[places]) for channel in x.unbind(1)], 1)
+        out = x.clone()
+        for c in range(x.shape[1]): out[:, c].masked_scatter_(hit, x[:, c].flatten().index_select(0, places))
+        return out
 
 # %% ../nbs/13_augmentation.ipynb #21e4cd01
 class RandomCopy(RandomErase):

@@ -134,6 +134,7 @@ class GradientAccumulationCB(Callback):
         _at_least('n_batches', n_batches)
         self.n_batches = n_batches
         self._restart()
+    def __repr__(self): return f'{type(self).__name__}({self.n_batches})'
     def _restart(self): self.count, self.total, self.unit = 0, 0, 1   # batches and samples so far; the sum is in units of `unit` samples
     def before_fit(self, learn):
         self._restart()
@@ -215,6 +216,7 @@ class GradientClipCB(Callback):
         limit = max_norm if max_value is None else max_value
         if not 0 < limit < math.inf: raise ValueError(f'the limit must be a finite number above 0, got {limit}')
         self.max_norm, self.max_value, self.norms, self.new = max_norm, max_value, [], []
+    def __repr__(self): return f'{type(self).__name__}(max_norm={self.max_norm}, max_value={self.max_value})'
     def before_fit(self, learn): self.norms, self.new = [], []
     def after_backward(self, learn):
         if self.max_value is not None: nn.utils.clip_grad_value_(_params(learn), self.max_value)
@@ -236,6 +238,7 @@ class WeightAveragingCB(Callback):
         if not 0 <= start < 1: raise ValueError(f'start is a share of the training in [0, 1), got {start}')
         _at_least('every', every)
         self.average, self.start, self.every, self.validates, self.swap = ExactEMA(beta, dampened=beta < 1), start, every, validates, None
+    def __repr__(self): return f'{type(self).__name__}(beta={self.average.beta}, start={self.start}, every={self.every}, validates={self.validates})'
     @property
     def ready(self)->bool: return self.average.weight > 0
     def before_fit(self, learn):
@@ -319,6 +322,7 @@ class RNNRegularizerCB(Callback):
     ):
         if not (0 <= alpha < math.inf and 0 <= beta < math.inf): raise ValueError(f'alpha and beta must be finite and at least 0, got {alpha} and {beta}')
         self.alpha, self.beta = alpha, beta
+    def __repr__(self): return f'{type(self).__name__}(alpha={self.alpha}, beta={self.beta})'
     def after_predict(self, learn):
         if not isinstance(learn.preds, (tuple, list)) or len(learn.preds) != 3:
             raise TypeError(f'the model must return (logits, states, dropped states), got a {type(learn.preds).__name__}')

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .callbacks import write_whole
 from .data import to_device
@@ -178,17 +179,31 @@ def _loader_facts(loader):
 def _numbers(value):  # without tensors, so that == gives one answer
     return value.tolist() if isinstance(value, Tensor) else tuple(map(_numbers, value)) if isinstance(value, (list, tuple)) else value
 
+def _without_addresses(text): return re.sub(r' at 0x[0-9a-fA-F]+', '', text)
+
+def _loss_text(loss):  # its name with its settings, such as cross_entropy(label_smoothing=0.1)
+    if isinstance(loss, partial): return _without_addresses(f'{_loss_text(loss.func)}({", ".join([*map(repr, loss.args), *(f"{k}={v!r}" for k, v in loss.keywords.items())])})')
+    name = getattr(loss, '__name__', type(loss).__name__)
+    if not isinstance(loss, nn.Module): return name
+    settings = {k: v for k, v in vars(loss).items() if k[0] != '_' and k != 'training' and isinstance(v, (bool, int, float, str))} | {k: _numbers(v) for k, v in loss.state_dict().items() if isinstance(v, Tensor)}
+    return f'{name}({", ".join(f"{k}={v}" for k, v in settings.items())})'
+
+def _callback_facts(learn):  # who has a state, and whose repr says more than the name
+    shown = [(type(cb).__name__, _without_addresses(repr(cb))) for cb in learn.active]
+    return {'callbacks with a state': [type(cb).__name__ for cb in _with_state(learn)]} | {f'settings of {name}': [its for other, its in shown if other == name] for name, text in shown if text != name}
+
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}
-    "What must be the same for a training to go on: epochs, loss, data, optimizer and its settings, callbacks with a state, shapes of the weights"
-    facts = {'n_epochs': learn.n_epochs, 'loss function': getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__), 'optimizer': type(learn.opt).__name__}
+    "What must be the same for a training to go on: epochs, loss, data, optimizer, callbacks that show settings or have a state, model, as far as they show it"
+    facts = {'n_epochs': learn.n_epochs, 'loss function': _loss_text(learn.loss_func), 'optimizer': type(learn.opt).__name__}
     for phase, dl in _loaders(learn).items(): facts |= {f'{name} of the {phase} data': fact for name, fact in _loader_facts(dl).items()}
     for i, group in enumerate(learn.opt.param_groups):
         facts |= {f'{name} of parameter group {i}': _numbers(value) for name, value in group.items() if name not in ('params', 'param_names')}
         facts[f'number of tensors in parameter group {i}'] = len(group['params'])
-    facts['callbacks with a state'] = [type(cb).__name__ for cb in _with_state(learn)]
+    facts |= _callback_facts(learn)
     facts |= {f'shape of {name}': tuple(value.shape) for name, value in learn.model.state_dict().items() if isinstance(value, Tensor)}
+    facts |= {f'settings of module {name}' if name else 'settings of the model': _without_addresses(text) for name, module in learn.model.named_modules() if (text := module.extra_repr())}
     return plain(facts, 'the setting')
 
 def check_facts(

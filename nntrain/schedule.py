@@ -269,6 +269,10 @@ class ScheduleCB(Callback):
             for one in given if isinstance(given, (list, tuple)) else [given]:
                 if not callable(one): raise TypeError(f'{name}={one!r} is no schedule: give a function of progress, such as constant({one!r})')
         self.schedules = schedules
+    def __repr__(self):  # each schedule at five points of the way
+        def short(value): return f'{value:.4g}' if isinstance(value, Real) else str(value)
+        def sketch(one): return ' → '.join(map(short, at_steps(one, 5)))
+        return f'{type(self).__name__}({", ".join(f"{name}: {sketch(given) if callable(given) else [*map(sketch, given)]}" for name, given in self.schedules.items())})'
 
     def before_fit(self, learn):
         if 'train' not in learn.phases: return

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
+from nntrain.augment import AugmentCB, MixUpCB, RandomErase
 from nntrain.callbacks import (BatchLimitCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ReduceOnPlateauCB, SaveBestCB,
                                WeightAveragingCB)
-from nntrain.checkpoint import CheckpointCB, plain, random_state, read_checkpoint, set_random_state, write_checkpoint
+from nntrain.checkpoint import CheckpointCB, check_facts, plain, random_state, read_checkpoint, set_random_state, training_facts, write_checkpoint
 from nntrain.compose import AutoAnnealCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, RecorderCB, set_seed
+from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelFit, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, RecorderCB, set_seed
 from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle
 
 NURSERY = '''
@@ -153,7 +155,7 @@ class CrashCB(Callback):
     def after_batch(self, learn):
         if (learn.epoch, learn.phase, learn.iter) == self.at: raise PowerFailure()
 
-def net(n=6): return nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.Dropout(.3), nn.Linear(n, 3))
+def net(n=6, p=.3): return nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.Dropout(p), nn.Linear(n, 3))
 
 def noise(batch): return batch[0] + .1*random.random() + .1*float(np.random.randn()), batch[1]
 
@@ -281,6 +283,37 @@ def test_a_file_of_another_training_touches_nothing(tmp_path):
         assert said in str(error.value) and 'resume=False' in str(error.value)
         same_bits(dict(before), dict(learn.model.state_dict()))
         assert path.read_bytes() == content
+
+def mixes(alpha): return MixUpCB(alpha)
+def augments(p): return AugmentCB(RandomErase(p=p))
+
+@pytest.mark.parametrize('then, now, said', [
+    (dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=.1)), dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=.2)), 'was cross_entropy(label_smoothing=0.1), is cross_entropy(label_smoothing=0.2)'),
+    (dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=nn.CrossEntropyLoss(label_smoothing=.2)), 'label_smoothing=0.2'),
+    (dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 3.]))), 'weight=[1.0, 2.0, 3.0]'),
+    (dict(model=partial(net, p=.2)), dict(model=partial(net, p=.3)), 'settings of module 2 was p=0.2, inplace=False, is p=0.3, inplace=False'),
+    (dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.01))]), dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.02))]), 'settings of ScheduleCB was'),
+    (dict(cbs=[lambda: GradientClipCB(1.)]), dict(cbs=[lambda: GradientClipCB(2.)]), "is ['GradientClipCB(max_norm=2.0, max_value=None)']"),
+    (dict(cbs=[lambda: GradientAccumulationCB(2)]), dict(cbs=[lambda: GradientAccumulationCB(3)]), "is ['GradientAccumulationCB(3)']"),
+    (dict(cbs=[lambda: WeightAveragingCB(.9)]), dict(cbs=[lambda: WeightAveragingCB(.99)]), 'beta=0.99'),
+    (dict(cbs=[lambda: augments(.5)]), dict(cbs=[lambda: augments(.6)]), 'p=0.6'),
+    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "settings of MixUpCB was None, is ['MixUpCB(alpha=0.4)']"),
+    (dict(cbs=[lambda: mixes(.4)]), dict(cbs=[lambda: mixes(.3)]), "is ['MixUpCB(alpha=0.3)']")])
+def test_other_settings_are_another_training(tmp_path, then, now, said):
+    def facts(model=net, loss_func=nn.functional.cross_entropy, cbs=()):
+        class FactsCB(Callback):
+            order = 1000
+            def before_fit(self, learn): self.facts = training_facts(learn); raise CancelFit()
+        seen, dls = FactsCB(), DataLoaders.from_tensors((X[:9], Y[:9]), (X[:9], Y[:9]), batch_size=3)
+        Learner(model(), dls, loss_func, torch.optim.Adam, .01, cbs=[seen, *(cb() for cb in cbs)]).fit(1)
+        return seen.facts
+    before = facts(**then)
+    check_facts(before, facts(**then), 'c.pt')          # objects that are made anew, at other addresses
+    with pytest.raises(ValueError, match=re.escape(said)): check_facts(before, facts(**now), 'c.pt')
+
+def test_addresses_are_no_settings(tmp_path):
+    for _ in range(2):
+        learner(AugmentCB(lambda x: x)).fit(2, cbs=[CheckpointCB(tmp_path/'c.pt')])
 
 def test_a_callback_that_fails_to_load_leaves_nothing_half_loaded(tmp_path):
     class Picky(Callback):

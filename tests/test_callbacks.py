@@ -56,7 +56,7 @@ def test_given_order_does_not_matter(tmp_path_factory, random):
     assert fits[0] == fits[1] and fits[0][2] == 9
 
 def test_gradient_passes_accumulation_scaling_clipping_in_this_order():
-    names = [repr(cb) for cb in sort_callbacks([GradientClipCB(1.), Callback(), MixedPrecisionCB(), GradientAccumulationCB(2), BatchLimitCB(1)])]
+    names = [type(cb).__name__ for cb in sort_callbacks([GradientClipCB(1.), Callback(), MixedPrecisionCB(), GradientAccumulationCB(2), BatchLimitCB(1)])]
     assert names == ['BatchLimitCB', 'GradientAccumulationCB', 'MixedPrecisionCB', 'GradientClipCB', 'Callback']
 
 def test_lr_find_works_with_all_of_them(tmp_path):

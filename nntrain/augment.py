@@ -313,14 +313,13 @@ def mix_targets(
 # %% ../nbs/13_augmentation.ipynb #173bdc01
 class MixUpCB(Callback):
     "Blend the images of a training batch and compute the loss with soft targets; the batch keeps the class with the larger share, for metrics"
-    order = -8              # after AugmentCB and NormalizeCB
+    order, shows = -8, ('alpha',)  # after AugmentCB and NormalizeCB
     mix = staticmethod(mixup)
     def __init__(self,
         alpha:float=.4  # of Beta(alpha, alpha), from which each image's share comes; above 0; 1: every share equally likely, smaller: purer images
     ):
         if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf: raise ValueError(f'alpha must be a finite number above 0, got {alpha!r}; to train without mixing leave {type(self).__name__} out')
         self.alpha, self.shares = alpha, torch.distributions.Beta(float(alpha), float(alpha))
-    def __repr__(self): return f'{type(self).__name__}(alpha={self.alpha})'
     def before_batch(self, learn):
         if not learn.training: return
         x, y = _first_input(learn.batch), learn.yb

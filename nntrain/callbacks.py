@@ -127,14 +127,13 @@ def _scale_grads(params, factor):
 
 class GradientAccumulationCB(Callback):
     "Step once per `n_batches`, and at the end of each epoch, with the gradient of their samples as one batch"
-    order = -4
+    order, shows = -4, ('n_batches',)
     def __init__(self,
         n_batches:int  # at least 1; without a length of the loader, batches left over at an epoch's end join the next epoch's
     ):
         _at_least('n_batches', n_batches)
         self.n_batches = n_batches
         self._restart()
-    def __repr__(self): return f'{type(self).__name__}({self.n_batches})'
     def _restart(self): self.count, self.total, self.unit = 0, 0, 1   # batches and samples so far; the sum is in units of `unit` samples
     def before_fit(self, learn):
         self._restart()
@@ -207,7 +206,7 @@ class MixedPrecisionCB(Callback):
 # %% ../nbs/11_callbacks.ipynb #4ec9ea01
 class GradientClipCB(Callback):
     "Limit the norm of the gradient, or each of its numbers, before the step; `norms` has the norms before clipping"
-    order = After(MixedPrecisionCB)
+    order, shows = After(MixedPrecisionCB), ('max_norm', 'max_value')
     def __init__(self,
         max_norm:float=None,  # limit of the norm over all parameters, above 0
         max_value:float=None  # or: limit of each number, above 0
@@ -216,7 +215,6 @@ class GradientClipCB(Callback):
         limit = max_norm if max_value is None else max_value
         if not 0 < limit < math.inf: raise ValueError(f'the limit must be a finite number above 0, got {limit}')
         self.max_norm, self.max_value, self.norms, self.new = max_norm, max_value, [], []
-    def __repr__(self): return f'{type(self).__name__}(max_norm={self.max_norm}, max_value={self.max_value})'
     def before_fit(self, learn): self.norms, self.new = [], []
     def after_backward(self, learn):
         if self.max_value is not None: nn.utils.clip_grad_value_(_params(learn), self.max_value)
@@ -228,7 +226,7 @@ def _averageable(model): return [t for t in model.state_dict().values() if t.is_
 
 class WeightAveragingCB(Callback):
     "Average weights and buffers over the steps that were taken, and validate with the average"
-    watches = True
+    watches, shows = True, ('beta', 'start', 'every', 'validates')
     def __init__(self,
         beta:float=.99,      # decay in [0, 1]: remembers about 1/(1-beta) steps; 1: the plain mean (SWA)
         start:float=0.,      # begin after this share of the fit's steps, in [0, 1)
@@ -237,8 +235,8 @@ class WeightAveragingCB(Callback):
     ):
         if not 0 <= start < 1: raise ValueError(f'start is a share of the training in [0, 1), got {start}')
         _at_least('every', every)
-        self.average, self.start, self.every, self.validates, self.swap = ExactEMA(beta, dampened=beta < 1), start, every, validates, None
-    def __repr__(self): return f'{type(self).__name__}(beta={self.average.beta}, start={self.start}, every={self.every}, validates={self.validates})'
+        self.average, self.swap = ExactEMA(beta, dampened=beta < 1), None
+        self.beta, self.start, self.every, self.validates = beta, start, every, validates
     @property
     def ready(self)->bool: return self.average.weight > 0
     def before_fit(self, learn):
@@ -316,13 +314,13 @@ class ModelResetCB(Callback):
 class RNNRegularizerCB(Callback):
     "Take predictions apart that are (logits, states, dropped states), and add what large or jumpy states cost to the training loss"
     order = After(MetricsCB)  # metrics see the loss without the penalties
+    shows = 'alpha', 'beta'
     def __init__(self,
         alpha:float=2.,  # weight of the mean square of the states after dropout (AR), at least 0
         beta:float=1.    # weight of the mean square of their change from one place to the next, before dropout (TAR), at least 0
     ):
         if not (0 <= alpha < math.inf and 0 <= beta < math.inf): raise ValueError(f'alpha and beta must be finite and at least 0, got {alpha} and {beta}')
         self.alpha, self.beta = alpha, beta
-    def __repr__(self): return f'{type(self).__name__}(alpha={self.alpha}, beta={self.beta})'
     def after_predict(self, learn):
         if not isinstance(learn.preds, (tuple, list)) or len(learn.preds) != 3:
             raise TypeError(f'the model must return (logits, states, dropped states), got a {type(learn.preds).__name__}')

@@ -182,7 +182,7 @@ def _numbers(value):  # without tensors, so that == gives one answer
 def _without_addresses(text): return re.sub(r' at 0x[0-9a-fA-F]+', '', text)
 
 def _loss_text(loss):  # its name with its settings, such as cross_entropy(label_smoothing=0.1)
-    if isinstance(loss, partial): return _without_addresses(f'{_loss_text(loss.func)}({", ".join([*map(repr, loss.args), *(f"{k}={v!r}" for k, v in loss.keywords.items())])})')
+    if isinstance(loss, partial): return _without_addresses(f'{_loss_text(loss.func)}({", ".join([*(repr(_numbers(v)) for v in loss.args), *(f"{k}={_numbers(v)!r}" for k, v in loss.keywords.items())])})')
     name = getattr(loss, '__name__', type(loss).__name__)
     if not isinstance(loss, nn.Module): return name
     settings = {k: v for k, v in vars(loss).items() if k[0] != '_' and k != 'training' and isinstance(v, (bool, int, float, str))} | {k: _numbers(v) for k, v in loss.state_dict().items() if isinstance(v, Tensor)}

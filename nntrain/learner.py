@@ -84,12 +84,16 @@ class Callback:
     order = 0        # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same event
     needs = ()       # callback classes that must be there too
     watches = False  # True: only looks on (metrics, progress), so it is left out of `lr_find`
+    shows = ()       # names of attributes: settings that `repr` shows, and that must be the same when a checkpoint goes on
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _check_names(cls)
+        if isinstance(cls.shows, str): raise TypeError(f'{cls.__name__}.shows must be a tuple of names, got {cls.shows!r}: write ({cls.shows!r},)')
 
-    def __repr__(self): return type(self).__name__
+    def __repr__(self):
+        settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
+        return type(self).__name__ + f'({settings})'*bool(settings)
 
 # %% ../nbs/02_learner.ipynb #335667c3
 class After:

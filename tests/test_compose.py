@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimizer_checks import ATOL, same_parameters, set_gradients, step_alike
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.testing import assert_close
@@ -54,7 +55,6 @@ PAIRS = {'SGD': (OneSGD, torch.optim.SGD, dicts()), 'Momentum': (OneMomentum, to
 OWN = {'LAMB': LAMB, 'LARS': LARS, 'Lion': Lion, 'Lookahead': with_lookahead(OneAdam),
        'Exact': compose(average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact')}
 SHAPES = [(3, 4), (4,), (), (2, 2, 2)]
-ATOL, RTOL = 1e-12, 1e-13  # float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose last bit alone is above the first
 quick = settings(max_examples=10, deadline=None)
 every = pytest.mark.parametrize('name', PAIRS)
 own = pytest.mark.parametrize('name', OWN)
@@ -66,25 +66,13 @@ def parameters(seed=0):
 
 
 def train(seed, n_steps, *runs, missing=.3, before=lambda group, t: None):
-    "The same random gradients, some of them missing, for each (parameters, optimizer); all must agree after each step, and go on from the first one's parameters (see `step_alike` in test_optimizers)"
+    "The same random gradients, some of them missing, for each (parameters, optimizer); all agree after each step"
     gen = torch.Generator().manual_seed(seed)
     for t in range(n_steps):
-        for ps in zip(*[ps for ps, _ in runs], strict=True):
-            grad = None if torch.rand((), generator=gen) < missing else torch.randn(ps[0].shape, generator=gen, dtype=torch.float64)
-            for p in ps: p.grad = None if grad is None else grad.clone()
-        grads = [None if p.grad is None else p.grad.clone() for p in runs[0][0]]
+        set_gradients(gen, *(ps for ps, _ in runs), missing=missing)
         for _, opt in runs:
             for group in opt.param_groups: before(group, t)
-            opt.step()
-        assert all(p.grad is None if g is None else torch.equal(p.grad, g) for p, g in zip(runs[0][0], grads)), 'p.grad was edited'
-        for ps, _ in runs[1:]:
-            same(ps, runs[0][0])
-            with torch.no_grad():
-                for p, q in zip(ps, runs[0][0]): p.copy_(q)
-
-
-def same(ours, theirs):
-    for p, q in zip(ours, theirs, strict=True): assert_close(p, q, rtol=RTOL, atol=ATOL)
+        step_alike(*runs)
 
 
 def pair(name, data, foreach, seed):
@@ -201,7 +189,7 @@ def test_torch_compile_traces_the_step_whole(cls):
             for p, q in zip(a, b): p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64); q.grad = p.grad.clone()
             step()
             plain.step()
-    same(a, b)
+    same_parameters(a, b)
 
 
 @given(st.floats(0, 10), st.floats(0, 10))

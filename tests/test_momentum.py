@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimizer_checks import set_gradients
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,12 +20,6 @@ shares = st.floats(.05, .95)
 
 
 def parameters(): return [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((2, 3), (), (4,))]
-
-
-def set_gradients(gen, *lists, missing=.3):
-    for ps in zip(*lists, strict=True):
-        grad = None if torch.rand((), generator=gen) < missing else torch.randn(ps[0].shape, generator=gen, dtype=torch.float64)
-        for p in ps: p.grad = None if grad is None else grad.clone()
 
 
 def same(a, b):

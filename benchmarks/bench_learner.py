@@ -1,7 +1,7 @@
 "Overhead of the learner with metrics over a bare PyTorch loop, per batch, on a tiny model (batch 32)"
 import argparse
-import sys
 import io
+import sys
 from contextlib import redirect_stdout
 
 import torch

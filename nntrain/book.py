@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'Verdict', 'Prediction', 'predict', 'record', 'results', 'result',
-           'in_band', 'results_table', 'nntrain_execute', 'nntrain_sync', 'ColabLinkProc', 'TitleProc',
-           'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc', 'ShowExportsProc']
+           'in_band', 'Difference', 'paired_difference', 'results_table', 'nntrain_execute', 'nntrain_sync',
+           'ColabLinkProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc', 'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
 import argparse, ast, base64, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
@@ -791,28 +791,77 @@ def result(
     near = get_close_matches(experiment, rows, 3) or sorted(rows)[:8]
     raise ValueError(f"no recorded result {experiment!r}; " + (f"there is {', '.join(near)}" if near else "nothing is recorded yet"))
 
+# %% ../nbs/90_book.ipynb #90b10001
+def _t_share(t, df):  # share of Student's t distribution between -t and t; `df` degrees of freedom, a whole number
+    angle = math.atan(t/df**.5)
+    total, term = (angle, math.sin(angle)*math.cos(angle)) if df%2 else (0., math.sin(angle))
+    for k in range(3 if df%2 else 2, df+1, 2):
+        total += term
+        term *= math.cos(angle)**2*(k-1)/k
+    return total*2/math.pi if df%2 else total
+
+def _t_bound(level, df):  # the t with this share between -t and t
+    if not 0<level<1: raise ValueError(f"level={level!r} must be a share between 0 and 1, such as 0.95")
+    low, high = 0., 1.
+    while _t_share(high, df)<level: high *= 2
+    for _ in range(60):
+        t = (low+high)/2
+        low,high = (t, high) if _t_share(t, df)<level else (low, t)
+    return high
+
 # %% ../nbs/90_book.ipynb #48088701
 def in_band(
-    value:float,     # your result, in the row's unit
-    experiment:str,  # name of the recorded row
-    k:float=3,       # how many standard deviations of one run are normal
-    source=None,     # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy with real
-    folder=None,     # as in `results`
-)->Verdict:          # true when normal; prints as a sentence
-    "Say whether your number is what a run like ours gives"
+    value:float,      # your result, in the row's unit
+    experiment:str,   # name of the recorded row
+    level:float=.95,  # share of runs like ours that the band should hold, in (0, 1)
+    source=None,      # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy with real
+    folder=None,      # as in `results`
+)->Verdict:           # true when normal; prints as a sentence
+    "Say whether your number is what one more run like ours gives (a prediction interval with Student's t); a recorded value is not judged by itself"
     row = result(experiment, folder)
     value = float(value)
     if source is not None and (source=='toy')!=(row.source=='toy'):
         return Verdict(False, f"not comparable: your data are {source}, ours were {row.source}")
     ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
     if not math.isfinite(value): return Verdict(False, f"{value} is no number ({ours}): did the loss diverge?")
+    if value in row['values']:
+        seed = row.seeds[row['values'].index(value)]
+        return Verdict(True, f"{value:.4g} is exactly what seed {seed} gave ({ours}): nothing to judge")
     if not row.se: raise ValueError(f"{experiment} was recorded with {row.n} seed(s) and has no spread to compare with")
-    sd = row.se*row.n**.5*(1+1/row.n)**.5  # spread of one more run around a mean of n
-    z = (value-row.mean)/sd
-    side = 'high' if z>0 else 'low'
-    if abs(z)<=k: return Verdict(True, f"{value:.4g} is normal: {abs(z):.1f} σ {side} ({ours})")
-    good = (z>0)==(row.better=='higher')
-    return Verdict(False, f"{value:.4g} is {abs(z):.1f} σ {side} ({ours}): " + ("better than ours; what did you change?" if good else row.hint))
+    half = _t_bound(level, row.n-1)*row.se*(row.n+1)**.5  # se·√(n+1) = s·√(1 + 1/n)
+    band = f"{level*100:.4g} % of runs like ours lie between {row.mean-half:.4g} and {row.mean+half:.4g} ({ours})"
+    if abs(value-row.mean)<=half: return Verdict(True, f"{value:.4g} is normal: {band}")
+    high = value>row.mean
+    better = high==(row.better=='higher')
+    return Verdict(False, f"{value:.4g} is {'high' if high else 'low'}: {band}: " + ("better than ours; what did you change?" if better else row.hint))
+
+# %% ../nbs/90_book.ipynb #90b10005
+class Difference(Verdict):
+    "Mean difference of pairs with its interval: true when 0 lies outside of it, prints as a sentence"
+    def __init__(self, mean, half, n, level):
+        self.mean,self.low,self.high,self.n,self.level = mean,mean-half,mean+half,n,level
+        told = not self.low<=0<=self.high
+        text = f"{mean:+.4f} ({level*100:.4g} % interval {self.low:+.4f} to {self.high:+.4f}, {n} pairs): "
+        super().__init__(told, text + ("told apart" if told else "not told apart"))
+
+def _by_seed(runs):  # a row, the result of `run_seeds`, or plain numbers -> {seed: value}
+    if isinstance(runs, dict): seeds,values = runs['seeds'],runs['values']
+    elif hasattr(runs, 'seeds'): seeds,values = runs.seeds,runs.values
+    else: seeds,values = range(len(runs)),runs
+    return dict(zip(seeds, map(float, values)))
+
+def paired_difference(
+    a,                # final values, one per seed: a list, a recorded row, or what `run_seeds` gives
+    b,                # the same for the other method, with the same seeds
+    level:float=.95,  # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
+)->Difference:        # `mean`, `low`, `high` of a-b, `n` pairs; true when 0 lies outside of the interval
+    "Mean difference of two methods that ran with the same seeds, with its interval (Student's t on the differences)"
+    a,b = _by_seed(a),_by_seed(b)
+    if set(a)!=set(b): raise ValueError(f"pairs need the same seeds on both sides, not {sorted(a)} and {sorted(b)}")
+    if len(a)<2: raise ValueError(f"a difference needs at least two pairs, not {len(a)}: run more seeds")
+    d = np.array([a[seed]-b[seed] for seed in a])
+    if not np.isfinite(d).all(): raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
+    return Difference(float(d.mean()), _t_bound(level, len(d)-1)*float(d.std(ddof=1))/len(d)**.5, len(d), level)
 
 # %% ../nbs/90_book.ipynb #cd6736f0
 class _Markdown(str):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_MEAN', 'FASHION_STD', 'read_idx', 'show_image', 'show_images', 'toy_fashion', 'Budget',
            'budget', 'default_device', 'to_device', 'FashionTensors', 'fashion_tensors', 'fashion_mnist', 'collate',
-           'collate_tuple', 'TensorLoader', 'stratified_split', 'DataLoaders', 'fashion_dls']
+           'collate_tuple', 'TensorLoader', 'stratified_split', 'n_batches', 'DataLoaders', 'fashion_dls']
 
 # %% ../nbs/01_data.ipynb #3b1d1936
 import functools, gzip, hashlib, math, os, struct, threading, time, warnings, zlib
@@ -507,6 +507,13 @@ def _check_loader(name, dl):
     if isinstance(dl, Iterator):
         raise TypeError(f"{name} is a one-shot iterator ({type(dl).__name__}): it would be empty in the second epoch; pass a loader or a list of batches")
     if not hasattr(dl, '__iter__'): raise TypeError(f"{name} must be a loader that can be iterated over again and again, got {type(dl).__name__}")
+
+def n_batches(
+    loader,     # anything that gives batches
+)->int|None:    # in one pass; None: nobody knows before it is over
+    "Length of a loader, also where `len` fails: each DataLoader has `__len__`, but its data set may have none"
+    try: return len(loader)
+    except (TypeError, NotImplementedError): return None
 
 class DataLoaders:
     "Training, validation and perhaps test loader under one name"

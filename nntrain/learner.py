@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
 import difflib
+import inspect
 import math
 import random
 import time
+import types
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import default_device, to_device
+from .data import DataLoaders, TensorLoader, default_device, n_batches, to_device
 
 # %% auto #0
 __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set_seed', 'CancelFit', 'CancelEpoch', 'CancelPhase',
@@ -28,7 +31,7 @@ __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set
            'Learner', 'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'keep_freed_memory', 'DeviceCB',
            'history_table', 'plot_history', 'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB',
            'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB', 'TrainCB', 'MomentumLearner', 'smooth_losses',
-           'LRFinderCB', 'LRFind', 'Runs', 'run_seeds']
+           'LRFinderCB', 'LRFind', 'aside', 'Runs', 'run_seeds']
 
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
@@ -52,7 +55,7 @@ class CancelFit(Exception): "Raise in a callback: leave the fit"
 class CancelEpoch(Exception): "Raise in a callback: leave this epoch, go on with the next"
 class CancelPhase(Exception): "Raise in a callback: leave this pass over the training or validation data"
 class CancelBatch(Exception): "Raise in a callback: leave this batch, go on with the next"
-class CancelStep(Exception): "Raise in a callback or in `step`: leave gradients and weights as they are, go on with this batch"
+class CancelStep(Exception): "Raise in `after_backward` or in `step`: take no step, keep the gradients, go on with this batch"
 CANCELS = dict(zip(LEVELS, (CancelFit, CancelEpoch, CancelPhase, CancelBatch)))
 
 # %% ../nbs/02_learner.ipynb #decc28a0
@@ -63,11 +66,19 @@ def run_level(
 )->None:
     "Run `body` as `level`: before, body, after; a cancel of this level ends it quietly; clean-up always"
     try:
-        emit('before_'+level)
-        body()
-        emit('after_'+level)
-    except CANCELS[level]: pass
-    finally: emit('cleanup_'+level)
+        try:
+            emit('before_'+level)
+            body()
+            emit('after_'+level)
+        except CANCELS[level]: pass
+    except BaseException as error:               # on its way up
+        try: emit('cleanup_'+level)
+        except Exception as second:
+            if isinstance(error, (*CANCELS.values(), CancelStep)): raise
+            if hasattr(error, 'add_note'):       # Python 3.11 and newer
+                error.add_note(f'cleanup_{level} failed as well: {second!r}')
+        raise
+    emit('cleanup_'+level)
 
 # %% ../nbs/02_learner.ipynb #d71e36b2
 def _check_names(cls):  # of the methods that `cls` itself has
@@ -79,21 +90,59 @@ def _check_names(cls):  # of the methods that `cls` itself has
             raise TypeError(f'{cls.__name__}.{name} looks like an event, but there is none of that name: did you mean {near[0]!r}? '
                             f'Events: {", ".join(EVENTS)}. A helper method of another kind may start with an underscore.')
 
+def _given(cls, args, kwargs):
+    "A constructor's arguments by name, with defaults; what goes on to a base class has the names there"
+    given, rest = {}, {}
+    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
+        if '__init__' not in vars(base): continue
+        signature = inspect.signature(base.__init__)
+        try: bound = signature.bind_partial(None, *args, **kwargs)
+        except TypeError: break                              # `__init__` itself will say so
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])      # without self
+        rest = {p.kind: name for name, p in signature.parameters.items()
+                if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        rest = {kind: (name, named.pop(name)) for kind, name in rest.items()}
+        given = named | given
+        args = rest.get(inspect.Parameter.VAR_POSITIONAL, ('', ()))[1]
+        kwargs = rest.get(inspect.Parameter.VAR_KEYWORD, ('', {}))[1]
+        if not rest: break                                   # nothing goes on
+    return given | dict(rest.values())
+
 class Callback:
     "Base class of all callbacks: give it methods named like events, each takes the learner"
-    order = 0        # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same event
-    needs = ()       # callback classes that must be there too
-    watches = False  # True: only looks on (metrics, progress), so it is left out of `lr_find`
-    shows = ()       # names of attributes: settings that `repr` shows, and that must be the same when a checkpoint goes on
+    order = 0              # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same event
+    needs = ()             # callback classes that must be there too
+    watches = False        # True: only looks on (metrics, progress), so it is left out of `lr_find`
+    changes_model = False  # True: validation sees another model (an average), so predictions need it, too
+    owns = ()              # names of hyperparameters that it writes, such as ('lr',): each has one owner
+    shows = ()             # names of attributes that `repr` shows
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._given = _given(cls, args, kwargs)
+        return self
+
+    def __init__(self): super().__init__()       # so that arguments nobody asked for are refused
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _check_names(cls)
-        if isinstance(cls.shows, str): raise TypeError(f'{cls.__name__}.shows must be a tuple of names, got {cls.shows!r}: write ({cls.shows!r},)')
+        for name in 'shows', 'owns':
+            value = getattr(cls, name)
+            if isinstance(value, str):
+                raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
+                                f'got {value!r}: write ({value!r},)')
 
     def __repr__(self):
         settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
         return type(self).__name__ + f'({settings})'*bool(settings)
+
+    def settings(self)->dict:
+        "What it was made with: arguments by name, with defaults, and `shows`; each as it is now"
+        shown = {name: getattr(self, name) for name in self.shows}
+        now = vars(self) | shown
+        return {name: now.get(name, value) for name, value in self._given.items()} | shown
 
 # %% ../nbs/02_learner.ipynb #335667c3
 class After:
@@ -156,6 +205,10 @@ class Learner:
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
+    def count(self)->int:
+        "How many samples the current batch holds; override it for batches of another kind"
+        return _n_samples(self.batch)
+
     @property
     def xb(self)->tuple: return unpack(self.batch)[0]  # inputs of the current batch
     @property
@@ -171,22 +224,40 @@ def _one_batch(self:Learner):
     verbs, emit = self._verbs, self._emit
     if self.iter == 0: self._check_devices()
     verbs['predict'](); emit('after_predict')
-    verbs['get_loss'](); emit('after_loss')
-    if self.training:
-        verbs['backward']()
-        try:
-            emit('after_backward')
-            verbs['step'](); self.n_taken += 1
-            emit('after_step')
-            verbs['zero_grad']()
-        except CancelStep: pass  # the gradients stay: the next backward adds to them
+    verbs['get_loss'](); self._check_loss(); emit('after_loss')
+    if not self.training: return
+    verbs['backward']()
+    try:
+        emit('after_backward')
+        verbs['step']()
+    except CancelStep: return  # the gradients stay: the next backward adds to them
+    self.n_taken += 1
+    emit('after_step')         # too late for a CancelStep: the weights have changed
+    verbs['zero_grad']()
+
+@patch
+def _check_loss(self:Learner):
+    shape = getattr(self.loss, 'shape', None)
+    if shape is None or len(shape) == 0: return
+    raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                     f"take its mean (in torch's losses: reduction='mean')")
 
 # %% ../nbs/02_learner.ipynb #7acfb518
 def _tensors(batch):
-    if isinstance(batch, Tensor): yield batch
-    elif isinstance(batch, dict): yield from _tensors(list(batch.values()))
+    if isinstance(batch, nn.utils.rnn.PackedSequence): yield batch.data  # its sizes stay on the CPU
+    elif isinstance(batch, Tensor): yield batch
+    elif isinstance(batch, Mapping): yield from _tensors(list(batch.values()))
     elif isinstance(batch, (tuple, list)):
         for part in batch: yield from _tensors(part)
+
+def _n_samples(batch):
+    first = batch
+    while isinstance(first, (tuple, list, Mapping)) and len(first):
+        if isinstance(first, nn.utils.rnn.PackedSequence): return int(first.batch_sizes[0])
+        first = next(iter(first.values() if isinstance(first, Mapping) else first))
+    if isinstance(first, (Tensor, np.ndarray)) and first.ndim: return len(first)
+    raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
+                    f'override Learner.count, which returns that number')
 
 @patch
 def _check_devices(self:Learner):
@@ -220,17 +291,36 @@ def _all_epochs(self:Learner):
 # %% ../nbs/02_learner.ipynb #b344ec4e
 @patch
 def _emit(self:Learner, event):
+    when, _, level = event.partition('_')
+    if when == 'cleanup': return self._clean_up(event, self._reached[level])
+    for handler in self._handlers[event]:
+        if when == 'before': self._reached[level] = handler
+        self._call(handler)
+    if when == 'before': self._reached[level] = None       # all of them
+
+@patch
+def _call(self:Learner, handler):
+    calling = self._calling                # those that are being called right now
+    calling.append(_owner(handler))
+    try: handler(self)
+    finally: calling.pop()
+
+def _owner(handler): return getattr(handler, '__self__', None)   # the callback whose method it is
+
+@patch
+def _clean_up(self:Learner, event, reached):
     handlers, errors = self._handlers[event], []
-    if not event.startswith('cleanup_'):
-        for handler in handlers: handler(self)
-        return
+    if reached is not None:
+        place = {id(cb): i for i, cb in enumerate(self.active)}
+        handlers = [h for h in handlers if place[id(_owner(h))] <= place[id(_owner(reached))]]
     for handler in handlers:
-        try: handler(self)
-        except Exception as e: errors.append(e)
-    if errors: raise errors[0]
+        try: self._call(handler)
+        except BaseException as e: errors.append(e)
+    if errors: raise next((e for e in errors if not isinstance(e, Exception)), errors[0])  # Ctrl-C first
 
 @patch
 def _listen(self:Learner, cbs):
+    self.active, self._reached, self._calling = cbs, {}, []  # `active`: all callbacks of this fit, in their order
     self._handlers = {event: [getattr(cb, event) for cb in cbs if hasattr(cb, event)] for event in EVENTS}
     self._verbs = {verb: getattr(self, verb) for verb in VERBS}
     for verb in VERBS:
@@ -242,8 +332,8 @@ def _listen(self:Learner, cbs):
 def check_callbacks(
     cbs  # what somebody passed as callbacks
 )->None:
-    "Refuse what is no callback, a method that looks like an event and is none, the same callback twice, and callbacks whose `needs` are missing"
-    for cb in cbs:
+    "Refuse what cannot work: no callback, an unknown event, one given twice, missing `needs`, two owners of a hyperparameter"
+    for i, cb in enumerate(cbs):
         if not isinstance(cb, Callback):
             hint = f': pass an object, {cb.__name__}()' if isinstance(cb, type) else ''
             raise TypeError(f'{cb!r} is not a Callback{hint}')
@@ -253,6 +343,9 @@ def check_callbacks(
         for needed in cb.needs:
             if not any(isinstance(other, needed) for other in cbs):
                 raise ValueError(f'{cb} needs {needed.__name__}, which is not among the callbacks {list(cbs)}: add {needed.__name__}()')
+        for other in cbs[:i]:
+            if both := sorted(set(cb.owns) & set(other.owns)):
+                raise ValueError(f'{other} and {cb} would both write {", ".join(both)}: keep one of them')
 
 # %% ../nbs/02_learner.ipynb #3e4e6bac
 @patch
@@ -279,16 +372,31 @@ def fit(self:Learner,
     self.check_fit(n_epochs, lr, train, valid)
     cbs = [*self.cbs, *cbs]
     check_callbacks(cbs)
-    active = sort_callbacks(cbs)
-    self._listen(active)
-    self.active = active  # all callbacks of this fit, in their order
+    self._listen(sort_callbacks(cbs))
     self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
     self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
     if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
-    self.n_taken, self.n_steps = 0, n_epochs*len(self.dls.train) if train and hasattr(self.dls.train, '__len__') else None  # steps taken; steps planned
+    n = n_batches(self.dls.train) if train else None
+    self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n  # steps taken; steps planned
     self.model.zero_grad()
     try: run_level('fit', self._all_epochs, self._emit)
-    except (*CANCELS.values(), CancelStep) as e: raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
+    except CancelStep as e:
+        raise RuntimeError('CancelStep was raised where no step can be left out any more: '
+                           'raise it in after_backward or in `step`') from e
+    except tuple(CANCELS.values()) as e:
+        raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
+    finally: self._let_go()
+
+def _detached(value):  # without graph; None if it is of another kind
+    if isinstance(value, Tensor): return value.detach()
+    if isinstance(value, dict): return {k: _detached(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)): return [_detached(v) for v in value]
+
+@patch
+def _let_go(self:Learner):
+    for name in {'preds', 'loss'} & set(vars(self)): setattr(self, name, _detached(getattr(self, name)))
+    self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
+    self.dl = None
 
 # %% ../nbs/02_learner.ipynb #a8838b71
 @patch
@@ -387,10 +495,10 @@ def before_phase(self:MetricsCB, learn):
 
 @patch
 def after_loss(self:MetricsCB, learn):
-    self.loss.update(learn.loss.detach(), len(next(_tensors(learn.batch))))
     if self.metrics:
         preds, targets = learn.preds.detach(), learn.yb
         for m in self.metrics.values(): m.update(preds, targets)
+    self.loss.update(learn.loss.detach(), learn.count())  # last: if a metric refuses, nothing is counted
 
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
@@ -509,13 +617,14 @@ class ProgressCB(Callback):
     def before_fit(self, learn):
         self.screen = (_NotebookScreen if in_notebook() else _TerminalScreen)(self.plot)
     def before_phase(self, learn):
-        total = len(learn.dl) if hasattr(learn.dl, '__len__') else None
-        self.screen.start(f'{learn.epoch+1}/{learn.n_epochs} {learn.phase}', total, self.every)
+        title = f'{learn.epoch+1}/{learn.n_epochs} {learn.phase}'
+        self.screen.start(title, n_batches(learn.dl), self.every)
     def cleanup_batch(self, learn): self.screen.tick()
     def cleanup_phase(self, learn): self.screen.stop()
     def after_epoch(self, learn): self.screen.row(learn.history)
     def cleanup_fit(self, learn):
-        if hasattr(self, 'screen'): self.screen.close()
+        self.screen.close()
+        del self.screen              # a closed bar cannot be copied or pickled
 
 # %% ../nbs/02_learner.ipynb #ec6a9108
 class _TerminalScreen:
@@ -566,12 +675,14 @@ class _NotebookScreen:
     def close(self): self.show()
 
 # %% ../nbs/02_learner.ipynb #8355a28b
+def _loss(learn): return learn.loss.detach()
+
 class RecorderCB(Callback):
     "Note the loss and `fns` at each training batch; values are kept on the device until the phase ends"
     order, watches = 10, True
     def __init__(self,
         **fns  # name=function of the learner, giving a number or a 0-dim tensor
-    ): self.fns = {'loss': lambda learn: learn.loss.detach()} | fns
+    ): self.fns = {'loss': _loss} | fns
     def before_fit(self, learn): self.values, self.new = {name: [] for name in self.fns}, {}
     def before_phase(self, learn): self.new = {name: [] for name in self.fns}
     def after_loss(self, learn):
@@ -735,23 +846,105 @@ def _generators(*owners):  # the random generators that they hold as `.generator
 def _loader_generators(loader):  # those that a DataLoader draws its order from
     return _generators(loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))
 
+def _remember_tensor(t):
+    lazy = isinstance(t, nn.parameter.UninitializedTensorMixin)
+    if not lazy and (t.grad_fn is not None or t.is_inference()): return None, ()  # a result
+    value = t.data if lazy else t.detach().clone()
+    grad, needs_grad, kind = t.grad, t.requires_grad, type(t)
+    def undo():
+        same = not lazy and (t.shape, t.dtype, t.device) == (value.shape, value.dtype, value.device)
+        if same: t.data.copy_(value)
+        else: t.data = value                       # it was moved, or made ready by its first batch
+        t.grad = grad
+        t.requires_grad_(needs_grad)
+        if lazy: t.__class__ = kind
+    return undo, () if grad is None else (grad,)
+
+def _refill(container, kept):
+    "Give a dict, list, deque or set its old content, if it has changed"
+    if isinstance(container, dict):
+        now, then = [*container, *container.values()], [*kept, *kept.values()]
+    else: now, then = list(container), list(kept)
+    if len(now) == len(then) and all(a is b for a, b in zip(now, then)): return
+    container.clear()
+    if isinstance(container, (dict, set)): container.update(kept)
+    else: container.extend(kept)
+
+def _remember_object(obj):
+    kind, undo = type(obj), partial(_refill, vars(obj), dict(vars(obj)))
+    def undo_all():
+        undo()
+        if type(obj) is not kind: obj.__class__ = kind   # a lazy layer became a usual one
+    return undo_all, vars(obj).values()
+
+# %% ../nbs/02_learner.ipynb #02a51de1
+_ATOMS = (int, float, complex, str, bytes, type(None), type, types.FunctionType,
+          types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
+_DATA = (torch.utils.data.DataLoader, torch.utils.data.Dataset, torch.utils.data.Sampler,
+         DataLoaders, TensorLoader)
+_ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib', 'IPython', 'tqdm',
+          'threading', 'queue', 'logging', 'asyncio', 'concurrent', 'multiprocessing')
+
+def _remember(obj):
+    "How to undo what will happen to `obj` (None: nothing to do), and what to look at next"
+    if isinstance(obj, Tensor): return _remember_tensor(obj)
+    if isinstance(obj, torch.Generator): return partial(obj.set_state, obj.get_state()), ()
+    if isinstance(obj, np.random.RandomState): return partial(obj.set_state, obj.get_state()), ()
+    if isinstance(obj, random.Random): return partial(obj.setstate, obj.getstate()), ()
+    if isinstance(obj, np.random.Generator):
+        bits = obj.bit_generator
+        return partial(setattr, bits, 'state', bits.state), ()
+    if isinstance(obj, np.ndarray):
+        return partial(np.copyto, obj, obj.copy()) if obj.flags.writeable else None, ()
+    if isinstance(obj, dict): return partial(_refill, obj, dict(obj)), (*obj, *obj.values())
+    if isinstance(obj, (list, deque, set)): return partial(_refill, obj, obj.copy()), tuple(obj)
+    if isinstance(obj, (tuple, frozenset)): return None, obj
+    if isinstance(obj, types.MethodType): return None, (obj.__self__,)
+    if isinstance(obj, partial): return None, (obj.func, obj.args, obj.keywords)
+    alive = str(type(obj).__module__).startswith(_ALIVE) and not isinstance(obj, nn.Module)
+    return (None, ()) if alive or not hasattr(obj, '__dict__') else _remember_object(obj)
+
+def _undo_all(learn):
+    "Functions that put back `learn` and all that it holds"
+    todo, seen = [(getattr(learn, name, None), True) for name in ('dl', 'dls')], {}
+    passing = ('dl', 'dls', 'batch', 'preds', 'loss')       # only the references
+    todo += [(value, False) for name, value in vars(learn).items() if name not in passing]
+    yield _remember_object(learn)[0]
+    while todo:
+        obj, is_data = todo.pop()
+        if isinstance(obj, _ATOMS) or id(obj) in seen or obj is learn: continue
+        seen[id(obj)] = obj
+        is_data = is_data or isinstance(obj, _DATA)
+        if is_data and isinstance(obj, (Tensor, np.ndarray, list, tuple, dict, set)): continue
+        undo, parts = _remember(obj)
+        todo += [(part, is_data) for part in parts]
+        if undo: yield undo
+        if getattr(obj, '_iterator', None) is not None and is_data:
+            obj._iterator = None          # workers that are busy with the pass under way: others step in
+
+# %% ../nbs/02_learner.ipynb #02a51de3
 @contextlib.contextmanager
-def _put_back(learn):
-    "Run a trial fit, then restore model, gradients, modes, optimizer, history, epoch and generator of the loader, and random state"
-    state, modes = copy.deepcopy(learn.model.state_dict()), {m: m.training for m in learn.model.modules()}
-    kept = {name: getattr(learn, name) for name in ('opt', 'history', 'cbs', 'lr')}
-    loader, python_state, numpy_state = learn.dls.train, random.getstate(), np.random.get_state()
-    epoch, own = getattr(loader, 'epoch', None), [(g, g.get_state()) for g in _loader_generators(loader)]
+def _random_kept():
+    "Put back the global random generators of Python, NumPy and torch"
+    python, numpy = random.getstate(), np.random.get_state()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
-        with torch.random.fork_rng(): yield
+        with torch.random.fork_rng(range(torch.cuda.device_count())): yield
     finally:
-        learn.model.load_state_dict(state)
-        for module, mode in modes.items(): module.training = mode
-        learn.model.zero_grad()
-        vars(learn).update(kept)
-        random.setstate(python_state); np.random.set_state(numpy_state)
-        for generator, its in own: generator.set_state(its)
-        if epoch is not None: loader.epoch = epoch
+        random.setstate(python); np.random.set_state(numpy)
+        if mps is not None: torch.mps.set_rng_state(mps)
+
+@contextlib.contextmanager
+def aside(
+    learn:Learner  # may be in the middle of a fit
+):                 # the same learner
+    "What runs inside leaves no trace on the training: weights, optimizer, callbacks, loaders, random numbers are put back"
+    with contextlib.ExitStack() as stack:
+        for undo in _undo_all(learn): stack.callback(undo)
+        stack.enter_context(_random_kept())
+        busy = [id(cb) for cb in getattr(learn, '_calling', ())]
+        learn.cbs = tuple(cb for cb in learn.cbs if id(cb) not in busy)
+        yield learn
 
 # %% ../nbs/02_learner.ipynb #4549eb29
 @patch
@@ -762,11 +955,11 @@ def lr_find(self:Learner,
     stop_at:float=4.,     # stop when the smoothed loss is this many times its best
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
-    "Measure the loss while the learning rate grows [Smith 2017]; model and optimizer are put back afterwards"
+    "Measure the loss while the learning rate grows [Smith 2017]; it leaves no trace (see `aside`)"
     if not 0 < start_lr < end_lr < math.inf: raise ValueError(f'0 < start_lr < end_lr must hold, got {start_lr} and {end_lr}')
     if n_steps < 5: raise ValueError(f'n_steps must be at least 5, got {n_steps}')
     finder = LRFinderCB(start_lr, end_lr, n_steps, stop_at, beta)
-    with _put_back(self):
+    with aside(self):
         self.cbs = tuple(cb for cb in self.cbs if not cb.watches)
         self.fit(n_steps+1, lr=start_lr, cbs=[finder], valid=False)
     if len(finder.losses) < 2: raise ValueError(f'the loss was not finite from the start ({finder.stopped}): look at the data and the model')

@@ -1,7 +1,12 @@
 "The learner under random cancels and errors, and what chapter 2 only shows once"
+import copy
 import math
-from collections import Counter
+import pickle
+import random
+from collections import Counter, deque
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nntrain.data import DataLoaders
-from nntrain.learner import (CANCELS, EVENTS, LEVELS, Accuracy, After, Before, Callback, Learner, Mean, MetricsCB, ProgressCB, RecorderCB,
-                             run_seeds, smooth_losses, sort_callbacks)
+from nntrain.data import DataLoaders, TensorLoader
+from nntrain.learner import (CANCELS, EVENTS, LEVELS, Accuracy, After, Before,
+                             BatchTransformCB, Callback, CancelFit, CancelStep, Learner, Mean,
+                             MetricsCB, NormalizeCB, ProgressCB, RecorderCB, SingleBatchCB, aside,
+                             check_callbacks, run_seeds, smooth_losses, sort_callbacks)
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples
@@ -180,7 +187,7 @@ def test_callbacks_may_come_from_an_iterator(capsys):
     noted = Everything(-1, None)
     l = learner()
     l.fit(1, cbs=(cb for cb in [noted]))
-    assert noted.heard and noted in l.active
+    assert noted.heard and l.active == []  # a guest of that fit only
     l.show_loop(iter([noted]))
     assert 'Everything' in capsys.readouterr().out
 
@@ -192,3 +199,409 @@ def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
     before = own.get_state()
     Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy).lr_find(n_steps=8)
     assert torch.equal(own.get_state(), before)
+
+
+# --- clean-up: for those who began, and never instead of the error under way
+
+class OpenCB(Callback):
+    "Notes what it opened and closed; fails where it is told to"
+    def __init__(self, name, log, fails=None): self.name, self.log, self.fails = name, log, fails
+    def _note(self, event):
+        self.log.append((self.name, event))
+        if self.fails == event: raise OSError(f'{self.name} {event}')
+    def before_fit(self, learn): self._note('before_fit')
+    def cleanup_fit(self, learn): self._note('cleanup_fit')
+
+
+def test_who_never_began_has_nothing_to_clean_up():
+    log = []
+    learn = learner(OpenCB('a', log), OpenCB('b', log, 'before_fit'), OpenCB('c', log))
+    with pytest.raises(OSError, match='b before_fit'): learn.fit(1)
+    assert log == [(n, when) for when in ('before_fit', 'cleanup_fit') for n in 'ab']
+    log.clear()
+    learn.cbs[1].fails = None
+    learn.fit(1)
+    assert log == [(n, when) for when in ('before_fit', 'cleanup_fit') for n in 'abc']
+
+
+def test_what_an_earlier_batch_reached_does_not_count():
+    class Skip(Callback):
+        def before_batch(self, learn):
+            if learn.iter == 1: raise CANCELS['batch']()
+    class Later(Callback):
+        order = 1
+        def __init__(self): self.seen = []
+        def cleanup_batch(self, learn): self.seen.append(learn.iter)
+    later = Later()
+    learner(Skip(), later).fit(1, valid=False)
+    assert later.seen == [0, 2]
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+@pytest.mark.parametrize('event', ['before_batch', 'after_loss', 'before_phase', 'after_epoch'])
+def test_an_error_in_clean_up_does_not_hide_the_one_under_way(error, event):
+    class Bad(Callback):
+        def _fail(self, learn):
+            if raised: raise OSError('clean-up')
+    for level in LEVELS: setattr(Bad, 'cleanup_'+level, Bad._fail)
+    class Stop(Callback): pass
+    raised = []
+    def stop(self, learn): raised.append(event); raise error('mine')
+    setattr(Stop, event, stop)
+    with pytest.raises(error, match='mine'): learner(Bad(), Stop(), MetricsCB(Accuracy())).fit(1)
+
+
+def test_a_cancel_does_not_hide_an_error_in_clean_up():
+    class Bad(Callback):
+        def cleanup_batch(self, learn): raise OSError('clean-up')
+        def after_loss(self, learn): raise CancelFit()
+    with pytest.raises(OSError, match='clean-up'): learner(Bad()).fit(1)
+
+
+def test_ctrl_c_in_clean_up_comes_out_and_the_others_clean_up():
+    log = []
+    class Interrupted(OpenCB):
+        def cleanup_fit(self, learn): super().cleanup_fit(learn); raise KeyboardInterrupt()
+    bad, after = OpenCB('a', log, 'cleanup_fit'), OpenCB('c', log)
+    with pytest.raises(KeyboardInterrupt): learner(bad, Interrupted('b', log), after).fit(1)
+    assert log[-3:] == [(n, 'cleanup_fit') for n in 'abc']
+
+
+def wrong_targets(y): return F.one_hot(y, 2).float()  # fine for cross_entropy, not for Accuracy
+
+
+def test_metrics_do_not_hide_what_was_wrong():
+    batches = [(x, wrong_targets(y)) for x, y in BATCHES]
+    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy,
+                    cbs=[MetricsCB(Accuracy())])
+    with pytest.raises(ValueError, match='Accuracy wants'): learn.fit(1)
+    class Interrupt(Callback):
+        def after_predict(self, learn): raise KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt): learner(MetricsCB(Accuracy()), Interrupt()).fit(1)
+
+
+# --- settings and owners
+
+class Base(Callback):
+    def __init__(self, monitor='loss', *, mode='min'): self.monitor, self.mode = monitor, mode
+
+
+class Passes(Base):
+    shows = ('twice',)
+    def __init__(self, path, *args, patience=3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.patience = patience
+    @property
+    def twice(self): return 2*self.patience
+
+
+@pytest.mark.parametrize('args, kwargs, monitor, mode', [
+    (('p',), {}, 'loss', 'min'), (('p', 'acc'), {'mode': 'max'}, 'acc', 'max'),
+    (('p',), {'monitor': 'acc'}, 'acc', 'min')])
+def test_settings_of_arguments_that_are_passed_on(args, kwargs, monitor, mode):
+    cb = Passes(*args, patience=4, **kwargs)
+    assert cb.settings() == dict(path='p', patience=4, monitor=monitor, mode=mode, twice=8)
+    cb.patience = 5
+    again = pickle.loads(pickle.dumps(cb))
+    for one in cb, again, copy.deepcopy(cb): assert one.settings()['twice'] == 10
+
+
+def test_settings_of_our_own():
+    cb = RecorderCB(lr=len)
+    assert list(cb.settings()) == ['fns'] and list(cb.settings()['fns']) == ['loss', 'lr']
+    assert SingleBatchCB().settings() == {}
+    assert list(MetricsCB(Accuracy(), f1=Accuracy()).settings()['metrics']) == ['accuracy', 'f1']
+    assert ProgressCB(every=2.).settings() == dict(plot=False, every=2.)
+
+
+def test_constructors_still_refuse_what_they_do_not_know():
+    for bad in lambda: SingleBatchCB(3), lambda: Base(speed=1), lambda: Passes():
+        with pytest.raises(TypeError): bad()
+
+
+def test_one_owner_of_each_hyperparameter():
+    class Two(Callback):
+        @property
+        def owns(self): return self.names
+        def __init__(self, *names): self.names = names
+    check_callbacks([Two('lr'), Two('momentum'), Two()])
+    with pytest.raises(ValueError, match='would both write betas, lr: keep one'):
+        check_callbacks([Two('lr', 'betas'), Two(), Two('betas', 'lr', 'eps')])
+    with pytest.raises(TypeError, match=r"write \('lr',\)"): type('OneCB', (Callback,), {'owns': 'lr'})
+
+
+# --- aside: no trace
+
+class Stateful(Callback):
+    "State of many kinds: numbers, lists, tensors, generators, a scaler, an object with slots of its own"
+    def __init__(self):
+        self.n, self.seen, self.last = 0, [], deque(maxlen=2)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
+        self.torch, self.numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.old, self.python = np.random.RandomState(1), random.Random(1)
+        self.array, self.tensor = np.zeros(3), torch.zeros(2)
+        self.nested, self.few = {'a': [{'b': torch.zeros(1)}]}, {1}
+        self.noise = BatchTransformCB(partial(lambda gen, b: b, torch.Generator().manual_seed(2)))
+    def after_loss(self, learn):
+        self.n += 1; self.seen.append(self.n); self.last.append(self.n); self.few.add(self.n)
+        self.scaler.scale(learn.loss.detach())
+        self.scaler.update(self.scaler.get_scale()/2)
+        self.tensor += 1; self.array += 1; self.nested['a'][0]['b'] += 1
+        self.nested['a'].append({}); self.new = 'an attribute'
+        torch.rand(1, generator=self.torch); self.numpy.random(); self.old.rand()
+        self.python.random()
+        torch.rand(1, generator=self.noise.tfm.args[0])
+    def look(self):
+        def plain(v):
+            if isinstance(v, torch.Generator): return v.get_state().tolist()
+            if isinstance(v, np.random.Generator): return str(v.bit_generator.state)
+            if isinstance(v, np.random.RandomState): return str(v.get_state())
+            if isinstance(v, random.Random): return v.getstate()
+            if isinstance(v, torch.amp.GradScaler): return v.state_dict()
+            if isinstance(v, (torch.Tensor, np.ndarray)): return v.tolist()
+            if isinstance(v, BatchTransformCB): return v.tfm.args[0].get_state().tolist()
+            return copy.deepcopy(v)
+        return {name: plain(v) for name, v in vars(self).items()}
+
+
+class Odd(nn.Module):
+    "A model with a buffer that is not saved, a frozen part, an own counter and a tied weight"
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+        self.tied, self.n = self.a.weight, 0
+        self.b.bias.requires_grad_(False)
+        self.register_buffer('calls', torch.zeros(1), persistent=False)
+    def forward(self, x):
+        self.n += 1; self.calls += 1
+        return self.b(F.dropout(self.norm(self.a(x)), .2, self.training))
+
+
+def traces(learn):
+    model = learn.model
+    state = [(n, t.detach().clone(), t.requires_grad, None if t.grad is None else t.grad.clone())
+             for n, t in (*model.named_parameters(), *model.named_buffers())]
+    opt = None if learn.opt is None else copy.deepcopy(learn.opt.state_dict())
+    own = {k: v for k, v in vars(learn).items() if k not in ('model', 'opt', 'history')}
+    return dict(state=state, opt=opt, own=own, history=copy.deepcopy(learn.history),
+                modes=[m.training for m in model.modules()], n=model.n,
+                cbs=[cb.look() for cb in learn.cbs if isinstance(cb, Stateful)],
+                rest=[copy.deepcopy(vars(cb)) for cb in learn.cbs if isinstance(cb, MetricsCB)],
+                chance=(random.getstate(), str(np.random.get_state()), torch.get_rng_state()),
+                epochs=[learn.dls.train.epoch, learn.dls.valid.epoch])
+
+
+def assert_same(a, b, where=''):
+    assert type(a) is type(b), (where, a, b)
+    if isinstance(a, torch.Tensor): assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), (where, list(a), list(b))
+        for k in a: assert_same(a[k], b[k], f'{where}[{k!r}]')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (one, other) in enumerate(zip(a, b)): assert_same(one, other, f'{where}[{i}]')
+    elif isinstance(a, (Mean, Accuracy)): assert_same(vars(a), vars(b), where)
+    else: assert a is b or a == b, (where, a, b)
+
+
+def odd_learner(*cbs):
+    torch.manual_seed(0)
+    dls = DataLoaders(TensorLoader(X, Y, 3, shuffle=True), TensorLoader(X, Y, 4))
+    return Learner(Odd(), dls, F.cross_entropy, partial(torch.optim.Adam, lr=.1),
+                   cbs=[Stateful(), MetricsCB(Accuracy()), *cbs])
+
+
+def disturb(learn):
+    learn.fit(2, lr=3.)
+    learn.model.eval()
+    learn.model.a.weight.data.mul_(2)           # without a sign on the version counter
+    learn.model.a.weight.requires_grad_(False)
+    with torch.enable_grad(): learn.model(X).sum().backward()
+    learn.lr, learn.extra = 7., 'new'
+    for cb in learn.cbs: cb.changed = True
+    random.random(); np.random.rand(); torch.rand(1)
+
+
+def test_aside_leaves_no_trace_before_and_after_a_fit():
+    learn = odd_learner()
+    for _ in range(2):
+        before = traces(learn)
+        with aside(learn): disturb(learn)
+        assert_same(before, traces(learn))
+        learn.fit(1)
+
+
+@pytest.mark.parametrize('event, n', [('after_epoch', 2), ('after_batch', 10),
+                                      ('before_phase', 4), ('after_backward', 6)])
+def test_aside_leaves_no_trace_in_the_middle_of_a_fit(event, n):
+    class Look(Callback):
+        order = -100
+        def __init__(self): self.n = 0
+        def _look(self, learn):
+            self.n += 1
+            before = traces(learn)
+            with aside(learn): disturb(learn)
+            assert_same(before, traces(learn))
+    setattr(Look, event, Look._look)
+    look = Look()
+    def trained(*cbs):
+        learn = odd_learner(*cbs)
+        learn.fit(2)
+        return learn
+    looked, plain = trained(look), trained()
+    assert look.n == n  # it is not called by what runs aside
+    rows = [[{k: v for k, v in r.items() if k != 'seconds'} for r in o.history] for o in (looked, plain)]
+    assert rows[0] == rows[1]
+    for a, b in zip(looked.model.state_dict().values(), plain.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_aside_puts_back_after_an_error_too():
+    learn = odd_learner()
+    learn.fit(1)
+    before = traces(learn)
+    with pytest.raises(ZeroDivisionError):
+        with aside(learn): disturb(learn); 1/0
+    assert_same(before, traces(learn))
+
+
+def test_aside_keeps_identities():
+    "Who holds the history, a weight or a list of the learner sees the same object as before"
+    learn = odd_learner()
+    learn.fit(1)
+    held = learn.history, learn.opt, learn.model.a.weight, learn.cbs[0].seen, learn.cbs
+    with aside(learn): disturb(learn)
+    now = learn.history, learn.opt, learn.model.a.weight, learn.cbs[0].seen, learn.cbs
+    assert all(a is b for a, b in zip(held, now))
+
+
+def test_aside_does_not_copy_the_data():
+    learn = odd_learner()
+    learn.dls.train.x = x = X.clone()
+    with aside(learn):
+        x += 1          # the data are not watched: that would take their memory once more
+    assert torch.equal(x, X+1)
+
+
+def test_aside_leaves_alone_what_is_alive():
+    import queue, threading
+    class Tracker:
+        def __init__(self): self.todo, self.lock = queue.Queue(), threading.Lock()
+    class Tracks(Callback):
+        def __init__(self): self.tracker = Tracker()
+        def after_batch(self, learn): self.tracker.todo.put(learn.iter)
+    learn = odd_learner(Tracks())
+    learn.cbs[-1].tracker.todo.put('first')
+    with aside(learn):
+        learn.cbs[-1].tracker.todo.get()     # as a thread does that writes to a file
+    assert learn.cbs[-1].tracker.todo.empty()
+
+
+def test_aside_with_lazy_layers():
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+    learn = Learner(model, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB()])
+    with aside(learn): learn.fit(1)
+    assert type(model[0]) is nn.LazyLinear and type(model[1]) is nn.LazyBatchNorm1d
+    learn.fit(1)
+    assert type(model[0]) is nn.Linear and len(learn.history) == 1
+
+
+def test_aside_with_workers_that_stay():
+    data = torch.utils.data.TensorDataset(X, Y)
+    loader = torch.utils.data.DataLoader(data, 3, num_workers=1, persistent_workers=True)
+    class Look(Callback):
+        def after_batch(self, learn):
+            if learn.iter == 1:
+                with aside(learn): learn.fit(1, valid=False)
+    counts = []
+    class Count(Callback):
+        def after_batch(self, learn): counts.append(learn.iter)
+    learn = Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy, cbs=[Look()])
+    learn.fit(1, valid=False, cbs=[Count()])
+    assert counts == [0, 1, 2]
+
+
+# --- what a learner keeps
+
+def test_a_learner_can_be_pickled_and_copied_after_a_fit():
+    class Stop(Callback):
+        def after_loss(self, learn): raise ZeroDivisionError()
+    guests = [BatchTransformCB(lambda batch: batch)]         # a lambda cannot be pickled
+    learn = learner(MetricsCB(Accuracy()), ProgressCB(), RecorderCB(), NormalizeCB(0., 1.),
+                    opt_func=torch.optim.Adam)
+    for cbs in guests, [Stop()]:
+        try: learn.fit(1, cbs=cbs)
+        except ZeroDivisionError: pass
+        for other in pickle.loads(pickle.dumps(learn)), copy.deepcopy(learn):
+            assert torch.equal(other.model.weight, learn.model.weight)
+            other.fit(1, opt=other.opt)
+            assert not torch.equal(other.model.weight, learn.model.weight)
+        assert not any(t.requires_grad for t in (learn.preds, learn.loss))
+
+
+def test_only_a_single_number_is_a_loss():
+    learn = learner()
+    learn.loss_func = partial(F.cross_entropy, reduction='none')
+    with pytest.raises(ValueError, match=r'the loss must be a single number, got shape \(3,\)'):
+        learn.fit(1)
+    learn.loss_func = lambda preds, targets: F.cross_entropy(preds, targets)[None]
+    with pytest.raises(ValueError, match=r'got shape \(1,\)'): learn.fit(1, train=False)
+
+
+def test_a_step_that_is_left_out_does_not_count():
+    class Never(Callback):
+        def step(self, learn): raise CancelStep()
+    learn = learner(Never())
+    learn.fit(1)
+    assert learn.n_taken == 0 and learn.n_steps == 3
+    class Fails(Callback):
+        def step(self, learn): raise OSError()
+    learn.cbs = (Fails(),)
+    with pytest.raises(OSError): learn.fit(1)
+    assert learn.n_taken == 0
+
+
+class Graphs:
+    "A batch of another kind"
+    def __init__(self, n): self.n = n
+
+
+class GraphLearner(Learner):
+    def predict(self): self.preds = self.model(torch.ones(self.batch.n, 3))
+    def get_loss(self): self.loss = self.preds.mean()
+
+
+class CountingLearner(GraphLearner):
+    def count(self): return self.batch.n
+
+
+def test_batches_of_another_kind_say_how_many_samples_they_hold():
+    dls = DataLoaders([Graphs(3), Graphs(1)], [Graphs(2)])
+    with pytest.raises(TypeError, match='how many samples a Graphs holds: override Learner.count'):
+        GraphLearner(nn.Linear(3, 1), dls, None, cbs=[MetricsCB()]).fit(1)
+    learn = CountingLearner(nn.Linear(3, 1), dls, None, cbs=[MetricsCB()])
+    learn.fit(1)
+    assert learn.cbs[0].loss.n == 0 and len(learn.history) == 1
+
+
+def test_samples_of_a_packed_sequence():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])  # 4 steps, 2 samples
+    learn = learner()
+    for learn.batch in (packed, Y[:2]), {'x': packed, 'y': Y[:2]}: assert learn.count() == 2
+    learn.batch = {'x': [X[:5], X], 'y': Y}
+    assert learn.count() == 5
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(zip(X, Y))
+
+
+def test_a_stream_without_length(capsys):
+    loader = torch.utils.data.DataLoader(Stream(), 3)
+    seen = []
+    class Note(Callback):
+        def before_fit(self, learn): seen.append(learn.n_steps)
+    learn = Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy,
+                    cbs=[MetricsCB(), ProgressCB(), Note()])
+    learn.fit(2)
+    assert seen == [None] and learn.n_taken == 6 and len(learn.history) == 2

@@ -13,6 +13,7 @@ import math
 import random
 import time
 import types
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,15 +24,16 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import DataLoaders, TensorLoader, default_device, n_batches, to_device
+from .data import (TARGET_KEYS, DataLoaders, TensorLoader, default_device, n_batches,
+                          to_device)
 
 # %% auto #0
-__all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'TARGET_KEYS', 'COLORS', 'set_seed', 'CancelFit', 'CancelEpoch', 'CancelPhase',
-           'CancelBatch', 'CancelStep', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks', 'unpack',
-           'Learner', 'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'keep_freed_memory', 'DeviceCB',
-           'history_table', 'plot_history', 'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB',
-           'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB', 'TrainCB', 'MomentumLearner', 'smooth_losses',
-           'LRFinderCB', 'LRFind', 'aside', 'Runs', 'run_seeds']
+__all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'COLORS', 'set_seed', 'CancelFit', 'CancelEpoch', 'CancelPhase', 'CancelBatch',
+           'CancelStep', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks', 'unpack', 'Learner',
+           'check_callbacks', 'Mean', 'Accuracy', 'MetricsCB', 'keep_freed_memory', 'DeviceCB', 'history_table',
+           'plot_history', 'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB', 'BatchTransformCB', 'NormalizeCB',
+           'SingleBatchCB', 'TrainCB', 'MomentumLearner', 'smooth_losses', 'LRFinderCB', 'LRFind', 'aside', 'acting',
+           'Runs', 'run_seeds']
 
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
@@ -171,17 +173,18 @@ def sort_callbacks(
     return sorted(cbs, key=lambda cb: paths[id(cb)] + (0,)*(longest-len(paths[id(cb)])))
 
 # %% ../nbs/02_learner.ipynb #bea06c31
-TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')
-
 def unpack(
-    batch  # tuple or list `(input, …, target)`, or a dict with one key of `TARGET_KEYS`
-)->tuple:  # (tuple of inputs, target)
+    batch  # tuple or list `(input, …, target)`, or a dict with one key of `TARGET_KEYS`; or inputs only: see below
+)->tuple:  # (tuple of inputs, target); the target is None for a tensor, a tuple of one, or a dict without such a key
     "Split a batch into its inputs and its target"
+    if isinstance(batch, (Tensor, nn.utils.rnn.PackedSequence)): return (batch,), None
+    if isinstance(batch, (tuple, list)) and len(batch) == 1: return tuple(batch), None
     if isinstance(batch, (tuple, list)) and len(batch) > 1: return tuple(batch[:-1]), batch[-1]
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping) and batch:
         keys = [k for k in batch if k in TARGET_KEYS]
-        if len(keys) == 1 and len(batch) > 1: return tuple(v for k, v in batch.items() if k != keys[0]), batch[keys[0]]
-    what = f'a dict with keys {list(batch)}' if isinstance(batch, dict) else f'a {type(batch).__name__}'
+        inputs = tuple(v for k, v in batch.items() if k not in keys)
+        if len(keys) < 2 and inputs: return inputs, batch[keys[0]] if keys else None
+    what = f'a dict with keys {list(batch)}' if isinstance(batch, Mapping) else f'a {type(batch).__name__}'
     raise ValueError(f'cannot tell inputs from target in {what}: give a tuple (input, …, target), a dict with exactly one of the keys '
                      f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` and `Learner.get_loss`')
 
@@ -212,7 +215,12 @@ class Learner:
     @property
     def xb(self)->tuple: return unpack(self.batch)[0]  # inputs of the current batch
     @property
-    def yb(self): return unpack(self.batch)[1]         # target of the current batch
+    def yb(self):                                      # target of the current batch
+        target = unpack(self.batch)[1]
+        if target is None:
+            raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs without a target: '
+                             f'enough for predictions, but a loss or a metric needs targets')
+        return target
     @property
     def training(self)->bool: return self.phase == 'train'
     @property
@@ -221,41 +229,77 @@ class Learner:
 # %% ../nbs/02_learner.ipynb #95d0d501
 @patch
 def _one_batch(self:Learner):
-    verbs, emit = self._verbs, self._emit
+    emit = self._emit
     if self.iter == 0: self._check_devices()
-    verbs['predict'](); emit('after_predict')
-    verbs['get_loss'](); self._check_loss(); emit('after_loss')
+    self._do('predict'); emit('after_predict')
+    self._do('get_loss'); self._check_loss(); emit('after_loss')
     if not self.training: return
-    verbs['backward']()
+    self._do('backward')
     try:
         emit('after_backward')
-        verbs['step']()
+        self._do('step')
     except CancelStep: return  # the gradients stay: the next backward adds to them
     self.n_taken += 1
     emit('after_step')         # too late for a CancelStep: the weights have changed
-    verbs['zero_grad']()
+    self._do('zero_grad')
 
 @patch
 def _check_loss(self:Learner):
-    shape = getattr(self.loss, 'shape', None)
-    if shape is None or len(shape) == 0: return
-    raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
-                     f"take its mean (in torch's losses: reduction='mean')")
+    shape = getattr(getattr(self, 'loss', None), 'shape', ())
+    if len(shape): raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                                    f"take its mean (in torch's losses: reduction='mean')")
+
+# %% ../nbs/02_learner.ipynb #02ce6a02
+@patch
+def _do(self:Learner, verb):
+    "Run one verb; if it fails, say what is likely wrong"
+    try:
+        if verb != 'get_loss' or self.iter: return self._verbs[verb]()
+        with warnings.catch_warnings():          # of the first batch of a phase
+            warnings.filterwarnings('error', 'Using a target size', UserWarning)
+            self._verbs[verb]()
+    except (*CANCELS.values(), CancelStep): raise
+    except Exception as e:
+        if why := self._likely(verb, e): raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
+        raise
+
+@patch
+def _likely(self:Learner, verb, error):
+    "An exception that says what was wrong, or None if nobody knows better"
+    preds, text = getattr(self, 'preds', None), str(error)
+    if verb == 'get_loss' and isinstance(error, UserWarning) and 'Using a target size' in text:
+        shapes = f'{tuple(preds.shape)} and targets {tuple(self.yb.shape)}'
+        return ValueError(f'predictions {shapes} would be compared each with each: give both one shape, '
+                          f'such as self.preds.squeeze(1) at the end of Learner.predict')
+    if verb not in ('predict', 'get_loss') or not isinstance(error, (TypeError, AttributeError)): return None
+    odd = [part for part in _parts(self.batch) if isinstance(part, (np.ndarray, str))]
+    if odd and isinstance(odd[0], str):
+        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and for names of classes '
+                         f'their position in a list')
+    if odd: return TypeError('the batch holds NumPy arrays, and models and losses take tensors: let the '
+                             'loader make them (torch.from_numpy), or override Learner.predict and get_loss')
+    if verb == 'get_loss' and not isinstance(preds, Tensor):
+        return TypeError(f'the model returned a {type(preds).__name__}, and the loss function cannot take it: '
+                         f'override Learner.predict, so that self.preds is a tensor, or Learner.get_loss')
 
 # %% ../nbs/02_learner.ipynb #7acfb518
-def _tensors(batch):
-    if isinstance(batch, nn.utils.rnn.PackedSequence): yield batch.data  # its sizes stay on the CPU
-    elif isinstance(batch, Tensor): yield batch
-    elif isinstance(batch, Mapping): yield from _tensors(list(batch.values()))
+def _parts(batch):
+    "What a batch consists of, at the bottom of its tuples, lists and dicts"
+    if isinstance(batch, nn.utils.rnn.PackedSequence): yield batch
+    elif isinstance(batch, Mapping): yield from _parts(list(batch.values()))
     elif isinstance(batch, (tuple, list)):
-        for part in batch: yield from _tensors(part)
+        for part in batch: yield from _parts(part)
+    else: yield batch
+
+def _tensors(batch):
+    for part in _parts(batch):
+        if isinstance(part, nn.utils.rnn.PackedSequence): yield part.data  # its sizes stay on the CPU
+        elif isinstance(part, Tensor): yield part
 
 def _n_samples(batch):
-    first = batch
-    while isinstance(first, (tuple, list, Mapping)) and len(first):
-        if isinstance(first, nn.utils.rnn.PackedSequence): return int(first.batch_sizes[0])
-        first = next(iter(first.values() if isinstance(first, Mapping) else first))
-    if isinstance(first, (Tensor, np.ndarray)) and first.ndim: return len(first)
+    for part in _parts(batch):
+        if isinstance(part, nn.utils.rnn.PackedSequence): return int(part.batch_sizes[0])
+        if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
     raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
                     f'override Learner.count, which returns that number')
 
@@ -387,14 +431,18 @@ def fit(self:Learner,
         raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
     finally: self._let_go()
 
-def _detached(value):  # without graph; None if it is of another kind
+def _detached(value, other=lambda value: value):
+    "Tensors, and tuples, lists and dicts of them, without graph; `other` says what becomes of the rest"
     if isinstance(value, Tensor): return value.detach()
-    if isinstance(value, dict): return {k: _detached(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)): return [_detached(v) for v in value]
+    if isinstance(value, Mapping): return {k: _detached(v, other) for k, v in value.items()}
+    if isinstance(value, list): return [_detached(v, other) for v in value]
+    if isinstance(value, tuple): return tuple(_detached(v, other) for v in value)
+    return other(value)
 
 @patch
 def _let_go(self:Learner):
-    for name in {'preds', 'loss'} & set(vars(self)): setattr(self, name, _detached(getattr(self, name)))
+    for name in {'preds', 'loss'} & set(vars(self)):
+        setattr(self, name, _detached(getattr(self, name), other=lambda value: None))
     self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
     self.dl = None
 
@@ -447,13 +495,29 @@ class Mean:
 # %% ../nbs/02_learner.ipynb #04ad2789
 class Accuracy(Mean):
     "Share of samples whose largest logit is that of the target class"
+    def __init__(self,
+        threshold:float=None  # for two classes and one number each: class 1 is above it (0. for logits, .5 for probabilities)
+    ):
+        super().__init__()
+        self.threshold = threshold
     def update(self,
-        preds:Tensor,   # (N, C, …) logits or probabilities
-        targets:Tensor  # (N, …) class numbers
+        preds:Tensor,   # (N, C, …) logits or probabilities; with a threshold (N, …) or (N, 1, …)
+        targets:Tensor  # (N, …) class numbers; with a threshold also as `preds`
     )->None:
-        hits = preds.argmax(1) if preds.ndim > 1 else preds
-        if preds.ndim < 2 or hits.shape != targets.shape:
-            raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), got {tuple(preds.shape)} and {tuple(targets.shape)}')
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (preds, targets)]
+        def refuse(why): raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), got {shapes[0]} and {shapes[1]}{why}')
+        if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)): refuse('')
+        if self.threshold is not None:
+            hits = preds > self.threshold
+            if hits.ndim == targets.ndim + 1 and hits.shape[1] == 1: hits = hits.squeeze(1)
+        elif preds.ndim < 2: refuse(': for one number per sample, say where class 1 begins: Accuracy(threshold=0.)')
+        elif preds.shape[1] == 1:
+            refuse(': the largest of one number is always class 0, so say where class 1 begins: Accuracy(threshold=0.) '
+                   'for logits, .5 for probabilities')
+        else: hits = preds.argmax(1)
+        if hits.shape != targets.shape:
+            last = preds.ndim > 2 and preds.shape[:-1] == targets.shape
+            refuse(': the classes seem to come last, move them to the second place, preds.movedim(-1, 1)' if last else '')
         self.add(torch.count_nonzero(hits == targets), targets.numel())
 
 # %% ../nbs/02_learner.ipynb #c47fcf7b
@@ -462,6 +526,14 @@ def _to_floats(values):  # 0-dim tensors or numbers -> floats, with one transfer
     if all(isinstance(v, Tensor) for v in values) and len({v.device for v in values}) == 1:
         return torch.stack([v.detach().reshape(()).float() for v in values]).tolist()
     return [float(v) for v in values]
+
+def _columns(name, value):
+    "One entry per number: a metric may give a number, a vector (one per class) or a dict of such"
+    if isinstance(value, Mapping): return {k: v for key, one in value.items() for k, v in _columns(key, one).items()}
+    if not isinstance(value, Tensor) or value.numel() == 1: return {name: value}
+    if value.ndim == 1: return {f'{name}_{i}': one for i, one in enumerate(value)}
+    raise ValueError(f'metric {name!r} gives a tensor of shape {tuple(value.shape)}, and a row of the history holds '
+                     f'numbers: give a number, a vector or a dict of numbers')
 
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
@@ -496,13 +568,17 @@ def before_phase(self:MetricsCB, learn):
 @patch
 def after_loss(self:MetricsCB, learn):
     if self.metrics:
-        preds, targets = learn.preds.detach(), learn.yb
+        preds, targets = _detached(learn.preds), learn.yb
         for m in self.metrics.values(): m.update(preds, targets)
     self.loss.update(learn.loss.detach(), learn.count())  # last: if a metric refuses, nothing is counted
 
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
-    if self.loss.n: self.values |= {f'{learn.phase}_{k}': m.compute() for k, m in {'loss': self.loss, **self.metrics}.items()}
+    if self.loss.n:
+        for name, m in {'loss': self.loss, **self.metrics}.items():
+            new = {f'{learn.phase}_{k}': v for k, v in _columns(name, m.compute()).items()}
+            if twice := sorted({*new} & {*self.values}): raise ValueError(f'two metrics give {twice[0]}: name one, MetricsCB(name=metric)')
+            self.values |= new
     self.loss.reset()  # if the next phase is left before ours begins, it must not report this one
 
 @patch
@@ -677,6 +753,11 @@ class _NotebookScreen:
 # %% ../nbs/02_learner.ipynb #8355a28b
 def _loss(learn): return learn.loss.detach()
 
+def _one_number(name, value):
+    if not isinstance(value, Tensor) or value.numel() == 1: return value
+    raise ValueError(f'RecorderCB notes numbers, but {name} gave a tensor of shape {tuple(value.shape)}: '
+                     f'give its mean, or one function for each number')
+
 class RecorderCB(Callback):
     "Note the loss and `fns` at each training batch; values are kept on the device until the phase ends"
     order, watches = 10, True
@@ -687,7 +768,7 @@ class RecorderCB(Callback):
     def before_phase(self, learn): self.new = {name: [] for name in self.fns}
     def after_loss(self, learn):
         if learn.training:
-            for name, fn in self.fns.items(): self.new[name].append(fn(learn))
+            for name, fn in self.fns.items(): self.new[name].append(_one_number(name, fn(learn)))
     def cleanup_phase(self, learn):
         for name, values in self.new.items(): self.values[name] += _to_floats(values)
         self.new = {}
@@ -726,13 +807,15 @@ class NormalizeCB(BatchTransformCB):
         if not (self.std > 0).all(): raise ValueError(f'std must be above 0, got {std}')
         super().__init__(self._normalize)
     def _normalize(self, batch):
-        if isinstance(batch, dict):
+        if isinstance(batch, Tensor): return self._scale(batch)
+        if isinstance(batch, Mapping):
             name = next(k for k in batch if k not in TARGET_KEYS)
-            return batch | {name: self._scale(batch[name])}
+            return {**batch, name: self._scale(batch[name])}
         return (self._scale(batch[0]), *batch[1:])
     def _scale(self, x):
-        shape = (1, -1) + (1,)*(x.ndim-2)
-        return (x - self.mean.to(x.device).view(shape))/self.std.to(x.device).view(shape)
+        mean, std = (v.to(x.device).view((1, -1) + (1,)*(x.ndim-2)) for v in (self.mean, self.std))
+        if not x.is_floating_point(): x = x.float()
+        return ((x - mean)/std).to(x.dtype)          # 16 bits stay 16 bits
 
 # %% ../nbs/02_learner.ipynb #4935b00c
 class SingleBatchCB(Callback):
@@ -781,24 +864,42 @@ def smooth_losses(
 
 # %% ../nbs/02_learner.ipynb #d73a7a6e
 class LRFinderCB(Callback):
-    "Grow the learning rate from batch to batch; stop when the smoothed loss is `stop_at` times its best, or not finite"
-    order = 50
-    def __init__(self, start_lr=1e-5, end_lr=10., n_steps=100, stop_at=4., beta=.9):
+    "Grow the learning rate from step to step; stop when the smoothed loss has risen too far, or is not finite"
+    order, owns = 50, ('lr',)
+    def __init__(self,
+        start_lr=1e-5,  # first rate
+        end_lr=10.,     # last rate
+        n_steps=100,    # how many rates
+        stop_at=1.,     # stop at a rise above the best by this many times the range of the losses up to there
+        beta=.9         # smoothing of the losses
+    ):
         self.lrs_to_try = [start_lr*(end_lr/start_lr)**(i/(n_steps-1)) for i in range(n_steps)]
-        self.stop_at, self.beta, self.lrs, self.losses, self.stopped, self.i = stop_at, beta, [], [], 'ran to the end', 0
+        self.stop_at, self.beta, self.stopped = stop_at, beta, 'ran to the end'
+        self.lrs, self.losses = [], []
+        self.since, self.per_step = [], 1    # losses since the last step; batches that the last step took
     def before_batch(self, learn):
-        if self.i < len(self.lrs_to_try):
-            for group in learn.opt.param_groups: group['lr'] = self.lrs_to_try[self.i]
+        lr = self.lrs_to_try[min(learn.n_taken, len(self.lrs_to_try)-1)]
+        for group in learn.opt.param_groups: group['lr'] = lr
     def after_loss(self, learn):
-        loss = learn.loss.item()
-        if self.i:  # this loss is what the previous step led to
-            self.lrs.append(self.lrs_to_try[self.i-1]); self.losses.append(loss)
-            smoothed = smooth_losses(self.losses, self.beta)
-            if not math.isfinite(loss): self._stop(f'loss {loss} at lr {self.lrs[-1]:.2g}')
-            if smoothed[-1] > self.stop_at*min(smoothed): self._stop(f'the loss was {self.stop_at:g} times its best at lr {self.lrs[-1]:.2g}')
-        if self.i == len(self.lrs_to_try): raise CancelFit()
-        self.i += 1
-    def _stop(self, why): self.stopped = why; raise CancelFit()
+        self.since.append(learn.loss.item())
+        if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
+        if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
+        if not self.losses or len(self.since) < self.per_step: return     # the next step needs more batches
+        if self._exploded(): self._stop(f'the loss had risen by {self.stop_at:g} times the range seen')
+        if learn.n_taken == len(self.lrs_to_try): raise CancelFit()
+    def after_step(self, learn): self.since, self.per_step = [], len(self.since)
+    def _note(self, lr):                             # what the step with that rate has led to
+        mean = sum(self.since)/len(self.since)
+        if len(self.since) > 1: self.losses[-1] = mean
+        else: self.lrs.append(lr); self.losses.append(mean)
+    def _exploded(self):
+        smoothed = smooth_losses(self.losses, self.beta)
+        best = smoothed.index(min(smoothed))
+        seen = self.losses[:max(best+1, 10)]
+        return smoothed[-1] - smoothed[best] > self.stop_at*(max(seen) - min(seen))
+    def _stop(self, why):
+        self.stopped = f'{why} at lr {self.lrs[-1]:.2g}' if self.lrs else why
+        raise CancelFit()
 
 # %% ../nbs/02_learner.ipynb #5a17a459
 @dataclass
@@ -815,7 +916,10 @@ class LRFind:
     def steep(self)->float:
         "The rate at which the smoothed loss falls fastest (per factor of lr), before its minimum"
         s, span = self.smoothed, max(1, self._best())
-        return self.lrs[min(range(span), key=lambda i: s[i+1] - s[max(i-1, 0)] if i+1 < len(s) else 0.)]
+        def slope(i):                         # per step; at the start there is only one side
+            before, after = max(i-1, 0), min(i+1, len(s)-1)
+            return (s[after] - s[before])/max(after - before, 1)
+        return self.lrs[min(range(span), key=slope)]
     def _best(self): return min(range(len(self.smoothed)), key=lambda i: self.smoothed[i] if math.isfinite(self.smoothed[i]) else math.inf)
     def __repr__(self): return f'LRFind(steep={self.steep:.2g}, minimum={self.minimum:.2g}; {len(self.lrs)} steps, {self.stopped})'
 
@@ -835,7 +939,10 @@ def plot(self:LRFind,
         at = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i]/lr)))
         ax.plot(lr, self.smoothed[at], marker, color=color, ms=8, label=f'{name}: {lr:.2g}')
     finite = [s for s in self.smoothed if math.isfinite(s)]
-    ax.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=(.9*min(self.losses[:len(finite)]), 1.2*max(finite[0], min(finite)*1.5)), title='Where does the loss fall fastest?')
+    bottom, top = min(self.losses[:len(finite)]), max(finite[0], self.losses[0])
+    room = max(top - bottom, 1e-12)          # an explosion may leave the picture
+    ax.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=(bottom - .1*room, top + .3*room),
+           title='Where does the loss fall fastest?')
     ax.legend()
     return ax
 
@@ -946,24 +1053,39 @@ def aside(
         learn.cbs = tuple(cb for cb in learn.cbs if id(cb) not in busy)
         yield learn
 
+# %% ../nbs/02_learner.ipynb #02a51de6
+def acting(
+    cbs,                 # callbacks
+    predict:bool=False   # True: keep those that change the model which validation sees, too
+)->list:                 # those that are left, in the same order
+    "Callbacks without those that only watch, except where another one needs them"
+    kept = [cb for cb in cbs if not cb.watches or predict and cb.changes_model]
+    while True:
+        needed = tuple(cls for cb in kept for cls in cb.needs)
+        more = [cb for cb in cbs if isinstance(cb, needed) and cb not in kept]
+        if not more: return [cb for cb in cbs if cb in kept]
+        kept += more
+
 # %% ../nbs/02_learner.ipynb #4549eb29
 @patch
 def lr_find(self:Learner,
     start_lr:float=1e-5,  # first learning rate, above 0
     end_lr:float=10.,     # last learning rate, above `start_lr`
     n_steps:int=100,      # how many rates to try, at least 5
-    stop_at:float=4.,     # stop when the smoothed loss is this many times its best
+    stop_at:float=1.,     # stop when the smoothed loss has risen from its best by this many times the range seen
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
     "Measure the loss while the learning rate grows [Smith 2017]; it leaves no trace (see `aside`)"
     if not 0 < start_lr < end_lr < math.inf: raise ValueError(f'0 < start_lr < end_lr must hold, got {start_lr} and {end_lr}')
     if n_steps < 5: raise ValueError(f'n_steps must be at least 5, got {n_steps}')
+    if not stop_at > 0: raise ValueError(f'stop_at must be above 0, got {stop_at}')
     finder = LRFinderCB(start_lr, end_lr, n_steps, stop_at, beta)
     with aside(self):
-        self.cbs = tuple(cb for cb in self.cbs if not cb.watches)
+        self.cbs = tuple(acting(self.cbs))
         self.fit(n_steps+1, lr=start_lr, cbs=[finder], valid=False)
-    if len(finder.losses) < 2: raise ValueError(f'the loss was not finite from the start ({finder.stopped}): look at the data and the model')
-    return LRFind(finder.lrs, finder.losses, smooth_losses(finder.losses, beta), finder.stopped)
+    if len(finder.losses) > 1: return LRFind(finder.lrs, finder.losses, smooth_losses(finder.losses, beta), finder.stopped)
+    if finder.stopped.startswith('loss '): raise ValueError(f'the loss was not finite from the start ({finder.stopped}): look at the data and the model')
+    raise ValueError('no two steps were taken: does a callback leave them all out?')
 
 # %% ../nbs/02_learner.ipynb #48f31919
 @dataclass

@@ -10,13 +10,14 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from nntrain import data as D
 from nntrain.data import (FASHION_CLASSES, Budget, DataLoaders, FashionTensors, TensorLoader, budget, collate, collate_tuple, default_device, fashion_dls,
-                          fashion_mnist, fashion_tensors, read_idx, show_image, show_images, stratified_split, to_device, toy_fashion)
+                          fashion_mnist, fashion_tensors, n_batches, read_idx, show_image, show_images, stratified_split, to_device, toy_fashion)
 
 sizes = dict(n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.one_of(st.none(), st.integers(0, 2**40)))
 
@@ -197,6 +198,119 @@ def test_collate():
     assert out['label'].tolist()==[0,1,2] and [o.shape for o in out['more']]==[(3,2),(3,)]
     assert isinstance(collate_tuple(rows), tuple) and collate_tuple(rows, flat=True)[0].shape==(3,60)
     with pytest.raises(ValueError): collate([(1,2),(1,)])
+
+
+@pytest.mark.parametrize('names', [('label', 'image'), ('image', 'label'), ('id', 'label', 'image'),
+                                   ('y', 'image', 'id')])
+def test_columns_go_by_name(names):
+    "The target comes last, wherever it stands in the row"
+    rows = [{k: dict(id=10., image=torch.zeros(2)).get(k, i) for k in names} for i in range(3)]
+    batch = collate_tuple(rows)
+    assert batch[-1].tolist()==[0,1,2] and len(batch)==len(names)
+    target = next(k for k in names if k not in ('image', 'id'))
+    assert [o.shape for o in collate_tuple(rows, keys=('image', target))]==[(3,2), (3,)]
+    assert list(collate(rows))==list(names)                  # a dict keeps them as they are
+
+
+def test_columns_that_cannot_be_told_apart():
+    rows = [dict(label=1, labels=2, image=3)]
+    with pytest.raises(ValueError, match="which of \\['label', 'labels'\\] is the target"): collate_tuple(rows)
+    assert [o.item() for o in collate_tuple(rows, keys=('image', 'labels'))]==[3, 2]
+    with pytest.raises(ValueError, match="no column 'text': a row has"): collate_tuple(rows, keys=('text', 'label'))
+    assert [o.item() for o in collate_tuple([dict(b=1, a=2)])]==[1, 2]       # no name of a target: as they are
+    with pytest.raises(ValueError, match='empty list'): collate_tuple([])
+
+
+@pytest.mark.parametrize('value, kind', [('cat', 'str'), (None, 'NoneType'), (b'cat', 'bytes'), ({1}, 'set')])
+def test_what_is_no_number_is_named(value, kind):
+    with pytest.raises(TypeError, match=f"values such as .* \\({kind}\\): give numbers"):
+        collate([dict(image=1., label=value)]*2)
+
+
+def test_arrays_and_numbers_of_numpy():
+    out = collate([(np.ones((2, 3), np.float32), np.int64(i), np.zeros((), np.int16)) for i in range(3)])
+    assert [(o.shape, o.dtype) for o in out]==[((3,2,3), torch.float32), ((3,), torch.int64), ((3,), torch.int16)]
+
+
+def test_what_does_not_fit_together():
+    from PIL import Image
+    grey, colour, large = Image.new('L', (4,4)), Image.new('RGB', (4,4)), Image.new('RGB', (5,4))
+    for other, shape in (grey, '(1, 4, 4)'), (large, '(3, 4, 5)'):
+        with pytest.raises(ValueError, match="bring all to one mode and size") as e: collate([dict(image=colour), dict(image=other)])
+        assert shape in str(e.value) and '(3, 4, 4)' in str(e.value)
+    for make in torch.zeros, np.zeros:
+        with pytest.raises(ValueError, match=r'tensors of different shapes, such as \(2,\) and \(3,\)'): collate([make(2), make(3)])
+
+
+def test_labels_that_are_names():
+    x = torch.zeros(2, 1)
+    for y in ['cat', 'dog'], np.array(['cat', 'dog']):
+        with pytest.raises(TypeError, match='y must hold numbers'): TensorLoader(x, y, 2)
+        with pytest.raises(TypeError, match='the labels must hold numbers'):
+            DataLoaders.from_tensors((x, y), (x, y), classes=['cat', 'dog'])
+
+
+def test_target_column_of_any_name_is_checked():
+    import datasets
+    features = datasets.Features(labels=datasets.ClassLabel(names=['a', 'b']), x=datasets.Value('float32'))
+    good = datasets.Dataset.from_dict(dict(labels=[0, 1], x=[1., 2.]), features=features)
+    bad = good.map(lambda row: dict(labels=-1), keep_in_memory=True)
+    dls = DataLoaders.from_dataset_dict(dict(train=good, test=good), 2)
+    assert dls.classes==('a', 'b') and next(iter(dls.valid))[1].tolist()==[0, 1]
+    with pytest.raises(ValueError, match='label -1 at index 0'): DataLoaders.from_dataset_dict(dict(train=good, test=bad), 2)
+    names = datasets.Dataset.from_dict(dict(label=['a', 'b'], x=[1., 2.]))
+    dls = DataLoaders.from_dataset_dict(dict(train=names, test=names), 2)
+    with pytest.raises(TypeError, match='class_encode_column'): next(iter(dls.train))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    "Samples one by one, without a length"
+    def __init__(self, n): self.n = n
+    def __iter__(self): return ((torch.tensor([float(i)]), i) for i in range(self.n))
+
+
+def test_streams():
+    dls = DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=[(torch.zeros(1), 0)]*3), 2)
+    assert [yb.tolist() for _, yb in dls.train]==[[0,1], [2,3], [4]] and n_batches(dls.train) is None
+    assert n_batches(dls.valid)==1
+    dls = DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=Stream(3)), 2, drop_last=True)
+    assert [len(list(dl)) for dl in (dls.train, dls.valid)]==[2, 1]
+    with pytest.raises(ValueError, match='a stream comes in its own order'):
+        DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=Stream(3)), 2, seed=0)
+
+
+@pytest.mark.parametrize('loader, n', [([1, 2], 2), (TensorLoader(torch.zeros(5), torch.zeros(5), 2), 3),
+                                       (torch.utils.data.DataLoader(Stream(5), 2), None), (iter([]), None)])
+def test_length_of_any_loader(loader, n): assert n_batches(loader)==n
+
+
+def test_validation_loses_no_sample():
+    rows = [(torch.zeros(1), 0)]*7
+    dls = DataLoaders.from_dataset_dict(dict(train=rows, valid=rows, test=rows), 2, drop_last=True)
+    assert [sum(len(yb) for _, yb in dl) for dl in (dls.train, dls.valid, dls.test)]==[6, 7, 7]
+
+
+@pytest.mark.parametrize('dtype', [torch.int16, torch.int64, torch.bool, torch.float64, torch.bfloat16])
+def test_normalisation_of_any_type(dtype):
+    x = torch.tensor([[0.], [1.]]).to(dtype)
+    out, _ = next(iter(TensorLoader(x, torch.zeros(2), 2, mean=.5, std=2.)))
+    assert out.tolist()==[[-.25], [.25]] and out.dtype==(dtype if dtype.is_floating_point else torch.float32)
+    assert x.dtype==dtype and x.tolist()==[[0], [1]]
+
+
+def test_batches_that_know_how_to_move():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    class Graph:
+        def to(self, device): self.device = device; return self
+    moved, graph = to_device((packed, Graph()), 'meta')
+    assert moved.data.device.type=='meta' and moved.batch_sizes.device.type=='cpu' and graph.device=='meta'
+
+
+@pytest.mark.parametrize('sizes, n, held', [((13, 5, 2), 4, [3, 1, 0]), ((2, 5, 13), 4, [0, 1, 3]), ((7, 7, 6), 4, [2, 1, 1]),
+                                            ((6, 6, 8), 4, [1, 1, 2])])
+def test_the_largest_remainders_are_rounded_up(sizes, n, held):
+    y = torch.cat([torch.full((k,), c) for c, k in enumerate(sizes)])
+    assert y[stratified_split(y, n)[1]].bincount(minlength=3).tolist()==held
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=300), st.data(), st.integers(0, 10))

@@ -3,6 +3,7 @@ import copy
 import math
 import pickle
 import random
+import warnings
 from collections import Counter, deque
 from functools import partial
 
@@ -17,8 +18,9 @@ from torch import nn
 from nntrain.data import DataLoaders, TensorLoader
 from nntrain.learner import (CANCELS, EVENTS, LEVELS, Accuracy, After, Before,
                              BatchTransformCB, Callback, CancelFit, CancelStep, Learner, Mean,
-                             MetricsCB, NormalizeCB, ProgressCB, RecorderCB, SingleBatchCB, aside,
-                             check_callbacks, run_seeds, smooth_losses, sort_callbacks)
+                             MetricsCB, NormalizeCB, ProgressCB, RecorderCB, SingleBatchCB, acting,
+                             aside, check_callbacks, run_seeds, smooth_losses, sort_callbacks,
+                             unpack)
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples
@@ -605,3 +607,290 @@ def test_a_stream_without_length(capsys):
                     cbs=[MetricsCB(), ProgressCB(), Note()])
     learn.fit(2)
     assert seen == [None] and learn.n_taken == 6 and len(learn.history) == 2
+
+
+# --- metrics
+
+@pytest.mark.parametrize('shape', [(4, 1), (4, 1, 2, 2)])
+def test_accuracy_of_one_number_per_sample(shape):
+    logits = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    right = (logits > 0).float()
+    with pytest.raises(ValueError, match=r'say where class 1 begins: Accuracy\(threshold=0'):
+        Accuracy().update(logits, right.squeeze(1))
+    for preds, limit in (logits, 0.), (logits.sigmoid(), .5):
+        for targets in right, right.squeeze(1), right.long():
+            accuracy = Accuracy(threshold=limit)
+            accuracy.update(preds, targets)
+            assert accuracy.compute() == 1.
+        wrong = Accuracy(threshold=limit)
+        wrong.update(preds, 1-right)
+        assert wrong.compute() == 0.
+    with pytest.raises(ValueError, match='Accuracy wants'): Accuracy(0.).update(logits, right[:2])
+
+
+def test_accuracy_says_that_the_classes_come_last():
+    with pytest.raises(ValueError, match=r'got \(4, 7, 3\) and \(4, 7\): the classes seem to come last'):
+        Accuracy().update(torch.zeros(4, 7, 3), torch.zeros(4, 7))
+    with pytest.raises(ValueError, match='got tuple and'): Accuracy().update((1,), torch.zeros(4))
+    class Sequence(Learner):
+        def get_loss(self): self.loss = F.cross_entropy(self.preds.flatten(0, 1), self.yb.flatten())
+    batches = [(torch.ones(4, 7, 3), torch.zeros(4, 7, dtype=torch.long))]
+    learn = Sequence(nn.Linear(3, 2), DataLoaders(batches, batches), None, cbs=[MetricsCB(Accuracy())])
+    with pytest.raises(ValueError, match='the classes seem to come last'): learn.fit(1)
+
+
+class Several(Mean):
+    "A metric that gives what it is told to give"
+    def __init__(self, value): super().__init__(); self.value = value
+    def update(self, preds, targets): self.n += len(targets)
+    def compute(self): return self.value
+
+
+@pytest.mark.parametrize('value, names', [
+    (torch.tensor([.1, .2]), ['m_0', 'm_1']), (torch.tensor([.5]), ['m']), (.5, ['m']),
+    ({'f1': torch.tensor(.5), 'per': torch.tensor([.1, .2])}, ['f1', 'per_0', 'per_1'])])
+def test_metrics_that_give_several_numbers(value, names):
+    learn = learner(MetricsCB(m=Several(value)))
+    learn.fit(1)
+    assert list(learn.history[0])[1:-1] == [f'{p}_{k}' for p in ('train', 'valid') for k in ['loss', *names]]
+    assert all(isinstance(learn.history[0][f'valid_{k}'], float) for k in names)
+
+
+def test_metrics_that_do_not_fit_into_a_row():
+    with pytest.raises(ValueError, match=r"'m' gives a tensor of shape \(2, 2\)"):
+        learner(MetricsCB(m=Several(torch.ones(2, 2)))).fit(1)
+    with pytest.raises(ValueError, match='two metrics give train_f1'):
+        learner(MetricsCB(m=Several({'f1': 1.}), f1=Several(1.))).fit(1)
+
+
+def test_collections_of_torchmetrics():
+    tm = pytest.importorskip('torchmetrics')
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+    both = tm.MetricCollection({'acc': MulticlassAccuracy(2, average='micro'),
+                                'f1': MulticlassF1Score(2, average=None)})
+    learn = learner(MetricsCB(Accuracy(), both))
+    learn.fit(2)
+    row = learn.history[-1]
+    assert math.isclose(row['valid_accuracy'], row['valid_acc'], abs_tol=1e-6)
+    assert {'train_f1_0', 'valid_f1_1'} <= set(row)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_means_of_16_bit_losses(dtype):
+    mean = Mean()
+    for i in range(3000): mean.update(torch.tensor(1.25 if i % 2 else .75, dtype=dtype), 1)
+    assert mean.compute().dtype == torch.float32 and mean.compute() == 1.
+
+
+def test_recorder_notes_numbers():
+    recorder = RecorderCB(one=lambda learn: torch.ones(1), logits=lambda learn: learn.preds.detach())
+    with pytest.raises(ValueError, match=r'logits gave a tensor of shape \(3, 2\)'): learner(recorder).fit(1)
+
+
+@pytest.mark.parametrize('x, dtype', [(X.bfloat16(), torch.bfloat16), (X.half(), torch.float16), (X.double(), torch.float64),
+                                      ((100*X).to(torch.int16), torch.float32), ((X > 0), torch.float32)])
+def test_normalisation_of_any_type(x, dtype):
+    normalize, y = NormalizeCB([0., 1., 2.], 2.), torch.zeros(8)
+    wanted = ((x.float() - torch.tensor([0., 1., 2.]))/2).to(dtype)
+    for batch in (x, y), [x, y], {'label': y, 'x': x}, {'x': x, 'label': y}, x:
+        out = normalize.tfm(batch)
+        got = out if batch is x else out['x'] if isinstance(batch, dict) else out[0]
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, wanted)
+        if isinstance(batch, dict): assert out['label'] is y
+
+
+# --- the learning-rate finder
+
+def found(loss=F.cross_entropy, n_steps=60, cbs=(), n=64, batch_size=16, end_lr=100.):
+    "A search on an easy problem"
+    torch.manual_seed(0)
+    x = torch.randn(n, 4)
+    dls = DataLoaders.from_tensors((x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_size=batch_size, seed=0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    return Learner(model, dls, loss, cbs=cbs).lr_find(n_steps=n_steps, end_lr=end_lr)
+
+
+@pytest.mark.parametrize('shift', [.6, 3., -2.])
+def test_a_constant_in_the_loss_changes_nothing(shift):
+    plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - shift)
+    assert shifted.stopped == plain.stopped and 'had risen' in plain.stopped
+    assert shifted.lrs == plain.lrs and len(plain.lrs) < 60
+    assert math.isclose(shifted.steep, plain.steep) and math.isclose(shifted.minimum, plain.minimum)
+
+
+def test_a_picture_of_losses_below_zero():
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - 5)
+    (a, b), (c, d) = (one.plot(plt.subplots()[1]).get_ylim() for one in (plain, shifted))
+    assert a < min(plain.losses) and math.isclose(a-5, c, abs_tol=1e-4) and math.isclose(b-5, d, abs_tol=1e-4)
+    plt.close('all')
+
+
+class EveryNth(Callback):
+    "Accumulate: one step per `n` batches"
+    def __init__(self, n): self.n, self.i = n, 0
+    def before_fit(self, learn): self.i = 0
+    def get_loss(self, learn): learn.get_loss(); learn.loss = learn.loss/self.n
+    def after_backward(self, learn):
+        self.i += 1
+        if self.i % self.n: raise CancelStep()
+
+
+def test_the_finder_counts_steps():
+    "Four batches of 4 that share a step are one batch of 16"
+    whole, parts = found(), found(batch_size=4, cbs=[EveryNth(4)])
+    assert parts.stopped == whole.stopped and len(parts.lrs) == len(whole.lrs)
+    torch.testing.assert_close(4*torch.tensor(parts.losses), torch.tensor(whole.losses), rtol=1e-3, atol=1e-3)
+
+
+def test_steps_that_a_scaler_leaves_out_are_no_points():
+    class Skips(Callback):
+        def step(self, learn):
+            if learn.epoch == 0: raise CancelStep()
+            learn.step()
+    plain, skipped = found(n_steps=20, end_lr=1.), found(n_steps=20, end_lr=1., cbs=[Skips()])
+    assert plain.lrs == skipped.lrs and len(plain.lrs) == 20
+    class Never(Callback):
+        def step(self, learn): raise CancelStep()
+    with pytest.raises(ValueError, match='no two steps were taken'): found(n_steps=5, cbs=[Never()])
+
+
+def test_all_rates_have_their_own_step():
+    rates = []
+    class Note(Callback):
+        order = 60
+        def after_backward(self, learn): rates.append(learn.opt.param_groups[0]['lr'])
+    walk = found(n_steps=7, cbs=[Note()])
+    assert rates[:7] == walk.lrs and len(walk.losses) == 7
+
+
+def test_lr_find_of_lazy_layers_and_of_callbacks_that_need_the_metrics():
+    class Reads(Callback):
+        order, needs = 20, (MetricsCB,)
+        def after_epoch(self, learn): assert learn.history
+    cbs = [MetricsCB(Accuracy()), ProgressCB(), Reads()]
+    learn = Learner(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), DataLoaders(BATCHES, BATCHES),
+                    F.cross_entropy, cbs=cbs)
+    assert len(learn.lr_find(n_steps=8).lrs) == 8
+    assert list(learn.cbs) == cbs and learn.history == [] and type(learn.model[0]) is nn.LazyLinear
+
+
+def test_the_finder_owns_the_rate():
+    class Writes(Callback): owns = ('lr',)
+    with pytest.raises(ValueError, match='would both write lr'): learner(Writes()).lr_find(n_steps=5)
+
+
+def test_validation_with_another_model():
+    "What validation sees is what a fit aside sees, if callbacks that change the model are kept"
+    class Doubled(Callback):
+        watches, changes_model = True, True
+        def before_phase(self, learn):
+            if not learn.training: self.kept = learn.model.weight.data.clone(); learn.model.weight.data *= 2
+        def cleanup_phase(self, learn):
+            if not learn.training: learn.model.weight.data = self.kept
+    learn = learner(MetricsCB(), Doubled())
+    learn.fit(1)
+    assert acting(learn.cbs) == [] and acting(learn.cbs, predict=True) == [learn.cbs[1]]
+    metrics = MetricsCB()
+    with aside(learn):
+        learn.cbs = tuple(acting(learn.cbs, predict=True))
+        learn.fit(1, train=False, cbs=[metrics])
+        valid_loss = learn.history[-1]['valid_loss']
+    assert valid_loss == learn.history[-1]['valid_loss'] and len(learn.cbs) == 2
+
+
+# --- models, batches and losses that do not fit
+
+class Output(dict):
+    "What models of transformers return"
+    @property
+    def logits(self): return self['logits']
+
+
+class GivesOutput(nn.Linear):
+    def forward(self, x): return Output(logits=super().forward(x))
+
+
+def loss_of_output(out, targets): return F.cross_entropy(out.logits, targets)
+
+
+class TakesOutput(Learner):
+    def predict(self): self.preds = self.model(*self.xb).logits
+
+
+def test_a_model_that_returns_no_tensor():
+    dls = DataLoaders(BATCHES, BATCHES)
+    with pytest.raises(TypeError, match='the model returned a Output, .* override Learner.predict'):
+        Learner(GivesOutput(3, 2), dls, F.cross_entropy).fit(1)
+    learn = TakesOutput(GivesOutput(3, 2), dls, F.cross_entropy, cbs=[MetricsCB(Accuracy())])
+    learn.fit(1)
+    assert len(learn.history) == 1
+    by_loss = Learner(GivesOutput(3, 2), dls, loss_of_output, cbs=[MetricsCB()])
+    by_loss.fit(1)
+    pickle.dumps(by_loss)
+
+
+def test_batches_of_numpy_and_of_text():
+    arrays = [(x.numpy(), y.numpy()) for x, y in BATCHES]
+    targets = [(x, y.numpy()) for x, y in BATCHES]
+    for batches in arrays, targets:
+        with pytest.raises(TypeError, match='the batch holds NumPy arrays'):
+            Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy, cbs=[MetricsCB()]).fit(1)
+    names = [(x, ['cat']*len(x)) for x, _ in BATCHES]
+    with pytest.raises(TypeError, match="the batch holds text, such as 'cat'"):
+        Learner(nn.Linear(3, 2), DataLoaders(names, names), F.cross_entropy).fit(1)
+
+
+@pytest.mark.parametrize('loss', [F.mse_loss, F.l1_loss, F.smooth_l1_loss, nn.HuberLoss()])
+def test_a_regression_that_would_compare_each_with_each(loss):
+    batches = [(x, x.sum(1)) for x, _ in BATCHES]
+    dls = DataLoaders(batches, batches)
+    with pytest.raises(ValueError, match=r'predictions \(3, 1\) and targets \(3,\) would be compared each with each'):
+        Learner(nn.Linear(3, 1), dls, loss).fit(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Learner(nn.Linear(3, 1), dls, lambda p, y: loss(p.squeeze(1), y)).fit(1)
+
+
+def test_inputs_without_targets():
+    for batch in X, (X,), [X], {'image': X}:
+        inputs, target = unpack(batch)
+        assert len(inputs) == 1 and inputs[0] is X and target is None
+    class Predicts(Callback):
+        def __init__(self): self.preds = []
+        def get_loss(self, learn): learn.loss = torch.zeros(())
+        def after_predict(self, learn): self.preds.append(learn.preds)
+    new = [x for x, _ in BATCHES]
+    learn = Learner(nn.Linear(3, 2), DataLoaders(BATCHES, new), F.cross_entropy)
+    with pytest.raises(ValueError, match='a batch of inputs without a target'): learn.fit(1)
+    predicts = Predicts()
+    learn.fit(1, train=False, cbs=[predicts, NormalizeCB(0., 1.)])
+    assert torch.equal(torch.cat(predicts.preds), learn.model(X))
+    for bad in (), {}, {'label': X}, {'label': X, 'y': X, 'image': X}, 'text':
+        with pytest.raises(ValueError, match='cannot tell inputs from target'): unpack(bad)
+
+
+def test_an_error_of_a_verb_stays_what_it_was():
+    class Fails(Callback):
+        def predict(self, learn): raise KeyError('mine')
+    with pytest.raises(KeyError, match='mine'): learner(Fails()).fit(1)
+    class Cancels(Callback):
+        def get_loss(self, learn): raise CancelFit()
+    learner(Cancels()).fit(1)
+
+
+def test_compiled_models():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plain, compiled = copy.deepcopy(model), torch.compile(model, backend='eager')
+    fits = []
+    for one in plain, compiled:
+        learn = Learner(one, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB(Accuracy())])
+        rates = learn.lr_find(n_steps=6).losses
+        learn.fit(2)
+        fits.append((rates, [row['valid_loss'] for row in learn.history]))
+    for a, b in zip(*fits): assert a == pytest.approx(b, rel=1e-5)
+    for a, b in zip(plain.parameters(), model.parameters()): torch.testing.assert_close(a, b)

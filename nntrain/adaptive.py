@@ -16,8 +16,11 @@ from .optimizer import Optimizer, check_hyper
 __all__ = ['RMSProp', 'subtract_ratio', 'Adam', 'AdamW', 'AdamAnnealed', 'AnnealCB']
 
 # %% ../nbs/08_adaptive.ipynb #5f232fb7
-def _init_state(p, *names):  # torch's keys: a step counter of each parameter's own, and averages that start at 0
-    return {'step': torch.zeros((), dtype=torch.float32, device='cpu')} | {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in names}
+def _init_state(p, *names):
+    "With torch's keys: the parameter's own step counter, and averages that start at 0"
+    state, as_p = {'step': torch.zeros((), device='cpu')}, torch.preserve_format
+    for name in names: state[name] = torch.zeros_like(p, memory_format=as_p)
+    return state
 
 class RMSProp(Optimizer):
     "Divide each gradient by the root of the running mean of its square; equals `torch.optim.RMSprop`"
@@ -74,7 +77,7 @@ class Adam(Optimizer):
 
     def __init__(self,
         params,                      # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,               # learning rate, at least 0: about the largest step that a weight takes
+        lr:float=1e-3,               # learning rate, at least 0: about the length of a step, seldom more
         betas:tuple=(.9, .999),      # shares of the means of gradient and square that are kept, each in [0, 1)
         eps:float=1e-8,              # added to the root, in the gradient's unit, at least 0
         weight_decay:float=0.,       # L2 penalty, added to the gradient as `weight_decay * p`, at least 0; see `AdamW`
@@ -83,7 +86,7 @@ class Adam(Optimizer):
     ): super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return _init_state(p, 'exp_avg', 'exp_avg_sq')
-    def lr_at(self, group, t): return group['lr']  # for those who change it with the step
+    def lr_at(self, group, t): return group['lr']  # or by the step
     def one_step(self, p, grad, state, group):
         (beta1, beta2), m, v = group['betas'], state['exp_avg'], state['exp_avg_sq']
         state['step'] += 1
@@ -118,7 +121,10 @@ def load_state_dict(self:RMSProp|Adam,
     "As `Optimizer.load_state_dict`; step counters become tensors on the CPU"
     Optimizer.load_state_dict(self, state_dict)
     for state in self.state.values():
-        if 'step' in state: state['step'] = torch.as_tensor(state['step'], dtype=torch.float32, device='cpu')  # a parameter without a gradient may have an empty state
+        # without a gradient so far it may be empty; hooks may leave anything
+        if not isinstance(state, dict) or 'step' not in state: continue
+        step = torch.as_tensor(state['step'], dtype=torch.float32, device='cpu')
+        state['step'] = step
 
 # %% ../nbs/08_adaptive.ipynb #ef28fcb2
 class AdamW(Adam):
@@ -127,7 +133,7 @@ class AdamW(Adam):
 
     def __init__(self,
         params,                    # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,             # learning rate, at least 0: about the largest step that a weight takes
+        lr:float=1e-3,             # learning rate, at least 0: about the length of a step, seldom more
         betas:tuple=(.9, .999),    # shares of the means of gradient and square that are kept, each in [0, 1)
         eps:float=1e-8,            # added to the root, in the gradient's unit, at least 0
         weight_decay:float=1e-2,   # each step shrinks a weight by the share `lr*weight_decay`; at least 0
@@ -137,11 +143,11 @@ class AdamW(Adam):
 
     def one_step(self, p, grad, state, group):
         p *= 1 - group['lr']*group['weight_decay']
-        super().one_step(p, grad, state, group | {'weight_decay': 0.})
+        super().one_step(p, grad, state, {**group, 'weight_decay': 0.})
     def multi_step(self, params, grads, states, group):
         kept = 1 - group['lr']*group['weight_decay']
         torch._foreach_mul_(params, kept.squeeze() if isinstance(kept, Tensor) else kept)
-        super().multi_step(params, grads, states, group | {'weight_decay': 0.})
+        super().multi_step(params, grads, states, {**group, 'weight_decay': 0.})
 
 # %% ../nbs/08_adaptive.ipynb #8757d500
 class AdamAnnealed(Adam):
@@ -165,6 +171,7 @@ class AdamAnnealed(Adam):
 # %% ../nbs/08_adaptive.ipynb #36eb8042
 class AnnealCB(Callback):
     "Multiply the learning rate of every parameter group by `anneal_rate` after each step, or after each epoch"
+    owns = ('lr',)
     def __init__(self,
         anneal_rate:float=.97,  # in [0, 1]
         per:str='step'          # 'step' or 'epoch' (that is, after each training phase)

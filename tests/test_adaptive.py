@@ -1,0 +1,74 @@
+"""The limit of Adam's step, the first compiled step, and who owns the rate. That the optimizers of
+chapters 6 and 8 equal torch's, and do what its own tests ask, is in test_optimizers.py."""
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nntrain.adaptive import Adam, AdamAnnealed, AdamW, AnnealCB, RMSProp
+from nntrain.data import DataLoaders
+from nntrain.learner import Callback, Learner
+from nntrain.momentum import EMAMomentum, Momentum
+from nntrain.optimizer import SGD
+
+KINDS = Momentum, EMAMomentum, RMSProp, Adam, AdamW, AdamAnnealed
+every = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
+compiler = shutil.which('g++') or shutil.which('c++')
+
+
+def parameters():
+    return [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((3, 2), (), (0,))]
+
+
+@every
+@pytest.mark.skipif(not compiler, reason='torch.compile needs a C++ compiler here')
+def test_torch_compile_traces_the_first_step_too(kind):
+    "The state is made inside of the graph"
+    for decay in 0., .1:
+        a, b = parameters(), parameters()
+        compiled = kind(a, lr=torch.tensor(.1, dtype=torch.float64), weight_decay=decay)
+        plain = kind(b, lr=.1, weight_decay=decay)
+        torch._dynamo.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            step = torch.compile(lambda: compiled.step(), backend='eager', fullgraph=True)
+            for t in range(3):
+                for p, q in zip(a, b): p.grad = q.grad = torch.full_like(p, t - .5)
+                step(); plain.step()
+        assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', [Adam, torch.optim.Adam])
+@pytest.mark.parametrize('betas', [(.9, .999), (.9, .95), (.5, .9)])
+def test_no_step_of_adam_is_longer_than_the_limit(kind, betas):
+    "And random growing gradients come near it, so `lr` is not the limit"
+    beta1, beta2 = betas
+    limit = (1-beta1)/(1-beta2)**.5/(1-beta1**2/beta2)**.5
+    p = nn.Parameter(torch.zeros(50, dtype=torch.float64))
+    opt = kind([p], lr=1., betas=betas, eps=0.)
+    zeros = torch.zeros_like(p)
+    opt.state[p] = dict(step=torch.tensor(1e6), exp_avg=zeros.clone(), exp_avg_sq=zeros.clone())
+    gen, longest = torch.Generator().manual_seed(0), 0.
+    growth = torch.linspace(.9, 1.5, 50, dtype=torch.float64)*beta2/beta1
+    for t in range(100):
+        before = p.detach().clone()
+        p.grad = growth**t*(1 + .01*torch.randn(50, generator=gen, dtype=torch.float64))
+        opt.step()
+        longest = max(longest, (p - before).abs().max().item())
+    assert .97*limit < longest < limit + 1e-9
+    assert longest > 1.05
+
+
+def test_two_that_write_the_rate_do_not_train_together():
+    batches = [(torch.ones(2, 1), torch.zeros(2, 1))]
+    def learner(*cbs):
+        dls = DataLoaders(batches, batches)
+        return Learner(nn.Linear(1, 1), dls, nn.functional.mse_loss, SGD, lr=.1, cbs=cbs)
+    class Half(Callback):
+        owns = ('lr',)
+    for pair in [AnnealCB(), Half()], [AnnealCB(per='epoch'), AnnealCB()]:
+        with pytest.raises(ValueError, match="would both write lr"): learner(*pair).fit(1)
+    learner(AnnealCB()).fit(1)

@@ -119,6 +119,17 @@ def hidden_code(nb, stored):
     exported = [re.sub(r'^#\|.*\n', '', source(c), flags=re.M).strip() for c in stored['cells'] if re.match(r'#\| *exports?\b', source(c)) and '#| hide' not in source(c)]
     return [f'not shown: {e[:60]!r}' for e in exported if e not in shown]
 
+def plain(text):
+    "Letters and digits alone: links, boxes and folds are written in another way on the page, their words are the same"
+    text = re.sub(r'\]\([^)\s]*\)', ']', text)
+    return re.sub(r'[^\w]|_', '', re.sub(r'</?(details|summary)>|\{#[^}]*\}', '', text))
+
+def lost_text(nb, stored):
+    "Lines of the notebook's prose that the page does not hold"
+    shown = plain('\n'.join(source(c) for c in nb['cells'] if c['cell_type'] != 'code'))
+    lines = [line for c in stored['cells'] if c['cell_type'] == 'markdown' for line in source(c).splitlines()]
+    return [f'lost: {line[:80]!r}' for line in lines if plain(line) and plain(line) not in shown]
+
 def drift_problems(nb):
     "Stored interactive figures carry the hash of their function's source: is it the one in this notebook?"
     defined = {}
@@ -170,6 +181,12 @@ def test_titles_can_fail(): assert len(title_problems(page(['raw', '---\ntitle: 
 
 def test_hidden_code_can_fail(): assert hidden_code(page(['code', 'show_doc(f)']), page(['code', '#| export\ndef f(): pass']))==["not shown: 'def f(): pass'"]
 
+def test_lost_text_can_fail():
+    stored = page(['markdown', '# Title\n\n> Promise\n\nYou **need** `two` [things](a.md).\n\n<details><summary>Hint</summary>'])
+    shown = page(['raw', '---\ndescription: Promise\ntitle: Title\n---'], ['markdown', 'You need [`two`](https://x.org/a_b.html) [things](a.html).'])
+    assert lost_text(shown, stored) == ["lost: '<details><summary>Hint</summary>'"]
+    assert len(lost_text(page(['raw', '---\ntitle: Title\n---']), stored)) == 3
+
 # --- the book -------------------------------------------------------------------------------------------------------------
 
 DRIVER = """
@@ -204,10 +221,10 @@ def bib_keys(): return set(re.findall(r'^@\w+\{([^,\s]+),', (NBS/'references.bib
 
 @pytest.mark.parametrize('name', [p.name for p in CHAPTERS])
 def test_page(processed, name):
-    nb, known = processed[name], set(processed)
+    nb, known, stored = processed[name], set(processed), json.loads((NBS/name).read_text(encoding='utf-8'))
     assert isinstance(nb, dict), f'nbdev_docs fails (at docs time it runs exports and plain imports):\n{nb}'
     found = {'title': title_problems(nb, name), 'options': option_problems(nb), 'headings': heading_problems(nb), 'links': link_problems(nb, processed['folder'], known), 'citations': citation_problems(nb, bib_keys()),
-             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, json.loads((NBS/name).read_text(encoding='utf-8')))}
+             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, stored), 'prose': lost_text(nb, stored)}
     assert not any(found.values()), {k: v for k,v in found.items() if v}
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.name)

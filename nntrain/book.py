@@ -872,13 +872,14 @@ def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
 )->_Markdown:           # one line per row: ours, n, seconds, hardware, the best ancestor's figure, the difference
-    "Make a Markdown table of recorded rows; the difference is at least as uncertain as our mean"
+    "Make a Markdown table of recorded rows; the difference is at least as uncertain as a single run of ours"
     res = ['| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
     for name in experiments or results(folder):
         r = result(name, folder)
         best,diff = (f'{r.best[0]:g} ({r.best[1]})', f'{r.mean-r.best[0]:+.3g}') if r.best else ('–', '–')
+        ours = _pm(r).replace(' ± ', '\u00a0±\u00a0')  # a number stays on one line
         toy = ', built-in data' if r.source=='toy' else ''
-        res.append(f'| {name} | {r.metric}, {r.split}{toy} | {_pm(r)} | {r.n} | {r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
+        res.append(f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | {r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
     return _Markdown('\n'.join(res))
 
 # %% ../nbs/90_book.ipynb #c06e7f7c

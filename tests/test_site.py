@@ -298,10 +298,10 @@ def test_file_checks_can_fail(tmp_path):
     for word in ('dead link none.html', 'no #nowhere', 'dead link none.png', 'without alt text', 'asks another site', 'unresolved', 'Markdown in view'): assert any(word in b for b in bad), word
 
 def test_browser_checks_can_fail(browser, tmp_path):
-    site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
+    site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><div class="cell-output"><pre style="overflow-x:auto">'+'long '*300+'</pre></div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
                       good='<main><h1>t</h1><p style="overflow-x:auto" tabindex="0"><span style="display:block;width:900px">x</span></p></main>')
     bad = site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'bad.html'))
-    for word in ('wider than the screen', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
+    for word in ('wider than the screen', 'printed results are cut off', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
     assert site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'good.html'))==[]
 
 def test_axe_can_fail(browser, tmp_path):
@@ -319,6 +319,18 @@ def test_built_files(built, home):
     head = (built/'index.html').read_text(encoding='utf-8').split('</head>')[0]
     assert re.search(rf'<meta property="og:image" content="{re.escape(home)}images/card.png">', head) and (built/'images/card.png').is_file()
 
+def test_pages_describe_themselves(built, home):
+    "Cards beside a link say what *this* page is about, and each page knows its one address"
+    said = {}
+    for name in PAGES:
+        head = (built/name).read_text(encoding='utf-8').split('</head>')[0]
+        words = dict(re.findall(r'<meta (?:name|property)="((?:og:|twitter:)?description)" content="([^"]*)"', head))
+        assert len(words) == 3 and len(set(words.values())) == 1, (name, words)
+        assert words['description'] not in said, (name, said[words['description']])
+        said[words['description']] = name
+        canonical = re.findall(r'<link [^>]*rel="canonical"[^>]*>', head)
+        assert len(canonical) == 1 and f'href="{home}{name}"' in canonical[0], (name, canonical)
+
 @pytest.mark.parametrize('name', PAGES)
 def test_built_page(built, home, browser, name):
     axe = site_checks.axe_source()
@@ -333,6 +345,14 @@ def test_built_page(built, home, browser, name):
 def test_dark_for_readers_who_like_it_dark(built, home, browser):
     p = site_checks.open_page(browser, built, home, '404.html', dark=True)
     assert site_checks.is_dark(p) and p.problems==[]
+    p.context.close()
+
+def test_questions_find_what_they_are_about(built, home, browser):
+    p = site_checks.open_page(browser, built, home, 'momentum.html')
+    p.locator('#quarto-search input').first.click()
+    p.keyboard.type('What is an epoch?')
+    p.locator('.aa-Panel .aa-Item').first.wait_for()
+    assert p.problems == []
     p.context.close()
 
 def test_search_and_keyboard(built, home, browser):

@@ -8,7 +8,7 @@ __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'Verdict', 'Predi
            'ColabLinkProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc', 'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
-import argparse, ast, base64, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
+import argparse, ast, base64, copy, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
 from configparser import ConfigParser
 from difflib import get_close_matches
 from pathlib import Path
@@ -872,13 +872,14 @@ def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
 )->_Markdown:           # one line per row: ours, n, seconds, hardware, the best ancestor's figure, the difference
-    "Make a Markdown table of recorded rows; the difference is at least as uncertain as our mean"
+    "Make a Markdown table of recorded rows; the difference is at least as uncertain as a single run of ours"
     res = ['| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
     for name in experiments or results(folder):
         r = result(name, folder)
         best,diff = (f'{r.best[0]:g} ({r.best[1]})', f'{r.mean-r.best[0]:+.3g}') if r.best else ('–', '–')
+        ours = _pm(r).replace(' ± ', '\u00a0±\u00a0')  # a number stays on one line
         toy = ', built-in data' if r.source=='toy' else ''
-        res.append(f'| {name} | {r.metric}, {r.split}{toy} | {_pm(r)} | {r.n} | {r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
+        res.append(f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | {r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
     return _Markdown('\n'.join(res))
 
 # %% ../nbs/90_book.ipynb #c06e7f7c
@@ -1073,14 +1074,35 @@ class ColabLinkProc:
 # %% ../nbs/90_book.ipynb #d5d4f35f
 _linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links a name
 
+_title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
+
+def _prose(source, id):  # a markdown cell as nbdev's processors know it
+    return AttrDict(cell_type='markdown', id=id, idx_=0, metadata={}, directives_={}, source=source)
+
+def _alone(cell):  # the cell that holds the title -> [title and promise in one line each, what else stood there]
+    head = _title.search(cell.source)
+    title,_,promise = head[0].strip().partition('\n')
+    promise = ' '.join(line.lstrip('> ') for line in promise.split('\n')).strip()
+    rest = (cell.source[:head.start()]+cell.source[head.end():]).strip()
+    cell.source = f'{title}\n\n> {promise}' if promise else title
+    if not rest: return [cell]
+    more = copy.deepcopy(cell)
+    more.id,more.source = 'title-rest',rest
+    return [cell, more]
+
 class TitleProc:
     "nbdev docs processor: the chapter's own number in the title, the promise under it, only links that lead to what they name"
-    def __init__(self, nb): self.nb = nb
+    def __init__(self, nb):  # nbdev makes all processors before the first one runs
+        self.nb = nb
+        at = next((i for i,c in enumerate(nb.cells) if c.cell_type=='markdown' and _title.search(c.source)), None)
+        if at is not None: nb.cells[at:at+1] = _alone(nb.cells[at])
     def begin(self):
         import yaml
         cells, number = self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name)
         if cells[0].cell_type!='raw': return
         meta = yaml.safe_load(cells[0].source.strip().strip('-'))
+        if meta.get('description'):  # else cards beside a link show the book's description
+            for card in ('open-graph', 'twitter-card'): meta[card] = {'description': meta['description']}
         if not number:  # the first page: Quarto shows the book's own title; other sites show the card beside a link
             cells[0].source = f"---\n{yaml.safe_dump({**meta, 'image': 'images/card.png'}, allow_unicode=True)}---\n"
             return
@@ -1088,7 +1110,7 @@ class TitleProc:
         texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]  # Quarto reads this mark in a heading only
         if meta.get('description'): texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")
         cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
-        cells[1:1] = [AttrDict(cell_type='markdown', id=f'title-{i}', idx_=i+1, metadata={}, directives_={}, source=t) for i,t in enumerate(texts)]
+        cells[1:1] = [_prose(t, f'title-{i}') for i,t in enumerate(texts)]
     def __call__(self, cell):  # nbdev links every name in backticks: one without documentation such as `_run`, one that is a link already, and in tables and in what a cell shows those of other libraries, too
         if cell.cell_type=='markdown':
             text = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source)

@@ -84,11 +84,13 @@ def axe_source():
 
 
 def open_page(browser, docs, base, name, dark=False, width=1200):
-    "The page as it will stand at its address; `page.problems` lists console errors, exceptions and requests to anybody else"
-    docs, scheme = Path(docs), 'dark' if dark else 'light'
-    context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+    """The page as it will stand at its address; `page.problems` lists console errors, exceptions and requests to anybody else
+
+    Nothing moves (reduced motion): colours that fade from one theme to the other would be judged half-way."""
+    docs = Path(docs)
+    context = browser.new_context(viewport=dict(width=width, height=900), reduced_motion='reduce',
+                                  color_scheme='dark' if dark else 'light')
     context.set_default_timeout(180_000)
-    context.add_init_script(f"localStorage.setItem('quarto-color-scheme', '{'alternate' if dark else 'default'}')")
     page = context.new_page()
     page.problems = []
     page.on('console', lambda m: page.problems.append(f'console {m.type}: {m.text}') if m.type in ('error', 'warning') else None)
@@ -110,6 +112,10 @@ WIDE = '''width => [...document.querySelectorAll('body *')].filter(e => {
   for (let p = e.parentElement; p; p = p.parentElement) if (getComputedStyle(p).overflowX != 'visible') return false
   return true
 }).slice(0, 5).map(e => `${e.tagName.toLowerCase()}.${e.className} “${e.textContent.trim().slice(0, 40)}”`)'''
+
+CUT = """() => [...document.querySelectorAll('main .cell-output pre')]
+  .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+  .map(e => `${e.textContent.trim().slice(0, 40)}…`)"""
 
 DRAWN = '''e => {
   const figure = e.closest('.nnx') || document
@@ -146,6 +152,12 @@ def width_problems(page):
     return [f'wider than the screen ({needs} > {width}): {page.evaluate(WIDE, width)}'] if needs > width else []
 
 
+def cut_problems(page):
+    "Printed results of which a reader sees only the left part"
+    cut = page.evaluate(CUT)
+    return [f'{len(cut)} printed results are cut off: {cut[:3]}'] if cut else []
+
+
 def is_dark(page): return 'quarto-dark' in page.get_attribute('body', 'class')
 
 
@@ -153,9 +165,9 @@ def page_problems(page, axe=None):
     """One page, as a reader meets it: on a wide screen (everything), on a narrow one (nothing sticks out, what scrolls can be reached), and dark (contrast).
 
     One loading for all three: the screen is made narrow, and the reader's own switch makes it dark."""
-    bad = width_problems(page) + slider_problems(page) + (axe_problems(page, axe) if axe else [])
+    bad = width_problems(page) + cut_problems(page) + slider_problems(page) + (axe_problems(page, axe) if axe else [])
     page.set_viewport_size(dict(width=360, height=900))
-    bad += [f'360 px: {b}' for b in width_problems(page) + (axe_problems(page, axe, ['scrollable-region-focusable', 'target-size']) if axe else [])]
+    bad += [f'360 px: {b}' for b in width_problems(page) + cut_problems(page) + (axe_problems(page, axe, ['scrollable-region-focusable', 'target-size']) if axe else [])]
     page.set_viewport_size(dict(width=1200, height=900))
     if switch := page.locator('.quarto-color-scheme-toggle').first if page.locator('.quarto-color-scheme-toggle').count() else None:
         before, ground = is_dark(page), page.evaluate(GROUND)

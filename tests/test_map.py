@@ -31,9 +31,14 @@ def says(nb):
     return numbers(' '.join(sentences)), minutes
 
 def imports(root, nb):
-    "Chapters whose modules the exported cells of a chapter import"
-    chapters = {name: key(path) for path, other in checks.notebooks(root).items() for src in checks.code_cells(other) if (name := checks.directive(src, 'default_exp'))}
-    return {chapters[m] for src in checks.code_cells(nb) if checks.is_export(src) for m in checks.imported_modules(src) if m in chapters and m not in checks.SHARED}
+    "Chapters whose modules a chapter imports: (in exported cells, in any cell)"
+    chapters = {name: key(path) for path, other in checks.notebooks(root).items()
+                for src in checks.code_cells(other) if (name := checks.directive(src, 'default_exp'))}
+    def of(cells):
+        found = {m for src in cells if '%' not in src for m in checks.imported_modules(src) if m not in checks.SHARED}
+        return {chapters[m] for m in found if m in chapters}
+    cells = checks.code_cells(nb)
+    return of(filter(checks.is_export, cells)), of(cells)
 
 @pytest.fixture(scope='module')
 def home():
@@ -49,13 +54,15 @@ def home():
     return space
 
 def map_problems(book, behind, truth):
-    "`truth`: {chapter: (needed by its text, imported by its module, minutes)}"
+    "`truth`: {chapter: (needed by its text, imported by its module, imported by any of its cells, minutes)}"
     problems = [f'{k} is missing' for k in sorted(truth.keys() - book.keys())] + [f'{k} is no chapter' for k in sorted(book.keys() - truth.keys())]
     for k in sorted(truth.keys() & book.keys()):
-        said, imported, minutes = truth[k]
-        drawn = set(book[k].needs)
+        said, imported, used, minutes = truth[k]
+        drawn, borrowed, met = set(book[k].needs), set(book[k].borrows), behind(k) | set(book[k].helps) | {k}
         problems += [f'{k} says that it needs {n}' for n in sorted(said - drawn)] + [f'{k} imports {n}' for n in sorted(imported - behind(k))]
         problems += [f'{k} neither says that it needs {n} nor imports it' for n in sorted(drawn - said - imported)]
+        problems += [f'{k} uses {n}, which it neither needs nor borrows' for n in sorted(used - met - borrowed)]
+        problems += [f'{k} borrows {n} for nothing' for n in sorted(borrowed - (used - met))]
         if book[k].minutes != minutes: problems.append(f'{k} takes {minutes} minutes, not {book[k].minutes}')
     return problems
 
@@ -65,7 +72,7 @@ def truth():
     for path, nb in checks.notebooks(ROOT).items():
         if not re.match(r'[01]\d[a-z]?_', path.name): continue
         said, minutes = says(nb)
-        found[key(path)] = said, imports(ROOT, nb), minutes
+        found[key(path)] = said, *imports(ROOT, nb), minutes
     return found
 
 def test_map_is_true(home, truth): assert not (found := map_problems(home['book'], home['behind'], truth)), '\n'.join(found)
@@ -73,12 +80,15 @@ def test_map_is_true(home, truth): assert not (found := map_problems(home['book'
 def test_map_problems_are_found(home, truth):
     book, behind = home['book'], home['behind']
     def found(**change): return map_problems(book, behind, {**truth, **change})
-    said, imported, minutes = truth['06']
-    assert found(**{'06': (said | {'04'}, imported, minutes)}) == ['06 says that it needs 04']
-    assert found(**{'06': (said - {'02'}, imported, minutes)}) == ['06 neither says that it needs 02 nor imports it']
-    assert found(**{'06': (said, imported | {'13'}, minutes)}) == ['06 imports 13']
-    assert found(**{'06': (said, imported, 5)}) == ['06 takes 5 minutes, not 45']
-    assert found(**{'77': (set(), set(), 5)}) == ['77 is missing']
+    said, imported, used, minutes = truth['06']
+    assert found(**{'06': (said | {'04'}, imported, used, minutes)}) == ['06 says that it needs 04']
+    assert found(**{'06': (said - {'02'}, imported, used, minutes)}) == ['06 neither says that it needs 02 nor imports it']
+    assert found(**{'06': (said, imported | {'13'}, used, minutes)}) == ['06 imports 13']
+    assert found(**{'06': (said, imported, used | {'13'}, minutes)}) == ['06 uses 13, which it neither needs nor borrows']
+    assert found(**{'06': (said, imported, used, 5)}) == ['06 takes 5 minutes, not 45']
+    said, imported, used, minutes = truth['08']
+    assert found(**{'08': (said, imported, used - {'04'}, minutes)}) == ['08 borrows 04 for nothing']
+    assert found(**{'77': (set(), set(), set(), 5)}) == ['77 is missing']
 
 @pytest.mark.parametrize('text, expected', [
     ('chapter 0 (loss) and chapter 1 (`x`)', {'00', '01'}), ('the ideas of chapters 6 to 8: x', {'06', '07', '08'}), ('chapters [8](08_adaptive.ipynb) and [10](10_s.ipynb)', {'08', '10'}),
@@ -107,6 +117,9 @@ def test_boxes_do_not_overlap(home):
 
 def test_paths_can_be_walked(home):
     "A reader who follows a path has read what each chapter on it needs, but for the basics that his line of the page takes for granted"
+    for who, keys, _ in home['PATHS'][:1]:  # others know what an optimizer or a convolution is
+        path = keys.split()
+        for i, k in enumerate(path): assert set(home['book'][k].borrows) <= set(path[:i]), f'{who}: {k} borrows from a chapter that the path has not met'
     known = {'You are new to training': set(), 'You know PyTorch': {'00', '01'}, 'You want the library': set(home['book'])}
     for who, keys, _ in home['PATHS']:
         have = set(known[who])

@@ -119,6 +119,17 @@ def hidden_code(nb, stored):
     exported = [re.sub(r'^#\|.*\n', '', source(c), flags=re.M).strip() for c in stored['cells'] if re.match(r'#\| *exports?\b', source(c)) and '#| hide' not in source(c)]
     return [f'not shown: {e[:60]!r}' for e in exported if e not in shown]
 
+def plain(text):
+    "Letters and digits alone: links, boxes and folds are written in another way on the page, their words are the same"
+    text = re.sub(r'\]\([^)\s]*\)', ']', text)
+    return re.sub(r'[^\w]|_', '', re.sub(r'</?(details|summary)>|\{#[^}]*\}', '', text))
+
+def lost_text(nb, stored):
+    "Lines of the notebook's prose that the page does not hold"
+    shown = plain('\n'.join(source(c) for c in nb['cells'] if c['cell_type'] != 'code'))
+    lines = [line for c in stored['cells'] if c['cell_type'] == 'markdown' for line in source(c).splitlines()]
+    return [f'lost: {line[:80]!r}' for line in lines if plain(line) and plain(line) not in shown]
+
 def drift_problems(nb):
     "Stored interactive figures carry the hash of their function's source: is it the one in this notebook?"
     defined = {}
@@ -170,6 +181,12 @@ def test_titles_can_fail(): assert len(title_problems(page(['raw', '---\ntitle: 
 
 def test_hidden_code_can_fail(): assert hidden_code(page(['code', 'show_doc(f)']), page(['code', '#| export\ndef f(): pass']))==["not shown: 'def f(): pass'"]
 
+def test_lost_text_can_fail():
+    stored = page(['markdown', '# Title\n\n> Promise\n\nYou **need** `two` [things](a.md).\n\n<details><summary>Hint</summary>'])
+    shown = page(['raw', '---\ndescription: Promise\ntitle: Title\n---'], ['markdown', 'You need [`two`](https://x.org/a_b.html) [things](a.html).'])
+    assert lost_text(shown, stored) == ["lost: '<details><summary>Hint</summary>'"]
+    assert len(lost_text(page(['raw', '---\ntitle: Title\n---']), stored)) == 3
+
 # --- the book -------------------------------------------------------------------------------------------------------------
 
 DRIVER = """
@@ -204,10 +221,10 @@ def bib_keys(): return set(re.findall(r'^@\w+\{([^,\s]+),', (NBS/'references.bib
 
 @pytest.mark.parametrize('name', [p.name for p in CHAPTERS])
 def test_page(processed, name):
-    nb, known = processed[name], set(processed)
+    nb, known, stored = processed[name], set(processed), json.loads((NBS/name).read_text(encoding='utf-8'))
     assert isinstance(nb, dict), f'nbdev_docs fails (at docs time it runs exports and plain imports):\n{nb}'
     found = {'title': title_problems(nb, name), 'options': option_problems(nb), 'headings': heading_problems(nb), 'links': link_problems(nb, processed['folder'], known), 'citations': citation_problems(nb, bib_keys()),
-             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, json.loads((NBS/name).read_text(encoding='utf-8')))}
+             'alt': alt_problems(nb), 'html': html_problems(nb), 'colab': colab_problems(nb, name), 'code': hidden_code(nb, stored), 'prose': lost_text(nb, stored)}
     assert not any(found.values()), {k: v for k,v in found.items() if v}
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.name)
@@ -281,10 +298,10 @@ def test_file_checks_can_fail(tmp_path):
     for word in ('dead link none.html', 'no #nowhere', 'dead link none.png', 'without alt text', 'asks another site', 'unresolved', 'Markdown in view'): assert any(word in b for b in bad), word
 
 def test_browser_checks_can_fail(browser, tmp_path):
-    site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
+    site = write_site(tmp_path, bad='<main><div style="width:900px">wide</div><div class="cell-output"><pre style="overflow-x:auto">'+'long '*300+'</pre></div><svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script></main>',
                       good='<main><h1>t</h1><p style="overflow-x:auto" tabindex="0"><span style="display:block;width:900px">x</span></p></main>')
     bad = site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'bad.html'))
-    for word in ('wider than the screen', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
+    for word in ('wider than the screen', 'printed results are cut off', 'without a name', 'does not change its picture', 'request: https://cdn.example', 'nothing is not defined'): assert any(word in b for b in bad), (word, bad)
     assert site_checks.page_problems(site_checks.open_page(browser, site, BASE, 'good.html'))==[]
 
 def test_axe_can_fail(browser, tmp_path):
@@ -302,6 +319,18 @@ def test_built_files(built, home):
     head = (built/'index.html').read_text(encoding='utf-8').split('</head>')[0]
     assert re.search(rf'<meta property="og:image" content="{re.escape(home)}images/card.png">', head) and (built/'images/card.png').is_file()
 
+def test_pages_describe_themselves(built, home):
+    "Cards beside a link say what *this* page is about, and each page knows its one address"
+    said = {}
+    for name in PAGES:
+        head = (built/name).read_text(encoding='utf-8').split('</head>')[0]
+        words = dict(re.findall(r'<meta (?:name|property)="((?:og:|twitter:)?description)" content="([^"]*)"', head))
+        assert len(words) == 3 and len(set(words.values())) == 1, (name, words)
+        assert words['description'] not in said, (name, said[words['description']])
+        said[words['description']] = name
+        canonical = re.findall(r'<link [^>]*rel="canonical"[^>]*>', head)
+        assert len(canonical) == 1 and f'href="{home}{name}"' in canonical[0], (name, canonical)
+
 @pytest.mark.parametrize('name', PAGES)
 def test_built_page(built, home, browser, name):
     axe = site_checks.axe_source()
@@ -316,6 +345,14 @@ def test_built_page(built, home, browser, name):
 def test_dark_for_readers_who_like_it_dark(built, home, browser):
     p = site_checks.open_page(browser, built, home, '404.html', dark=True)
     assert site_checks.is_dark(p) and p.problems==[]
+    p.context.close()
+
+def test_questions_find_what_they_are_about(built, home, browser):
+    p = site_checks.open_page(browser, built, home, 'momentum.html')
+    p.locator('#quarto-search input').first.click()
+    p.keyboard.type('What is an epoch?')
+    p.locator('.aa-Panel .aa-Item').first.wait_for()
+    assert p.problems == []
     p.context.close()
 
 def test_search_and_keyboard(built, home, browser):

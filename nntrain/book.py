@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Figure', 'explore', 'figure_data', 'check_frames', 'Verdict', 'Prediction', 'predict', 'record', 'results', 'result',
            'in_band', 'Difference', 'paired_difference', 'results_table', 'nntrain_execute', 'nntrain_sync',
-           'ColabLinkProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc', 'ShowExportsProc']
+           'start_fit', 'ColabLinkProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc', 'SkipTryoutsProc',
+           'ShowExportsProc']
 
 # %% ../nbs/90_book.ipynb #b67e3360
 import argparse, ast, base64, copy, hashlib, html, inspect, io, itertools, json, math, os, re, sys, tempfile, textwrap, time
@@ -1057,6 +1058,18 @@ def nntrain_sync(
         print(f"{'out of step' if check else 'written'}: {p.relative_to(root)}")
     if check and stale: raise SystemExit("run nntrain_sync")
     if not stale: print("all in step")
+
+# %% ../nbs/90_book.ipynb #90f10002
+def start_fit(
+    argv=None,  # words of the command line; None: those of this process
+)->int:         # the exit status of `nntrain_fit`
+    "What a terminal calls for `nntrain_fit`: answers Ctrl-C also while torch is loaded"
+    from importlib import import_module
+    try: return import_module('nntrain.recipe').nntrain_fit(argv)
+    except KeyboardInterrupt:
+        print('\nnntrain_fit: interrupted before the training began: '
+              'there is nothing to go on with', file=sys.stderr)
+        return 130
 
 # %% ../nbs/90_book.ipynb #15ae6f01
 class ColabLinkProc:

@@ -10,6 +10,7 @@ import csv
 import inspect
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -21,12 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adaptive import Adam, AdamW
 from .augment import AugmentCB, RandomCrop, RandomFlip
-from .callbacks import write_whole
+from .callbacks import StopOnNonFiniteCB, write_whole
 from .checkpoint import CheckpointCB
-from .data import FASHION_MEAN, FASHION_STD, default_device, fashion_dls
+from .data import FASHION_MEAN, FASHION_STD, DataLoaders, default_device, fashion_dls
 from .init import cnn
-from .learner import Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB, ProgressCB, plot_history, set_seed
+from .learner import (Accuracy, After, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB,
+                             ProgressCB, plot_history, set_seed)
+from .momentum import Momentum
+from .optimizer import SGD
 from .resnet import resnet
 from .schedule import ScheduleCB, one_cycle
 
@@ -45,22 +50,25 @@ def mlp(
 # %% ../nbs/15_recipe.ipynb #fbf8e7d1
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
-    'sgd': (torch.optim.SGD, .1),
-    'momentum': (partial(torch.optim.SGD, momentum=.9), .05),
-    'adam': (torch.optim.Adam, 2e-3),
-    'adamw': (torch.optim.AdamW, 2e-3)}
+    'sgd': (SGD, .1),
+    'momentum': (Momentum, .05),
+    'adam': (Adam, 2e-3),
+    'adamw': (AdamW, 2e-3)}
 
 # %% ../nbs/15_recipe.ipynb #15sc0002
 SCHEDULES = {'constant': (None, 1), 'one-cycle': (one_cycle, 5)}  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
 
 # %% ../nbs/15_recipe.ipynb #c44798d3
+def _write_json(values, path):
+    write_whole(path, lambda path: Path(path).write_text(json.dumps(values, indent=1)))
+
 def _write_history(history, path):
     with open(path, 'w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for row in history for name in row)))
         writer.writeheader(); writer.writerows(history)
 
 def _write_curves(history, path):
-    from matplotlib.figure import Figure  # no pyplot: works without a screen and leaves no figure open
+    from matplotlib.figure import Figure  # no pyplot: needs no screen and leaves no figure open
     fig = Figure(figsize=(9, 3.2), layout='constrained')
     for ax, what in zip(fig.subplots(1, 2), ('loss', 'accuracy')): plot_history(history, what, ax)
     fig.savefig(path, dpi=100)
@@ -69,8 +77,7 @@ class SaveRunCB(Callback):
     "Write the options into `folder`, and after each epoch history and curves"
     order, needs, watches = After(ProgressCB), (MetricsCB,), True
     def __init__(self, folder, options): self.folder, self.options = Path(folder), options
-    def before_fit(self, learn):
-        write_whole(self.folder/'options.json', lambda path: Path(path).write_text(json.dumps(self.options, indent=1)))
+    def before_fit(self, learn): _write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
@@ -108,53 +115,110 @@ def _pick_device(device):
     return device
 
 # %% ../nbs/15_recipe.ipynb #642a54de
-def _train(options, make_folder, cbs=()):
-    "Train with all of `options` in the folder that `make_folder()` gives; go on if it holds a checkpoint"
-    make_model, (opt_func, _) = _pick('model', options['model'], MODELS), _pick('optimizer', options['optimizer'], OPTIMIZERS)
-    (schedule, _), augment = _pick('schedule', options['schedule'], SCHEDULES), options['augment']
-    device, epochs, lr = _pick_device(options['device']), options['epochs'], options['lr']
+def _check_seed(seed):
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
+
+def _load(options, device):
+    "Training, held-out and test data; says when it is not the set that was asked for"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        dls = fashion_dls(options['batch_size'], source=options['source'], device=device, normalize=not augment)
+        dls = fashion_dls(options['batch_size'], valid='split', source=options['source'],
+                          device=device, normalize=not options['augment'])
     for w in caught: print(f'notice: {w.message}')
+    return dls
+
+def _titled(options, dls, device):
+    words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
+    if options['schedule'] != 'constant': words.append(options['schedule'])
+    if options['augment']: words.append('augmented')
+    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held out of '
+            f'them to validate, {dls.test.n:,} for one test at the end; '
+            f'{", ".join(words)}, {device}')
+
+def _tested(learn, cbs, path):
+    "Loss and accuracy on the test split: measured once, and kept in the file `path`"
+    if path.is_file(): return json.loads(path.read_text(encoding='utf-8'))
+    dls = DataLoaders(learn.dls.train, learn.dls.test)
+    judge = Learner(learn.model, dls, learn.loss_func, cbs=[MetricsCB(Accuracy()), *cbs])
+    judge.fit(1, train=False)
+    row = judge.history[-1]
+    test = {'images': dls.valid.n, 'loss': row['valid_loss'], 'accuracy': row['valid_accuracy']}
+    _write_json(test, path)
+    return test
+
+# %% ../nbs/15_recipe.ipynb #642a54d2
+def _train(options, make_folder, cbs=()):
+    "Train with all of `options` in the folder that `make_folder()` gives; go on if it holds a checkpoint"
+    make_model = _pick('model', options['model'], MODELS)
+    opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
+    schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
+    device, epochs, lr = _pick_device(options['device']), options['epochs'], options['lr']
+    _check_seed(options['seed'])
+    dls = _load(options, device)
     set_seed(options['seed'])
-    more = [AugmentCB(RandomCrop(1), RandomFlip()), NormalizeCB(FASHION_MEAN, FASHION_STD)] if augment else []  # first augment, then normalise
+    placed, more = [DeviceCB(device)], []
+    if options['augment']:  # first augment, then normalise
+        placed.append(NormalizeCB(FASHION_MEAN, FASHION_STD))
+        more.append(AugmentCB(RandomCrop(1), RandomFlip()))
     if schedule: more.append(ScheduleCB(lr=schedule(lr)))
-    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr, cbs=[DeviceCB(device), MetricsCB(Accuracy()), ProgressCB(), *more])
+    finite = StopOnNonFiniteCB()
+    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr,
+                    cbs=[*more, *placed, MetricsCB(Accuracy()), ProgressCB(), finite])
     learn.check_fit(epochs, lr)
+    print(_titled(options, dls, device), flush=True)
     folder = make_folder()
+    saving = [SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}),
+              CheckpointCB(folder/'checkpoint.pt')]
     try:
-        print(f"{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} to validate; {options['model']}, {options['optimizer']}, lr {lr:g}" + f", {options['schedule']}"*bool(schedule) + ', augmented'*augment + f', {device}')
-        learn.fit(epochs, cbs=[SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}), CheckpointCB(folder/'checkpoint.pt'), *cbs])
+        learn.fit(epochs, cbs=[*saving, *cbs])
+        if finite.stopped:
+            raise FloatingPointError(
+                f'{finite.stopped}: the run cannot go on from here; try a smaller learning rate '
+                f'than {lr:g}; {folder} holds the epochs before')
+        test = _tested(learn, placed, folder/'test.json')
     except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
-    print(f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after {epochs} epochs; everything is in {folder}')
+    valid = learn.history[-1]['valid_accuracy']
+    print(f'valid accuracy {valid:.4f} after {epochs} epochs, on {dls.valid.n:,} held-out images\n'
+          f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images; '
+          f'everything is in {folder}')
     return folder
 
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    lr:float=None,           # learning rate, the highest one of a schedule; None: the customary one of optimizer and schedule
+    lr:float=None,           # learning rate, the highest one of a schedule; None: the customary
+                             # one of optimizer and schedule
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
     optimizer:str='adamw',   # one of `OPTIMIZERS`
     schedule:str='one-cycle',# of the learning rate, one of `SCHEDULES`
     augment:bool=False,      # shift and flip the training images, each by its own draw?
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
-    seed:int=0,              # of the weights and the order
+    seed:int=0,              # of the weights and the order, from 0 to 2**64-1
     device:str=None,         # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
-    "Train a small network on Fashion-MNIST; prints a row per epoch and keeps the run folder up to date"
-    lr = _pick('optimizer', optimizer, OPTIMIZERS)[1]*_pick('schedule', schedule, SCHEDULES)[1] if lr is None else lr
-    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer, schedule=schedule, augment=augment, source=source, seed=seed, device=device)
+    """Train a small network on Fashion-MNIST, validate on training images that are held out, and
+    test once at the end; prints a row per epoch and keeps the run folder up to date.
+    FloatingPointError where a loss is not finite"""
+    if lr is None:
+        customary, times = _pick('optimizer', optimizer, OPTIMIZERS)[1], _pick('schedule', schedule, SCHEDULES)[1]
+        lr = customary*times
+    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer,
+                   schedule=schedule, augment=augment, source=source, seed=seed, device=device)
     return _train(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
 
 # %% ../nbs/15_recipe.ipynb #5e1c0b02
 def _read_options(folder):
-    path, known = Path(folder)/'options.json', [name for name in inspect.signature(train_fashion).parameters if name != 'out']
-    if not path.is_file(): raise ValueError(f'{folder} is not the folder of a run: it holds no options.json; give one that nntrain_fit has made')
+    path = Path(folder)/'options.json'
+    known = [name for name in inspect.signature(train_fashion).parameters if name != 'out']
+    if not path.is_file():
+        raise ValueError(f'{folder} is not the folder of a run: it holds no options.json; '
+                         f'give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
-    if not isinstance(options, dict) or set(options) != set(known): raise ValueError(f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
+    if not isinstance(options, dict) or set(options) != set(known):
+        raise ValueError(f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
     return options
 
 def resume_fashion(
@@ -167,55 +231,99 @@ def resume_fashion(
 # %% ../nbs/15_recipe.ipynb #d0f3e11f
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(message)
+    def exit(self, status=0, message=None):  # after --help
+        sys.stdout.flush()
+        super().exit(status, message)
 
-def _number(kind, above, text):
+def _number(kind, text, fits):
     def parse(word):
-        try: value = kind(word)
-        except ValueError: value = None
-        if value is None or not math.isfinite(value) or value <= above: raise argparse.ArgumentTypeError(f'must be {text}, got {word!r}')
+        try:
+            value = kind(word)
+            good = fits(value)
+        except ValueError: good = False
+        if not good: raise argparse.ArgumentTypeError(f'must be {text}, got {word!r}')
         return value
     return parse
 
+_COUNT = _number(int, 'a whole number of at least 1', lambda n: n >= 1)
+_SEED = _number(int, 'a whole number from 0 to 2**64 - 1', lambda n: 0 <= n < 2**64)
+_RATE = _number(float, 'a finite number above 0', lambda lr: 0 < lr < math.inf)
+
 def _parser():
-    parser = _Parser(prog='nntrain_fit', description='Train a small network on Fashion-MNIST. Leaves a folder with history.csv, curves.png, checkpoint.pt and options.json.', argument_default=argparse.SUPPRESS)
-    defaults = {name: p.default for name, p in inspect.signature(train_fashion).parameters.items() if p.default is not None}  # an option that is left out is left to train_fashion
+    parser = _Parser(
+        prog='nntrain_fit', argument_default=argparse.SUPPRESS,  # left out: left to train_fashion
+        description='Train a small network on Fashion-MNIST. Validates on training images that are '
+                    'held out, and tests once at the end. Leaves a folder with history.csv, '
+                    'curves.png, test.json, checkpoint.pt and options.json.',
+        epilog='Exit status: 0 done, 2 a mistake of yours, 3 the loss was not finite, '
+               '130 interrupted, 141 nobody reads the output.')
+    parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):
-        default = defaults.get(name[2:].replace('-', '_'))
-        parser.add_argument(name, help=help + (f' (default: {default})' if default else ''), **kwargs)
-    whole = _number(int, 0, 'a whole number of at least 1')
-    add('--epochs', type=whole, help='rounds through the training data')
-    add('--lr', type=_number(float, 0, 'a finite number above 0'), help='learning rate; left out: ' + ', '.join(f'{lr:g} for {k}' for k, (_, lr) in OPTIMIZERS.items()) + f"; {SCHEDULES['one-cycle'][1]} times that at the peak of one-cycle")
-    add('--batch-size', type=whole, help='images per step')
-    add('--model', choices=MODELS, help='mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around them')
-    add('--optimizer', choices=OPTIMIZERS, help='how gradients become steps')
-    add('--schedule', choices=SCHEDULES, help='one-cycle: the learning rate rises, then falls to nearly nothing')
-    add('--augment', action='store_true', help='shift and flip each training image by its own draw')
-    add('--source', choices=('auto', 'local', 'hub', 'toy'), help='auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; toy: pictures drawn by code')
-    add('--seed', type=_number(int, -1, 'a whole number of at least 0'), help='same seed, same run (on the same machine)')
-    add('--device', help='cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
-    add('--out', help="folder in which the run's folder is made")
-    add('--resume', metavar='FOLDER', help="go on with the interrupted run of this folder; all other options are those of that run")
+        parameter = parameters.get(name[2:].replace('-', '_'))
+        default = parameter and parameter.default
+        shown = default is not None and default is not False
+        parser.add_argument(name, help=help + f' (default: {default})'*shown, **kwargs)
+    customary = ', '.join(f'{lr:g} for {name}' for name, (_, lr) in OPTIMIZERS.items())
+    times = SCHEDULES['one-cycle'][1]
+    add('--epochs', 'rounds through the training data', type=_COUNT)
+    add('--lr', f'learning rate; left out: {customary}; {times} times that at the peak of one-cycle',
+        type=_RATE)
+    add('--batch-size', 'images per step', type=_COUNT)
+    add('--model', 'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around '
+        'them', choices=MODELS)
+    add('--optimizer', 'how gradients become steps', choices=OPTIMIZERS)
+    add('--schedule', 'one-cycle: the learning rate rises, then falls to nearly nothing',
+        choices=SCHEDULES)
+    add('--augment', 'shift and flip each training image by its own draw', action='store_true')
+    add('--source', 'auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; '
+        'toy: pictures drawn by code', choices=('auto', 'local', 'hub', 'toy'))
+    add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
+    add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
+    add('--out', "folder in which the run's folder is made")
+    add('--resume', 'go on with the interrupted run of this folder; all other options are those of '
+        'that run', metavar='FOLDER')
     return parser
 
 # %% ../nbs/15_recipe.ipynb #13b5f987
+def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
+
+def _say_interrupted(folder):
+    if folder and (Path(folder)/'options.json').is_file():
+        _say(f'interrupted; {folder} holds the last complete epoch, if there was one; '
+             f'go on with: nntrain_fit --resume {shlex.quote(folder)}')
+    else: _say('interrupted before the training began: there is nothing to go on with')
+
+def _drop_output():
+    "Write to nowhere from now on: Python would try the closed pipe once more when it ends"
+    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError): pass  # no file behind it, as in a notebook
+
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
-)->int:        # exit status: 0 done, 2 a user's mistake, 130 interrupted
-    "Command `nntrain_fit`: train, show a row per epoch, leave a run folder"
+)->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,
+               # 130 interrupted, 141 nobody reads the output
+    "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
     run = None
     try:
         given = vars(_parser().parse_args(argv))
         run = given.pop('resume', None)
         if run is None: train_fashion(**given)
-        elif given: raise ValueError(f"--resume takes all options from the run's folder: leave out --{', --'.join(name.replace('_', '-') for name in given)}")
+        elif given:
+            words = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            raise ValueError(f"--resume takes all options from the run's folder: leave out {words}")
         else: resume_fashion(run)
+        sys.stdout.flush()
     except KeyboardInterrupt as e:
-        folder = str(e) or run   # the training says where it was; before it there is at most the folder that was asked for
-        if folder and not (Path(folder)/'options.json').is_file(): folder = None
-        what = f'; {folder} holds the last complete epoch, if there was one; go on with: nntrain_fit --resume {shlex.quote(folder)}' if folder else ' before the training began: there is nothing to go on with'
-        print(f'\nnntrain_fit: interrupted{what}', file=sys.stderr)
+        print(file=sys.stderr)
+        _say_interrupted(str(e) or run)  # before the training there is at most the folder asked for
         return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except FloatingPointError as e:
+        _say(e)
+        return 3
     except (ValueError, OSError) as e:
-        print(f'nntrain_fit: error: {" ".join(str(e).split())}', file=sys.stderr)
+        _say(f'error: {" ".join(str(e).split())}')
         return 2
     return 0

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 from fastcore.basics import patch
 from torch import Tensor
 
 from .learner import After, Callback, Learner, MetricsCB, last_metric
-from .optimizer import check_hyper, check_names
+from .optimizer import Optimizer, check_hyper, check_names
 
 # %% auto #0
 __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'time_decay', 'step_decay', 'stairs', 'join',
@@ -21,19 +21,49 @@ __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponentia
            'torch_pct_start', 'hyper_names', 'find_hyper', 'set_hyper', 'ScheduleCB', 'TorchSchedulerCB']
 
 # %% ../nbs/10_schedulers.ipynb #d0537b01
+def _check_numbers(**numbers):
+    for name, value in numbers.items():
+        number = isinstance(value, Tensor) and value.numel() == 1 or isinstance(value, Real)
+        if isinstance(value, bool) or not number or not math.isfinite(value):
+            raise ValueError(f'{name} must be a finite number, got {value!r}')
+
+def _check_above_0(why='', **numbers):
+    _check_numbers(**numbers)
+    for name, value in numbers.items():
+        if not value > 0: raise ValueError(f'{name} must be above 0, got {value!r}{why}')
+
+def _check_share(high=1., **numbers):
+    _check_numbers(**numbers)
+    for name, value in numbers.items():
+        if not 0 <= value <= high:
+            raise ValueError(f'{name} is a share of the training and must lie '
+                             f'in [0, {high:g}], got {value!r}')
+
+def _check_count(**numbers):
+    for name, n in numbers.items():
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
+
+def _check_schedule(schedule, name='this'):
+    if not callable(schedule):
+        raise TypeError(f'{name}={schedule!r} is no schedule: give a function of progress, '
+                        f'such as constant({schedule!r})')
+
 def at_steps(
     schedule,   # function: progress in [0, 1] -> value
     n_steps:int # how many steps the training has, at least 1
 )->list:        # the value at each step; the last one is at progress 1
     "Values of a schedule at the steps of a training"
-    if n_steps < 1: raise ValueError(f'n_steps must be at least 1, got {n_steps}')
+    _check_schedule(schedule, 'schedule')
+    _check_count(n_steps=n_steps)
     return [schedule(i/max(1, n_steps-1)) for i in range(n_steps)]
 
 # %% ../nbs/10_schedulers.ipynb #57478d01
 def constant(
-    value:float  # at all times
+    value:float  # at all times; a tuple of numbers for `betas`
 ):               # schedule: progress -> value
     "The same value all the time"
+    for one in value if isinstance(value, tuple) else (value,): _check_numbers(value=one)
     return lambda progress: value
 
 def linear(
@@ -41,6 +71,7 @@ def linear(
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Equal differences from step to step"
+    _check_numbers(start=start, end=end)
     return lambda progress: (1-progress)*start + progress*end
 
 # %% ../nbs/10_schedulers.ipynb #6570bc01
@@ -49,6 +80,7 @@ def cosine(
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Half a wave of the cosine: leaves the start slowly and comes to the end slowly"
+    _check_numbers(start=start, end=end)
     def schedule(progress):
         w = (1 + math.cos(math.pi*progress))/2
         return w*start + (1-w)*end
@@ -57,9 +89,11 @@ def cosine(
 def polynomial(
     start:float,    # value at progress 0
     end:float,      # value at progress 1
-    power:float=2.  # of what is left; 1 is linear, above 1 comes to the end slowly
+    power:float=2.  # of what is left, above 0; 1 is linear, above 1 comes to the end slowly
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
+    _check_numbers(start=start, end=end)
+    _check_above_0(power=power)  # at the end 0**power: no 0 for 0, no number below
     def schedule(progress):
         w = (1-progress)**power
         return w*start + (1-w)*end
@@ -71,29 +105,36 @@ def exponential(
     end:float     # value at progress 1, above 0
 ):                # schedule: progress -> value
     "Equal factors from step to step"
-    if not min(start, end) > 0: raise ValueError(f'exponential needs both ends above 0, got {start} and {end}: no factor leads to 0; try a small end, or another schedule')
+    _check_above_0(': no factor leads to 0 or away from it; '
+                   'try a small number, or another schedule', start=start, end=end)
     return lambda progress: start**(1-progress)*end**progress
 
 def time_decay(
     start:float,  # value at progress 0, above 0
     end:float     # value at progress 1, above 0
 ):                # schedule: progress -> value
-    "Time-based decay `start/(1 + k*progress)`, with the k that leads to `end`: quick at first, then slower and slower"
-    if not min(start, end) > 0: raise ValueError(f'time_decay needs both ends above 0, got {start} and {end}: it comes near 0 but never there')
-    def schedule(progress):
+    """Time-based decay `start/(1 + k*progress)`, with the k that leads to `end`:
+    quick at first, then slower and slower"""
+    _check_above_0(': it comes near 0 but never there', start=start, end=end)
+    def schedule(progress):  # start*end/((1-progress)*end + progress*start), with exact ends
         w = (1-progress)*end/((1-progress)*end + progress*start)
-        return w*start + (1-w)*end  # start*end/((1-progress)*end + progress*start), with ends that no rounding spoils
+        return w*start + (1-w)*end
     return schedule
 
 # %% ../nbs/10_schedulers.ipynb #cb338d01
 def step_decay(
     start:float,        # value before the first cut
-    factor:float=.1,    # what each cut multiplies the value by
+    factor:float=.1,    # what each cut multiplies the value by, at least 0
     at:tuple=(.5, .75)  # progress of each cut, in [0, 1]
 ):                      # schedule: progress -> value
     "Constant, and cut at given places"
+    _check_numbers(start=start, factor=factor)
+    if factor < 0: raise ValueError(f'factor must be at least 0, got {factor!r}')
+    if isinstance(at, Real): at = (at,)
     for a in at:
-        if not 0 <= a <= 1: raise ValueError(f'a cut at {a!r}: give each place as progress in [0, 1], not as a step or an epoch')
+        if not 0 <= a <= 1:
+            raise ValueError(f'a cut at {a!r}: give each place as progress in [0, 1], '
+                             f'not as a step or an epoch')
     return lambda progress: start*factor**sum(progress >= a for a in at)
 
 # %% ../nbs/10_schedulers.ipynb #9ccfef01
@@ -102,7 +143,7 @@ def stairs(
     n:int      # number of stairs, such as the number of epochs; at least 1
 ):             # schedule: progress -> value
     "The same schedule in `n` stairs of equal width: per epoch instead of per batch"
-    if n < 1: raise ValueError(f'n must be at least 1, got {n}')
+    _check_count(n=n)
     values = at_steps(schedule, n)
     return lambda progress: values[min(int(progress*n), n-1)]
 
@@ -111,17 +152,26 @@ def join(
     fractions,  # share of the training for each schedule: at least 0, together 1
     schedules   # as many functions: progress in [0, 1] -> value
 ):              # schedule: progress -> value
-    "Several schedules one after the other; each begins where the one before ends, and both end points are exact"
-    fractions, schedules = [float(f) for f in fractions], list(schedules)
+    """Several schedules one after the other; each begins where the one before ends,
+    and both end points are exact"""
+    fractions, schedules = list(fractions), list(schedules)
     if len(fractions) != len(schedules) or not fractions:
-        raise ValueError(f'one fraction for each schedule: got {len(fractions)} fractions and {len(schedules)} schedules')
-    if not all(f >= 0 for f in fractions): raise ValueError(f'fractions must be at least 0, got {fractions}')
+        raise ValueError(f'one fraction for each schedule: got {len(fractions)} fractions '
+                         f'and {len(schedules)} schedules')
+    for k, schedule in enumerate(schedules): _check_schedule(schedule, f'schedules[{k}]')
+    fractions = [float(f) for f in fractions]
+    if not all(f >= 0 for f in fractions):
+        raise ValueError(f'fractions must be at least 0, got {fractions}')
     if abs(math.fsum(fractions) - 1) > 1e-6:
-        raise ValueError(f'fractions are shares of the training and must sum to 1, got {fractions} with sum {math.fsum(fractions):g}: divide counts or percentages by their sum')
-    parts = [(f, s) for f, s in zip(fractions, schedules) if f > 0]  # a part without length is never seen
+        raise ValueError(f'fractions are shares of the training and must sum to 1, '
+                         f'got {fractions} with sum {math.fsum(fractions):g}: '
+                         f'divide counts or percentages by their sum')
+    # a part without length is never seen
+    parts = [(f, s) for f, s in zip(fractions, schedules) if f > 0]
     ends = [math.fsum(f for f, _ in parts[:k+1]) for k in range(len(parts)-1)] + [1.]
     def schedule(progress):
-        if not 0 <= progress <= 1: raise ValueError(f'progress must lie in [0, 1], got {progress}')
+        if not 0 <= progress <= 1:
+            raise ValueError(f'progress must lie in [0, 1], got {progress}')
         k = sum(progress >= end for end in ends[:-1])
         begin = ends[k-1] if k else 0.
         return parts[k][1](min((progress - begin)/(ends[k] - begin), 1.))
@@ -134,7 +184,8 @@ def repeat(
     growth:float=1.  # how many times as long each cycle is as the one before
 ):                   # schedule: progress -> value
     "The same schedule again and again"
-    if n < 1 or not growth > 0: raise ValueError(f'n must be at least 1 and growth above 0, got {n} and {growth}')
+    _check_count(n=n)
+    _check_above_0(growth=growth)
     lengths = [growth**k for k in range(n)]
     return join([length/math.fsum(lengths) for length in lengths], [schedule]*n)
 
@@ -161,6 +212,8 @@ def warm_up(
     start:float=0.   # value at progress 0
 ):                   # schedule: progress -> value
     "A straight line from `start` to where `schedule` begins, then `schedule`"
+    _check_share(share=share)
+    _check_schedule(schedule, 'schedule')
     return join([share, 1-share], [linear(start, schedule(0.)), schedule])
 
 # %% ../nbs/10_schedulers.ipynb #56fb0e01
@@ -185,29 +238,40 @@ def plot_schedules(
     return fig
 
 # %% ../nbs/10_schedulers.ipynb #3d185501
+def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
+    _check_share(.5 if three_phase else 1., pct_start=pct_start)
+    return [pct_start, pct_start, 1-2*pct_start] if three_phase else [pct_start, 1-pct_start]
+
 def one_cycle(
     max_lr:float,           # value at the peak
     pct_start:float=.25,    # share of the training before the peak, in [0, 1]
-    div:float=25.,          # starts at max_lr/div
-    div_final:float=1e5,    # ends at max_lr/div_final
+    div:float=25.,          # starts at max_lr/div; above 0
+    div_final:float=1e5,    # ends at max_lr/div_final; above 0
     anneal=cosine,          # (start, end) -> schedule: the shape of both parts
-    three_phase:bool=False  # up, down to the start value in the same time, then down to the end? pct_start is at most .5 then
+    three_phase:bool=False  # up, down to the start value in the same time, then down to
+                            # the end? pct_start is at most .5 then
 ):                          # schedule: progress -> value
     "Up to `max_lr`, then down far below the start; for the learning rate"
-    start, end = max_lr/div, max_lr/div_final
-    if three_phase: return join([pct_start, pct_start, 1-2*pct_start], [anneal(start, max_lr), anneal(max_lr, start), anneal(start, end)])
-    return join([pct_start, 1-pct_start], [anneal(start, max_lr), anneal(max_lr, end)])
+    _check_numbers(max_lr=max_lr)
+    _check_above_0(div=div, div_final=div_final)
+    start, end, fractions = max_lr/div, max_lr/div_final, _phases(pct_start, three_phase)
+    down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
+    return join(fractions, [anneal(a, b) for a, b in [(start, max_lr), *down]])
 
 def momentum_cycle(
-    moms:tuple=(.95, .85, .95),  # momentum at the start, at the peak of the rate, and at the end
+    moms:tuple=(.95, .85, .95),  # momentum at the start, at the peak of the rate, and at
+                                 # the end; each in [0, 1)
     pct_start:float=.25,         # as in `one_cycle`
     anneal=cosine,               # as in `one_cycle`
     three_phase:bool=False       # as in `one_cycle`: the third phase stays at the end value
 ):                               # schedule: progress -> value
     "Down while the rate goes up, then up again; for momentum"
-    start, low, end = moms
-    if three_phase: return join([pct_start, pct_start, 1-2*pct_start], [anneal(start, low), anneal(low, end), constant(end)])
-    return join([pct_start, 1-pct_start], [anneal(start, low), anneal(low, end)])
+    if not isinstance(moms, (list, tuple)) or len(moms) != 3:
+        raise ValueError(f'moms must be three numbers, for start, peak and end, got {moms!r}')
+    check_hyper('moms', moms, 0, 1)
+    (start, low, end), fractions = moms, _phases(pct_start, three_phase)
+    stay = [constant(end)]*three_phase
+    return join(fractions, [anneal(start, low), anneal(low, end), *stay])
 
 # %% ../nbs/10_schedulers.ipynb #08d4f201
 def torch_pct_start(
@@ -241,20 +305,29 @@ def find_hyper(
     return 'betas', int(name == 'beta2')
 
 # %% ../nbs/10_schedulers.ipynb #24757101
+def _checked_value(group, name, value, ranges):
+    "Where a value belongs in the group, and the value as numbers, if it may be written there"
+    key, i = find_hyper(group, name)
+    whole = i is None and isinstance(group[key], tuple)
+    try: value = tuple(map(float, value)) if whole else float(value)
+    except TypeError as e: raise TypeError(f'{name} must be a number, got {value!r}') from e
+    if whole and len(value) != len(group[key]):
+        raise ValueError(f'{name} needs {len(group[key])} values, got {value}')
+    check_hyper(name, value, *(ranges or {}).get(key, (-math.inf, math.inf)))
+    return key, i, value
+
 def set_hyper(
     group:dict,  # a parameter group of an optimizer, changed in place
     name:str,    # as in `find_hyper`
     value,       # finite number, or a tuple of such for `betas`
-    ranges=None  # {key: (low, high)}: what is allowed, low <= value < high; None: any finite number
+    ranges=None  # {key: (low, high)}: allowed is low <= value < high; None: any finite number
 ):               # the value that was written
     "Write one hyperparameter; raises ValueError for what is no finite number or outside its range"
-    key, i = find_hyper(group, name)
-    whole = i is None and isinstance(group[key], tuple)
-    value = tuple(map(float, value)) if whole else float(value)
-    if whole and len(value) != len(group[key]): raise ValueError(f'{name} needs {len(group[key])} values, got {value}')
-    check_hyper(name, value, *(ranges or {}).get(key, (-math.inf, math.inf)))
-    if isinstance(group[key], Tensor): group[key].fill_(value)  # whoever holds the tensor sees it change
-    else: group[key] = value if i is None else tuple(value if j == i else b for j, b in enumerate(group[key]))
+    key, i, value = _checked_value(group, name, value, ranges)
+    old = group[key]
+    if isinstance(old, Tensor): old.fill_(value)  # whoever holds the tensor sees it change
+    elif i is None: group[key] = value
+    else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
 
 # %% ../nbs/10_schedulers.ipynb #fa787a01
@@ -262,41 +335,84 @@ class ScheduleCB(Callback):
     "Write hyperparameters before each training batch; `values` has what the steps really used"
     watches = True  # `lr_find` leaves it out: it moves the rate itself
     def __init__(self,
-        **schedules  # name of a hyperparameter = schedule, or a list with one schedule for each parameter group
+        **schedules  # name of a hyperparameter = schedule, or a list with one per parameter group
     ):
-        if not schedules: raise ValueError('nothing to schedule: give at least one, such as ScheduleCB(lr=cosine(.1, 0))')
+        if not schedules:
+            raise ValueError('nothing to schedule: give at least one, '
+                             'such as ScheduleCB(lr=cosine(.1, 0))')
         for name, given in schedules.items():
             for one in given if isinstance(given, (list, tuple)) else [given]:
-                if not callable(one): raise TypeError(f'{name}={one!r} is no schedule: give a function of progress, such as constant({one!r})')
+                _check_schedule(one, name)
         self.schedules = schedules
+    @property
+    def owns(self)->tuple: return tuple(self.schedules)  # nobody else may write them
+
+    def _along(self, look):  # `look` at each schedule, or at each one of a list
+        return {name: look(given) if callable(given) else [*map(look, given)]
+                for name, given in self.schedules.items()}
+    def settings(self)->dict: return self._along(lambda one: at_steps(one, 257))
     def __repr__(self):  # each schedule at five points of the way
         def short(value): return f'{value:.4g}' if isinstance(value, Real) else str(value)
-        def sketch(one): return ' → '.join(map(short, at_steps(one, 5)))
-        return f'{type(self).__name__}({", ".join(f"{name}: {sketch(given) if callable(given) else [*map(sketch, given)]}" for name, given in self.schedules.items())})'
+        looks = self._along(lambda one: ' → '.join(map(short, at_steps(one, 5))))
+        shown = ', '.join(f'{name}: {look}' for name, look in looks.items())
+        return f'{type(self).__name__}({shown})'
 
     def before_fit(self, learn):
+        self.plan = []
         if 'train' not in learn.phases: return
-        groups, who = learn.opt.param_groups, f'an optimizer {type(learn.opt).__name__}'
-        self.values, self.plan = {name: [] for name in self.schedules}, []
-        for name, given in self.schedules.items():
-            each = list(given) if isinstance(given, (list, tuple)) else [given]*len(groups)
-            if len(each) != len(groups): raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter groups: give one for each, or a single one for all')
-            for k, schedule in enumerate(each):
-                slot = find_hyper(groups[k], name, who)
-                for _, other, other_name, taken in self.plan:
-                    if other == k and taken[0] == slot[0] and (taken[1] == slot[1] or None in (taken[1], slot[1])):
-                        raise ValueError(f'{other_name} and {name} would both write {slot[0]} of {who}: keep one of them')
-                self.plan.append((schedule, k, name, slot))
+        self.values = {name: [] for name in self.schedules}
+        self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)  # torch's have none
+        for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
+        for schedule, k, name, _ in self.plan: self._look_ahead(learn, schedule, k, name)
 
     def before_batch(self, learn):
         if not learn.training: return
-        if learn.n_steps is None: raise ValueError('the training loader has no length, so nobody knows how far the training is: set learn.n_steps in the before_fit of a callback of order below 0')
-        progress, self.used = min(learn.n_taken/max(1, learn.n_steps-1), 1.), {name: [] for name in self.values}
+        if learn.n_steps is None:
+            raise ValueError('the training loader has no length, so nobody knows how far the '
+                             'training is: set learn.n_steps in the before_fit of a callback '
+                             'of order below 0')
+        progress = min(learn.n_taken/max(1, learn.n_steps-1), 1.)
+        self.used = {name: [] for name in self.values}
         for schedule, k, name, _ in self.plan:
-            self.used[name].append(set_hyper(learn.opt.param_groups[k], name, schedule(progress), getattr(learn.opt, 'ranges', None)))
+            group = learn.opt.param_groups[k]
+            self.used[name].append(set_hyper(group, name, schedule(progress), self.ranges))
 
     def after_step(self, learn):
-        for name, values in self.used.items(): self.values[name].append(values[0] if len(values) == 1 else tuple(values))
+        for name, values in self.used.items():
+            self.values[name].append(values[0] if len(values) == 1 else tuple(values))
+
+# %% ../nbs/10_schedulers.ipynb #fa787a03
+@patch
+def _add_to_plan(self:ScheduleCB, learn, name, given):
+    "Find where `name` is kept in each group; refuse a place that has a schedule already"
+    groups, who = learn.opt.param_groups, f'an optimizer {type(learn.opt).__name__}'
+    each = list(given) if isinstance(given, (list, tuple)) else [given]*len(groups)
+    if len(each) != len(groups):
+        raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter groups: '
+                         f'give one for each, or a single one for all')
+    earlier = learn.active[:learn.active.index(self)]
+    taken = [row for cb in (*earlier, self) if isinstance(cb, ScheduleCB) for row in cb.plan]
+    for k, schedule in enumerate(each):
+        key, i = find_hyper(groups[k], name, who)
+        for _, other_k, other, (other_key, other_i) in taken:
+            if (other_k, other_key) == (k, key) and (i == other_i or None in (i, other_i)):
+                raise ValueError(f'{other} and {name} would both write {key} of {who}: '
+                                 f'keep one of them')
+        self.plan.append((schedule, k, name, (key, i)))
+
+@patch
+def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
+    "Refuse a schedule that would fail on the way, or leave the range of its hyperparameter"
+    last = 256 if learn.n_steps is None else max(1, learn.n_steps-1)
+    steps = range(last+1) if last <= 256 else [j*last//256 for j in range(257)]
+    for progress in (step/last for step in steps):
+        try: value = schedule(progress)
+        except Exception as e:
+            raise ValueError(f'the schedule of {name} fails at progress {progress:g}: '
+                             f'{type(e).__name__}: {e}') from e
+        try: _checked_value(learn.opt.param_groups[k], name, value, self.ranges)
+        except (TypeError, ValueError) as e:
+            raise type(e)(f'{e} (from its schedule, at progress {progress:g})') from e
 
 # %% ../nbs/10_schedulers.ipynb #28d86f01
 @patch
@@ -309,41 +425,70 @@ def load_state_dict(self:ScheduleCB, state)->None: self.values = {name: list(val
 class TorchSchedulerCB(Callback):
     "Run one of torch's schedulers: a step of its own after each optimizer step, or after each epoch"
     order, watches = After(MetricsCB), True  # `lr_find` leaves it out: it moves the rate itself
+    owns = ('lr',)
     def __init__(self,
-        factory,          # (optimizer) or (optimizer, n_steps=…) -> scheduler, such as partial(StepLR, step_size=2)
-        per:str='batch',  # 'batch': after each step that was taken; 'epoch': after each epoch in which one was
-        metric:str=None   # key of the history, such as 'valid_loss', for ReduceLROnPlateau, which needs per='epoch'
+        factory,          # (optimizer) or (optimizer, n_steps=…) -> scheduler,
+                          # such as partial(StepLR, step_size=2)
+        per:str='batch',  # 'batch': after each step that was taken; 'epoch': after each epoch
+                          # in which one was
+        metric:str=None   # key of the history, such as 'valid_loss', for ReduceLROnPlateau,
+                          # which needs per='epoch'
     ):
-        if per not in ('batch', 'epoch'): raise ValueError(f"per must be 'batch' or 'epoch', got {per!r}")
-        if metric is not None and per != 'epoch': raise ValueError(f"metric {metric!r} is known once per epoch: say per='epoch'")
+        if per not in ('batch', 'epoch'):
+            raise ValueError(f"per must be 'batch' or 'epoch', got {per!r}")
+        if metric is not None and per != 'epoch':
+            raise ValueError(f"metric {metric!r} is known once per epoch: say per='epoch'")
         self.factory, self.per, self.metric = factory, per, metric
         self.needs = (MetricsCB,) if metric is not None else ()
+        self.made = {}  # kind and settings of the newest scheduler
+    def settings(self)->dict: return dict(per=self.per, metric=self.metric, scheduler=self.made)
 
     def before_fit(self, learn):
         self.scheduler, self.n_done, self.n_before = None, 0, 0
         if 'train' not in learn.phases: return
         n = learn.n_steps if self.per == 'batch' else learn.n_epochs
-        wants_n = 'n_steps' in inspect.signature(self.factory).parameters
-        self.scheduler = self.factory(learn.opt, n_steps=n) if wants_n else self.factory(learn.opt)
-        if not all(hasattr(self.scheduler, name) for name in ('step', 'state_dict')): raise TypeError(f'the factory must return a scheduler, got {self.scheduler!r}')
-        has, total = 'metrics' in inspect.signature(self.scheduler.step).parameters, getattr(self.scheduler, 'total_steps', None)
-        kind = type(self.scheduler).__name__
-        if has and self.metric is None: raise ValueError(f"{kind} watches a metric: say which, TorchSchedulerCB(…, per='epoch', metric='valid_loss')")
-        if self.metric is not None and not has: raise ValueError(f'{kind} takes no metric: leave metric={self.metric!r} out')
-        if None not in (total, n) and total < n: raise ValueError(f'{kind} has total_steps={total}, but this fit has {n} (per {self.per}): make it with total_steps={n}')
+        more = {'n_steps': n} if 'n_steps' in inspect.signature(self.factory).parameters else {}
+        self.scheduler = self.factory(learn.opt, **more)
+        if not all(hasattr(self.scheduler, name) for name in ('step', 'state_dict')):
+            raise TypeError(f'the factory must return a scheduler, got {self.scheduler!r}')
+        self._check_scheduler(learn, n)
+        self.made = {'kind': type(self.scheduler).__name__} | self.scheduler.state_dict()
         self.n_last = None if n is None else n-1  # one value is there from the start
 
     def after_step(self, learn):
         if self.per == 'batch': self._advance()
     def before_epoch(self, learn): self.n_before = learn.n_taken
     def after_epoch(self, learn):
-        if self.per == 'epoch' and learn.n_taken > self.n_before: self._advance(*([] if self.metric is None else [last_metric(learn.history, self.metric)]))
+        if self.per != 'epoch' or learn.n_taken == self.n_before: return
+        self._advance(*[last_metric(learn.history, name) for name in [self.metric] if name])
     def _advance(self, *metric):
         if self.n_last is None or self.n_done < self.n_last: self.scheduler.step(*metric)
         self.n_done += 1
 
 @patch
-def state_dict(self:TorchSchedulerCB)->dict: return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done, 'n_before': self.n_before}
+def _check_scheduler(self:TorchSchedulerCB, learn, n):
+    "Refuse a scheduler that does not fit to the metric, the length or the other callbacks"
+    scheduler, kind = self.scheduler, type(self.scheduler).__name__
+    has = 'metrics' in inspect.signature(scheduler.step).parameters
+    if has and self.metric is None:
+        raise ValueError(f"{kind} watches a metric: say which, "
+                         f"TorchSchedulerCB(…, per='epoch', metric='valid_loss')")
+    if self.metric is not None and not has:
+        raise ValueError(f'{kind} takes no metric: leave metric={self.metric!r} out')
+    total = getattr(scheduler, 'total_steps', None)
+    if None not in (total, n) and total < n:
+        raise ValueError(f'{kind} has total_steps={total}, but this fit has {n} '
+                         f'(per {self.per}): make it with total_steps={n}')
+    cycling = any(getattr(one, 'cycle_momentum', False)
+                  for one in (scheduler, *getattr(scheduler, '_schedulers', ())))
+    for cb in learn.active if cycling else ():
+        if cb is self or not {'momentum', 'beta1', 'betas'} & set(getattr(cb, 'owns', ())): continue
+        raise ValueError(f'{kind} cycles the momentum, and {cb} writes it too: '
+                         f'make the scheduler with cycle_momentum=False, or leave the other out')
+
+@patch
+def state_dict(self:TorchSchedulerCB)->dict:
+    return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done, 'n_before': self.n_before}
 
 @patch
 def load_state_dict(self:TorchSchedulerCB, state)->None:
@@ -351,33 +496,44 @@ def load_state_dict(self:TorchSchedulerCB, state)->None:
     self.scheduler.load_state_dict(state['scheduler'])
 
 # %% ../nbs/10_schedulers.ipynb #700f2c01
+def _listed(lr):  # one rate for all parameter groups, or one for each
+    rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
+    if not rates: raise ValueError('lr is an empty list: give one rate for each parameter group')
+    _check_numbers(**{f'lr[{k}]' if len(rates) > 1 else 'lr': rate for k, rate in enumerate(rates)})
+    return rates
+
 @patch
 def fit_one_cycle(self:Learner,
     n_epochs:int,                # how many epochs, at least 1
     lr=None,                     # peak of the learning rate, or a list with one for each parameter group; None: the learner's own
     pct_start:float=.25,         # share of the training before the peak
-    div:float=25.,               # starts at lr/div
-    div_final:float=1e5,         # ends at lr/div_final
+    div:float=25.,               # starts at lr/div; above 0
+    div_final:float=1e5,         # ends at lr/div_final; above 0
     moms:tuple=(.95, .85, .95),  # momentum (Adam's beta1) at the start, the peak and the end; None: left as it is
     cbs=(),                      # further callbacks, for this fit only
     **kwargs                     # as in `fit`: train, valid, opt
 )->None:
     "Train with one cycle of learning rate and momentum; everything else as `fit`"
-    lrs = [self.lr if lr is None else lr] if not isinstance(lr, (list, tuple)) else list(lr)
-    cycles = [one_cycle(peak, pct_start, div, div_final) for peak in lrs]
-    schedules = {'lr': cycles if isinstance(lr, (list, tuple)) else cycles[0]} | ({} if moms is None else {'momentum': momentum_cycle(moms, pct_start)})
-    self.fit(n_epochs, max(lrs), cbs=[ScheduleCB(**schedules), *cbs], **kwargs)
+    peaks = _listed(self.lr if lr is None else lr)
+    schedules = {'lr': [one_cycle(peak, pct_start, div, div_final) for peak in peaks]}
+    if not isinstance(lr, (list, tuple)): schedules['lr'] = schedules['lr'][0]
+    if moms is not None: schedules['momentum'] = momentum_cycle(moms, pct_start)
+    self.fit(n_epochs, max(peaks), cbs=[ScheduleCB(**schedules), *cbs], **kwargs)
 
 @patch
 def fit_flat_cos(self:Learner,
     n_epochs:int,         # how many epochs, at least 1
     lr=None,              # learning rate of the flat part, or a list with one for each parameter group; None: the learner's own
     pct_start:float=.75,  # share of the training at that rate
-    div_final:float=1e5,  # ends at lr/div_final
+    div_final:float=1e5,  # ends at lr/div_final; above 0
     cbs=(),               # further callbacks, for this fit only
     **kwargs              # as in `fit`: train, valid, opt
 )->None:
     "Train at a constant rate, then down along a cosine; everything else as `fit`"
-    lrs = [self.lr if lr is None else lr] if not isinstance(lr, (list, tuple)) else list(lr)
-    flats = [join([pct_start, 1-pct_start], [constant(high), cosine(high, high/div_final)]) for high in lrs]
-    self.fit(n_epochs, max(lrs), cbs=[ScheduleCB(lr=flats if isinstance(lr, (list, tuple)) else flats[0]), *cbs], **kwargs)
+    highs = _listed(self.lr if lr is None else lr)
+    _check_share(pct_start=pct_start)
+    _check_above_0(div_final=div_final)
+    def flat_cos(high): return join([pct_start, 1-pct_start], [constant(high), cosine(high, high/div_final)])
+    flats = [flat_cos(high) for high in highs]
+    if not isinstance(lr, (list, tuple)): flats = flats[0]
+    self.fit(n_epochs, max(highs), cbs=[ScheduleCB(lr=flats), *cbs], **kwargs)

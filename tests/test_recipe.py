@@ -9,10 +9,19 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT
 
-from nntrain.recipe import nntrain_fit
+import nntrain.recipe
+from nntrain.data import fashion_dls
+from nntrain.recipe import OPTIMIZERS, nntrain_fit, train_fashion
 
-COMMAND = [sys.executable, '-c', 'import sys; from nntrain.recipe import nntrain_fit; sys.exit(nntrain_fit())']
+COMMAND = [sys.executable, '-c', 'import sys; from nntrain.book import start_fit; sys.exit(start_fit())']
+FILES = ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json', 'test.json']
+TINY = ['--model', 'mlp', '--source', 'toy', '--device', 'cpu']
+
+
+def command(*words, **kwargs):
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, **kwargs)
 
 
 @pytest.fixture
@@ -26,12 +35,145 @@ def test_a_run_and_its_folder(tmp_path, env):
     assert done.returncode == 0, done.stderr
     assert 'notice: ' in done.stdout and 'toy_fashion' in done.stdout           # no data, no network under the quick budget: it says so
     (run,) = tmp_path.iterdir()
-    assert sorted(p.name for p in run.iterdir()) == ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json']
+    assert sorted(p.name for p in run.iterdir()) == FILES
     rows = list(csv.DictReader((run/'history.csv').open()))
     assert len(rows) == 2 and float(rows[1]['train_loss']) < float(rows[0]['train_loss'])
     assert (run/'curves.png').read_bytes()[:4] == b'\x89PNG'
     state = torch.load(run/'checkpoint.pt', weights_only=True)
     assert {'model', 'optimizer', 'random', 'facts'} <= set(state) and (state['epoch'], state['batch']) == (2, 0)
+
+
+@pytest.mark.parametrize('rank', ['0', '8'])
+def test_a_rank_in_the_environment_of_a_single_process_changes_nothing(tmp_path, env, rank):
+    done = command(*TINY, '--epochs', 1, '--out', tmp_path, env=env | {'RANK': rank})
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.iterdir()
+    assert sorted(p.name for p in run.iterdir()) == FILES
+
+
+def test_validates_on_training_images_and_opens_the_test_split_once(tmp_path, env, monkeypatch, capsys):
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
+    seen, make = [], fashion_dls
+    class Watched:
+        "A loader that notes when it is iterated over"
+        def __init__(self, name, loader): self.name, self.loader = name, loader
+        def __getattr__(self, name): return getattr(self.loader, name)
+        def __len__(self): return len(self.loader)
+        def __iter__(self): seen.append(self.name); return iter(self.loader)
+    def watched(*args, **kwargs):
+        dls = make(*args, **kwargs)
+        for name in 'train', 'valid', 'test': setattr(dls, name, Watched(name, getattr(dls, name)))
+        return dls
+    monkeypatch.setattr(nntrain.recipe, 'fashion_dls', watched)
+    run = train_fashion(3, model='mlp', source='toy', device='cpu', out=tmp_path)
+    assert seen == ['train', 'valid']*3 + ['test']
+    out, test = capsys.readouterr().out, json.loads((run/'test.json').read_text())
+    split = make(256, valid='split', source='toy', device='cpu')
+    assert f'{split.train.n:,} images to train on, {split.valid.n:,} held out of them' in out
+    assert f'test accuracy {test["accuracy"]:.4f} on {split.test.n:,} images' in out and test['images'] == split.test.n
+    last = list(csv.DictReader((run/'history.csv').open()))[-1]
+    assert f'valid accuracy {float(last["valid_accuracy"]):.4f} after 3 epochs, on {split.valid.n:,} held-out images' in out
+    seen.clear()
+    nntrain.recipe.resume_fashion(run)                  # finished: its test figure is known
+    assert 'test' not in seen and f'test accuracy {test["accuracy"]:.4f}' in capsys.readouterr().out
+
+
+def test_the_books_own_optimizers(tmp_path, monkeypatch):
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
+    assert all(factory.__module__.startswith('nntrain.') for factory, _ in OPTIMIZERS.values())
+    for name in OPTIMIZERS:
+        run = train_fashion(1, model='mlp', optimizer=name, source='toy', device='cpu', out=tmp_path)
+        kind = torch.load(run/'checkpoint.pt', weights_only=True)['facts']['optimizer']
+        assert kind.lower() == name
+
+
+@pytest.mark.parametrize('words', [['--lr', '1e30'], ['--lr', '1e30', '--schedule', 'constant', '--optimizer', 'sgd', '--augment']])
+def test_a_loss_that_is_not_finite_has_a_status_of_its_own(tmp_path, env, words):
+    done = command(*TINY, '--epochs', 3, *words, '--out', tmp_path, env=env)
+    (run,) = tmp_path.iterdir()
+    assert done.returncode == 3 and done.stderr.count('\n') == 1, done.stderr
+    assert 'loss' in done.stderr and 'in epoch 0' in done.stderr and 'smaller learning rate' in done.stderr and str(run) in done.stderr
+    assert 'accuracy 0.' not in done.stdout and not (run/'test.json').exists()
+    again = command('--resume', run, env=env)
+    assert again.returncode == 3 and again.stderr.count('\n') == 1
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='pipes')
+def test_a_reader_that_goes_away_leaves_a_run_that_can_go_on(tmp_path, env):
+    process = subprocess.Popen([*COMMAND, *TINY, '--epochs', '50', '--out', str(tmp_path)], env=env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert 'toy data' in process.stdout.readline()
+    process.stdout.close()                              # as `| head -1` does
+    assert process.wait(120) == 141 and process.stderr.read() == ''
+    process.stderr.close()
+    (run,) = tmp_path.iterdir()
+    assert {'checkpoint.pt', 'options.json'} <= {p.name for p in run.iterdir()} and not (run/'test.json').exists()
+    done = command('--resume', run, env=env)
+    assert done.returncode == 0 and 'test accuracy' in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='pipes')
+@pytest.mark.parametrize('words', [['--help'], [*TINY, '--epochs', '1']])
+def test_nobody_reads_at_all(tmp_path, env, words):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, *words], env=env, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, '') and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_torch_is_loaded_is_one_line(env):
+    stop = """
+import sys
+class Stop:
+    def find_spec(self, name, *rest):
+        if name == 'torch': raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from nntrain.book import start_fit
+sys.exit(start_fit(['--epochs', '1']))
+"""
+    done = subprocess.run([sys.executable, '-c', stop], env=env, capture_output=True, text=True)
+    assert done.returncode == 130 and 'Traceback' not in done.stderr
+    assert done.stderr.strip() == 'nntrain_fit: interrupted before the training began: there is nothing to go on with'
+
+
+def test_the_installed_command_is_the_light_one():
+    settings = (ROOT/'settings.ini').read_text(encoding='utf-8')
+    assert 'nntrain_fit=nntrain.book:start_fit' in settings
+
+
+def test_the_history_is_replaced_whole(tmp_path, monkeypatch):
+    "A write that fails in the middle leaves the file of the epoch before"
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
+    write = nntrain.recipe._write_history
+    def fails_in_the_second_epoch(history, path):
+        write(history, path)
+        if len(history) == 2:
+            path.write_text(path.read_text()[:20])
+            raise OSError('the disk is full')
+    monkeypatch.setattr(nntrain.recipe, '_write_history', fails_in_the_second_epoch)
+    with pytest.raises(OSError, match='disk is full'): train_fashion(3, model='mlp', source='toy', device='cpu', out=tmp_path)
+    (run,) = tmp_path.iterdir()
+    assert len(list(csv.DictReader((run/'history.csv').open()))) == 1
+    assert not [p.name for p in run.iterdir() if p.name.startswith('.')]
+
+
+def test_help_says_every_default(capsys):
+    assert nntrain_fit_help(capsys).count('(default: ') == 8
+    assert 'same seed, same run (on the same machine) (default: 0)' in ' '.join(nntrain_fit_help(capsys).split())
+
+
+def nntrain_fit_help(capsys):
+    with pytest.raises(SystemExit) as left: nntrain_fit(['--help'])
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_a_seed_that_torch_cannot_take_is_refused_in_python_too(tmp_path):
+    for seed in 2**64, -1, 1.5, True:
+        with pytest.raises(ValueError, match='seed must be a whole number from 0'):
+            train_fashion(1, model='mlp', source='toy', device='cpu', seed=seed, out=tmp_path/'new')
+    assert not (tmp_path/'new').exists()
 
 
 def test_schedule_and_augmentation(tmp_path, env):
@@ -77,7 +219,10 @@ def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize('words, said', [
-    (['--epochs', '0'], 'at least 1'), (['--batch-size', '-5'], 'at least 1'), (['--lr', 'nan'], 'finite number above 0'), (['--optimizer', 'adamm'], 'invalid choice'), (['--schedule', 'step'], 'invalid choice'),
+    (['--epochs', '0'], 'at least 1'), (['--batch-size', '-5'], 'at least 1'), (['--lr', 'nan'], 'finite number above 0'),
+    (['--lr', '0'], 'finite number above 0'), (['--epochs', '1.5'], 'whole number'),
+    (['--seed', '99999999999999999999'], 'from 0 to 2**64 - 1'), (['--seed', '1' + 400*'0'], 'from 0 to 2**64 - 1'), (['--seed', '-1'], 'from 0'),
+    (['--optimizer', 'adamm'], 'invalid choice'), (['--schedule', 'step'], 'invalid choice'),
     (['--device', 'cuda:99'], 'choose one of' if not torch.cuda.is_available() else 'cuda'), (['--source', 'local'], 'NNTRAIN_DATA'), (['extra'], 'unrecognized')])
 def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
     done = subprocess.run([*COMMAND, *words, '--out', str(tmp_path/'new')], env=env, capture_output=True, text=True)

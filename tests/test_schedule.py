@@ -16,8 +16,10 @@ from nntrain.compose import Lion
 from nntrain.learner import Callback, CancelBatch, CancelFit, CancelStep, Learner, MetricsCB, RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
-from nntrain.schedule import (ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper, hyper_names, join, linear, momentum_cycle, one_cycle, polynomial,
-                              repeat, set_hyper, stairs, step_decay, time_decay, torch_pct_start, triangular, warm_restarts, warm_up)
+from nntrain.schedule import (
+    ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper, hyper_names, join, linear,
+    momentum_cycle, one_cycle, polynomial, repeat, set_hyper, stairs, step_decay, time_decay, torch_pct_start,
+    triangular, warm_restarts, warm_up)
 
 quick = settings(max_examples=40, deadline=None)
 values = st.floats(1e-6, 10)
@@ -201,18 +203,119 @@ def test_cancelled_batches_do_not_count(cancel):
     (SGD, dict(learning_rate=constant(.9)), TypeError, 'did you mean'),
     (AdamW, dict(beta3=constant(.9)), TypeError, "did you mean 'beta"),
     (AdamW, dict(params=constant(.9)), TypeError, 'no hyperparameter'),
-    (AdamW, dict(foreach=constant(True)), TypeError, 'no hyperparameter'),
+    (AdamW, dict(foreach=constant(1.)), TypeError, 'no hyperparameter'),
     (AdamW, dict(lr=[constant(.1), constant(.1)]), ValueError, '2 schedules for 1 parameter groups'),
     (AdamW, dict(lr=[]), ValueError, '0 schedules'),
     (AdamW, dict(beta1=constant(.1), betas=constant((.1, .2))), ValueError, 'keep one'),
     (AdamW, dict(momentum=constant(1.)), ValueError, 'below 1'),
     (Momentum, dict(momentum=constant(-.1)), ValueError, 'at least 0'),
-    (torch.optim.SGD, dict(lr=constant(math.inf)), ValueError, 'lr'),
-    (torch.optim.SGD, dict(lr=lambda p: None), TypeError, 'float'),
+    (torch.optim.SGD, dict(lr=lambda p: math.inf), ValueError, 'lr'),
+    (torch.optim.SGD, dict(lr=lambda p: None), TypeError, 'lr must be a number, got None .*progress 0'),
+    (torch.optim.SGD, dict(lr=linear(.1, -.1)), ValueError, 'lr must be a number of at least 0.*progress 0.66'),
+    (torch.optim.SGD, dict(momentum=constant(1.5)), ValueError, 'momentum must be a number.*below 1'),
+    (torch.optim.Adam, dict(weight_decay=constant(-1.)), ValueError, 'weight_decay'),
+    (SGD, dict(lr=lambda p: .1/(1-p)), ValueError, 'the schedule of lr fails at progress 1: ZeroDivisionError'),
     (torch.optim.AdamW, dict(betas=constant((.9, .99, .999))), ValueError, 'needs 2 values'),
 ])
 def test_schedule_cb_refuses(opt_func, schedules, error, says):
     with pytest.raises(error, match=says): learner([ScheduleCB(**schedules)], opt_func).fit(1)
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: one_cycle(.1, div=0), 'div must be above 0, got 0'),
+    (lambda: one_cycle(.1, div_final=0), 'div_final must be above 0'),
+    (lambda: one_cycle(.1, div=-2.), 'div must be above 0'),
+    (lambda: one_cycle(math.inf), 'max_lr must be a finite number'),
+    (lambda: one_cycle('.1'), "max_lr must be a finite number, got '.1'"),
+    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must be a finite number'),
+    (lambda: one_cycle(.1, pct_start=.6, three_phase=True), r'in \[0, 0.5\]'),
+    (lambda: momentum_cycle((.95, 1.5, .95)), r'moms\[1\] must be a number .* below 1'),
+    (lambda: momentum_cycle((.95, .85)), 'moms must be three numbers'),
+    (lambda: momentum_cycle(pct_start=25), 'pct_start is a share of the training'),
+    (lambda: polynomial(1., 0., power=-1), 'power must be above 0'),
+    (lambda: polynomial(1., 0., power=0), 'power must be above 0'),
+    (lambda: linear(.1, math.nan), 'end must be a finite number'),
+    (lambda: cosine(True, 0.), 'start must be a finite number'),
+    (lambda: constant((.9, math.nan)), 'value must be a finite number'),
+    (lambda: exponential(.1, math.inf), 'end must be a finite number'),
+    (lambda: exponential(0., .1), 'start must be above 0'),
+    (lambda: time_decay(.1, 0.), 'end must be above 0'),
+    (lambda: step_decay(.1, factor=-1.), 'factor must be at least 0'),
+    (lambda: step_decay(.1, at=(30, 60)), 'not as a step or an epoch'),
+    (lambda: stairs(linear(1., 0.), 2.5), 'n must be a whole number'),
+    (lambda: repeat(linear(1., 0.), 0), 'n must be a whole number'),
+    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be above 0'),
+    (lambda: warm_up(linear(1., 0.), 1.5), 'share is a share of the training'),
+    (lambda: at_steps(linear(1., 0.), 2.5), 'n_steps must be a whole number'),
+    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be above 0'),
+    (lambda: learner(opt_func=AdamW).fit_one_cycle(1, lr=[]), 'lr is an empty list'),
+])
+def test_numbers_are_checked_when_a_schedule_is_made(make, says):
+    with pytest.raises(ValueError, match=says): make()
+
+
+def test_what_is_no_schedule_is_refused_when_it_is_given():
+    for make in lambda: join([.5, .5], [linear(1., 0.), .1]), lambda: warm_up(.1), lambda: ScheduleCB(lr=.1), lambda: stairs(.1, 3):
+        with pytest.raises(TypeError, match='is no schedule: give a function of progress, such as constant'): make()
+    assert at_steps(step_decay(8., .5, at=.5), 3) == [8., 4., 4.]    # one place needs no tuple
+
+
+# ---- one writer for each hyperparameter
+
+def torch_cycle(**kwargs): return TorchSchedulerCB(lambda opt, n_steps: lr_scheduler.OneCycleLR(opt, .1, total_steps=n_steps, **kwargs))
+
+
+@pytest.mark.parametrize('cbs', [
+    [ScheduleCB(lr=linear(.1, 0.)), ScheduleCB(lr=constant(.5))],
+    [ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2))],
+    [TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2)), TorchSchedulerCB(lr_scheduler.ConstantLR)],
+    [ScheduleCB(momentum=constant(.9)), ScheduleCB(beta1=constant(.5))],
+    [ScheduleCB(betas=constant((.9, .99))), ScheduleCB(beta2=constant(.5))],
+    [torch_cycle(), ScheduleCB(momentum=constant(.9))],
+    [ScheduleCB(beta1=constant(.9)), torch_cycle()],
+])
+def test_two_writers_of_one_hyperparameter_are_refused(cbs):
+    learn = learner(cbs, AdamW)
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError) as refused: learn.fit(1)
+    assert '\n' not in str(refused.value) and any(name in str(refused.value) for name in ('lr', 'betas', 'momentum'))
+    assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters()))
+
+
+def test_one_cycle_and_flat_cos_beside_another_writer_are_refused():
+    for other in ScheduleCB(lr=constant(.5)), TorchSchedulerCB(lr_scheduler.ConstantLR):
+        for fit in 'fit_one_cycle', 'fit_flat_cos':
+            with pytest.raises(ValueError, match='lr'): getattr(learner([other], AdamW), fit)(1)
+    with pytest.raises(ValueError, match='beta1'): learner([ScheduleCB(beta1=constant(.5))], AdamW).fit_one_cycle(1)
+
+
+def test_two_schedules_for_different_hyperparameters_stay_fine():
+    one, two = ScheduleCB(lr=linear(.1, 0.)), ScheduleCB(momentum=linear(.9, .5), weight_decay=constant(.1))
+    learner([one, two, torch_cycle_of_decay()], AdamW).fit(1)
+    assert one.values['lr'] == at_steps(linear(.1, 0.), 4) and two.values['momentum'] == at_steps(linear(.9, .5), 4)
+    learner([two, torch_cycle(cycle_momentum=False)], AdamW).fit(1)
+    learner([ScheduleCB(weight_decay=constant(.1))], AdamW).fit_one_cycle(1)
+    for _ in range(2): learner([one], AdamW).fit(1)       # what it wrote in an earlier fit is no second writer
+
+
+def torch_cycle_of_decay(): return ScheduleCB(eps=constant(1e-6))
+
+
+@pytest.mark.parametrize('change', [dict(lr=step_decay(.1, .1, (.45, .95))), dict(lr=[step_decay(.1, .1, (.3, .8))]*2), dict(momentum=constant(.9))])
+def test_settings_tell_schedules_apart_that_look_alike(change):
+    one, again, other = ScheduleCB(lr=step_decay(.1, .1, (.3, .8))), ScheduleCB(lr=step_decay(.1, .1, (.3, .8))), ScheduleCB(**change)
+    assert one.settings() == again.settings() != other.settings()
+
+
+def test_settings_of_torchs_schedulers():
+    def settings(factory, per='batch'):
+        cb = TorchSchedulerCB(factory, per)
+        learner([cb]).fit(2)
+        return cb.settings()
+    kinds = [partial(s.StepLR, step_size=2), partial(s.StepLR, step_size=3), partial(s.ExponentialLR, gamma=.9)]
+    all_settings = [settings(kind) for kind in kinds] + [settings(kinds[0], 'epoch')]
+    assert settings(kinds[0]) == all_settings[0]
+    assert all(a != b for i, a in enumerate(all_settings) for b in all_settings[:i])
 
 
 def test_two_hypers_of_one_tuple_fit_together():
@@ -339,6 +442,14 @@ def test_lr_find_leaves_schedules_out():
         learn = learner([cb])
         assert learn.lr_find(n_steps=10).losses == plain
         learn.fit(1)
+
+
+@pytest.mark.parametrize('pct_start', [0., .25, .6])
+def test_the_peak_of_the_rate_is_the_trough_of_the_momentum(pct_start):
+    seen = RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'], beta1=lambda learn: learn.opt.param_groups[0]['betas'][0])
+    learner([seen], AdamW, n_batches=21).fit_one_cycle(1, .2, pct_start=pct_start)
+    assert seen.values['lr'] == pytest.approx(at_steps(one_cycle(.2, pct_start), 21))
+    assert seen.values['beta1'] == pytest.approx(at_steps(momentum_cycle(pct_start=pct_start), 21))
 
 
 def test_fit_one_cycle_passes_on_what_fit_takes():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import inspect
 import math
 
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from .adaptive import subtract_ratio
 from .learner import Callback
-from .optimizer import Optimizer, add_scaled, check_names
+from .optimizer import Optimizer, add_scaled, check_names, step_counter
 
 # %% auto #0
-__all__ = ['REQUIRED', 'read_part', 'sgd_step', 'weight_decay', 'l2_reg', 'stat', 'scalar', 'sum_grad', 'average_grad',
-           'average_sqr_grad', 'square_average', 'step_count', 'momentum_step', 'rms_prop_step', 'adam_direction',
-           'adam_step', 'collect_hypers', 'Composed', 'compose', 'multi', 'weight_sums', 'exact_adam_step',
-           'trust_ratio', 'lamb_step', 'LAMB', 'lars_grad', 'LARS', 'lion_step', 'Lion', 'radam_step', 'RAdam',
-           'lookahead', 'with_lookahead', 'AutoAnnealCB']
+__all__ = ['REQUIRED', 'read_part', 'sgd_step', 'weight_decay', 'l2_reg', 'stat', 'at_least_float32', 'scalar', 'sum_grad',
+           'average_grad', 'average_sqr_grad', 'square_average', 'step_count', 'momentum_step', 'rms_prop_step',
+           'adam_direction', 'adam_step', 'collect_hypers', 'ComposedType', 'Composed', 'compose', 'multi',
+           'weight_sums', 'exact_adam_step', 'trust_ratio', 'length', 'lamb_step', 'LAMB', 'lars_grad', 'LARS',
+           'lion_step', 'Lion', 'radam_step', 'RAdam', 'lookahead', 'with_lookahead', 'AutoAnnealCB']
 
 # %% ../nbs/09_composing.ipynb #48cfe76a
 def read_part(
@@ -64,11 +65,17 @@ def stat(
         return part
     return mark
 
+def at_least_float32(
+    x:Tensor    # any floating-point tensor
+)->torch.dtype: # its type, or float32 if that is wider
+    "In which type to sum and count for `x`: a sum in bfloat16 stops growing at 256 times its terms"
+    return torch.promote_types(x.dtype, torch.float32)
+
 def scalar(
     value:float  # where it starts
-):               # (parameter) -> a tensor with one element, of the parameter's kind
-    "For a state that is one number per parameter"
-    return lambda p: torch.full((), value, dtype=p.dtype, device=p.device)
+):               # (parameter) -> a tensor with one element, on the parameter's device
+    "For a state that is one number per parameter; in float32 even if the parameter is in half precision"
+    return lambda p: torch.full((), value, dtype=at_least_float32(p), device=p.device)
 
 # %% ../nbs/09_composing.ipynb #90641b1e
 @stat(momentum_buffer=torch.zeros_like)
@@ -91,7 +98,7 @@ def square_average(grad, square_avg, *, alpha=.99):
     "Stat: the same under the names of torch's RMSprop"
     square_avg.mul_(alpha).addcmul_(grad, grad, value=1-alpha)
 
-@stat(step=lambda p: torch.zeros(()))
+@stat(step=lambda p: step_counter())
 def step_count(step):
     "Stat: steps of this parameter so far"
     step += 1
@@ -150,47 +157,62 @@ def collect_hypers(
     return {key: default for key, (default, _) in found.items()} | given
 
 # %% ../nbs/09_composing.ipynb #ba1e7a70
-class Composed(Optimizer):
+class ComposedType(type):
+    "Class of the classes made of parts: it lets pickle find those that have no name in any module"
+
+def _recipe_or_name(cls): return vars(cls).get('_recipe') or cls.__qualname__
+copyreg.pickle(ComposedType, _recipe_or_name)
+
+class Composed(Optimizer, metaclass=ComposedType):
     "An optimizer made of parts: a subclass lists them in `parts`, in the order in which they run, and may set defaults in `hypers`"
-    parts, hypers, _made_by_compose = (), {}, False
-    ranges = Optimizer.ranges | dict(alpha=(0, 1), trust=(0, math.inf), max_trust=(0, math.inf), k=(1, math.inf), slow_lr=(0, math.inf))
+    parts, hypers = (), {}
+    ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
+              'max_trust': (0, math.inf), 'k': (1, math.inf), 'slow_lr': (0, math.inf)}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.hypers = collect_hypers(cls.parts, cls.hypers, cls.__name__)
-        cls._made_by_compose = vars(cls).get('_made_by_compose', False)
         cls._plan = [(part, *read_part(part)) for part in cls.parts]
         Arg, options = inspect.Parameter, dict(maximize=False, foreach=True)
-        cls.__signature__ = inspect.Signature([Arg('params', Arg.POSITIONAL_OR_KEYWORD), *(Arg(k, Arg.KEYWORD_ONLY, default=v) for k, v in (cls.hypers | options).items())])
+        cls.__signature__ = inspect.Signature([
+            Arg('params', Arg.POSITIONAL_OR_KEYWORD),
+            *(Arg(k, Arg.KEYWORD_ONLY, default=v) for k, v in {**cls.hypers, **options}.items())])
 
     def __new__(cls, *args, **kwargs):
-        if not cls.parts: raise TypeError('Composed has no parts: call compose(…), or make a subclass with `parts`')
+        if not cls.parts:
+            raise TypeError('Composed has no parts: call compose(…), or make a subclass with `parts`')
         check_names(kwargs, list(cls.__signature__.parameters), cls.__name__)
         return super().__new__(cls)
 
     def __init__(self,
         params,   # tensors, (name, tensor) pairs, or one dict per parameter group
         **hypers  # values for the hyperparameters of the parts, and `maximize`, `foreach`
-    ): super().__init__(params, type(self).hypers | hypers)
+    ): super().__init__(params, {**type(self).hypers, **hypers})
 
     def add_param_group(self, param_group):
-        missing = [k for k, v in (self.defaults | param_group).items() if v is REQUIRED]
-        if missing: raise TypeError(f'{type(self).__name__} needs a value for {", ".join(missing)}: no part has a default for it')
+        missing = [k for k, v in {**self.defaults, **param_group}.items() if v is REQUIRED]
+        if missing:
+            raise TypeError(f'{type(self).__name__} needs a value for {", ".join(missing)}: '
+                            f'no part has a default for it')
         super().add_param_group(param_group)
 
-    def init_state(self, p, group): return {name: make(p) for part in self.parts for name, make in getattr(part, 'makes', {}).items()}
-    def one_step(self, p, grad, state, group): self._run({'p': p, 'grad': grad, **state}, group, lambda part: part)
+    def init_state(self, p, group):
+        return {name: make(p) for part in self.parts
+                for name, make in getattr(part, 'makes', {}).items()}
+    def one_step(self, p, grad, state, group):
+        self._run({'p': p, 'grad': grad, **state}, group, lambda part: part)
 
 # %% ../nbs/09_composing.ipynb #3283c83b
 @patch
 def _run(self:Composed, have, group, form):
     for part, inputs, hypers in self._plan:
-        values = {k: group[k].squeeze() if isinstance(group[k], Tensor) else group[k] for k in hypers}
-        new = form(part)(*(have[k] for k in inputs), **values)
+        new = form(part)(*(have[k] for k in inputs), **{k: group[k] for k in hypers})
         if new is None: continue
         many = isinstance(new, (list, tuple))
-        if same := [k for k in inputs if any(x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))]:
-            raise TypeError(f'{part.__name__} returns {same[0]}: change it in place and return nothing; only a new gradient may be returned')
+        def returned(k): return any(x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))
+        if same := [k for k in inputs if returned(k)]:
+            raise TypeError(f'{part.__name__} returns {same[0]}: change it in place and return nothing; '
+                            f'only a new gradient may be returned')
         have['grad'] = [old if x is None else x for x, old in zip(new, have['grad'])] if many else new
 
 # %% ../nbs/09_composing.ipynb #523e1854
@@ -200,14 +222,11 @@ def compose(
     **hypers              # defaults that override those of the parts
 )->type:                  # a subclass of `Composed`: call it with parameters and hyperparameters
     "Make an optimizer class from `parts`; raises for parts that do not fit together"
-    return type(name, (Composed,), dict(parts=parts, hypers=hypers, _made_by_compose=True, __doc__=f'Composed of {", ".join(getattr(p, "__name__", repr(p)) for p in parts)}'))
+    doc = f'Composed of {", ".join(getattr(p, "__name__", repr(p)) for p in parts)}'
+    made = dict(parts=parts, hypers=hypers, __doc__=doc, _recipe=(_compose_again, (parts, hypers, name)))
+    return ComposedType(name, (Composed,), made)
 
-def _remake(parts, hypers, name): cls = compose(*parts, name=name, **hypers); return cls.__new__(cls)
-
-@patch
-def __reduce_ex__(self:Composed, protocol):  # pickle finds a class by its name; one that `compose` made has none, so make it again
-    cls = type(self)
-    return (_remake, (cls.parts, cls.hypers, cls.__name__), self.__getstate__()) if cls._made_by_compose else super(Composed, self).__reduce_ex__(protocol)
+def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
 
 # %% ../nbs/09_composing.ipynb #417114c9
 def multi(
@@ -215,7 +234,9 @@ def multi(
 ):        # a decorator that gives the function back
     "Mark a function as the form of `part` that takes lists in place of tensors"
     def attach(fn):
-        if read_part(fn)[0] != read_part(part)[0]: raise TypeError(f'{fn.__name__} must ask for {read_part(part)[0]} as {part.__name__} does, not for {read_part(fn)[0]}')
+        asked, wanted = read_part(fn)[0], read_part(part)[0]
+        if asked != wanted:
+            raise TypeError(f'{fn.__name__} must ask for {wanted} as {part.__name__} does, not for {asked}')
         part.multi = fn
         return fn
     return attach
@@ -228,7 +249,8 @@ def _for_lists(part):
 
 @patch
 def multi_step(self:Composed, params, grads, states, group):
-    self._run({'p': params, 'grad': grads} | {name: [s[name] for s in states] for name in states[0]}, group, _for_lists)
+    have = {name: [state[name] for state in states] for name in states[0]}
+    self._run({'p': params, 'grad': grads, **have}, group, _for_lists)
 
 # %% ../nbs/09_composing.ipynb #42636eb3
 #| code-fold: true
@@ -288,11 +310,18 @@ def trust_ratio(
     return torch.where(both, weight_norm/torch.where(both, update_norm, 1.), 1.)
 
 # %% ../nbs/09_composing.ipynb #72bdde6c
+def length(
+    x:Tensor  # the weights or the update of one layer, any shape
+)->Tensor:    # one element, at least in float32
+    "Euclidean length of a whole tensor, also of one that is spread over several devices"
+    norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
+    return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # else: of the piece on this device
+
 @stat(trust=scalar(1.))  # kept to be looked at
 def lamb_step(p, exp_avg, exp_avg_sq, step, trust, *, lr, betas=(.9, .999), eps=1e-6, weight_decay=0., max_trust=10.):
     "Step: Adam's direction, as long as the share `lr` of the weights"
     u = adam_direction(exp_avg, exp_avg_sq, step, betas, eps) + weight_decay*p
-    trust.copy_(trust_ratio(p.norm(), u.norm()).clamp(max=max_trust))
+    trust.copy_(trust_ratio(length(p), length(u)).clamp(max=max_trust))
     p -= lr*trust*u
 
 class LAMB(Composed):
@@ -302,8 +331,8 @@ class LAMB(Composed):
 # %% ../nbs/09_composing.ipynb #3ed4f700
 def lars_grad(p, grad, *, trust=1e-3, weight_decay=0.):
     "New gradient: as long as the share `trust` of the weights"
-    norm = p.norm()
-    return trust*trust_ratio(norm, grad.norm() + weight_decay*norm)*(grad + weight_decay*p)
+    ratio = trust_ratio(length(p), length(grad) + weight_decay*length(p))
+    return trust*ratio*(grad + weight_decay*p)
 
 class LARS(Composed):
     "Momentum on gradients that are as long as a share `trust` of the weights, layer by layer"
@@ -335,10 +364,10 @@ def radam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
 class RAdam(Composed):
     "Adam that leaves the root out while its average of squares is young; equals `torch.optim.RAdam`"
     parts, hypers = (l2_reg, average_grad, average_sqr_grad, step_count, radam_step), dict(lr=1e-3)
-    torch_keys = Optimizer.torch_keys | dict(decoupled_weight_decay=False, capturable=False)
+    torch_keys = {**Optimizer.torch_keys, 'decoupled_weight_decay': False, 'capturable': False}
 
 # %% ../nbs/09_composing.ipynb #8bf38591
-@stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: torch.zeros(()))
+@stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: step_counter())
 def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
     "Step: every `k` steps, move slow weights a share `slow_lr` of the way to the fast ones, and start from there"
     since_sync += 1
@@ -351,25 +380,29 @@ def with_lookahead(
     cls:type  # a subclass of `Composed`
 )->type:      # another one, with the further hyperparameters `k` and `slow_lr`
     "Append `lookahead` to the parts of an optimizer"
-    return compose(*cls.parts, lookahead, name='Lookahead'+cls.__name__, **cls.hypers)
+    made = dict(parts=(*cls.parts, lookahead), hypers=dict(cls.hypers), __doc__=f'{cls.__name__} with Lookahead',
+                _recipe=(with_lookahead, (cls,)))
+    return ComposedType('Lookahead' + cls.__name__, (cls,), made)  # keeps what else `cls` has of its own
 
 # %% ../nbs/09_composing.ipynb #ec429371
 class AutoAnnealCB(Callback):
     "Divide all learning rates by `factor` whenever the running minimum of the mean squared gradient has fallen to `share` of its value at the last cut"
     order, watches = 20, True  # `lr_find` leaves it out, since it moves the rate itself
+    owns = ('lr',)
     def __init__(self,
         share:float=.5,     # how far the minimum must fall, in (0, 1)
         factor:float=4.,    # what the rates are divided by, above 1
         every:str='epoch'   # look at the mean of each 'epoch', or at each 'batch'
     ):
-        if not 0 < share < 1 or not factor > 1: raise ValueError(f'share must lie in (0, 1) and factor above 1, got {share} and {factor}')
+        if not 0 < share < 1 or not factor > 1:
+            raise ValueError(f'share must lie in (0, 1) and factor above 1, got {share} and {factor}')
         if every not in ('epoch', 'batch'): raise ValueError(f"every must be 'epoch' or 'batch', got {every!r}")
         self.share, self.factor, self.every = share, factor, every
     def before_fit(self, learn): self.seen, self.lrs, self.level, self.new = [], [], None, []
-    def before_phase(self, learn): self.new = []
+    def before_phase(self, learn): self.new = []  # those of a phase that was left early count no more
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
-        self.new.append(sum(g.square().sum() for g in grads)/sum(g.numel() for g in grads))
+        self.new.append(sum(length(g)**2 for g in grads)/sum(g.numel() for g in grads))
         if self.every == 'batch': self._look(learn)
     def after_phase(self, learn):
         if learn.training and self.every == 'epoch': self._look(learn)
@@ -379,7 +412,12 @@ class AutoAnnealCB(Callback):
         if self.level is None: self.level = lowest
         elif lowest <= self.share*self.level:
             self.level = lowest
-            for group in learn.opt.param_groups: group['lr'] /= self.factor
-        self.lrs.append(learn.opt.param_groups[-1]['lr'])
+            self._cut(learn.opt.param_groups)
+        self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
+    def _cut(self, groups):
+        shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}
+        for lr in shared.values(): lr /= self.factor  # one tensor for several groups is cut once
+        for group in groups:
+            if not isinstance(group['lr'], Tensor): group['lr'] /= self.factor
     def state_dict(self)->dict: return {name: copy.copy(getattr(self, name)) for name in ('seen', 'lrs', 'level', 'new')}
     def load_state_dict(self, state)->None: vars(self).update(copy.copy(state))

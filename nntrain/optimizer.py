@@ -15,23 +15,29 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['check_hyper', 'check_names', 'Optimizer', 'SGD', 'add_scaled', 'decay_groups']
+__all__ = ['SCHEDULER_KEYS', 'check_hyper', 'check_names', 'Optimizer', 'SGD', 'add_scaled', 'step_counter', 'decay_groups']
 
 # %% ../nbs/05_optimizers.ipynb #4b4d014f
 def check_hyper(
     name:str,             # name of the hyperparameter, for the message
-    value,                # a number, a one-element tensor, or a tuple of such
+    value,                # a number, a one-element tensor, or a tuple of numbers
     low:float=0.,         # smallest value allowed
     high:float=math.inf,  # the first value that is too large
 )->None:
     "Raise ValueError unless `low <= value < high`, which NaN and infinity never pass"
     if isinstance(value, (tuple, list)):
-        for i, v in enumerate(value): check_hyper(f'{name}[{i}]', v, low, high)
+        for i, v in enumerate(value):
+            if isinstance(v, Tensor):
+                raise ValueError(f'{name}[{i}] must be a plain number, got {v!r}: '
+                                 f'a tensor may stand for a single value only, such as lr')
+            check_hyper(f'{name}[{i}]', v, low, high)
         return
     scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    if isinstance(value, bool) or not (scalar or isinstance(value, Real)) or not low <= value < high:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (scalar or number) or not low <= value < high:
         below = 'finite' if high == math.inf else f'below {high:g}'
-        raise ValueError(f'{name} must be a number of at least {low:g} and {below}, got {value!r}')
+        raise ValueError(
+            f'{name} must be a number of at least {low:g} and {below}, got {value!r}')
 
 # %% ../nbs/05_optimizers.ipynb #d809d02e
 def check_names(
@@ -47,15 +53,21 @@ def check_names(
 
 # %% ../nbs/05_optimizers.ipynb #cf41f55b
 def _check_order(params):
-    if isinstance(params, (set, frozenset)): raise TypeError('parameters in a set have no fixed order, and a saved state goes by order: give a list')
+    if isinstance(params, (set, frozenset)):
+        raise TypeError('parameters in a set have no fixed order, '
+                        'and a saved state goes by order: give a list')
 
 class Optimizer(torch.optim.Optimizer):
     "What all optimizers of this book share: override `one_step` and, for speed, `multi_step`"
-    ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf), momentum=(0, 1), betas=(0, 1))  # low <= value < high
-    torch_keys = dict(differentiable=False, fused=None)  # options of torch's namesake that we lack, and the value that switches them off
+    # low <= value < high
+    ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf),
+                  momentum=(0, 1), betas=(0, 1))
+    # options of torch's namesake that we lack, and the value that switches them off
+    torch_keys = dict(differentiable=False, fused=None)
 
     def __new__(cls, *args, **kwargs):
-        check_names(kwargs, [name for name in inspect.signature(cls.__init__).parameters if name != 'self'], cls.__name__)
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != 'self']
+        check_names(kwargs, known, cls.__name__)
         return super().__new__(cls)
 
     def __init__(self,
@@ -64,17 +76,19 @@ class Optimizer(torch.optim.Optimizer):
     ):
         _check_order(params)
         if not isinstance(params, Tensor) and not (params := list(params)):  # a bare tensor is refused by torch
-            raise ValueError('no parameters to optimize: has the model none, or was the generator model.parameters() used up before?')
-        super().__init__(params, dict(maximize=False, foreach=True) | defaults)
+            raise ValueError('no parameters to optimize: has the model none, '
+                             'or was the generator model.parameters() used up before?')
+        super().__init__(params, {'maximize': False, 'foreach': True, **defaults})
 
     def init_state(self, p:Tensor, group:dict)->dict:
         "What to remember about a parameter, made before its first step"
         return {}
     def one_step(self, p:Tensor, grad:Tensor, state:dict, group:dict)->None:
         "Change `p` and `state` in place; `grad` is only read"
-        raise NotImplementedError(f'{type(self).__name__} needs a method one_step(self, p, grad, state, group)')
+        raise NotImplementedError(f'{type(self).__name__} needs a method '
+                                  f'one_step(self, p, grad, state, group)')
     def multi_step(self, params:list, grads:list, states:list, group:dict)->None:
-        "The same for lists; without an override `one_step` for each"
+        "The same for lists of one type on one device; without an override `one_step` for each"
         for p, grad, state in zip(params, grads, states): self.one_step(p, grad, state, group)
 
 # %% ../nbs/05_optimizers.ipynb #6a7632cf
@@ -93,16 +107,29 @@ def step(self:Optimizer,
     return loss
 
 # %% ../nbs/05_optimizers.ipynb #b1054ce3
+def _by_kind(params, grads, states):
+    "The three lists, cut into lists of parameters that share type and device"
+    def kind(p): return p.dtype, p.device
+    if all(kind(p) == kind(params[0]) for p in params): return [(params, grads, states)]
+    kinds = {}
+    for p, grad, state in zip(params, grads, states):
+        for xs, x in zip(kinds.setdefault(kind(p), ([], [], [])), (p, grad, state)): xs.append(x)
+    return list(kinds.values())
+
 @patch
 def _step_group(self:Optimizer, params, grads, group):
     if any(g.layout is not torch.strided for g in grads):
-        raise RuntimeError(f'{type(self).__name__} takes dense gradients only: make the layer with sparse=False, or use torch.optim.SparseAdam for it')
+        raise RuntimeError(f'{type(self).__name__} takes dense gradients only: make the layer '
+                           f'with sparse=False, or use torch.optim.SparseAdam for it')
+    if any(isinstance(v, Tensor) and v.ndim for v in group.values()):  # shape (1,) does not fit a p of shape ()
+        group = {k: v.squeeze() if isinstance(v, Tensor) else v for k, v in group.items()}
     if group['maximize']: grads = torch._foreach_neg(grads)
     states = [self.state[p] for p in params]
     if type(self).init_state is not Optimizer.init_state:  # nothing to ask for is asked for: it costs as much as a small step
         for p, state in zip(params, states):
             if not state: state.update(self.init_state(p, group))
-    if group['foreach']: self.multi_step(params, grads, states, group)
+    if group['foreach']:
+        for lists in _by_kind(params, grads, states): self.multi_step(*lists, group)
     else:
         for p, grad, state in zip(params, grads, states): self.one_step(p, grad, state, group)
 
@@ -140,47 +167,116 @@ def multi_step(self:SGD, params, grads, states, group):
     add_scaled(params, grads, -group['lr'])
 
 # %% ../nbs/05_optimizers.ipynb #8ed03862
+# what torch's schedulers and `SWALR` write into a group besides the hyperparameters
+SCHEDULER_KEYS = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum', 'swa_lr'
+
+@patch
+def _options_on(self:Optimizer, group):
+    "Options of torch's namesake that we lack and that `group` switches on"
+    return {k: group[k] for k, off in self.torch_keys.items()
+            if off is not None and group.get(k) not in (off, None)}
+
 @patch
 def add_param_group(self:Optimizer,
-    param_group:dict  # 'params' and any hyperparameters; copied
+    param_group:dict  # 'params' and any hyperparameters; copied; also a group of torch's namesake
 )->None:
     "Check a group and add it; its missing hyperparameters come from `self.defaults`"
-    group = dict(param_group)
-    check_names(group.keys() - {'params', 'param_names', 'name', 'initial_lr'}, list(self.defaults), f'a parameter group of {type(self).__name__}')
-    for name, value in (self.defaults | group).items():
-        if name in self.ranges: check_hyper(name, value, *self.ranges[name])
+    group, me = dict(param_group), f'a parameter group of {type(self).__name__}'
+    if on := self._options_on(group): raise ValueError(f'{me} has {on}, which it lacks: leave it out')
+    others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
+    check_names([k for k in group if k not in others], list(self.defaults), me)
+    if group.get('foreach', True) is None: del group['foreach']  # torch's "as you like"
+    for name, value in {**self.defaults, **group}.items():
+        if name in self.ranges and name not in self.torch_keys: check_hyper(name, value, *self.ranges[name])
     _check_order(group['params'])
-    given = group['params'] = list(group['params']) if not isinstance(group['params'], Tensor) else [group['params']]
+    given = group['params']
+    given = group['params'] = [given] if isinstance(given, Tensor) else list(given)
     seen = {id(p) for g in self.param_groups for p in g['params']}
     for i, p in enumerate(given):
         name, p = p if isinstance(p, tuple) else (f'number {i}', p)
         if not isinstance(p, Tensor): continue  # torch says what it is
-        if id(p) in seen: raise ValueError(f'parameter {name} of shape {tuple(p.shape)} is given twice, in one group or in two: it would take two steps')
-        if p.is_complex(): raise ValueError(f'parameter {name} is complex: keep it as torch.view_as_real(…) instead')
+        if id(p) in seen:
+            raise ValueError(f'parameter {name} of shape {tuple(p.shape)} is given twice, '
+                             f'in one group or in two: it would take two steps')
+        if p.is_complex():
+            raise ValueError(f'parameter {name} is complex: keep it as torch.view_as_real(…) instead')
         seen.add(id(p))
-    torch.optim.Optimizer.add_param_group(self, group)
+    torch.optim.Optimizer.add_param_group(self, {**group, **dict.fromkeys(self.torch_keys)})
 
 # %% ../nbs/05_optimizers.ipynb #f4c15dbb
+def step_counter()->Tensor:  # 0, on the CPU
+    "A step count in float32, or in float64 where that is the default type: narrower ones stop counting early"
+    wide = torch.get_default_dtype() == torch.float64
+    return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device='cpu')
+
+@patch
+def __setstate__(self:Optimizer, state):  # after loading and unpickling, also of files of an older version
+    torch.optim.Optimizer.__setstate__(self, state)
+    options = {'maximize': False, 'foreach': True, **dict.fromkeys(self.torch_keys)}
+    for group in self.param_groups:
+        for name, value in options.items(): group.setdefault(name, value)
+
 @patch
 def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name writes it
     "All state and hyperparameters, ready to save, or to load into torch's optimizer of the same name"
-    saved = torch.optim.Optimizer.state_dict(self)
-    for group in saved['param_groups']: group.update(self.torch_keys)
-    return saved
+    def switch_off(opt, saved):
+        for group in saved['param_groups']: group.update(opt.torch_keys)
+    hook = self.register_state_dict_post_hook(switch_off, prepend=True)
+    try: return torch.optim.Optimizer.state_dict(self)
+    finally: hook.remove()
+
+@patch
+def _readable(self:Optimizer, state_dict):
+    "A copy of `state_dict` with the groups as ours are; ValueError if it is of another optimizer"
+    me = type(self).__name__
+    if not {'state', 'param_groups'} <= state_dict.keys():
+        raise ValueError(f'no state of an optimizer: expected the keys state and param_groups, '
+                         f'got {list(state_dict)[:5]}')
+    groups, names = [], self.defaults.keys() - {'maximize', 'foreach'}
+    for group in state_dict['param_groups']:
+        if on := self._options_on(group):
+            raise ValueError(f'the saved state has {on}, which {me} lacks: '
+                             f'load it into an optimizer that has it')
+        ours = names | self.torch_keys.keys()
+        wrong = sorted(names - group.keys()) + sorted(group.keys() & self.ranges.keys() - ours)
+        if wrong:
+            raise ValueError(f'{wrong}: in the saved state or in {me}, but not in both. '
+                             f'Load it into the optimizer that it was saved from')
+        kept = {k: v for k, v in group.items() if k not in self.torch_keys}
+        groups.append({'maximize': False, **kept, 'foreach': self.defaults['foreach']})
+    return {**state_dict, 'param_groups': groups}
+
+@patch
+def _restore_numbers(self:Optimizer, saved):
+    "Give states that are not of their parameter's type the one that `init_state` makes"
+    keys = [key for group in saved['param_groups'] for key in group['params']]
+    params = [(p, group) for group in self.param_groups for p in group['params']]
+    for key, (p, group) in zip(keys, params):
+        if not (state := saved['state'].get(key)): continue  # it had no gradient yet
+        for name, made in self.init_state(p, group).items():
+            if name not in state:
+                raise ValueError(f'the saved state of parameter {key} lacks {name!r}, '
+                                 f'which {type(self).__name__} needs')
+            now = self.state[p][name]
+            if isinstance(now, Tensor) and (now.dtype, now.device) == (made.dtype, made.device): continue
+            value = state[name].detach().clone() if isinstance(state[name], Tensor) else state[name]
+            self.state[p][name] = torch.as_tensor(value, dtype=made.dtype, device=made.device)
 
 @patch
 def load_state_dict(self:Optimizer,
     state_dict:dict  # from this optimizer, or from torch's of the same name; not changed
 )->None:
     "Take over state and hyperparameters (but not `foreach`); raises ValueError for what this optimizer cannot go on with"
-    groups, me, names = [], type(self).__name__, self.defaults.keys() - {'maximize', 'foreach'}
-    for group in state_dict['param_groups']:
-        on = {k: group[k] for k, off in self.torch_keys.items() if off is not None and group.get(k) not in (off, None)}
-        if on: raise ValueError(f'the saved state has {on}, which {me} lacks: load it into an optimizer that has it')
-        wrong = sorted(names - group.keys()) + sorted(group.keys() & self.ranges.keys() - names - self.torch_keys.keys())
-        if wrong: raise ValueError(f'{wrong}: in the saved state or in {me}, but not in both. Load it into the optimizer that it was saved from')
-        groups.append({'maximize': False} | {k: v for k, v in group.items() if k not in self.torch_keys} | {'foreach': self.defaults['foreach']})
-    torch.optim.Optimizer.load_state_dict(self, {**state_dict, 'param_groups': groups})
+    saved = {}
+    def check(opt, given):     # the last hook before loading
+        saved.update(opt._readable(given))
+        return saved
+    def restore(opt): opt._restore_numbers(saved)  # the first one after it
+    hooks = [self.register_load_state_dict_pre_hook(check),
+             self.register_load_state_dict_post_hook(restore, prepend=True)]
+    try: torch.optim.Optimizer.load_state_dict(self, state_dict)
+    finally:
+        for hook in hooks: hook.remove()
 
 # %% ../nbs/05_optimizers.ipynb #a1b2e9eb
 def decay_groups(

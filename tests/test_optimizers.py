@@ -1,8 +1,10 @@
 """Our optimizers take the same steps as torch's, in double precision, whatever the hyperparameters, groups and gradients are.
 
-A further optimizer is one more line in `PAIRS`.
+A further optimizer is one more line in `PAIRS`. The second half asks of *every* optimizer of the book what
+torch's own suite asks of its optimizers; there a further one is one more line in `ALL` (optimizer_checks.py).
 """
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -14,13 +16,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizer_checks import same_parameters, set_gradients, step_alike
+from optimizer_checks import (
+    ALL,
+    Exact,
+    class_of,
+    parameters as some_parameters,
+    same_parameters,
+    set_gradients,
+    step_alike,
+    train,
+)
 from torch import nn
+from torch.optim import lr_scheduler, swa_utils
 from torch.testing import assert_close
 
 from nntrain.adaptive import Adam, AdamW, RMSProp
 from nntrain.momentum import Momentum
-from nntrain.optimizer import SGD, Optimizer, add_scaled, check_hyper, check_names, decay_groups
+from nntrain.optimizer import (
+    SCHEDULER_KEYS,
+    SGD,
+    Optimizer,
+    add_scaled,
+    check_hyper,
+    check_names,
+    decay_groups,
+    step_counter,
+)
 
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
@@ -316,3 +337,307 @@ def test_adam_brings_step_counters_home():
 def test_states_that_cannot_be_continued_are_refused(theirs, ours, extra):
     saved = theirs(parameters(0), lr=.1, **extra).state_dict()
     with pytest.raises(ValueError, match=f'which {ours.__name__} lacks'): ours(parameters(0)).load_state_dict(saved)
+
+
+# ---- what torch's own suite asks of an optimizer, asked of every one of the book
+
+all_of_them = pytest.mark.parametrize('name', ALL)
+
+
+def prepared(name, n_steps=3, lr=.01, seed=0, **kw):
+    "(parameters, optimizer) after some steps"
+    ps = some_parameters(seed, **kw)
+    run = ps, ALL[name](ps, lr=lr)
+    train(seed, n_steps, run, missing=0)
+    return run
+
+
+def numbers_of(opt):
+    "The states that are one number: {(parameter, name): tensor}"
+    return {(i, name): value for i, state in enumerate(opt.state.values())
+            for name, value in state.items() if isinstance(value, torch.Tensor) and value.ndim == 0
+            and (name in ('step', 'since_sync', 'trust', 'weight1', 'weight2'))}
+
+
+@all_of_them
+def test_groups_with_the_keys_of_schedulers(name):
+    "Cyclic momentum and SWA write into the groups; such groups can be given to a new optimizer"
+    ps, opt = prepared(name)
+    if 'momentum' in opt.defaults or 'betas' in opt.defaults:
+        lr_scheduler.OneCycleLR(opt, .1, total_steps=5)
+        lr_scheduler.CyclicLR(opt, .01, .1)
+    else: lr_scheduler.OneCycleLR(opt, .1, total_steps=5, cycle_momentum=False)
+    swa_utils.SWALR(opt, swa_lr=.05)
+    again = ALL[name](opt.param_groups, lr=7.)
+    assert again.param_groups[0]['lr'] == opt.param_groups[0]['lr']
+    late = nn.Parameter(torch.ones(2))
+    opt.add_param_group({'params': [late], **dict.fromkeys(SCHEDULER_KEYS, .1)})
+    assert [opt.param_groups[1][key] for key in SCHEDULER_KEYS] == [.1]*6
+    with pytest.raises(TypeError, match="has no hyperparameter 'swa_rate': did you mean"):
+        opt.add_param_group({'params': [nn.Parameter(torch.ones(2))], 'swa_rate': .1})
+
+
+@every
+def test_groups_of_torchs_optimizer_can_be_given(name):
+    ours, theirs, _ = PAIRS[name]
+    ps = parameters(0)
+    opt = ours(theirs(ps, lr=.3).param_groups, lr=.1)
+    assert opt.param_groups[0]['lr'] == .3 and opt.param_groups[0]['foreach'] is True
+    groups = theirs(ps, lr=.3).param_groups
+    groups[0]['differentiable'] = True
+    with pytest.raises(ValueError, match="has {'differentiable': True}, which it lacks"): ours(groups)
+
+
+def test_torchs_namesake_with_an_option_that_we_lack():
+    with pytest.raises(ValueError, match="a parameter group of SGD has {'momentum': 0.9}, which it lacks"):
+        SGD(torch.optim.SGD(parameters(0), lr=.1, momentum=.9).param_groups)
+
+
+@all_of_them
+def test_live_groups_and_saved_groups_have_the_same_keys(name):
+    _, opt = prepared(name)
+    assert [set(g) for g in opt.param_groups] == [set(g) for g in opt.state_dict()['param_groups']]
+    old = pickle.loads(pickle.dumps(opt))
+    for group in old.param_groups:
+        for key in 'maximize', 'foreach', *opt.torch_keys: del group[key]   # as older versions wrote it
+    old.__setstate__({'state': old.state, 'param_groups': old.param_groups})
+    assert set(old.param_groups[0]) == set(opt.param_groups[0])
+
+
+@all_of_them
+def test_torchs_swap_in_of_parameters_and_state(name):
+    stateless = pytest.importorskip('torch.optim._stateless', reason='torch has no swap-in yet')
+    ps, opt = prepared(name)
+    others, plain = copy.deepcopy((ps, opt))
+    before = [p.detach().clone() for p in ps]
+    gen = torch.Generator().manual_seed(5)
+    set_gradients(gen, ps, others, missing=0)
+    mine = [p.detach().clone() for p in ps]
+    for p, q in zip(mine, ps): p.grad = q.grad.clone()
+    saved = copy.deepcopy(opt.state_dict())
+    named = {str(i): p for i, p in enumerate(mine)}
+    with stateless.swap_in_optimizer_params_and_state(opt, named, saved): opt.step()
+    plain.step()
+    same_parameters(mine, [p.detach() for p in others])
+    same_parameters(ps, before)
+
+
+@all_of_them
+def test_a_hook_before_loading_repairs_a_foreign_state(name):
+    ps, opt = prepared(name)
+    foreign = copy.deepcopy(opt.state_dict())
+    for group in foreign['param_groups']: group['learning_rate'] = group.pop('lr')
+    other = ALL[name](copy.deepcopy(ps), lr=7.)
+    with pytest.raises(ValueError, match=r"\['lr'\]: in the saved state or in"): other.load_state_dict(foreign)
+    def repair(opt, saved):
+        groups = [{**g, 'lr': g['learning_rate']} for g in saved['param_groups']]
+        for group in groups: del group['learning_rate']
+        return {**saved, 'param_groups': groups}
+    hook = other.register_load_state_dict_pre_hook(repair)
+    other.load_state_dict(foreign)
+    assert other.param_groups[0]['lr'] == .01 and 'learning_rate' in foreign['param_groups'][0]
+    hook.remove()
+    assert not other._optimizer_load_state_dict_pre_hooks and not other._optimizer_load_state_dict_post_hooks
+
+
+@all_of_them
+def test_hooks_around_step_saving_and_loading(name):
+    "They may write into the state, also under keys that are no parameters"
+    ps, opt = prepared(name)
+    called = []
+    def note(what):
+        def hook(opt, *args):
+            called.append(what)
+            if 'step' not in what: opt.state[what] = True
+        return hook
+    opt.register_state_dict_pre_hook(note('before saving'))
+    opt.register_state_dict_post_hook(note('after saving'))
+    opt.register_load_state_dict_pre_hook(note('before loading'))
+    opt.register_load_state_dict_post_hook(note('after loading'))
+    opt.register_step_pre_hook(note('before step'))
+    opt.register_step_post_hook(note('after step'))
+    opt.load_state_dict(opt.state_dict())
+    opt.step()
+    assert called == ['before saving', 'after saving', 'before loading', 'after loading', 'before step', 'after step']
+    assert opt.state['after loading'] is True
+    def flat(opt, saved): return {'everything': saved}
+    opt.register_state_dict_post_hook(flat)
+    assert list(opt.state_dict()) == ['everything']
+
+
+@all_of_them
+def test_plain_numbers_in_a_saved_state(name):
+    "As torch wrote step counts before 1.12"
+    ps, opt = prepared(name)
+    saved = copy.deepcopy(opt.state_dict())
+    for i, key in numbers_of(opt): saved['state'][i][key] = saved['state'][i][key].item()
+    others = copy.deepcopy(ps)
+    other = ALL[name](others, lr=7.)
+    other.load_state_dict(saved)
+    train(1, 7, (ps, opt), (others, other))
+
+
+@pytest.mark.parametrize('default', [torch.float64, torch.float16, torch.bfloat16])
+@all_of_them
+def test_the_default_type_does_not_narrow_what_is_counted(name, default):
+    torch.set_default_dtype(default)
+    try:
+        ps, opt = prepared(name, n_steps=6, dtype=torch.float32)
+        counts = {key: value for key, value in numbers_of(opt).items() if key[1] == 'step'}
+        kept = {value.dtype for value in numbers_of(opt).values()}
+        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+        assert {value.dtype for value in numbers_of(opt).values()} == kept
+        assert step_counter().dtype == (torch.float64 if default == torch.float64 else torch.float32)
+    finally: torch.set_default_dtype(torch.float32)
+    assert all(count == 6 for count in counts.values()) and kept <= {torch.float32, torch.float64}
+
+
+@both
+@all_of_them
+def test_a_rate_of_shape_one_fits_a_parameter_without_axes(name, foreach):
+    a, b = some_parameters(1), some_parameters(1)
+    runs = [(ps, ALL[name](ps, lr=lr, foreach=foreach)) for ps, lr in ((a, torch.tensor([.01], dtype=torch.float64)), (b, .01))]
+    train(1, 5, *runs)
+    assert [p.shape for p in a] == [p.shape for p in b]
+
+
+@all_of_them
+def test_betas_as_tensors_are_refused(name):
+    if 'betas' not in inspect.signature(class_of(ALL[name])).parameters: pytest.skip('has no betas')
+    for betas in (torch.tensor(.9), torch.tensor(.99)), (.9, torch.tensor(.99)), (torch.ones(2)/2, .9):
+        with pytest.raises(ValueError, match=r'betas\[.\] must be a plain number, got tensor'):
+            ALL[name](some_parameters(), betas=betas)
+
+
+HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}   # two last places of numbers up to 4
+
+
+@pytest.mark.parametrize('order', [(0, 1, 2, 0), (1, 0, 2, 1), (2, 2, 1, 0)])
+@all_of_them
+def test_types_mixed_in_one_group(name, order):
+    """Each type goes through `multi_step` on its own, and ends where it would end alone; one by one it ends
+    there as well, up to the rounding of its type"""
+    dtypes = [list(HALVES)[i] for i in order]
+    def run(dtypes, which, **kw):
+        gen = torch.Generator().manual_seed(0)
+        ps = [nn.Parameter(torch.randn(7, generator=gen).to(dtype)) for dtype in dtypes]
+        grads = [torch.randn(3, 7, generator=gen) for _ in ps]
+        chosen = [ps[i] for i in which]
+        opt = ALL[name](chosen, lr=.02, **kw)
+        for t in range(3):
+            for p, grad in zip(ps, grads): p.grad = grad[t].to(p.dtype)
+            opt.step()
+        return chosen, opt
+    everything = range(len(dtypes))
+    mixed, opt = run(dtypes, everything)
+    for p, q in zip(mixed, run(dtypes, everything, foreach=False)[0]):
+        assert_close(p, q, rtol=0, atol=HALVES[p.dtype])
+    for dtype in HALVES:
+        which = [i for i in everything if dtypes[i] == dtype]
+        if which: assert all(torch.equal(p, mixed[i]) for i, p in zip(which, run(dtypes, which)[0]))
+    kinds, plain = [], type(opt).multi_step
+    class Watched(class_of(ALL[name])):
+        def multi_step(self, params, *lists):
+            kinds.append({p.dtype for p in params})
+            plain(self, params, *lists)
+    opt.__class__ = Watched
+    opt.step()
+    assert sorted(map(len, kinds)) == [1]*len(set(dtypes))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_weights_of_averages_are_summed_in_float32(dtype):
+    "In half precision .999 is 1 or .9966: after a thousand steps the sums would be far off, and so the step"
+    p = nn.Parameter(torch.ones(2, dtype=dtype))
+    opt = Exact([p], lr=1e-4)
+    for _ in range(1000): p.grad = torch.ones_like(p); opt.step()
+    again = Exact([p], lr=1e-4)
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))    # torch turns numbers into the type of the weights
+    for o in opt, again:
+        weights = [o.state[p][name] for name in ('weight1', 'weight2')]
+        assert [w.dtype for w in weights] == [torch.float32]*2
+        assert_close(torch.stack(weights), torch.tensor([1., 1 - .999**1000]), rtol=1e-4, atol=0)
+    assert opt.state[p]['exp_avg'].dtype == dtype
+
+
+@pytest.mark.parametrize('name', ['LAMB', 'Lookahead', 'RAdam', 'Exact', 'Adam', 'LookaheadUsers'])
+def test_what_a_saved_state_must_hold(name):
+    ps, opt = prepared(name)
+    saved = copy.deepcopy(opt.state_dict())
+    lost, _ = saved['state'][1].popitem()
+    with pytest.raises(ValueError, match=f"parameter 1 lacks '{lost}'"): opt.load_state_dict(saved)
+    with pytest.raises(ValueError, match='no state of an optimizer: expected the keys state and param_groups'):
+        opt.load_state_dict({'weight': torch.ones(1)})
+
+
+@all_of_them
+def test_saved_states_are_not_changed_and_do_not_depend_on_identity(name):
+    ps, opt = prepared(name)
+    saved = copy.deepcopy(opt.state_dict())
+    given = copy.deepcopy(saved)
+    others = copy.deepcopy(ps)
+    other = ALL[name](others, lr=7.)
+    other.load_state_dict(given)
+    assert_close(given, saved, rtol=0, atol=0)
+    assert_close(other.state_dict(), saved, rtol=0, atol=0)
+    for group in given['param_groups']: del group['maximize'], group['foreach']      # older than these options
+    other.load_state_dict(given)
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    train(2, 6, (ps, opt), (others, other))
+
+
+@all_of_them
+def test_classes_and_instances_can_be_pickled_and_copied(name):
+    "Also classes that no module knows by name"
+    ps, opt = prepared(name)
+    cls = type(opt)
+    made = pickle.loads(pickle.dumps(cls))
+    assert made.__name__ == cls.__name__ and made.__mro__[1].__name__ == cls.__mro__[1].__name__
+    assert copy.deepcopy(cls) is cls and copy.copy(cls) is cls
+    runs = [copy.deepcopy((ps, opt)), pickle.loads(pickle.dumps((ps, opt)))]
+    def public(opt): return {k for k in vars(opt) if not k.startswith('_')}
+    assert all(public(o) == public(opt) for _, o in runs)
+    train(3, 6, (ps, opt), *runs)
+    assert repr(opt).startswith(cls.__name__ + ' (')
+
+
+def test_lookahead_keeps_what_a_users_class_has_of_its_own():
+    opt = ALL['LookaheadUsers'](some_parameters(), lr=.1)
+    assert pickle.loads(pickle.dumps(opt)).doubled() == opt.doubled() == .2
+
+
+@both
+@all_of_them
+def test_odd_parameters(name, foreach):
+    "None has a gradient; parameters without elements, not contiguous, frozen"
+    none = some_parameters()
+    ALL[name](none, lr=.1, foreach=foreach).step()
+    same_parameters(none, some_parameters())
+    wide = torch.randn(4, 6, 2, dtype=torch.float64)
+    ps = [nn.Parameter(torch.empty(0, 3)), nn.Parameter(wide[..., 0]), nn.Parameter(torch.ones(2), requires_grad=False)]
+    flat = nn.Parameter(wide[..., 0].contiguous())
+    a, b = ALL[name](ps, lr=.1, foreach=foreach), ALL[name]([flat], lr=.1, foreach=foreach)
+    for _ in range(7):
+        ps[0].grad = torch.empty(0, 3)
+        ps[1].grad = torch.randn(4, 6, dtype=torch.float64).T.contiguous().T
+        flat.grad = ps[1].grad.contiguous()
+        a.step(), b.step()
+    assert_close(ps[1], flat, rtol=1e-12, atol=1e-12)
+    assert ps[2].tolist() == [1., 1.] and not ps[1].is_contiguous()
+
+
+@all_of_them
+def test_the_closure_is_called_once_and_its_loss_given_back(name):
+    ps, calls = some_parameters(), []
+    opt = ALL[name](ps, lr=1e-3)
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        opt.zero_grad()
+        loss = sum((p**2).sum() for p in ps)
+        loss.backward()
+        return loss
+    losses = [opt.step(closure).item() for _ in range(20)]
+    assert calls == [True]*20 and losses[-1] < losses[0]

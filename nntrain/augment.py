@@ -121,6 +121,10 @@ def _with_first_input(batch, x):  # the same batch with other images
     if isinstance(batch, dict): return batch | {next(k for k in batch if k not in TARGET_KEYS): x}
     return (x, *batch[1:])
 
+def _with_target(batch, y):  # the same batch with other targets
+    if isinstance(batch, dict): return batch | {next(k for k in batch if k in TARGET_KEYS): y}
+    return (*batch[:-1], y)
+
 class AugmentCB(BatchTransformCB):
     "Transform the images of each training batch: its first input goes through `tfms`, one after the other"
     def __init__(self,
@@ -288,14 +292,16 @@ def cutmix(
     x:Tensor,      # (N, C, H, W) images
     other:Tensor,  # (N,) which image of the batch gives the rectangle
     lam:Tensor     # (N,) wanted share of the image itself, in [0, 1]
-)->tuple:          # mixed images, and the share (N,) of pixels that are the image's own: at least `lam`, since rectangles at the border are cut
-    "Replace a rectangle of each image by that of another one; every pixel is equally likely to be hit"
+)->tuple:          # mixed images, and the share (N,) of pixels that are the image's own:
+                   # at least `lam`, since rectangles at the border are cut
+    "Replace a rectangle of each image by that of another one; any pixel may be its centre"
     n, _, h, w = x.shape
     parts = []
     for side in (h, w):
-        length = ((1-lam).sqrt()*side).floor().long()                                      # (N,)
-        start = (torch.rand(n, device=x.device)*(side + length - 1)).floor().long() + 1 - length  # 1-length … side-1
-        parts.append(_spans(start[:, None], length[:, None], side)[:, 0])                  # (N, side)
+        half = ((1-lam).sqrt()*side/2).floor().long()                         # (N,)
+        centre = torch.randint(side, (n,), device=x.device)
+        first, length = (centre-half)[:, None], 2*half[:, None]
+        parts.append(_spans(first, length, side)[:, 0])                       # (N, side)
     rows, columns = parts
     own = 1 - (rows.sum(1)*columns.sum(1)).to(lam.dtype)/(h*w)
     return torch.where((rows[:, :, None] & columns[:, None])[:, None], x[other], x), own
@@ -312,7 +318,7 @@ def mix_targets(
 
 # %% ../nbs/13_augmentation.ipynb #173bdc01
 class MixUpCB(Callback):
-    "Blend the images of a training batch and compute the loss with soft targets; the batch keeps the class with the larger share, for metrics"
+    "Blend the images of a training batch and compute the loss with soft targets; the batch gets the class with the larger share, for metrics"
     order, shows = -8, ('alpha',)  # after AugmentCB and NormalizeCB
     mix = staticmethod(mixup)
     def __init__(self,
@@ -325,13 +331,17 @@ class MixUpCB(Callback):
         x, y = _first_input(learn.batch), learn.yb
         _check_images(x, type(self).__name__)
         if y.ndim != 1 or y.is_floating_point(): raise ValueError(f'{type(self).__name__} wants class numbers of shape (N,) as targets, got {y.dtype} of shape {tuple(y.shape)}')
-        lam = self.shares.sample((len(x),))
-        self.other = torch.randperm(len(x), device=x.device)
-        x, self.lam = self.mix(x, self.other, torch.maximum(lam, 1-lam).to(x.device))
-        learn.batch = _with_first_input(learn.batch, x)
+        self.classes, self.other = y, torch.randperm(len(x), device=x.device)
+        x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
+        larger = torch.where(self.lam < .5, y[self.other], y)
+        learn.batch = _with_target(_with_first_input(learn.batch, x), larger)
+    def _draw(self, n):  # a blend is the same whichever picture comes first: the larger
+        lam = self.shares.sample((n,))
+        return torch.maximum(lam, 1-lam)
     def get_loss(self, learn):
-        if learn.training: learn.loss = learn.loss_func(learn.preds, mix_targets(learn.yb, self.other, self.lam, learn.preds.shape[1]))
-        else: learn.get_loss()
+        if not learn.training: return learn.get_loss()
+        soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
+        learn.loss = learn.loss_func(learn.preds, soft)
 
 class CutMixCB(MixUpCB):
     "Replace a rectangle of each training image by that of another one; loss and metrics as in `MixUpCB`"
@@ -339,6 +349,7 @@ class CutMixCB(MixUpCB):
     def __init__(self,
         alpha:float=1.  # of Beta(alpha, alpha), from which each image's share comes; above 0
     ): super().__init__(alpha)
+    def _draw(self, n): return self.shares.sample((n,))  # a hole is not like its frame
 
 # %% ../nbs/13_augmentation.ipynb #a4182c01
 class Dropout(nn.Module):

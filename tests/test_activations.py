@@ -259,3 +259,30 @@ def test_user_hooks_stay():
     model[0].register_forward_hook(lambda *args: calls.append(1))
     summary(model, torch.randn(3, 1, 8, 8))
     assert n_hooks(model) == 1 and len(calls) == 1
+
+
+# ---- compiled models ---------------------------------------------------------------------------------------------------------------------
+
+def compiled_whole(model): return torch.compile(model, backend='eager')
+def compiled_in_place(model): model.compile(backend='eager'); return model
+def compiled_part(model): return nn.Sequential(torch.compile(model, backend='eager'))
+
+@pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
+@pytest.mark.parametrize('used', [False, True])
+def test_summary_of_a_compiled_model(compiled, used):
+    x, want = torch.randn(3, 1, 8, 8), summary(small(), torch.randn(3, 1, 8, 8))
+    model = compiled(small())
+    if used: model.eval()(x)
+    found = summary(model, x)
+    assert (found.macs, found.params, found.exact, len(found.rows)) == (want.macs, want.params, True, len(want.rows))
+    assert found.macs and not any('_orig_mod' in row.name for row in found.rows)
+    with pytest.raises(ValueError, match='fails in layer'): summary(model, torch.randn(3, 3, 8))
+    assert n_hooks(model) == 0
+
+@pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
+def test_hooks_refuse_a_compiled_model(compiled):
+    model = compiled(small())
+    with pytest.raises(ValueError, match='compiled code does not call hooks'): find_modules(model, nn.ReLU)
+    for modules in nn.ReLU, {'act': nn.ReLU()}, [nn.ReLU()]:
+        with pytest.raises(ValueError, match='compiled code does not call hooks'): learner(ActivationStatsCB(modules), model=model).fit(1)
+    assert n_hooks(model) == 0

@@ -178,7 +178,7 @@ def test_smooth_labels_are_torchs(n, c, eps, seed):
 def test_mixed_images_and_their_targets(shape, seed):
     torch.manual_seed(seed)
     n = shape[0]
-    x, y, other, lam = torch.rand(shape), torch.randint(5, (n,)), torch.randperm(n), torch.rand(n)/2 + .5
+    x, y, other, lam = torch.rand(shape), torch.randint(5, (n,)), torch.randperm(n), torch.rand(n)
     mixed, same = mixup(x, other, lam)
     for i in range(n): assert_close(mixed[i], lam[i]*x[i] + (1-lam[i])*x[other[i]])
     assert same is lam
@@ -194,6 +194,63 @@ def test_mixed_images_and_their_targets(shape, seed):
     assert_close(targets.sum(1), torch.ones(n))
     assert_close(F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), targets),
                  (own*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y, reduction='none') + (1-own)*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y[other], reduction='none')).mean())
+
+
+@given(n=st.integers(1, 6), h=st.integers(1, 12), w=st.integers(1, 12), seed=seeds)
+@quick
+def test_cutmix_is_the_published_rule(n, h, w, seed):
+    "Yun et al. 2019: sides √(1-λ), the centre any pixel, cut at the border; then λ is counted"
+    x, other = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, h, w).float(), torch.arange(n).roll(1)
+    lam = torch.rand(n, generator=seeded(seed))
+    torch.manual_seed(seed); cut, own = cutmix(x, other, lam)
+    torch.manual_seed(seed); rows, columns = (torch.randint(side, (n,)).tolist() for side in (h, w))
+    for i, (row, column) in enumerate(zip(rows, columns)):
+        halves = [int(side*math.sqrt(1-lam[i].item())/2 + 1e-6) for side in (h, w)]
+        (top, bottom), (left, right) = ((max(0, at-half), min(side, at+half)) for at, half, side in zip((row, column), halves, (h, w)))
+        want = x[i].clone()
+        want[:, top:bottom, left:right] = other[i]
+        assert_close(cut[i], want)
+        assert_close(own[i], torch.tensor(1 - (bottom-top)*(right-left)/(h*w)))
+
+
+def test_cutmix_leaves_the_share_that_the_rule_leaves():
+    "A mean foreign share of .296 on 28×28 with every λ equally likely, and at all shares"
+    mixing, n = CutMixCB(), 20_000
+    torch.manual_seed(0)
+    batch = torch.zeros(n, 1, 28, 28), torch.zeros(n, dtype=torch.long)
+    mixing.before_batch(SimpleNamespace(training=True, batch=batch, yb=batch[1]))
+    foreign = 1 - mixing.lam
+    assert abs(foreign.mean() - .296) < 5*foreign.std()/math.sqrt(n)
+    assert foreign.max() > .8 and .1 < (foreign > .5).float().mean() < .2 and (foreign < .05).float().mean() < .15
+
+
+def test_after_cutmix_the_batch_has_the_class_of_the_larger_part():
+    mixing, n = CutMixCB(), 400
+    torch.manual_seed(0)
+    x, y = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, 8, 8).float(), torch.arange(n)
+    learn = SimpleNamespace(training=True, batch=dict(label=y, image=x), yb=y)
+    mixing.before_batch(learn)
+    counts = (learn.batch['image'] == learn.batch['label'].view(n, 1, 1, 1)).flatten(1).sum(1)
+    assert (counts >= 32).all() and (learn.batch['label'] != y).float().mean() > .05
+    learn.preds, learn.loss_func = torch.randn(n, n), F.cross_entropy
+    mixing.get_loss(learn)
+    assert_close(learn.loss, F.cross_entropy(learn.preds, mix_targets(y, mixing.other, mixing.lam, n)))     # of both classes, by their shares
+    assert torch.equal(y, torch.arange(n))                                                             # the loader's own are untouched
+
+
+@pytest.mark.parametrize('keys', [('image', 'label'), ('label', 'image'), ('target', 'image')])
+def test_the_images_of_a_dict_are_found_wherever_the_label_stands(keys):
+    parts = dict(image=torch.rand(8, 1, 6, 6), label=torch.arange(8) % 3, target=torch.arange(8) % 3)
+    batch, seen = {key: parts[key] for key in keys}, []
+    class LookCB(Callback):
+        order = 5
+        def before_batch(self, learn): seen.append(learn.batch)
+    Learner(net(), SimpleNamespace(train=[batch], valid=None), F.cross_entropy, cbs=[AugmentCB(RandomFlip(1.)), LookCB()]).fit(1)
+    assert list(seen[0]) == list(keys) and torch.equal(seen[0]['image'], parts['image'].flip(-1))
+    label = next(key for key in keys if key != 'image')
+    assert torch.equal(seen[0][label], parts[label])
+    Learner(net(), SimpleNamespace(train=[batch], valid=None), F.cross_entropy, cbs=[MixUpCB(), LookCB()]).fit(1)
+    assert list(seen[1]) == list(keys) and seen[1]['image'].shape == (8, 1, 6, 6)
 
 
 def test_shares_follow_beta_and_the_larger_part_gives_the_class():

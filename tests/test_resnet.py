@@ -122,6 +122,18 @@ def test_dead_weights_is_not_fooled_by_shut_relus_or_zero_weights():
     assert all((p == -1).all() for p in model.parameters())
 
 
+def test_dead_weights_waits_for_idle_draws_in_a_row():
+    "One more weight is cleared at every other draw: so no two idle draws in a row before the last"
+    class Slow(nn.Module):
+        def __init__(self): super().__init__(); self.weight, self.n_calls = nn.Parameter(torch.ones(6)), 0
+        def forward(self, x):
+            chosen = torch.zeros(6)
+            if self.n_calls % 2 == 0: chosen[self.n_calls//2 % 6] = 1.
+            self.n_calls += 1
+            return x*(self.weight*chosen).sum()
+    assert not dead_weights(Slow(), (4, 3), patience=2)['weight'].any()
+
+
 def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .data import to_device
-from .learner import COLORS, Callback, _tensors, unpack
+from .learner import COLORS, Callback, _tensors, aside, unpack
 
 # %% auto #0
 __all__ = ['Hook', 'find_modules', 'Hooks', 'activation_stats', 'ActivationStatsCB', 'layer_macs', 'untouched', 'LayerRow',
@@ -313,18 +313,8 @@ def _as_written(model):  # the model without what torch.compile has made of it, 
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
 ):
-    "Run the model in eval mode without gradients, then put back modes, weights, buffers and random state"
-    modes = {m: m.training for m in model.modules()}
-    kept = [(values, name, t, t.detach().clone()) for m in modes for values in (m._parameters, m._buffers) for name, t in values.items() if t is not None]
-    devices, python_state = {t.device for _, _, t, _ in kept if t.is_cuda}, random.getstate()
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad(): yield model.eval()
-    finally:
-        for m, mode in modes.items(): m.training = mode
-        random.setstate(python_state)
-        for values, name, t, before in kept:
-            values[name] = t
-            if not torch.equal(t, before): t.data.copy_(before)
+    "Run the model in eval mode without gradients, then put back all that it holds, and random state (see `aside`)"
+    with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad(): yield model.eval()
 
 # %% ../nbs/03_activations.ipynb #58239801
 @dataclass

@@ -13,7 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .learner import TARGET_KEYS, BatchTransformCB, Callback, Learner, _generators, unpack
+from .learner import (TARGET_KEYS, BatchTransformCB, Callback, CancelBatch, CancelFit, Learner,
+                             _generators, aside, unpack)
 
 # %% auto #0
 __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', 'RandomErase', 'RandomCopy', 'PerImage',
@@ -140,7 +141,13 @@ class AugmentCB(BatchTransformCB):
         x = _first_input(batch)
         for tfm in self.tfms: x = tfm(x)
         return _with_first_input(batch, x)
-    def __repr__(self): return f'AugmentCB({", ".join(map(repr, self.tfms))})'
+    def settings(self)->dict:
+        "The transforms, each with its numbers, and the phases"
+        return dict(tfms=self.tfms, on_train=self.on_train, on_valid=self.on_valid)
+    def __repr__(self):
+        phases = dict(on_train=(self.on_train, True), on_valid=(self.on_valid, False))
+        other = [f'{name}={value}' for name, (value, usual) in phases.items() if value != usual]
+        return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
 
 # %% ../nbs/13_augmentation.ipynb #13st0002
 @patch
@@ -239,30 +246,59 @@ class PerImage:
     def __repr__(self): return f'PerImage({self.tfm!r})'
 
 # %% ../nbs/13_augmentation.ipynb #c71bd101
+class _PredictCB(Callback):
+    "Leave out what follows a validation phase; a batch of inputs only gets the target None"
+    order = -math.inf
+    def before_batch(self, learn):
+        batch = learn.batch
+        if isinstance(batch, Tensor): learn.batch = batch, None
+        elif isinstance(batch, (tuple, list)) and len(batch) == 1: learn.batch = *batch, None
+        elif isinstance(batch, dict) and not set(batch) & set(TARGET_KEYS): learn.batch = batch | {TARGET_KEYS[0]: None}
+    def after_phase(self, learn): raise CancelFit
+    def after_epoch(self, learn): raise CancelFit        # where the phase was left early
+
 class _CollectCB(Callback):
-    order = 100
+    "Note predictions and targets, and leave the batch before its loss"
+    order = math.inf
     def __init__(self): self.preds, self.targets = [], []
-    def after_predict(self, learn): self.preds.append(learn.preds.detach().float()); self.targets.append(learn.yb)
+    def after_predict(self, learn):
+        try: targets = learn.yb
+        except ValueError: targets = None                # a batch of another kind, with verbs of its own
+        for what, value in ('predictions', learn.preds), ('targets', targets):
+            if not isinstance(value, Tensor) and (value is not None or what == 'predictions'):
+                raise TypeError(f'{what} must be a tensor to be put together, got a {type(value).__name__}: '
+                                'override Learner.predict so that learn.preds is one, or let the loader give one')
+        self.preds.append(learn.preds.detach().float())
+        self.targets.append(targets)
+        raise CancelBatch
+
+def _acting(cbs):  # those that change what a validation phase predicts, and what they need
+    acting = [cb for cb in cbs if not cb.watches or cb.changes_model]
+    for cb in acting:                                    # grows meanwhile
+        missing = [kind for kind in cb.needs if not any(isinstance(other, kind) for other in acting)]
+        acting += [found for kind in missing if (found := next((c for c in cbs if isinstance(c, kind)), None))]
+    return [cb for cb in cbs if cb in acting]
 
 def _predict(learn, dl, tfms):
-    collect, kept, modes, epoch = _CollectCB(), dict(vars(learn)), {m: m.training for m in learn.model.modules()}, getattr(dl, 'epoch', None)
-    try:
-        learn.cbs = tuple(cb for cb in learn.cbs if not cb.watches)
-        learn.dls = SimpleNamespace(train=learn.dls.train, valid=dl)
-        learn.fit(1, train=False, cbs=[AugmentCB(*tfms, on_train=False, on_valid=True), collect])
-    finally:
-        vars(learn).clear(); vars(learn).update(kept)
-        for m, mode in modes.items(): m.training = mode
-        if epoch is not None: dl.epoch = epoch
-    return torch.cat(collect.preds), torch.cat(collect.targets)
+    if dl is None: raise ValueError('this learner has no validation loader: say which loader to predict, dl=…')
+    asking = getattr(learn, '_calling', ())              # callbacks that are being called: in the middle of a fit
+    cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
+    collect = _CollectCB()
+    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
+        learn.cbs = _acting(cbs)
+        learn.dls = SimpleNamespace(train=getattr(learn.dls, 'train', None), valid=dl)
+        views = AugmentCB(*tfms, on_train=False, on_valid=True)
+        learn.fit(1, train=False, cbs=[_PredictCB(), views, collect])
+    labelled = all(targets is not None for targets in collect.targets)
+    return torch.cat(collect.preds), torch.cat(collect.targets) if labelled else None
 
 def get_preds(
-    learn:Learner,  # model, data and callbacks; those that only watch are left out, and all is put back afterwards
-    dl=None,        # loader of batches; None: the learner's validation loader
+    learn:Learner,  # model, data and callbacks, also in the middle of a fit; all is put back afterwards
+    dl=None,        # loader of batches, with labels or without; None: the learner's validation loader
     tfms=()         # transforms of the images, before the learner's own callbacks
-)->tuple:           # predictions (N, C) and targets (N,), on the device
-    "Predict a whole loader in evaluation mode, in its order, as a validation phase would; random numbers go on afterwards as if nothing had happened"
-    with torch.random.fork_rng(): return _predict(learn, learn.dls.valid if dl is None else dl, tfms)
+)->tuple:           # predictions (N, C) and targets (N,), on the device; targets None where the loader has none
+    "Predict a whole loader in evaluation mode, in its order, with the weights that a validation phase would use; leaves no trace"
+    return _predict(learn, getattr(learn.dls, 'valid', None) if dl is None else dl, tfms)
 
 # %% ../nbs/13_augmentation.ipynb #9f7a6401
 def smooth_labels(
@@ -390,20 +426,27 @@ def ensemble(
     tfms=(),         # transforms: each gives every learner one further look at all images
     dl=None,         # loader that does not shuffle; None: the first learner's validation loader
     of:str='probs'   # as in `mean_predictions`
-)->tuple:            # log-probabilities (N, C) and targets (N,)
+)->tuple:            # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
     "Average the predictions of several learners and several views"
     learners = list(learners)
     if not learners: raise ValueError('give at least one learner')
-    dl = learners[0].dls.valid if dl is None else dl
-    with torch.random.fork_rng(): looks = [_predict(learn, dl, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
-    if any(not torch.equal(targets, looks[0][1]) for _, targets in looks): raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
-    return mean_predictions([preds for preds, _ in looks], of), looks[0][1]
+    dl = getattr(learners[0].dls, 'valid', None) if dl is None else dl
+    asked = [(learn, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
+    looks = []
+    with torch.random.fork_rng():
+        for seed, (learn, view) in zip(torch.randint(2**31, (len(asked),)).tolist(), asked):
+            torch.manual_seed(seed)                      # each look has other random numbers
+            looks.append(_predict(learn, dl, view))
+    targets = looks[0][1]
+    if targets is not None and any(not torch.equal(its, targets) for _, its in looks):
+        raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
+    return mean_predictions([preds for preds, _ in looks], of), targets
 
 def tta(
     learn:Learner,             # a trained learner
     tfms=(RandomFlip(1.),),    # transforms: each gives one further look at all images
     dl=None,                   # loader that does not shuffle; None: the learner's validation loader
     of:str='probs'             # as in `mean_predictions`
-)->tuple:                      # log-probabilities (N, C) and targets (N,)
+)->tuple:                      # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
     "Test-time augmentation: average the predictions for the images and for their transformed versions"
     return ensemble([learn], tfms, dl, of)

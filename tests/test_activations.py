@@ -2,6 +2,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,6 +190,16 @@ def test_summary_between_forward_and_backward():
     loss = model(x).sum()
     summary(model, x)
     loss.backward()                                          # would fail if a weight had been written to
+
+def test_summary_puts_back_what_a_module_keeps_in_attributes():
+    class Keeps(nn.Linear):
+        def __init__(self): super().__init__(4, 4); self.n_calls, self.seen = 0, []; self.register_buffer('last', torch.zeros(4), persistent=False)
+        def forward(self, x): self.n_calls += 1; self.seen.append(len(x)); self.last = x[0]; np.random.rand(); return super().forward(x)
+    model, state = Keeps(), np.random.get_state()[1].copy()
+    last = model.last
+    summary(model, torch.randn(3, 4))
+    assert model.n_calls == 0 and model.seen == [] and model.last is last and not last.any()
+    assert (np.random.get_state()[1] == state).all()
 
 def test_untouched_restores_on_error():
     model = small().train()

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .data import to_device
-from .learner import COLORS, Callback, _tensors, unpack
+from .learner import COLORS, Callback, _tensors, aside, unpack
 
 # %% auto #0
 __all__ = ['Hook', 'find_modules', 'Hooks', 'activation_stats', 'ActivationStatsCB', 'layer_macs', 'untouched', 'LayerRow',
@@ -56,22 +56,42 @@ class Hook:
     def __repr__(self): return f'Hook({self.name})'
 
 # %% ../nbs/03_activations.ipynb #1c488b01
-def find_modules(
-    model:nn.Module,  # searched with everything inside
-    kind=None         # class, tuple of classes, or predicate (name, module) -> bool; None: modules without modules inside
-)->dict:              # name -> module, in the order of `model.named_modules()`, never empty
-    "Modules of one kind, by their names"
+def _is_compiled(module): return '_orig_mod' in module._modules or module._compiled_call_impl is not None
+
+def _refuse_compiled(model):
+    for name, module in model.named_modules():
+        if _is_compiled(module):
+            raise ValueError(f'{name or "the model"} is compiled (torch.compile), and compiled code does not '
+                             'call hooks: hook and run the model as it was before, model._orig_mod')
+
+def _modules_of(model):  # {name: module}, without the wrappers that torch.compile puts around
+    named = {}
+    for name, module in model.named_modules():
+        name = '.'.join(part for part in name.split('.') if part != '_orig_mod')
+        if '_orig_mod' not in module._modules: named[name or type(module).__name__] = module
+    return named
+
+def _select(named, kind):  # those of {name: module} that are wanted, at least one
     if kind is None: wanted = lambda name, module: next(module.children(), None) is None
     elif isinstance(kind, type) or isinstance(kind, tuple) and kind and all(isinstance(k, type) for k in kind):
         wanted = lambda name, module: isinstance(module, kind)
     elif callable(kind) and not isinstance(kind, nn.Module): wanted = kind
-    else: raise TypeError(f'kind must be a class such as nn.ReLU, a tuple of classes, or a predicate (name, module) -> bool; got {kind!r}')
-    everything = {name or type(model).__name__: module for name, module in model.named_modules()}
-    found = {name: module for name, module in everything.items() if wanted(name, module)}
+    else: raise TypeError(f'kind must be a class such as nn.ReLU, a tuple of classes, or a predicate '
+                          f'(name, module) -> bool; got {kind!r}')
+    found = {name: module for name, module in named.items() if wanted(name, module)}
     if not found:
-        there = [f'{name}: {type(module).__name__}' for name, module in everything.items()]
-        raise ValueError(f'no module matches {getattr(kind, "__name__", kind)!r}; there is ' + ', '.join(there[:30]) + (f' and {len(there)-30} more' if len(there) > 30 else ''))
+        there = [f'{name}: {type(module).__name__}' for name, module in named.items()]
+        more = f' and {len(there)-30} more' if len(there) > 30 else ''
+        raise ValueError(f'no module matches {getattr(kind, "__name__", kind)!r}; there is ' + ', '.join(there[:30]) + more)
     return found
+
+def find_modules(
+    model:nn.Module,  # searched with everything inside; not compiled (torch.compile)
+    kind=None         # class, tuple of classes, or predicate (name, module) -> bool; None: modules without modules inside
+)->dict:              # name -> module, in the order of `model.named_modules()`, never empty
+    "Modules of one kind, by their names"
+    _refuse_compiled(model)
+    return _select(_modules_of(model), kind)
 
 # %% ../nbs/03_activations.ipynb #cbb12e01
 class Hooks:
@@ -154,6 +174,7 @@ class ActivationStatsCB(Callback):
 @patch
 def _find(self:ActivationStatsCB, model):
     modules = self.modules
+    _refuse_compiled(model)
     if isinstance(modules, Mapping): return dict(modules)
     if isinstance(modules, (list, tuple)) and all(isinstance(m, nn.Module) for m in modules):
         names = {m: name or type(m).__name__ for name, m in model.named_modules()}
@@ -283,21 +304,17 @@ def layer_macs(
 
 # %% ../nbs/03_activations.ipynb #7ddaaf01
 @contextlib.contextmanager
+def _as_written(model):  # the model without what torch.compile has made of it, so that hooks are called
+    compiled = any(map(_is_compiled, model.modules()))
+    with torch.compiler.set_stance('force_eager') if compiled else contextlib.nullcontext():
+        yield getattr(model, '_orig_mod', model)
+
+@contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
 ):
-    "Run the model in eval mode without gradients, then put back modes, weights, buffers and random state"
-    modes = {m: m.training for m in model.modules()}
-    kept = [(values, name, t, t.detach().clone()) for m in modes for values in (m._parameters, m._buffers) for name, t in values.items() if t is not None]
-    devices, python_state = {t.device for _, _, t, _ in kept if t.is_cuda}, random.getstate()
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad(): yield model.eval()
-    finally:
-        for m, mode in modes.items(): m.training = mode
-        random.setstate(python_state)
-        for values, name, t, before in kept:
-            values[name] = t
-            if not torch.equal(t, before): t.data.copy_(before)
+    "Run the model in eval mode without gradients, then put back all that it holds, and random state (see `aside`)"
+    with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad(): yield model.eval()
 
 # %% ../nbs/03_activations.ipynb #58239801
 @dataclass
@@ -351,7 +368,7 @@ def _shapes(obj): return ', '.join('×'.join(map(str, t.shape)) or 'scalar' for 
 
 def _check_ready(model):
     lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(p)]
-    if lazy: raise ValueError(f'{lazy[0]} has no shape yet, and a first batch would give it one: run the model once, then summarise it')
+    if lazy: raise ValueError(f'{lazy[0]} has no shape yet, and a first batch would give it one: run the model once before')
 
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
@@ -362,7 +379,7 @@ def summary(
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     inputs = (batch,) if isinstance(batch, Tensor) else unpack(batch)[0]
     inputs = to_device(inputs, device) if device is not None else inputs
-    layers = {name or type(m).__name__: m for name, m in model.named_modules()
+    layers = {name: m for name, m in _modules_of(model).items()
               if next(m.children(), None) is None or next(m.parameters(recurse=False), None) is not None or isinstance(m, (_ConvNd, nn.Linear))}
     rows, running, total = {}, [], {}
     n = next((len(t) for t in _tensors(inputs) if t.ndim), 1)
@@ -377,9 +394,10 @@ def summary(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model))
+        as_written = stack.enter_context(_as_written(model))
         for name, m in layers.items(): stack.callback(m.register_forward_pre_hook(partial(start, name=name), with_kwargs=True).remove)
         stack.enter_context(Hooks(layers, note))
-        try: model(*inputs)
+        try: as_written(*inputs)
         except Exception as e:
             if not running: raise
             name, module, given = running[-1]

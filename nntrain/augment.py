@@ -13,7 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .learner import TARGET_KEYS, BatchTransformCB, Callback, Learner, _generators, unpack
+from .learner import (TARGET_KEYS, BatchTransformCB, Callback, CancelBatch, CancelFit, Learner,
+                             _generators, aside, unpack)
 
 # %% auto #0
 __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', 'RandomErase', 'RandomCopy', 'PerImage',
@@ -121,6 +122,10 @@ def _with_first_input(batch, x):  # the same batch with other images
     if isinstance(batch, dict): return batch | {next(k for k in batch if k not in TARGET_KEYS): x}
     return (x, *batch[1:])
 
+def _with_target(batch, y):  # the same batch with other targets
+    if isinstance(batch, dict): return batch | {next(k for k in batch if k in TARGET_KEYS): y}
+    return (*batch[:-1], y)
+
 class AugmentCB(BatchTransformCB):
     "Transform the images of each training batch: its first input goes through `tfms`, one after the other"
     def __init__(self,
@@ -136,7 +141,13 @@ class AugmentCB(BatchTransformCB):
         x = _first_input(batch)
         for tfm in self.tfms: x = tfm(x)
         return _with_first_input(batch, x)
-    def __repr__(self): return f'AugmentCB({", ".join(map(repr, self.tfms))})'
+    def settings(self)->dict:
+        "The transforms, each with its numbers, and the phases"
+        return dict(tfms=self.tfms, on_train=self.on_train, on_valid=self.on_valid)
+    def __repr__(self):
+        phases = dict(on_train=(self.on_train, True), on_valid=(self.on_valid, False))
+        other = [f'{name}={value}' for name, (value, usual) in phases.items() if value != usual]
+        return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
 
 # %% ../nbs/13_augmentation.ipynb #13st0002
 @patch
@@ -235,30 +246,59 @@ class PerImage:
     def __repr__(self): return f'PerImage({self.tfm!r})'
 
 # %% ../nbs/13_augmentation.ipynb #c71bd101
+class _PredictCB(Callback):
+    "Leave out what follows a validation phase; a batch of inputs only gets the target None"
+    order = -math.inf
+    def before_batch(self, learn):
+        batch = learn.batch
+        if isinstance(batch, Tensor): learn.batch = batch, None
+        elif isinstance(batch, (tuple, list)) and len(batch) == 1: learn.batch = *batch, None
+        elif isinstance(batch, dict) and not set(batch) & set(TARGET_KEYS): learn.batch = batch | {TARGET_KEYS[0]: None}
+    def after_phase(self, learn): raise CancelFit
+    def after_epoch(self, learn): raise CancelFit        # where the phase was left early
+
 class _CollectCB(Callback):
-    order = 100
+    "Note predictions and targets, and leave the batch before its loss"
+    order = math.inf
     def __init__(self): self.preds, self.targets = [], []
-    def after_predict(self, learn): self.preds.append(learn.preds.detach().float()); self.targets.append(learn.yb)
+    def after_predict(self, learn):
+        try: targets = learn.yb
+        except ValueError: targets = None                # a batch of another kind, with verbs of its own
+        for what, value in ('predictions', learn.preds), ('targets', targets):
+            if not isinstance(value, Tensor) and (value is not None or what == 'predictions'):
+                raise TypeError(f'{what} must be a tensor to be put together, got a {type(value).__name__}: '
+                                'override Learner.predict so that learn.preds is one, or let the loader give one')
+        self.preds.append(learn.preds.detach().float())
+        self.targets.append(targets)
+        raise CancelBatch
+
+def _acting(cbs):  # those that change what a validation phase predicts, and what they need
+    acting = [cb for cb in cbs if not cb.watches or cb.changes_model]
+    for cb in acting:                                    # grows meanwhile
+        missing = [kind for kind in cb.needs if not any(isinstance(other, kind) for other in acting)]
+        acting += [found for kind in missing if (found := next((c for c in cbs if isinstance(c, kind)), None))]
+    return [cb for cb in cbs if cb in acting]
 
 def _predict(learn, dl, tfms):
-    collect, kept, modes, epoch = _CollectCB(), dict(vars(learn)), {m: m.training for m in learn.model.modules()}, getattr(dl, 'epoch', None)
-    try:
-        learn.cbs = tuple(cb for cb in learn.cbs if not cb.watches)
-        learn.dls = SimpleNamespace(train=learn.dls.train, valid=dl)
-        learn.fit(1, train=False, cbs=[AugmentCB(*tfms, on_train=False, on_valid=True), collect])
-    finally:
-        vars(learn).clear(); vars(learn).update(kept)
-        for m, mode in modes.items(): m.training = mode
-        if epoch is not None: dl.epoch = epoch
-    return torch.cat(collect.preds), torch.cat(collect.targets)
+    if dl is None: raise ValueError('this learner has no validation loader: say which loader to predict, dl=…')
+    asking = getattr(learn, '_calling', ())              # callbacks that are being called: in the middle of a fit
+    cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
+    collect = _CollectCB()
+    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
+        learn.cbs = _acting(cbs)
+        learn.dls = SimpleNamespace(train=getattr(learn.dls, 'train', None), valid=dl)
+        views = AugmentCB(*tfms, on_train=False, on_valid=True)
+        learn.fit(1, train=False, cbs=[_PredictCB(), views, collect])
+    labelled = all(targets is not None for targets in collect.targets)
+    return torch.cat(collect.preds), torch.cat(collect.targets) if labelled else None
 
 def get_preds(
-    learn:Learner,  # model, data and callbacks; those that only watch are left out, and all is put back afterwards
-    dl=None,        # loader of batches; None: the learner's validation loader
+    learn:Learner,  # model, data and callbacks, also in the middle of a fit; all is put back afterwards
+    dl=None,        # loader of batches, with labels or without; None: the learner's validation loader
     tfms=()         # transforms of the images, before the learner's own callbacks
-)->tuple:           # predictions (N, C) and targets (N,), on the device
-    "Predict a whole loader in evaluation mode, in its order, as a validation phase would; random numbers go on afterwards as if nothing had happened"
-    with torch.random.fork_rng(): return _predict(learn, learn.dls.valid if dl is None else dl, tfms)
+)->tuple:           # predictions (N, C) and targets (N,), on the device; targets None where the loader has none
+    "Predict a whole loader in evaluation mode, in its order, with the weights that a validation phase would use; leaves no trace"
+    return _predict(learn, getattr(learn.dls, 'valid', None) if dl is None else dl, tfms)
 
 # %% ../nbs/13_augmentation.ipynb #9f7a6401
 def smooth_labels(
@@ -288,14 +328,16 @@ def cutmix(
     x:Tensor,      # (N, C, H, W) images
     other:Tensor,  # (N,) which image of the batch gives the rectangle
     lam:Tensor     # (N,) wanted share of the image itself, in [0, 1]
-)->tuple:          # mixed images, and the share (N,) of pixels that are the image's own: at least `lam`, since rectangles at the border are cut
-    "Replace a rectangle of each image by that of another one; every pixel is equally likely to be hit"
+)->tuple:          # mixed images, and the share (N,) of pixels that are the image's own:
+                   # at least `lam`, since rectangles at the border are cut
+    "Replace a rectangle of each image by that of another one; any pixel may be its centre"
     n, _, h, w = x.shape
     parts = []
     for side in (h, w):
-        length = ((1-lam).sqrt()*side).floor().long()                                      # (N,)
-        start = (torch.rand(n, device=x.device)*(side + length - 1)).floor().long() + 1 - length  # 1-length … side-1
-        parts.append(_spans(start[:, None], length[:, None], side)[:, 0])                  # (N, side)
+        half = ((1-lam).sqrt()*side/2).floor().long()                         # (N,)
+        centre = torch.randint(side, (n,), device=x.device)
+        first, length = (centre-half)[:, None], 2*half[:, None]
+        parts.append(_spans(first, length, side)[:, 0])                       # (N, side)
     rows, columns = parts
     own = 1 - (rows.sum(1)*columns.sum(1)).to(lam.dtype)/(h*w)
     return torch.where((rows[:, :, None] & columns[:, None])[:, None], x[other], x), own
@@ -312,7 +354,7 @@ def mix_targets(
 
 # %% ../nbs/13_augmentation.ipynb #173bdc01
 class MixUpCB(Callback):
-    "Blend the images of a training batch and compute the loss with soft targets; the batch keeps the class with the larger share, for metrics"
+    "Blend the images of a training batch and compute the loss with soft targets; the batch gets the class with the larger share, for metrics"
     order, shows = -8, ('alpha',)  # after AugmentCB and NormalizeCB
     mix = staticmethod(mixup)
     def __init__(self,
@@ -325,13 +367,17 @@ class MixUpCB(Callback):
         x, y = _first_input(learn.batch), learn.yb
         _check_images(x, type(self).__name__)
         if y.ndim != 1 or y.is_floating_point(): raise ValueError(f'{type(self).__name__} wants class numbers of shape (N,) as targets, got {y.dtype} of shape {tuple(y.shape)}')
-        lam = self.shares.sample((len(x),))
-        self.other = torch.randperm(len(x), device=x.device)
-        x, self.lam = self.mix(x, self.other, torch.maximum(lam, 1-lam).to(x.device))
-        learn.batch = _with_first_input(learn.batch, x)
+        self.classes, self.other = y, torch.randperm(len(x), device=x.device)
+        x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
+        larger = torch.where(self.lam < .5, y[self.other], y)
+        learn.batch = _with_target(_with_first_input(learn.batch, x), larger)
+    def _draw(self, n):  # a blend is the same whichever picture comes first: the larger
+        lam = self.shares.sample((n,))
+        return torch.maximum(lam, 1-lam)
     def get_loss(self, learn):
-        if learn.training: learn.loss = learn.loss_func(learn.preds, mix_targets(learn.yb, self.other, self.lam, learn.preds.shape[1]))
-        else: learn.get_loss()
+        if not learn.training: return learn.get_loss()
+        soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
+        learn.loss = learn.loss_func(learn.preds, soft)
 
 class CutMixCB(MixUpCB):
     "Replace a rectangle of each training image by that of another one; loss and metrics as in `MixUpCB`"
@@ -339,6 +385,7 @@ class CutMixCB(MixUpCB):
     def __init__(self,
         alpha:float=1.  # of Beta(alpha, alpha), from which each image's share comes; above 0
     ): super().__init__(alpha)
+    def _draw(self, n): return self.shares.sample((n,))  # a hole is not like its frame
 
 # %% ../nbs/13_augmentation.ipynb #a4182c01
 class Dropout(nn.Module):
@@ -379,20 +426,27 @@ def ensemble(
     tfms=(),         # transforms: each gives every learner one further look at all images
     dl=None,         # loader that does not shuffle; None: the first learner's validation loader
     of:str='probs'   # as in `mean_predictions`
-)->tuple:            # log-probabilities (N, C) and targets (N,)
+)->tuple:            # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
     "Average the predictions of several learners and several views"
     learners = list(learners)
     if not learners: raise ValueError('give at least one learner')
-    dl = learners[0].dls.valid if dl is None else dl
-    with torch.random.fork_rng(): looks = [_predict(learn, dl, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
-    if any(not torch.equal(targets, looks[0][1]) for _, targets in looks): raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
-    return mean_predictions([preds for preds, _ in looks], of), looks[0][1]
+    dl = getattr(learners[0].dls, 'valid', None) if dl is None else dl
+    asked = [(learn, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
+    looks = []
+    with torch.random.fork_rng():
+        for seed, (learn, view) in zip(torch.randint(2**31, (len(asked),)).tolist(), asked):
+            torch.manual_seed(seed)                      # each look has other random numbers
+            looks.append(_predict(learn, dl, view))
+    targets = looks[0][1]
+    if targets is not None and any(not torch.equal(its, targets) for _, its in looks):
+        raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
+    return mean_predictions([preds for preds, _ in looks], of), targets
 
 def tta(
     learn:Learner,             # a trained learner
     tfms=(RandomFlip(1.),),    # transforms: each gives one further look at all images
     dl=None,                   # loader that does not shuffle; None: the learner's validation loader
     of:str='probs'             # as in `mean_predictions`
-)->tuple:                      # log-probabilities (N, C) and targets (N,)
+)->tuple:                      # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
     "Test-time augmentation: average the predictions for the images and for their transformed versions"
     return ensemble([learn], tfms, dl, of)

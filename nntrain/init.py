@@ -10,10 +10,11 @@ from numbers import Real
 
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.parametrize as parametrize
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .activations import Hooks, find_modules
+from .activations import Hooks, _check_ready, _modules_of, _select, find_modules
 
 # %% auto #0
 __all__ = ['WEIGHTED', 'init_weights', 'GeneralReLU', 'lsuv_init', 'LayerNorm', 'BatchNorm', 'conv_block', 'cnn']
@@ -21,17 +22,42 @@ __all__ = ['WEIGHTED', 'init_weights', 'GeneralReLU', 'lsuv_init', 'LayerNorm', 
 # %% ../nbs/04_initialization.ipynb #2151f901
 WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
+def _check_weights(layers):  # the first of {name: layer} whose weight cannot be set is refused
+    for name, layer in layers.items():
+        if not parametrize.is_parametrized(layer, 'weight') and 'weight' not in layer._parameters:
+            raise ValueError(f'the weight of {name!r} is computed from others in each forward pass (weight_norm?), so nothing '
+                             'can be drawn into it: initialise first, then wrap; or use torch.nn.utils.parametrizations')
+
+def _set(name, layer, which, value):
+    "Set weight or bias of a layer, through its parametrisation if it has one, and see that it took it"
+    if not parametrize.is_parametrized(layer, which): getattr(layer, which).copy_(value); return
+    why = 'its parametrisation changes what it is given'
+    try: setattr(layer, which, value)
+    except (NotImplementedError, RuntimeError, ValueError) as e: why = e
+    if not torch.allclose(getattr(layer, which), value, rtol=1e-3, atol=1e-6):
+        raise ValueError(f'the {which} of {name!r} cannot be set freely ({why}): initialise first, then parametrise')
+
 @torch.no_grad()
 def init_weights(
     model:nn.Module,  # its linear and convolutional layers are drawn anew, in place
     leak:float=0.     # slope of the activations on the negative side, at least 0; 0: ReLU, 1: no activation
 )->nn.Module:         # the model
-    "Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases 0"
+    "Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases 0; ValueError, and all weights as before, where a weight cannot be set"
     if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak < math.inf: raise ValueError(f'leak must be a finite number of at least 0, got {leak!r}')
-    for layer in find_modules(model, WEIGHTED).values():
-        n_in = layer.weight[0].numel()
-        nn.init.normal_(layer.weight, std=math.sqrt(2/((1+leak**2)*n_in)))
-        if layer.bias is not None: layer.bias.zero_()
+    layers = _select(_modules_of(model), WEIGHTED)
+    _check_ready(model)
+    _check_weights(layers)
+    kept = [(t, t.clone()) for t in (*model.parameters(), *model.buffers())]
+    try:
+        for name, layer in layers.items():
+            n_in = layer.weight[0].numel()
+            weight = torch.empty_like(layer.weight)
+            nn.init.normal_(weight, std=math.sqrt(2/((1+leak**2)*n_in)))
+            _set(name, layer, 'weight', weight)
+            if layer.bias is not None: _set(name, layer, 'bias', torch.zeros_like(layer.bias))
+    except BaseException:
+        for t, before in kept: t.copy_(before)
+        raise
     return model
 
 # %% ../nbs/04_initialization.ipynb #9cca7701
@@ -59,6 +85,7 @@ def _note_stats(hook, module, inputs, output): hook.mean, hook.std = output.mean
 def _lsuv_pairs(model, xb, at):
     "{name of a layer with weights: name of the module whose output is to be normalised}, in the order of execution"
     layers, ran, pairs, last = find_modules(model, WEIGHTED), [], {}, None
+    _check_weights(layers)
     targets = find_modules(model, at) if at is not None else {}
     with Hooks(layers | targets, lambda hook, module, inputs, output: ran.append(hook.name)): model(xb)
     for name in ran:

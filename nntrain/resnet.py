@@ -5,14 +5,15 @@
 # %% ../nbs/12_resnet.ipynb #cccf3901
 from __future__ import annotations
 
-import copy
 import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .init import conv_block
+from .learner import aside
 
 # %% auto #0
 __all__ = ['IDENTITIES', 'PadChannels', 'pool_conv', 'conv_pool', 'strided_conv', 'pool_pad', 'ResBlock', 'ResNet', 'resnet',
@@ -103,23 +104,23 @@ def resnet(
 
 # %% ../nbs/12_resnet.ipynb #3a877d01
 def dead_weights(
-    model:nn.Module,  # stays as it is: a copy is tried, in training mode
+    model:nn.Module,  # tried in training mode; all that it holds is put back afterwards
     shape:tuple,      # of a batch of inputs, such as (8, 1, 28, 28)
     patience:int=5    # draw weights and inputs anew until this many draws in a row clear no further weight; at least 1
 )->dict:              # {name of the parameter: mask of its shape, True where the gradient was exactly 0 each time}
     "Find weights that get no gradient whatever the weights are: they can never learn"
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1: raise ValueError(f'patience must be a whole number of at least 1, got {patience!r}')
-    model = copy.deepcopy(model).train()
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params: raise ValueError('the model has no parameter that requires a gradient')
     dead, device = {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}, next(iter(params.values())).device
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []), torch.enable_grad():
+    with aside(SimpleNamespace(model=model, cbs=())), torch.enable_grad():
+        model.train()
         torch.manual_seed(0)
         n_idle, n_dead = 0, None
         while n_dead != 0 and n_idle < patience:
             for p in params.values():
-                if p.ndim > 1: nn.init.normal_(p, std=math.sqrt(2/p[0].numel()))
-                else: nn.init.uniform_(p, .5, 1.5)  # of a normalisation: never 0
+                if p.ndim > 1: nn.init.normal_(p.data, std=math.sqrt(2/p[0].numel()))
+                else: nn.init.uniform_(p.data, .5, 1.5)  # of a normalisation: never 0
                 p.grad = None
             out = model(torch.randn(shape, device=device))
             (out*torch.randn_like(out)).sum().backward()

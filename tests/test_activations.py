@@ -2,6 +2,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,16 @@ def test_summary_between_forward_and_backward():
     summary(model, x)
     loss.backward()                                          # would fail if a weight had been written to
 
+def test_summary_puts_back_what_a_module_keeps_in_attributes():
+    class Keeps(nn.Linear):
+        def __init__(self): super().__init__(4, 4); self.n_calls, self.seen = 0, []; self.register_buffer('last', torch.zeros(4), persistent=False)
+        def forward(self, x): self.n_calls += 1; self.seen.append(len(x)); self.last = x[0]; np.random.rand(); return super().forward(x)
+    model, state = Keeps(), np.random.get_state()[1].copy()
+    last = model.last
+    summary(model, torch.randn(3, 4))
+    assert model.n_calls == 0 and model.seen == [] and model.last is last and not last.any()
+    assert (np.random.get_state()[1] == state).all()
+
 def test_untouched_restores_on_error():
     model = small().train()
     with pytest.raises(KeyboardInterrupt), untouched(model): raise KeyboardInterrupt
@@ -259,3 +270,30 @@ def test_user_hooks_stay():
     model[0].register_forward_hook(lambda *args: calls.append(1))
     summary(model, torch.randn(3, 1, 8, 8))
     assert n_hooks(model) == 1 and len(calls) == 1
+
+
+# ---- compiled models ---------------------------------------------------------------------------------------------------------------------
+
+def compiled_whole(model): return torch.compile(model, backend='eager')
+def compiled_in_place(model): model.compile(backend='eager'); return model
+def compiled_part(model): return nn.Sequential(torch.compile(model, backend='eager'))
+
+@pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
+@pytest.mark.parametrize('used', [False, True])
+def test_summary_of_a_compiled_model(compiled, used):
+    x, want = torch.randn(3, 1, 8, 8), summary(small(), torch.randn(3, 1, 8, 8))
+    model = compiled(small())
+    if used: model.eval()(x)
+    found = summary(model, x)
+    assert (found.macs, found.params, found.exact, len(found.rows)) == (want.macs, want.params, True, len(want.rows))
+    assert found.macs and not any('_orig_mod' in row.name for row in found.rows)
+    with pytest.raises(ValueError, match='fails in layer'): summary(model, torch.randn(3, 3, 8))
+    assert n_hooks(model) == 0
+
+@pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
+def test_hooks_refuse_a_compiled_model(compiled):
+    model = compiled(small())
+    with pytest.raises(ValueError, match='compiled code does not call hooks'): find_modules(model, nn.ReLU)
+    for modules in nn.ReLU, {'act': nn.ReLU()}, [nn.ReLU()]:
+        with pytest.raises(ValueError, match='compiled code does not call hooks'): learner(ActivationStatsCB(modules), model=model).fit(1)
+    assert n_hooks(model) == 0

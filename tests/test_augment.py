@@ -1,4 +1,5 @@
 """Transforms with a draw for each image, soft targets, dropout, averaged predictions: properties over random shapes, uniform coverage, and what must stay as it was."""
+import copy
 import math
 from types import SimpleNamespace
 
@@ -12,10 +13,10 @@ from torch.testing import assert_close
 
 from nntrain.augment import (AugmentCB, CutMixCB, Dropout, Dropout2d, ImageTransform, MixUpCB, PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip, black, cutmix, ensemble, get_preds,
                              mean_predictions, mix_targets, mixup, smooth_labels, tta)
-from nntrain.callbacks import MixedPrecisionCB
+from nntrain.callbacks import GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, WeightAveragingCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB
+from nntrain.learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB, RecorderCB
 
 quick = settings(max_examples=25, deadline=None)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
@@ -178,7 +179,7 @@ def test_smooth_labels_are_torchs(n, c, eps, seed):
 def test_mixed_images_and_their_targets(shape, seed):
     torch.manual_seed(seed)
     n = shape[0]
-    x, y, other, lam = torch.rand(shape), torch.randint(5, (n,)), torch.randperm(n), torch.rand(n)/2 + .5
+    x, y, other, lam = torch.rand(shape), torch.randint(5, (n,)), torch.randperm(n), torch.rand(n)
     mixed, same = mixup(x, other, lam)
     for i in range(n): assert_close(mixed[i], lam[i]*x[i] + (1-lam[i])*x[other[i]])
     assert same is lam
@@ -194,6 +195,63 @@ def test_mixed_images_and_their_targets(shape, seed):
     assert_close(targets.sum(1), torch.ones(n))
     assert_close(F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), targets),
                  (own*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y, reduction='none') + (1-own)*F.cross_entropy(x.flatten(1)[:, :1].repeat(1, 5).cumsum(1), y[other], reduction='none')).mean())
+
+
+@given(n=st.integers(1, 6), h=st.integers(1, 12), w=st.integers(1, 12), seed=seeds)
+@quick
+def test_cutmix_is_the_published_rule(n, h, w, seed):
+    "Yun et al. 2019: sides √(1-λ), the centre any pixel, cut at the border; then λ is counted"
+    x, other = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, h, w).float(), torch.arange(n).roll(1)
+    lam = torch.rand(n, generator=seeded(seed))
+    torch.manual_seed(seed); cut, own = cutmix(x, other, lam)
+    torch.manual_seed(seed); rows, columns = (torch.randint(side, (n,)).tolist() for side in (h, w))
+    for i, (row, column) in enumerate(zip(rows, columns)):
+        halves = [int(side*math.sqrt(1-lam[i].item())/2 + 1e-6) for side in (h, w)]
+        (top, bottom), (left, right) = ((max(0, at-half), min(side, at+half)) for at, half, side in zip((row, column), halves, (h, w)))
+        want = x[i].clone()
+        want[:, top:bottom, left:right] = other[i]
+        assert_close(cut[i], want)
+        assert_close(own[i], torch.tensor(1 - (bottom-top)*(right-left)/(h*w)))
+
+
+def test_cutmix_leaves_the_share_that_the_rule_leaves():
+    "A mean foreign share of .296 on 28×28 with every λ equally likely, and at all shares"
+    mixing, n = CutMixCB(), 20_000
+    torch.manual_seed(0)
+    batch = torch.zeros(n, 1, 28, 28), torch.zeros(n, dtype=torch.long)
+    mixing.before_batch(SimpleNamespace(training=True, batch=batch, yb=batch[1]))
+    foreign = 1 - mixing.lam
+    assert abs(foreign.mean() - .296) < 5*foreign.std()/math.sqrt(n)
+    assert foreign.max() > .8 and .1 < (foreign > .5).float().mean() < .2 and (foreign < .05).float().mean() < .15
+
+
+def test_after_cutmix_the_batch_has_the_class_of_the_larger_part():
+    mixing, n = CutMixCB(), 400
+    torch.manual_seed(0)
+    x, y = torch.arange(n).view(n, 1, 1, 1).expand(n, 1, 8, 8).float(), torch.arange(n)
+    learn = SimpleNamespace(training=True, batch=dict(label=y, image=x), yb=y)
+    mixing.before_batch(learn)
+    counts = (learn.batch['image'] == learn.batch['label'].view(n, 1, 1, 1)).flatten(1).sum(1)
+    assert (counts >= 32).all() and (learn.batch['label'] != y).float().mean() > .05
+    learn.preds, learn.loss_func = torch.randn(n, n), F.cross_entropy
+    mixing.get_loss(learn)
+    assert_close(learn.loss, F.cross_entropy(learn.preds, mix_targets(y, mixing.other, mixing.lam, n)))     # of both classes, by their shares
+    assert torch.equal(y, torch.arange(n))                                                             # the loader's own are untouched
+
+
+@pytest.mark.parametrize('keys', [('image', 'label'), ('label', 'image'), ('target', 'image')])
+def test_the_images_of_a_dict_are_found_wherever_the_label_stands(keys):
+    parts = dict(image=torch.rand(8, 1, 6, 6), label=torch.arange(8) % 3, target=torch.arange(8) % 3)
+    batch, seen = {key: parts[key] for key in keys}, []
+    class LookCB(Callback):
+        order = 5
+        def before_batch(self, learn): seen.append(learn.batch)
+    Learner(net(), SimpleNamespace(train=[batch], valid=None), F.cross_entropy, cbs=[AugmentCB(RandomFlip(1.)), LookCB()]).fit(1)
+    assert list(seen[0]) == list(keys) and torch.equal(seen[0]['image'], parts['image'].flip(-1))
+    label = next(key for key in keys if key != 'image')
+    assert torch.equal(seen[0][label], parts[label])
+    Learner(net(), SimpleNamespace(train=[batch], valid=None), F.cross_entropy, cbs=[MixUpCB(), LookCB()]).fit(1)
+    assert list(seen[1]) == list(keys) and seen[1]['image'].shape == (8, 1, 6, 6)
 
 
 def test_shares_follow_beta_and_the_larger_part_gives_the_class():
@@ -315,6 +373,115 @@ def test_predictions_can_be_asked_for_in_the_middle_of_a_training():
     asking = AskCB()
     with_, without = train(asking), train()
     assert len(asking.accuracies) == 3 and [row['valid_accuracy'] for row in with_.history] == [row['valid_accuracy'] for row in without.history]
+
+
+class AskCB(Callback):
+    "Ask for predictions at one event; not `watches`, so it would also be asked in its own question"
+    def __init__(self, event, how=get_preds):
+        self.how, self.n_asked, self.answers = how, 0, []
+        setattr(self, event, self._ask)
+    def _ask(self, learn):
+        self.n_asked += 1
+        assert self.n_asked < 99, 'endless'
+        self.answers.append(self.how(learn))
+
+
+@pytest.mark.parametrize('event', ['before_fit', 'before_phase', 'before_batch', 'after_predict', 'after_loss', 'after_backward', 'after_step', 'after_batch', 'after_epoch', 'after_fit'])
+@pytest.mark.parametrize('how', [get_preds, tta])
+def test_questions_in_the_middle_of_a_training_leave_no_trace(event, how):
+    def train(*cbs):
+        torch.manual_seed(1)
+        dls, own = small_dls(16), seeded(5)
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.**6, growth_interval=3)
+        learn = learner(AugmentCB(RandomFlip(generator=own)), GradientAccumulationCB(2), RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr']),
+                        MixedPrecisionCB(torch.float16, scaler=scaler), GradientClipCB(1.), *cbs, dls=dls)
+        learn.fit(2)
+        return learn
+    asking = AskCB(event, how)
+    asked, plain = train(asking), train()
+    assert asking.n_asked and all(len(preds) == 16 for preds, _ in asking.answers)
+    for (name, one), other in zip(asked.model.state_dict().items(), plain.model.state_dict().values(), strict=True): assert torch.equal(one, other), name
+    assert [row['train_loss'] for row in asked.history] == [row['train_loss'] for row in plain.history]
+    for one, other in zip(asked.cbs, plain.cbs):
+        for name in ('values', 'norms', 'n_skipped', 'scale'): assert getattr(one, name, None) == getattr(other, name, None), (one, name)
+    assert (asked.n_taken, asked.n_steps) == (plain.n_taken, plain.n_steps)
+
+
+def test_predictions_after_a_fit_leave_its_records_and_gradients():
+    clip, recorder = GradientClipCB(1.), RecorderCB()
+    learn = learner(clip, recorder, MixedPrecisionCB(torch.float16, scaler=torch.amp.GradScaler('cpu', init_scale=2.**4)))
+    learn.fit(2)
+    for p in learn.model.parameters(): p.grad = torch.ones_like(p)
+    losses, norms, history = list(recorder.values['loss']), list(clip.norms), copy.deepcopy(learn.history)
+    own = seeded(1)
+    loader = small_dls().train
+    epoch = loader.epoch
+    for ask in get_preds, tta, lambda learn: ensemble([learn, learn], [RandomErase(generator=own)]), lambda learn: get_preds(learn, loader): ask(learn)
+    assert recorder.values['loss'] == losses and clip.norms == norms and losses and norms
+    assert learn.history == history and loader.epoch == epoch
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in learn.model.parameters())
+
+
+class Averaging(WeightAveragingCB): changes_model = True
+
+
+def test_predictions_use_the_weights_that_were_validated():
+    averaging = Averaging(.9)
+    learn = learner(averaging)
+    learn.fit(2)
+    def loss(preds, targets): return F.cross_entropy(preds, targets).item()
+    valid_loss = learn.history[-1]['valid_loss']
+    assert abs(loss(*get_preds(learn)) - valid_loss) < 1e-5
+    assert abs(loss(*tta(learn, tfms=())) - valid_loss) < 1e-5 and abs(loss(*ensemble([learn, learn])) - valid_loss) < 1e-5
+    learn.cbs = [cb for cb in learn.cbs if cb is not averaging]
+    assert abs(loss(*get_preds(learn)) - valid_loss) > 1e-4                                  # the trained weights are still in the model
+    asking = AskCB('after_epoch')                                                            # an average that was given to `fit`
+    learn.fit(2, cbs=[Averaging(.9), asking])
+    assert abs(loss(*asking.answers[-1]) - learn.history[-1]['valid_loss']) < 1e-5
+
+
+@pytest.mark.parametrize('kind', [lambda x: [x[:20], x[20:]], lambda x: [(x[:20],), [x[20:]]], lambda x: [dict(image=x[:20]), dict(image=x[20:])],
+                                  lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 7), lambda x: torch.utils.data.DataLoader(x, 7)])
+def test_predictions_of_a_loader_without_labels(kind):
+    learn = learner(DeviceCB('cpu'), NormalizeCB(.5, .3), MixUpCB(), AugmentCB(RandomFlip()))
+    learn.fit(1)
+    x, want = learn.dls.valid.x, get_preds(learn)[0]
+    preds, targets = get_preds(learn, kind(x))
+    assert targets is None
+    assert_close(preds, want)
+    log_probs, targets = tta(learn, dl=kind(x))
+    assert targets is None and log_probs.shape == want.shape
+
+
+def test_predictions_with_a_callback_that_needs_others():
+    class DoubleCB(Callback):
+        "Acts on the inputs, and reads the metrics after each epoch"
+        needs = (MetricsCB,)
+        def before_batch(self, learn): learn.batch = (2*learn.batch[0], *learn.batch[1:])
+        def after_epoch(self, learn): self.seen = learn.history[-1]['valid_loss'] if learn.history else None
+    learn = learner(DoubleCB())
+    learn.fit(1)
+    learn.model.eval()
+    assert_close(get_preds(learn)[0], learn.model(2*learn.dls.valid.x))
+
+
+def test_what_cannot_be_predicted_is_said_in_words():
+    learn = learner()
+    learn.dls = SimpleNamespace(train=learn.dls.train, valid=None)
+    for ask in get_preds, tta, lambda learn: ensemble([learn]):
+        with pytest.raises(ValueError, match='no validation loader: say which'): ask(learn)
+    class Two(nn.Module):
+        def forward(self, x): return x, x
+    with pytest.raises(TypeError, match='predictions must be a tensor to be put together, got a tuple'):
+        get_preds(Learner(Two(), small_dls(), F.cross_entropy))
+
+
+def test_settings_show_transforms_with_their_numbers_and_phases():
+    for made, want in ((AugmentCB(RandomFlip(.3), RandomCrop(1), on_valid=True), 'AugmentCB(RandomFlip(p=0.3), RandomCrop(padding=1, size=None, fill=0.0), on_valid=True)'),
+                       (AugmentCB(RandomErase(.5), on_train=False), "AugmentCB(RandomErase(p=0.5, share=0.2, max_num=4, fill='pixels'), on_train=False)"), (AugmentCB(), 'AugmentCB()')):
+        assert repr(made) == want
+        assert made.settings() == dict(tfms=made.tfms, on_train=made.on_train, on_valid=made.on_valid)
+    assert MixUpCB(.3).settings() == dict(alpha=.3) and CutMixCB().settings() == dict(alpha=1.) and repr(CutMixCB(.5)) == 'CutMixCB(alpha=0.5)'
 
 
 @given(n=st.integers(1, 5), c=st.integers(2, 5), k=st.integers(1, 4), seed=seeds)

@@ -1,6 +1,7 @@
 """Layers of chapter 4 against torch over shapes and types, initialisation against its formulas, blocks over a grid of shapes."""
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from nntrain.init import BatchNorm, GeneralReLU, LayerNorm, cnn, conv_block, init_weights, lsuv_init
@@ -159,6 +161,50 @@ def test_init_weights_follows_the_formula(layer, leak):
     assert abs(layer.weight.std()/want - 1) < .05 and abs(layer.weight.mean()) < .05*want*5
     assert layer.bias is None or not layer.bias.any()
     assert torch.equal(model[1].weight, torch.ones(3)) and layer.weight.requires_grad
+
+
+def test_init_weights_draws_through_a_parametrisation():
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 300, 5))
+    model = nn.Sequential(layer, nn.ReLU())
+    before = layer.weight.detach().clone()
+    init_weights(model)
+    model(torch.randn(1, 8, 9, 9))                                              # computed anew in a forward pass
+    assert not torch.allclose(layer.weight, before) and abs(layer.weight.std()/math.sqrt(2/200) - 1) < .05
+    assert layer.parametrizations.weight.original1.requires_grad and not layer.bias.any()
+
+
+def wrapped(wrap):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                         # some are deprecated
+        return wrap(nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize('wrap, message', [(nn.utils.weight_norm, 'is computed from others'), (nn.utils.spectral_norm, 'is computed from others'),
+    (lambda layer: prune.random_unstructured(layer, 'weight', .5), 'is computed from others'),
+    (nn.utils.parametrizations.spectral_norm, 'cannot be set freely'), (nn.utils.parametrizations.orthogonal, 'cannot be set freely')])
+def test_a_weight_that_cannot_be_drawn_is_refused_and_nothing_changes(wrap, message):
+    model = nn.Sequential(nn.Linear(3, 6), wrapped(wrap))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"weight of '1' {message}"): init_weights(model)
+    for name, value in model.state_dict().items(): assert torch.equal(value, before[name]), name
+    if message == 'is computed from others':
+        with pytest.raises(ValueError, match=message): lsuv_init(model, torch.randn(9, 3))
+
+
+def test_lsuv_scales_through_a_parametrisation():
+    model, x = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 4)), torch.randn(40, 6)
+    lsuv_init(model, x)
+    with torch.no_grad(): assert_close(model[0](x).std(correction=0), torch.tensor(1.), rtol=0, atol=2e-3)
+
+
+def test_init_weights_of_compiled_and_of_lazy_models():
+    model = nn.Sequential(nn.Linear(50, 400), nn.ReLU())
+    torch.manual_seed(0)
+    init_weights(torch.compile(model, backend='eager'))
+    assert abs(model[0].weight.std()/.2 - 1) < .05
+    with pytest.raises(ValueError, match='compiled code does not call hooks'): lsuv_init(torch.compile(model, backend='eager'), torch.randn(9, 50))
+    with pytest.raises(ValueError, match='run the model once before'): init_weights(nn.LazyLinear(3))
 
 
 def test_kaiming_keeps_the_signal_through_thirty_layers():

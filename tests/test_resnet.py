@@ -3,6 +3,8 @@ import copy
 import itertools
 import math
 import pickle
+import random
+import warnings
 
 import pytest
 import torch
@@ -120,6 +122,39 @@ def test_dead_weights_is_not_fooled_by_shut_relus_or_zero_weights():
     for p in model.parameters(): nn.init.constant_(p, -1.)
     assert n_dead(model, 16, 3) == 0 and n_dead(ResBlock(3, 3), 8, 3, 5, 5) == 0
     assert all((p == -1).all() for p in model.parameters())
+
+
+def test_dead_weights_waits_for_idle_draws_in_a_row():
+    "One more weight is cleared at every other draw: so no two idle draws in a row before the last"
+    class Slow(nn.Module):
+        def __init__(self): super().__init__(); self.weight, self.n_calls = nn.Parameter(torch.ones(6)), 0
+        def forward(self, x):
+            chosen = torch.zeros(6)
+            if self.n_calls % 2 == 0: chosen[self.n_calls//2 % 6] = 1.
+            self.n_calls += 1
+            return x*(self.weight*chosen).sum()
+    assert not dead_weights(Slow(), (4, 3), patience=2)['weight'].any()
+
+
+def test_dead_weights_leaves_no_trace():
+    class Counting(nn.Sequential):
+        n_calls = 0
+        def forward(self, x): self.n_calls += 1; random.random(); return super().forward(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                          # deprecated, and its results cannot be deep-copied
+        model = Counting(nn.utils.weight_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    model(torch.randn(5, 3)).sum().backward()
+    model[3].bias.requires_grad_(False)
+    state, grads = copy.deepcopy(dict(model.state_dict())), [p.grad.clone() for p in model.parameters()]
+    drawn = torch.get_rng_state(), random.getstate(), model.n_calls
+    assert n_dead(model, 16, 3) == 0
+    for name, value in model.state_dict().items(): assert torch.equal(value, state[name]), name
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads)) and not model[3].bias.requires_grad
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and (random.getstate(), model.n_calls) == drawn[1:]
+    assert not any(m.training for m in model.modules())
+    loss = model(torch.randn(5, 3)).sum()
+    n_dead(model, 16, 3)
+    loss.backward()                                                              # would fail if a weight had been written to
 
 
 def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():

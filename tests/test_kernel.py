@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, made_once
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 
@@ -20,19 +20,24 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 def python(venv): return venv/('Scripts/python.exe' if sys.platform == 'win32' else 'bin/python')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def installed(tmp_path_factory):
-    "A fresh environment with the wheel in it; everything else comes from the environment that runs the tests"
+    "A fresh environment with the wheel in it, one for all workers"
+    return made_once(tmp_path_factory, 'elsewhere', install)
+
+
+def install(top):
+    "Everything but the wheel comes from the environment that runs the tests"
     from project_checks import run
-    top = tmp_path_factory.mktemp('elsewhere')
     source = top/'source'
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs', '_proc', '_docs', 'tests'))
+    skip = shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs',
+                                  '_proc', '_docs', 'tests', 'node_modules', '.venv', 'venv')
+    shutil.copytree(ROOT, source, ignore=skip)
     done = run(source, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', top/'dist')
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.unpack_archive(wheel(top), environment(top/'venv'), 'zip')
     environment(top/'bare/venv')                                                 # the same, without nntrain
     shutil.rmtree(source)
-    return top
 
 
 def wheel(installed): return next((installed/'dist').glob('*.whl'))

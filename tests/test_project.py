@@ -81,6 +81,14 @@ def test_workflow_covers_every_python(root):
     wanted = re.findall(r'Python :: (3\.\d+)', subprocess.run([sys.executable, 'setup.py', '--classifiers'], cwd=root, capture_output=True, text=True).stdout)
     matrix = checks.yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']['strategy']['matrix']
     assert matrix['python-version'] == wanted and wanted[0] == checks.settings(root)['min_python']
+    assert matrix['torch'] == ['newest'] and matrix['include'] == [{'python-version': wanted[0], 'torch': 'oldest'}]
+
+def test_oldest_torch_is_that_of_the_settings(root):
+    "What `.ci/run --oldest` installs, and the lowest version that pip accepts"
+    needs = checks.settings(root)['requirements'].split()
+    (lowest,) = [r.removeprefix('torch>=') for r in needs if r.startswith('torch>=')]
+    oldest = (root/'.ci/oldest.txt').read_text(encoding='utf-8').splitlines()
+    assert f'torch=={lowest}.*' in oldest
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
 def test_ci_runs_the_command_of_the_readme(root):
@@ -104,28 +112,54 @@ def test_wheel_carries_results_and_licence(root, tmp_path):
     assert any(n.endswith('/LICENSE') for n in names)
 
 
+PRETEND = dict(   # commands of an environment
+    python='',
+    pip='test "$*" = "install -e .[dev]" && cat "${PIP_CONSTRAINT:-/dev/null}"',
+    pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI OMP=$OMP_NUM_THREADS; echo 3 passed')
+
+
+@pytest.fixture
+def ci(root, tmp_path):
+    "ci(*arguments, nbdev_test=…): `.ci/run` in a small repository, with an environment whose commands only pretend"
+    top, venv = tmp_path/'top', tmp_path/'venv'
+    (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
+    for name in ('.ci/run', '.ci/oldest.txt', 'settings.ini'): shutil.copy(root/name, top/name)
+    (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
+    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
+    (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
+    unset = 'NNTRAIN_DATA', 'PIP_CONSTRAINT', 'OMP_NUM_THREADS'
+    env = {k: v for k, v in os.environ.items() if k not in unset}
+    env |= dict(NNTRAIN_CI_VENV=str(venv), TMPDIR=str(tmp_path))
+
+    def run(*arguments, nbdev_test='echo fine'):
+        for name, body in (PRETEND | dict(nbdev_test=nbdev_test)).items():
+            (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
+            (venv/'bin'/name).chmod(0o755)
+        done = subprocess.run([top/'.ci/run', *arguments], env=env, capture_output=True, text=True)
+        assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
+        return done.returncode, done.stdout + done.stderr
+    return run
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
 @pytest.mark.parametrize('nbdev_test, expected, said', [
-    ('echo fine', 0, 'fine\nNNTRAIN_DATA=none CI=true\n3 passed\n'),
+    ('echo fine', 0, 'fine\nNNTRAIN_DATA=none CI=true OMP=1\n3 passed\n'),
     ('exit 3', 3, ''),
     ('echo spoilt >> settings.ini', 1, 'changed the checkout'),
 ])
-def test_ci_stops_at_the_first_failure(root, tmp_path, nbdev_test, expected, said):
-    "`.ci/run` in a small repository, with an environment whose commands only pretend"
-    top, venv = tmp_path/'top', tmp_path/'venv'
-    (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
-    for name in ('.ci/run', 'settings.ini'): shutil.copy(root/name, top/name)
-    (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
-    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
-    for name, body in dict(python='', pip='test "$*" = "install -e .[dev]"', nbdev_test=nbdev_test, pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI; echo 3 passed').items():
-        (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
-        (venv/'bin'/name).chmod(0o755)
-    (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
-    env = {k: v for k, v in os.environ.items() if k != 'NNTRAIN_DATA'} | dict(NNTRAIN_CI_VENV=str(venv), TMPDIR=str(tmp_path))
-    done = subprocess.run([top/'.ci/run'], env=env, capture_output=True, text=True)
-    assert done.returncode == expected, done.stdout + done.stderr
-    assert said in done.stdout + done.stderr and ('3 passed' in done.stdout) == (expected < 3)
-    assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
+def test_ci_stops_at_the_first_failure(ci, nbdev_test, expected, said):
+    status, text = ci(nbdev_test=nbdev_test)
+    assert status == expected, text
+    assert said in text and ('3 passed' in text) == (expected < 3)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
+def test_ci_with_the_oldest_versions(ci):
+    status, text = ci('--oldest')
+    assert status == 0 and 'torch==' in text and text.endswith('3 passed\n'), text
+    assert 'torch==' not in ci()[1]
+    status, text = ci('--odlest')
+    assert status == 2 and 'unknown option --odlest' in text and 'passed' not in text
 
 
 # ---- every check can fail ---------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 from zipfile import ZipFile
 
+import conftest
 import project_checks as checks
 import pytest
 from conftest import ROOT, notebook, write_notebook
@@ -41,6 +43,12 @@ def test_every_export_checked(path): ok(checks.unchecked_exports(read(path)))
 
 @each_notebook
 def test_any_fastcore_will_do(path): ok(checks.fragile_fastcore(read(path)))
+
+@each_notebook
+def test_callbacks_are_named_so(path): ok(checks.misnamed_callbacks(read(path)))
+
+@each_notebook
+def test_exported_code_reads_no_frames(path): ok(checks.sneaky_calls(read(path)))
 
 def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
 
@@ -162,6 +170,61 @@ def test_ci_with_the_oldest_versions(ci):
     assert status == 2 and 'unknown option --odlest' in text and 'passed' not in text
 
 
+# ---- the tests in parallel ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cores, given, workers', [
+    (1, {}, 2), (2, {}, 2), (64, {}, 4), (2, dict(args=['tests']), 2),
+    (2, dict(args=['tests/test_map.py']), 0),
+    (2, dict(args=['tests/test_map.py::test_map_is_true']), 0),
+    (2, dict(keyword='map'), 0), (2, dict(markexpr='slow'), 0), (2, dict(lf=True), 0),
+])
+def test_a_choice_of_the_tests_starts_no_workers(monkeypatch, cores, given, workers):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
+    option = SimpleNamespace(**dict(keyword='', markexpr='', lf=False) | given)
+    config = SimpleNamespace(args=given.get('args', ['tests']), option=option)
+    assert conftest.pytest_xdist_auto_num_workers(config) == workers
+
+WHO = """
+import os, sys, pytest
+from pathlib import Path
+from conftest import made_once
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory):
+    def make(folder): (folder/f"made by {os.environ['PYTEST_XDIST_WORKER']}").touch()
+    return made_once(tmp_path_factory, 'shared', make)
+
+def note(name):
+    worker = os.environ['PYTEST_XDIST_WORKER']
+    with open(Path(__file__).parent/f'{name}.{worker}', 'a') as f: f.write('x')
+
+def test_one(shared):
+    assert os.environ['OMP_NUM_THREADS'] == '1' and 'torch' not in sys.modules
+    assert len(list(shared.iterdir())) == 1
+    note(Path(__file__).stem)
+test_two = test_three = test_four = test_one
+
+@pytest.mark.parametrize('n', range(4))
+def test_notebook_runs_alone(n): note('alone')
+"""
+
+def test_workers_take_whole_files(root, tmp_path, monkeypatch):
+    "Three files and four notebooks for two workers; what is dear is made once for both"
+    monkeypatch.setenv('PYTEST_DISABLE_PLUGIN_AUTOLOAD', '1')   # they start at once
+    (tmp_path/'tests').mkdir()
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    shutil.copy(root/'tests/conftest.py', tmp_path/'tests')
+    for name in 'abc': (tmp_path/f'tests/test_{name}.py').write_text(WHO)
+    done = checks.run(tmp_path, 'pytest', '-v', '-n', '2', '-p', 'xdist.plugin')
+    assert done.returncode == 0 and '24 passed in' in done.stdout.splitlines()[-1], done.stdout
+    notes = {p.name: len(p.read_text()) for p in (tmp_path/'tests').glob('*.gw*')}
+    files = {name: n for name, n in notes.items() if name.startswith('test_')}
+    assert len(files) == 3 and set(files.values()) == {4}, notes
+    assert sum(n for name, n in notes.items() if name.startswith('alone')) == 12
+    assert done.stdout.index('runs_alone') > done.stdout.index('test_a.py::test_one')
+    assert '@' not in done.stdout.split('[gw', 1)[1], 'names of tests that cannot be given to pytest'
+
+
 # ---- every check can fail ---------------------------------------------------------------------------------------------------------------
 
 def edit(path, old, new):
@@ -245,16 +308,36 @@ def test_fragile_fastcore_is_found():
     nb = notebook('#| export\nfrom fastcore.basics import patch\nfrom fastcore.script import Param, call_parse', 'from fastcore.test import test_eq')
     assert [line.split(':')[0] for line in checks.fragile_fastcore(nb)] == ['fastcore.Param']
 
+def test_misnamed_callback_is_found():
+    good = '#| export\nclass LogCB(Callback): pass\nclass Learner(Base): pass'
+    bad = '#| export\nclass Log(Callback): pass\nclass More(bases.LogCB): pass'
+    found = checks.misnamed_callbacks(notebook(good, bad, 'class Try(Callback): pass'))
+    assert [line.split(' ')[0] for line in found] == ['Log', 'More']
+
+def test_sneaky_call_is_found():
+    nb = notebook('#| export\ndef f(): return globals()["x"]', '#| export\nimport sys\ndef g(): return sys._getframe(1)', 'globals()')
+    assert [line.split(':')[0] for line in checks.sneaky_calls(nb)] == ['globals()', 'sys._getframe(1)']
+
+def test_one_id_for_two_cells_is_found():
+    nb = notebook('# T', '1', '2')
+    nb['cells'][2]['id'] = nb['cells'][1]['id']
+    assert checks.untidy(nb) == ['2 cells have the id c1']
+
 def test_bad_import_is_found(mini):
     (mini/'nntrain/learner.py').write_text('import matplotlib')
     (mini/'nntrain/one.py').write_text('import nntrain.gone')
     found = checks.bad_imports(mini)  # nntrain.two imports nntrain.one: it fails for the same reason
     assert len(found) == 3 and "nntrain.learner loads ['matplotlib'" in found[0] and 'import nntrain.one: ModuleNotFoundError' in found[1]
 
-def test_lint_finds_an_unknown_name(mini):
-    ok(checks.lint(mini))
-    edit(mini/'nntrain/two.py', 'inc(inc(x))', 'inc(unknown)')
-    assert 'F821' in checks.lint(mini)[0]
+@pytest.mark.parametrize('old, new, rule', [
+    ('inc(inc(x))', 'inc(unknown)', 'F821'), ('inc2(x)', 'inc2(x, memory=[])', 'B006'),
+    ('return inc', 'x == 1; return inc', 'B015'),
+])
+def test_lint_finds_faults(mini, old, new, rule):
+    edit(mini/'nntrain/two.py', old, new)
+    assert rule in checks.lint(mini)[0]
+
+def test_lint_finds_no_fault_in_good_code(mini): ok(checks.lint(mini))
 
 def test_second_definition_is_found(tmp_path):
     (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass\n')

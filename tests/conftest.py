@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported, here or in a process that a test starts: the tensors of the
 # tests are tiny, and threads that wait actively for each other take the cores from the
@@ -12,6 +13,11 @@ QUIET = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='agg')
 for name, value in QUIET.items(): os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Generated examples may take long on a busy machine: that is no fault of the code
+settings.register_profile('patient', deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 
 # ---- in parallel (pytest-xdist) ------------------------------------------------------

@@ -1,11 +1,61 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Before torch is imported, here or in a process that a test starts: the tensors of the
+# tests are tiny, and threads that wait actively for each other take the cores from the
+# other workers. A second thread is asked for where a test is about threads.
+QUIET = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='agg')
+for name, value in QUIET.items(): os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Generated examples may take long on a busy machine: that is no fault of the code
+settings.register_profile('patient', deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
+
+
+# ---- in parallel (pytest-xdist) ------------------------------------------------------
+
+MAX_WORKERS = 4
+SINGLE = 'test_notebook_runs_alone['   # each of these is handed out alone, behind the files
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    "What `-n auto` means: the whole suite in parallel, a choice of it in this process"
+    option = config.option
+    chosen = option.keyword or option.markexpr or getattr(option, 'lf', False)
+    if chosen or any('.py' in arg for arg in config.args): return 0
+    try: cores = len(os.sched_getaffinity(0))
+    except AttributeError: cores = os.cpu_count() or 1
+    return max(2, min(cores, MAX_WORKERS))   # many tests only wait: two on one core, too
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "File by file, since the tests of a file share what is dear to make"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if SINGLE in nodeid else nodeid.split('::')[0]
+
+    config.option.loadscopereorder = False   # the order below, not by number of tests
+    return FileByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    "Small units of work come last: so the workers end at nearly the same time"
+    items.sort(key=lambda item: SINGLE in item.nodeid)   # stable: otherwise as collected
+
+
+# ---- shared by the files of tests ----------------------------------------------------
 
 @pytest.fixture(scope='session')
 def root():
@@ -27,6 +77,21 @@ def notebook(*sources, outputs=()):
 def write_notebook(path, nb):
     "Write as nbdev does"
     path.write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def made_once(factory, name, make):
+    "Folder that `make(folder)` fills for the worker that asks first; the others wait for it"
+    from filelock import FileLock   # comes with torch
+    base = factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent   # all workers see it
+    folder, ready = base/name, base/f'{name}.ready'
+    with FileLock(f'{folder}.lock'):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)   # left by a worker that failed
+            folder.mkdir()
+            make(folder)
+            ready.touch()
+    return folder
 
 
 @pytest.fixture(scope='session')

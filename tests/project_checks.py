@@ -20,7 +20,12 @@ MAX_NOTEBOOK = 500_000                                             # bytes
 HEAVY = 'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas', 'torchmetrics'  # must load only when used
 FASTCORE = {'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr', 'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 SHARED = {'book'}                                                  # any chapter may import it, it imports none
-MACHINE_PATH = re.compile(r'(?<![\w.:/-])(?:/(?:home|Users|root|tmp|private|work|var/folders)/|[A-Z]:\\+Users\\+)[\w.-]+')
+FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
+MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
+# ruff: undefined and unused names, mutable defaults, useless comparisons and expressions,
+# `global`, comparisons with None and True, bare except, plain errors, forgotten breakpoints
+RULES = 'F,B006,B015,B018,PLW0603,E71,E72,PLE,T10'
+SNEAKY = {'globals', 'locals', 'sys._getframe', 'inspect.currentframe', 'inspect.stack'}
 EVENT = re.compile(r'(before|after|cleanup)_')
 CHECK_CALL = re.compile(r'(test|assert|check)_\w+|expect_fail')
 
@@ -147,7 +152,8 @@ def imported_modules(src):
 
 def untidy(nb, size=0):
     "What must not be stored in a notebook of `size` bytes"
-    problems = []
+    ids = [cell.get('id') for cell in nb['cells']]
+    problems = [f'{ids.count(i)} cells have the id {i}' for i in sorted(set(ids), key=str) if ids.count(i) > 1]
     if size > MAX_NOTEBOOK: problems.append(f'{size:,} bytes, over {MAX_NOTEBOOK:,}')
     if set(nb['metadata']) - {'kernelspec'}: problems.append(f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only kernelspec belongs there")
     for i, cell in enumerate(nb['cells']):
@@ -222,8 +228,9 @@ def bad_imports(root):
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [done.stderr.strip()[-500:]]
 
 def lint(root):
-    "What ruff's rules F (undefined and unused names) find in the package; for F811 see `defined_twice`"
-    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', 'F', '--ignore', 'F811', '--output-format', 'concise', 'nntrain')
+    "What ruff's `RULES` find in the package; for F811 see `defined_twice`"
+    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', RULES, '--ignore', 'F811',
+               '--output-format', 'concise', 'nntrain')
     return [line for line in done.stdout.splitlines() if re.search(r':\d+:\d+: ', line)] or [done.stdout + done.stderr] if done.returncode else []
 
 def defined_twice(path):
@@ -241,6 +248,17 @@ def fragile_fastcore(nb):
     return [f'fastcore.{a.name}: use one of {sorted(FASTCORE)} or the standard library' for src in code_cells(nb) if is_export(src)
             for node in ast.walk(parse(src)) if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'fastcore'
             for a in node.names if a.name not in FASTCORE]
+
+def misnamed_callbacks(nb):
+    "Exported callbacks whose name does not say that they are one"
+    return [f'{node.name} is a callback: {node.name}CB' for src in code_cells(nb) if is_export(src)
+            for node in parse(src).body if isinstance(node, ast.ClassDef) and not node.name.endswith('CB')
+            and any(re.search(r'(Callback|CB)$', ast.unparse(base)) for base in node.bases)]
+
+def sneaky_calls(nb):
+    "Exported code that reads the names or frames of its caller"
+    return [f'{ast.unparse(node)}: pass in what is needed' for src in code_cells(nb) if is_export(src)
+            for node in ast.walk(parse(src)) if isinstance(node, ast.Call) and ast.unparse(node.func) in SNEAKY]
 
 def wrong_versions(root, installed=None):
     "Places where the version differs from settings.ini"

@@ -73,7 +73,8 @@ def test_the_layout_of_the_memory_does_not_matter(make):
 
 
 @pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
-@pytest.mark.parametrize('bad', [torch.rand(28, 28), torch.rand(1, 28, 28), torch.rand(1, 1, 1, 1, 1), torch.zeros(2, 1, 4, 4, dtype=torch.long), [1, 2]], ids=str)
+@pytest.mark.parametrize('bad', [torch.rand(28, 28), torch.rand(1, 28, 28), torch.rand(1, 1, 1, 1, 1), torch.zeros(2, 1, 4, 4, dtype=torch.long), [1, 2]],
+                         ids=lambda bad: str(getattr(bad, 'shape', bad)))
 def test_what_is_no_batch_of_images_is_refused(make, bad):
     with pytest.raises(ValueError, match='wants a batch of images'): make()(bad)
 

@@ -10,9 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
+import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, made_once, notebook, write_notebook
+from jupyter_client import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 
@@ -20,19 +25,24 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 def python(venv): return venv/('Scripts/python.exe' if sys.platform == 'win32' else 'bin/python')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def installed(tmp_path_factory):
-    "A fresh environment with the wheel in it; everything else comes from the environment that runs the tests"
+    "A fresh environment with the wheel in it, one for all workers"
+    return made_once(tmp_path_factory, 'elsewhere', install)
+
+
+def install(top):
+    "Everything but the wheel comes from the environment that runs the tests"
     from project_checks import run
-    top = tmp_path_factory.mktemp('elsewhere')
     source = top/'source'
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs', '_proc', '_docs', 'tests'))
+    skip = shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs',
+                                  '_proc', '_docs', 'tests', 'node_modules', '.venv', 'venv')
+    shutil.copytree(ROOT, source, ignore=skip)
     done = run(source, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', top/'dist')
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.unpack_archive(wheel(top), environment(top/'venv'), 'zip')
     environment(top/'bare/venv')                                                 # the same, without nntrain
     shutil.rmtree(source)
-    return top
 
 
 def wheel(installed): return next((installed/'dist').glob('*.whl'))
@@ -47,33 +57,29 @@ def environment(venv):
     return site
 
 
-CODE = '''
-import sys, nbformat
-from nbclient import NotebookClient
-from jupyter_client import KernelManager
-nb = nbformat.read(sys.argv[1], as_version=4)
-km = KernelManager(transport='ipc' if sys.platform != 'win32' else 'tcp')
-km.kernel_spec.argv[0] = sys.executable
-NotebookClient(nb, km=km, timeout=300, resources={'metadata': {'path': '.'}}).execute()
-'''
-
-
-def execute(installed, path, where, **more):
+def execute(venv, path, where, **more):
+    "Run a notebook in a kernel of the environment `venv`, with `where` as its folder; a cell that fails is an error"
     env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'IN_TEST', 'NNTRAIN_RECORD')}
     env |= {'NNTRAIN_BUDGET': 'quick', 'OMP_NUM_THREADS': '1', 'JUPYTER_PLATFORM_DIRS': '1', **more}
-    return subprocess.run([python(installed/'venv'), '-c', CODE, path], env=env, cwd=where, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as sockets:                               # a short path: the names of sockets may not be long
+        km = KernelManager(transport='ipc' if sys.platform != 'win32' else 'tcp', connection_file=f'{sockets}/k.json')
+        km.kernel_spec.argv[0] = str(python(venv))
+        NotebookClient(nbformat.read(path, as_version=4), km=km, timeout=300,
+                       resources={'metadata': {'path': str(where)}}).execute(env=env)
+
+
+def write(path, *sources):
+    "A notebook with these cells of code"
+    write_notebook(path, notebook(*sources))
 
 
 def test_the_wheel_is_what_runs(installed, tmp_path):
-    nb = {'cells': [{'cell_type': 'code', 'id': 'a', 'metadata': {}, 'outputs': [], 'execution_count': None,
-                     'source': "import nntrain\nassert 'elsewhere' in nntrain.__file__, nntrain.__file__"}],
-          'metadata': {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}
-    (tmp_path/'where.ipynb').write_text(json.dumps(nb))
-    done = execute(installed, tmp_path/'where.ipynb', tmp_path)
-    assert done.returncode == 0, done.stderr
-    nb['cells'][0]['source'] = 'assert 1 == 2'                                   # and a failing cell is noticed
-    (tmp_path/'fails.ipynb').write_text(json.dumps(nb))
-    assert execute(installed, tmp_path/'fails.ipynb', tmp_path).returncode != 0
+    write(tmp_path/'where.ipynb', "import nntrain, os, sys\nassert 'elsewhere' in nntrain.__file__, nntrain.__file__\n"
+                                  f"assert 'elsewhere' in sys.prefix and os.getcwd() == {os.path.realpath(tmp_path)!r}")
+    execute(installed/'venv', tmp_path/'where.ipynb', tmp_path)
+    write(tmp_path/'fails.ipynb', 'assert 1 == 2')                               # and a failing cell is noticed
+    with pytest.raises(CellExecutionError, match='AssertionError'):
+        execute(installed/'venv', tmp_path/'fails.ipynb', tmp_path)
 
 
 # ---- set-up cells, where something is missing ---------------------------------------------------------------------------
@@ -100,13 +106,11 @@ def asked(installed, where, *sources):
     (where/'pip').mkdir()
     (where/'pip/__init__.py').write_text('')
     (where/'pip/__main__.py').write_text(PIP)                                    # `python -m pip` looks here first
-    cells = [{'cell_type': 'code', 'id': f'c{i}', 'metadata': {}, 'outputs': [], 'execution_count': None, 'source': s} for i, s in enumerate(sources)]
-    (where/'setup.ipynb').write_text(json.dumps({'cells': cells, 'metadata': {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}))
+    write(where/'setup.ipynb', *sources)
     (where/'asked.jsonl').write_text('')
     site = next((installed/'bare/venv').rglob('parent.pth')).parent
     for p in site.glob('nntrain*'): shutil.rmtree(p)
-    done = execute(installed/'bare', where/'setup.ipynb', where, WHEEL=str(wheel(installed)))
-    assert done.returncode == 0, done.stderr[-3000:]
+    execute(installed/'bare/venv', where/'setup.ipynb', where, WHEEL=str(wheel(installed)))
     return [json.loads(line) for line in (where/'asked.jsonl').read_text().splitlines()]
 
 
@@ -146,5 +150,4 @@ def test_an_installed_torch_is_kept(installed):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_alone(installed, path, tmp_path):
     shutil.copy(path, tmp_path)
-    done = execute(installed, tmp_path/path.name, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    execute(installed/'venv', tmp_path/path.name, tmp_path)

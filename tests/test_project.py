@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 from zipfile import ZipFile
 
+import conftest
 import project_checks as checks
 import pytest
 from conftest import ROOT, notebook, write_notebook
@@ -41,6 +43,12 @@ def test_every_export_checked(path): ok(checks.unchecked_exports(read(path)))
 
 @each_notebook
 def test_any_fastcore_will_do(path): ok(checks.fragile_fastcore(read(path)))
+
+@each_notebook
+def test_callbacks_are_named_so(path): ok(checks.misnamed_callbacks(read(path)))
+
+@each_notebook
+def test_exported_code_reads_no_frames(path): ok(checks.sneaky_calls(read(path)))
 
 def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
 
@@ -81,6 +89,14 @@ def test_workflow_covers_every_python(root):
     wanted = re.findall(r'Python :: (3\.\d+)', subprocess.run([sys.executable, 'setup.py', '--classifiers'], cwd=root, capture_output=True, text=True).stdout)
     matrix = checks.yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']['strategy']['matrix']
     assert matrix['python-version'] == wanted and wanted[0] == checks.settings(root)['min_python']
+    assert matrix['torch'] == ['newest'] and matrix['include'] == [{'python-version': wanted[0], 'torch': 'oldest'}]
+
+def test_oldest_torch_is_that_of_the_settings(root):
+    "What `.ci/run --oldest` installs, and the lowest version that pip accepts"
+    needs = checks.settings(root)['requirements'].split()
+    (lowest,) = [r.removeprefix('torch>=') for r in needs if r.startswith('torch>=')]
+    oldest = (root/'.ci/oldest.txt').read_text(encoding='utf-8').splitlines()
+    assert f'torch=={lowest}.*' in oldest
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
 def test_ci_runs_the_command_of_the_readme(root):
@@ -104,28 +120,109 @@ def test_wheel_carries_results_and_licence(root, tmp_path):
     assert any(n.endswith('/LICENSE') for n in names)
 
 
+PRETEND = dict(   # commands of an environment
+    python='',
+    pip='test "$*" = "install -e .[dev]" && cat "${PIP_CONSTRAINT:-/dev/null}"',
+    pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI OMP=$OMP_NUM_THREADS; echo 3 passed')
+
+
+@pytest.fixture
+def ci(root, tmp_path):
+    "ci(*arguments, nbdev_test=…): `.ci/run` in a small repository, with an environment whose commands only pretend"
+    top, venv = tmp_path/'top', tmp_path/'venv'
+    (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
+    for name in ('.ci/run', '.ci/oldest.txt', 'settings.ini'): shutil.copy(root/name, top/name)
+    (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
+    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
+    (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
+    unset = 'NNTRAIN_DATA', 'PIP_CONSTRAINT', 'OMP_NUM_THREADS'
+    env = {k: v for k, v in os.environ.items() if k not in unset}
+    env |= dict(NNTRAIN_CI_VENV=str(venv), TMPDIR=str(tmp_path))
+
+    def run(*arguments, nbdev_test='echo fine'):
+        for name, body in (PRETEND | dict(nbdev_test=nbdev_test)).items():
+            (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
+            (venv/'bin'/name).chmod(0o755)
+        done = subprocess.run([top/'.ci/run', *arguments], env=env, capture_output=True, text=True)
+        assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
+        return done.returncode, done.stdout + done.stderr
+    return run
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
 @pytest.mark.parametrize('nbdev_test, expected, said', [
-    ('echo fine', 0, 'fine\nNNTRAIN_DATA=none CI=true\n3 passed\n'),
+    ('echo fine', 0, 'fine\nNNTRAIN_DATA=none CI=true OMP=1\n3 passed\n'),
     ('exit 3', 3, ''),
     ('echo spoilt >> settings.ini', 1, 'changed the checkout'),
 ])
-def test_ci_stops_at_the_first_failure(root, tmp_path, nbdev_test, expected, said):
-    "`.ci/run` in a small repository, with an environment whose commands only pretend"
-    top, venv = tmp_path/'top', tmp_path/'venv'
-    (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
-    for name in ('.ci/run', 'settings.ini'): shutil.copy(root/name, top/name)
-    (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
-    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
-    for name, body in dict(python='', pip='test "$*" = "install -e .[dev]"', nbdev_test=nbdev_test, pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI; echo 3 passed').items():
-        (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
-        (venv/'bin'/name).chmod(0o755)
-    (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
-    env = {k: v for k, v in os.environ.items() if k != 'NNTRAIN_DATA'} | dict(NNTRAIN_CI_VENV=str(venv), TMPDIR=str(tmp_path))
-    done = subprocess.run([top/'.ci/run'], env=env, capture_output=True, text=True)
-    assert done.returncode == expected, done.stdout + done.stderr
-    assert said in done.stdout + done.stderr and ('3 passed' in done.stdout) == (expected < 3)
-    assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
+def test_ci_stops_at_the_first_failure(ci, nbdev_test, expected, said):
+    status, text = ci(nbdev_test=nbdev_test)
+    assert status == expected, text
+    assert said in text and ('3 passed' in text) == (expected < 3)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
+def test_ci_with_the_oldest_versions(ci):
+    status, text = ci('--oldest')
+    assert status == 0 and 'torch==' in text and text.endswith('3 passed\n'), text
+    assert 'torch==' not in ci()[1]
+    status, text = ci('--odlest')
+    assert status == 2 and 'unknown option --odlest' in text and 'passed' not in text
+
+
+# ---- the tests in parallel ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cores, given, workers', [
+    (1, {}, 2), (2, {}, 2), (64, {}, 4), (2, dict(args=['tests']), 2),
+    (2, dict(args=['tests/test_map.py']), 0),
+    (2, dict(args=['tests/test_map.py::test_map_is_true']), 0),
+    (2, dict(keyword='map'), 0), (2, dict(markexpr='slow'), 0), (2, dict(lf=True), 0),
+])
+def test_a_choice_of_the_tests_starts_no_workers(monkeypatch, cores, given, workers):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
+    option = SimpleNamespace(**dict(keyword='', markexpr='', lf=False) | given)
+    config = SimpleNamespace(args=given.get('args', ['tests']), option=option)
+    assert conftest.pytest_xdist_auto_num_workers(config) == workers
+
+WHO = """
+import os, sys, pytest
+from pathlib import Path
+from conftest import made_once
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory):
+    def make(folder): (folder/f"made by {os.environ['PYTEST_XDIST_WORKER']}").touch()
+    return made_once(tmp_path_factory, 'shared', make)
+
+def note(name):
+    worker = os.environ['PYTEST_XDIST_WORKER']
+    with open(Path(__file__).parent/f'{name}.{worker}', 'a') as f: f.write('x')
+
+def test_one(shared):
+    assert os.environ['OMP_NUM_THREADS'] == '1' and 'torch' not in sys.modules
+    assert len(list(shared.iterdir())) == 1
+    note(Path(__file__).stem)
+test_two = test_three = test_four = test_one
+
+@pytest.mark.parametrize('n', range(4))
+def test_notebook_runs_alone(n): note('alone')
+"""
+
+def test_workers_take_whole_files(root, tmp_path, monkeypatch):
+    "Three files and four notebooks for two workers; what is dear is made once for both"
+    monkeypatch.setenv('PYTEST_DISABLE_PLUGIN_AUTOLOAD', '1')   # they start at once
+    (tmp_path/'tests').mkdir()
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    shutil.copy(root/'tests/conftest.py', tmp_path/'tests')
+    for name in 'abc': (tmp_path/f'tests/test_{name}.py').write_text(WHO)
+    done = checks.run(tmp_path, 'pytest', '-v', '-n', '2', '-p', 'xdist.plugin')
+    assert done.returncode == 0 and '24 passed in' in done.stdout.splitlines()[-1], done.stdout
+    notes = {p.name: len(p.read_text()) for p in (tmp_path/'tests').glob('*.gw*')}
+    files = {name: n for name, n in notes.items() if name.startswith('test_')}
+    assert len(files) == 3 and set(files.values()) == {4}, notes
+    assert sum(n for name, n in notes.items() if name.startswith('alone')) == 12
+    assert done.stdout.index('runs_alone') > done.stdout.index('test_a.py::test_one')
+    assert '@' not in done.stdout.split('[gw', 1)[1], 'names of tests that cannot be given to pytest'
 
 
 # ---- every check can fail ---------------------------------------------------------------------------------------------------------------
@@ -211,16 +308,36 @@ def test_fragile_fastcore_is_found():
     nb = notebook('#| export\nfrom fastcore.basics import patch\nfrom fastcore.script import Param, call_parse', 'from fastcore.test import test_eq')
     assert [line.split(':')[0] for line in checks.fragile_fastcore(nb)] == ['fastcore.Param']
 
+def test_misnamed_callback_is_found():
+    good = '#| export\nclass LogCB(Callback): pass\nclass Learner(Base): pass'
+    bad = '#| export\nclass Log(Callback): pass\nclass More(bases.LogCB): pass'
+    found = checks.misnamed_callbacks(notebook(good, bad, 'class Try(Callback): pass'))
+    assert [line.split(' ')[0] for line in found] == ['Log', 'More']
+
+def test_sneaky_call_is_found():
+    nb = notebook('#| export\ndef f(): return globals()["x"]', '#| export\nimport sys\ndef g(): return sys._getframe(1)', 'globals()')
+    assert [line.split(':')[0] for line in checks.sneaky_calls(nb)] == ['globals()', 'sys._getframe(1)']
+
+def test_one_id_for_two_cells_is_found():
+    nb = notebook('# T', '1', '2')
+    nb['cells'][2]['id'] = nb['cells'][1]['id']
+    assert checks.untidy(nb) == ['2 cells have the id c1']
+
 def test_bad_import_is_found(mini):
     (mini/'nntrain/learner.py').write_text('import matplotlib')
     (mini/'nntrain/one.py').write_text('import nntrain.gone')
     found = checks.bad_imports(mini)  # nntrain.two imports nntrain.one: it fails for the same reason
     assert len(found) == 3 and "nntrain.learner loads ['matplotlib'" in found[0] and 'import nntrain.one: ModuleNotFoundError' in found[1]
 
-def test_lint_finds_an_unknown_name(mini):
-    ok(checks.lint(mini))
-    edit(mini/'nntrain/two.py', 'inc(inc(x))', 'inc(unknown)')
-    assert 'F821' in checks.lint(mini)[0]
+@pytest.mark.parametrize('old, new, rule', [
+    ('inc(inc(x))', 'inc(unknown)', 'F821'), ('inc2(x)', 'inc2(x, memory=[])', 'B006'),
+    ('return inc', 'x == 1; return inc', 'B015'),
+])
+def test_lint_finds_faults(mini, old, new, rule):
+    edit(mini/'nntrain/two.py', old, new)
+    assert rule in checks.lint(mini)[0]
+
+def test_lint_finds_no_fault_in_good_code(mini): ok(checks.lint(mini))
 
 def test_second_definition_is_found(tmp_path):
     (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass\n')

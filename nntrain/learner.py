@@ -436,11 +436,13 @@ def _detached(value, other=lambda value: value):
     if isinstance(value, Tensor): return value.detach()
     if isinstance(value, Mapping): return {k: _detached(v, other) for k, v in value.items()}
     if isinstance(value, list): return [_detached(v, other) for v in value]
+    if hasattr(value, '_make'): return value._make(_detached(v, other) for v in value)  # named tuples
     if isinstance(value, tuple): return tuple(_detached(v, other) for v in value)
     return other(value)
 
 @patch
 def _let_go(self:Learner):
+    if hasattr(self, 'batch'): self.batch = _detached(self.batch)
     for name in {'preds', 'loss'} & set(vars(self)):
         setattr(self, name, _detached(getattr(self, name), other=lambda value: None))
     self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
@@ -885,9 +887,11 @@ class LRFinderCB(Callback):
         if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
         if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
         if not self.losses or len(self.since) < self.per_step: return     # the next step needs more batches
-        if self._exploded(): self._stop(f'the loss had risen by {self.stop_at:g} times the range seen')
+        if self._exploded(): self._stop(f'the loss rose by {self.stop_at:g}× the range seen')
         if learn.n_taken == len(self.lrs_to_try): raise CancelFit()
-    def after_step(self, learn): self.since, self.per_step = [], len(self.since)
+    def after_step(self, learn):
+        self.since, self.per_step = [], len(self.since)
+        if learn.n_taken > len(self.lrs_to_try): raise CancelFit()   # the last step took fewer batches
     def _note(self, lr):                             # what the step with that rate has led to
         mean = sum(self.since)/len(self.since)
         if len(self.since) > 1: self.losses[-1] = mean

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .debias import ExactEMA
 from .learner import (Accuracy, After, Callback, CancelFit, CancelPhase, CancelStep,
-                             MetricsCB, _tensors, _to_floats, last_metric)
+                             MetricsCB, _to_floats, last_metric)
 
 # %% auto #0
 __all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB', 'GradientAccumulationCB', 'MixedPrecisionCB',
@@ -199,7 +199,7 @@ class GradientAccumulationCB(Callback):
         if together: return int(together)
         try: divisor = _divisor(learn.loss_func, learn.yb)
         except ValueError: divisor = None                               # a batch of another kind
-        return len(next(_tensors(learn.batch))) if divisor is None else divisor
+        return learn.count() if divisor is None else divisor
     def after_loss(self, learn):
         if not learn.training: return
         n = self._weight(learn)

@@ -233,7 +233,8 @@ def describe(
         few = value.size if isinstance(value, np.ndarray) else value.numel()
         return repr(value.tolist()) if few <= 16 else f'{tuple(value.shape)} #{zlib.crc32(_bytes(value)):08x}'
     if isinstance(value, np.generic): return repr(value.item())
-    if value is None or isinstance(value, (int, float, complex, str)): return repr(value)
+    atoms = int, float, complex, str, torch.dtype, torch.device
+    if value is None or isinstance(value, atoms): return repr(value)
     if depth == 0: return type(value).__name__
     if isinstance(value, Mapping): return '{' + ', '.join(f'{k}: {describe(v, depth-1)}' for k, v in value.items()) + '}'
     if isinstance(value, (list, tuple)): return f'({", ".join(describe(v, depth-1) for v in value)})'
@@ -282,17 +283,17 @@ def _callback_facts(learn):
     facts = {'callbacks': names}
     for i, cb in enumerate(count):
         name = names[i] + f' {names[:i].count(names[i])+1}'*(names.count(names[i]) > 1)
-        for key, value in cb.settings().items():
-            if isinstance(value, (os.PathLike, torch.device)): continue
-            text = _schedules(value) if isinstance(cb, ScheduleCB) else describe(value)
-            facts[f'{key} of {name}'] = text
+        if isinstance(cb, ScheduleCB): its = {key: _points(value) for key, value in cb.schedules.items()}
+        else: its = {key: describe(value) for key, value in cb.settings().items()
+                     if not isinstance(value, (os.PathLike, torch.device))}
+        facts |= {f'{key} of {name}': text for key, text in its.items()}
     return facts
 
-def _schedules(value):  # five points to look at, and the checksum of 257
-    if isinstance(value, Mapping): return {k: _schedules(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_schedules(v) for v in value]
-    values = at_steps(value, 257)
-    return f'{" → ".join(describe(v) for v in values[::64])} #{zlib.crc32(repr(values).encode()):08x}'
+def _points(schedule):  # five values to look at, and the checksum of 257
+    if isinstance(schedule, (list, tuple)): return [_points(one) for one in schedule]
+    values = at_steps(schedule, 257)
+    five = [f'{v:.6g}' if isinstance(v, (int, float)) else describe(v) for v in values[::64]]
+    return f'{" → ".join(five)} #{zlib.crc32(repr(values).encode()):08x}'
 
 def training_facts(
     learn  # a learner during a fit
@@ -333,7 +334,8 @@ def check_facts(
         raise ValueError(
             f'{path} belongs to a training that was planned otherwise: {some}. What is done was done for that plan '
             f'(a schedule is stretched over it), so finish it with fit({then["n_epochs"]}). To train further after it: '
-            f'fit(n, opt=learn.opt) with a CheckpointCB of another path, which is a training of its own')
+            f'fit(n, opt=learn.opt) with a CheckpointCB of another path, which is a training of its own. '
+            f'To start anew: resume=False (which replaces that file)')
     raise ValueError(f'{path} belongs to another training: {some}{more}. Go on with the old settings, '
                      f'or start anew with another path or with resume=False (which replaces that file)')
 
@@ -373,7 +375,9 @@ def _circumstances(learn):
     return {'torch': str(torch.__version__), 'device': learn.device.type, 'compiled': compiled,
             'CPU threads': torch.get_num_threads(), **workers}
 
-def _check_loaders(learn):
+def _check_savable(learn):
+    for name, value in learn.model.state_dict().items():
+        if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')  # says why not
     for phase, dl in _loaders(learn).items():
         if getattr(dl, 'persistent_workers', False):
             raise ValueError(f'the {phase} loader keeps its workers from epoch to epoch, and with them random states '
@@ -406,7 +410,7 @@ def before_fit(self:CheckpointCB, learn):
     if not self.on: return  # fit(train=False)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise RuntimeError('CheckpointCB writes down one process, and this training has several, each with a random state of its own: leave it out')
-    _check_loaders(learn)
+    _check_savable(learn)
     self.facts = training_facts(learn)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in _unfinished(self.path): leftover.unlink(missing_ok=True)  # of a writer that was killed

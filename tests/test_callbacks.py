@@ -591,7 +591,7 @@ def test_a_cancelled_step_keeps_the_gradient_for_the_next():
 def test_every_memory_survives_an_interruption(tmp_path, stop_at):
     checkpoint = pytest.importorskip('nntrain.checkpoint')
     class KillCB(Callback):
-        order = 2000
+        order, watches = 2000, True
         def before_batch(self, learn):
             if learn.training and (learn.epoch, learn.iter) == stop_at: raise KeyboardInterrupt
     def fit(name, kill=False):

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from .callbacks import _file, _load_model_state, _model_state, _short, _unfinished, write_whole
 from .data import n_batches, to_device
 from .learner import Callback, _loader_generators
-from .schedule import ScheduleCB, at_steps
 
 # %% auto #0
 __all__ = ['FORMAT', 'load_optimizer', 'random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'plain',
@@ -237,7 +236,11 @@ def describe(
     if value is None or isinstance(value, atoms): return repr(value)
     if depth == 0: return type(value).__name__
     if isinstance(value, Mapping): return '{' + ', '.join(f'{k}: {describe(v, depth-1)}' for k, v in value.items()) + '}'
-    if isinstance(value, (list, tuple)): return f'({", ".join(describe(v, depth-1) for v in value)})'
+    if isinstance(value, (list, tuple)):
+        texts = [describe(v, depth-1) for v in value]
+        if len(texts) <= 16: return f'({", ".join(texts)})'
+        five = [texts[i*(len(texts)-1)//4] for i in range(5)]
+        return f'({", … ".join(five)}; {len(texts)}, #{zlib.crc32(repr(texts).encode()):08x})'
     if isinstance(value, (set, frozenset)): return f'{{{", ".join(sorted(describe(v, depth-1) for v in value))}}}'
     if isinstance(value, partial): return call(describe(value.func, depth-1), *value.args, **value.keywords)
     if isinstance(value, types.MethodType): return f'{describe(value.__self__, depth-1)}.{value.__name__}'
@@ -283,17 +286,11 @@ def _callback_facts(learn):
     facts = {'callbacks': names}
     for i, cb in enumerate(count):
         name = names[i] + f' {names[:i].count(names[i])+1}'*(names.count(names[i]) > 1)
-        if isinstance(cb, ScheduleCB): its = {key: _points(value) for key, value in cb.schedules.items()}
-        else: its = {key: describe(value) for key, value in cb.settings().items()
-                     if not isinstance(value, (os.PathLike, torch.device))}
-        facts |= {f'{key} of {name}': text for key, text in its.items()}
+        functions = {key: value for key, value in Callback.settings(cb).items() if callable(value)}
+        for key, value in (functions | cb.settings()).items():
+            if isinstance(value, (os.PathLike, torch.device)): continue
+            facts[f'{key} of {name}'] = describe(value)
     return facts
-
-def _points(schedule):  # five values to look at, and the checksum of 257
-    if isinstance(schedule, (list, tuple)): return [_points(one) for one in schedule]
-    values = at_steps(schedule, 257)
-    five = [f'{v:.6g}' if isinstance(v, (int, float)) else describe(v) for v in values[::64]]
-    return f'{" → ".join(five)} #{zlib.crc32(repr(values).encode()):08x}'
 
 def training_facts(
     learn  # a learner during a fit

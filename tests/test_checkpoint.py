@@ -299,7 +299,7 @@ def mixes(alpha): return MixUpCB(alpha)
 
 def drop(*at): return ScheduleCB(lr=step_decay(.1, .1, at))
 def steps(size): return TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=size))
-CALLBACKS = [(partial(drop, .3, .8), partial(drop, .45, .95), 'lr of ScheduleCB was 0.1 → 0.1 → 0.01 → 0.01 → 0.001'),
+CALLBACKS = [(partial(drop, .3, .8), partial(drop, .45, .95), 'lr of ScheduleCB was (0.1, … 0.1, … '),
              (partial(EarlyStoppingCB, patience=2), partial(EarlyStoppingCB, patience=9), 'patience of EarlyStoppingCB was 2, is 9'),
              (EarlyStoppingCB, partial(EarlyStoppingCB, 'train_loss'), "monitor of EarlyStoppingCB was 'valid_loss', is 'train_loss'"),
              (EarlyStoppingCB, partial(EarlyStoppingCB, mode='max'), "mode of EarlyStoppingCB was None, is 'max'"),

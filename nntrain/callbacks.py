@@ -9,15 +9,19 @@ import contextlib
 import csv
 import math
 import os
+import re
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .debias import ExactEMA
-from .learner import After, Callback, CancelFit, CancelPhase, CancelStep, MetricsCB, _tensors, _to_floats, last_metric
+from .learner import (Accuracy, After, Callback, CancelFit, CancelPhase, CancelStep,
+                             MetricsCB, _to_floats, last_metric)
 
 # %% auto #0
 __all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB', 'GradientAccumulationCB', 'MixedPrecisionCB',
@@ -57,33 +61,59 @@ class MonitorCB(Callback):
     order, needs, watches, kept = 20, (MetricsCB,), True, ('best', 'best_epoch', 'waited')
     def __init__(self,
         monitor:str='valid_loss',  # key of the history's rows
-        mode:str='min',            # 'min': lower is better, 'max': higher is better
+        mode:str=None,             # 'min': lower is better, 'max': higher is better; None: a loss is better when lower, and a metric says it itself (`higher_is_better`)
         min_delta:float=0.         # better means: by more than this; at least 0
     ):
-        if mode not in ('min', 'max'): raise ValueError(f"mode must be 'min' (lower is better) or 'max' (higher is better), got {mode!r}")
-        if not 0 <= min_delta < math.inf: raise ValueError(f'min_delta must be a finite number of at least 0, got {min_delta}; the direction is said by mode')
+        if mode not in ('min', 'max', None):
+            raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is better) "
+                             f"or None (the metric says which), got {mode!r}")
+        if not 0 <= min_delta < math.inf:
+            raise ValueError(f'min_delta must be a finite number of at least 0, got {min_delta}; '
+                             f'the direction is said by mode')
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
     def before_fit(self, learn):
         self.best, self.best_epoch, self.waited = None, None, 0
-        names = [f'{phase}_{name}' for phase in learn.phases for cb in learn.active if isinstance(cb, MetricsCB) for name in ('loss', *cb.metrics)]
-        last_metric([dict.fromkeys([*names, 'seconds'])], self.monitor)  # an unknown name is refused now
+        metrics = {f'{phase}_{name}': metric for phase in learn.phases
+                   for cb in learn.active if isinstance(cb, MetricsCB)
+                   for name, metric in {'loss': None, **cb.metrics}.items()}
+        last_metric([dict.fromkeys([*metrics, 'seconds'])], self.monitor)  # an unknown name is refused now
+        self.higher = self._higher_is_better(metrics.get(self.monitor))
+    def _higher_is_better(self, metric):
+        if self.mode is not None: return self.mode == 'max'
+        if metric is None: return False                          # a loss, or seconds
+        known = True if isinstance(metric, Accuracy) else None
+        higher = getattr(metric, 'higher_is_better', known)      # as torchmetrics' say it
+        if higher is None:
+            raise ValueError(f"is a higher {self.monitor} better, or a lower one? {type(metric).__name__} "
+                             f"does not say (higher_is_better): give mode='max' or mode='min'")
+        return higher
     def after_epoch(self, learn):
         value = last_metric(learn.history, self.monitor)
-        gain = 0 if self.best is None else value - self.best if self.mode == 'max' else self.best - value
-        if gain > self.min_delta or self.best is None and not math.isnan(value): self.best, self.best_epoch, self.waited = value, learn.epoch, 0
+        if self.best is None: better = not math.isnan(value)
+        else: better = (value - self.best if self.higher else self.best - value) > self.min_delta
+        if better: self.best, self.best_epoch, self.waited = value, learn.epoch, 0
         else: self.waited += 1
-    def state_dict(self)->dict: return {name: getattr(self, name) for name in self.kept}
-    def load_state_dict(self, state)->None: vars(self).update({name: state[name] for name in self.kept})
+    def state_dict(self)->dict:
+        return {name: getattr(self, name) for name in ('monitor', 'mode', *self.kept)}
+    def load_state_dict(self, state)->None:
+        for name in 'monitor', 'mode':
+            if state[name] != getattr(self, name):
+                raise ValueError(f'the saved {type(self).__name__} has {name}={state[name]!r}, '
+                                 f'this one {getattr(self, name)!r}: its best is no best of this one')
+        vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/11_callbacks.ipynb #f70b3701
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
-    def __init__(self, *args,
-        patience:int=3,  # epochs without a gain, at least 1
-        **kwargs         # monitor, mode, min_delta: as in `MonitorCB`, also by position
+    def __init__(self,
+        monitor:str='valid_loss',  # as in `MonitorCB`
+        mode:str=None,             # as in `MonitorCB`
+        min_delta:float=0.,        # as in `MonitorCB`
+        *,
+        patience:int=3             # epochs without a gain, at least 1
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(monitor, mode, min_delta)
         _at_least('patience', patience)
         self.patience = patience
     def before_epoch(self, learn):
@@ -95,14 +125,17 @@ class EarlyStoppingCB(MonitorCB):
 # %% ../nbs/11_callbacks.ipynb #543a7701
 class ReduceOnPlateauCB(MonitorCB):
     "Multiply the learning rates by `factor` when `patience` epochs in a row brought no gain"
-    kept = (*MonitorCB.kept, 'wrote')
-    def __init__(self, *args,
-        patience:int=2,     # epochs without a gain, at least 1
-        factor:float=.1,    # in (0, 1)
-        min_lr:float=0.,    # no rate is reduced below this
-        **kwargs            # monitor, mode, min_delta: as in `MonitorCB`, also by position
+    kept, owns = (*MonitorCB.kept, 'wrote'), ('lr',)
+    def __init__(self,
+        monitor:str='valid_loss',  # as in `MonitorCB`
+        mode:str=None,             # as in `MonitorCB`
+        min_delta:float=0.,        # as in `MonitorCB`
+        *,
+        patience:int=2,            # epochs without a gain, at least 1
+        factor:float=.1,           # in (0, 1)
+        min_lr:float=0.            # no rate is reduced below this
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(monitor, mode, min_delta)
         _at_least('patience', patience)
         if not 0 < factor < 1: raise ValueError(f'factor must lie between 0 and 1, got {factor}')
         if not min_lr >= 0: raise ValueError(f'min_lr must be at least 0, got {min_lr}')
@@ -123,7 +156,24 @@ def _params(learn): return [p for group in learn.opt.param_groups for p in group
 
 def _scale_grads(params, factor):
     grads = [p.grad for p in params if p.grad is not None]
-    if factor != 1 and grads: torch._foreach_mul_(grads, factor)
+    if grads and (isinstance(factor, Tensor) or factor != 1): torch._foreach_mul_(grads, factor)
+
+def _share(part, whole):  # of numbers or 0-dim tensors; 1 where there is nothing to share
+    if isinstance(whole, Tensor): return torch.where(whole > 0, part/whole, 1.)
+    return part/whole if whole else 1.
+
+def _divisor(loss_func, targets):
+    "What cross-entropy divides by: targets, but for those that it ignores, by their weights; None: unknown"
+    if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        func, weight, ignored = F.cross_entropy, loss_func.weight, loss_func.ignore_index
+    else:
+        func, given = getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {})
+        weight, ignored = given.get('weight'), given.get('ignore_index', -100)
+    of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
+    counts = targets != ignored
+    total = (counts if weight is None else weight[targets.where(counts, 0)]*counts).sum()
+    return total.item() if total.device.type == 'cpu' else total.float()  # no wait for a GPU
 
 class GradientAccumulationCB(Callback):
     "Step once per `n_batches`, and at the end of each epoch, with the gradient of their samples as one batch"
@@ -134,7 +184,8 @@ class GradientAccumulationCB(Callback):
         _at_least('n_batches', n_batches)
         self.n_batches = n_batches
         self._restart()
-    def _restart(self): self.count, self.total, self.unit = 0, 0, 1   # batches and samples so far; the sum is in units of `unit` samples
+    def _restart(self):  # batches so far and what they weigh; the sum of gradients is in units of `unit`
+        self.count, self.total, self.unit = 0, 0, 1
     def before_fit(self, learn):
         self._restart()
         if 'train' not in learn.phases: return
@@ -142,18 +193,27 @@ class GradientAccumulationCB(Callback):
         if learn.n_steps is not None:
             self.per_epoch = learn.n_steps//learn.n_epochs
             learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
+    def _weight(self, learn):
+        "What the batch counts in the mean of the group: its samples, or what its loss divides by"
+        together = getattr(learn, 'n_samples', None)                    # of several processes
+        if together: return int(together)
+        try: divisor = _divisor(learn.loss_func, learn.yb)
+        except ValueError: divisor = None                               # a batch of another kind
+        return learn.count() if divisor is None else divisor
     def after_loss(self, learn):
         if not learn.training: return
-        n = int(getattr(learn, 'n_samples', None) or len(next(_tensors(learn.batch))))  # of several processes together, or ours
-        if self.count: _scale_grads(_params(learn), self.unit/n)
-        self.unit = n
+        n = self._weight(learn)
+        unit = torch.where(n > 0, n, self.unit) if isinstance(n, Tensor) else n or self.unit
+        if self.count: _scale_grads(_params(learn), self.unit/unit)
+        self.unit, self.n = unit, n                                     # a batch of ignored targets has no gradient
     def after_backward(self, learn):
-        self.count, self.total = self.count + 1, self.total + self.unit
+        self.count, self.total = self.count + 1, self.total + self.n
         if self.count < self.n_batches and learn.iter + 1 != self.per_epoch: raise CancelStep()
-        _scale_grads(_params(learn), self.unit/self.total)
+        _scale_grads(_params(learn), _share(self.unit, self.total))
         self._restart()
     def state_dict(self)->dict: return {'count': self.count, 'total': self.total, 'unit': self.unit}
-    def load_state_dict(self, state)->None: self.count, self.total, self.unit = state['count'], state['total'], state['unit']
+    def load_state_dict(self, state)->None:
+        self.count, self.total, self.unit = state['count'], state['total'], state['unit']
 
 # %% ../nbs/11_callbacks.ipynb #9019fd01
 class MixedPrecisionCB(Callback):
@@ -167,11 +227,13 @@ class MixedPrecisionCB(Callback):
         if scaler is not None and dtype == torch.bfloat16: raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: leave it out, or use float16')
         self.dtype, self.given, self.scaler, self.inside, self.unscaled = dtype, scaler, scaler, False, False
     def before_fit(self, learn):
-        kind = learn.device.type
-        dtype = self.dtype or (torch.float16 if kind == 'cuda' or self.given else torch.bfloat16)
+        self.kind = learn.device.type
         if self.unscaled: self.scaler.update()               # the last step of the fit before was cancelled
-        self.scaler = self.given or (torch.amp.GradScaler(kind) if dtype == torch.float16 else None)
-        self.autocast, self.unscaled, self.n_skipped = torch.autocast(kind, dtype), False, 0
+        self._use(self.dtype or (torch.float16 if self.kind == 'cuda' or self.given else torch.bfloat16))
+        self.unscaled, self.n_skipped = False, 0
+    def _use(self, dtype):
+        self.scaler = self.given or (torch.amp.GradScaler(self.kind) if dtype == torch.float16 else None)
+        self.autocast = torch.autocast(self.kind, dtype)
     def before_batch(self, learn): self.autocast.__enter__(); self.inside = True
     def after_loss(self, learn): self._leave()
     def cleanup_batch(self, learn): self._leave(); self._again(learn)   # the batch may have been left before its loss, or before its step
@@ -200,7 +262,10 @@ class MixedPrecisionCB(Callback):
             raise CancelStep()
     def state_dict(self)->dict: return {} if self.scaler is None else self.scaler.state_dict()
     def load_state_dict(self, state)->None:
-        if bool(state) != (self.scaler is not None): raise ValueError('the saved training and this one do not both scale their losses: use the same dtype')
+        if bool(state) != (self.scaler is not None):
+            if self.dtype or self.given or not hasattr(self, 'kind'):
+                raise ValueError('the saved training and this one do not both scale their losses: use the same dtype')
+            self._use(torch.float16 if state else torch.bfloat16)  # what the other device had chosen
         if state: self.scaler.load_state_dict(state)
 
 # %% ../nbs/11_callbacks.ipynb #4ec9ea01
@@ -222,11 +287,13 @@ class GradientClipCB(Callback):
     def cleanup_phase(self, learn): self.norms, self.new = self.norms + _to_floats(self.new), []  # one transfer for all
 
 # %% ../nbs/11_callbacks.ipynb #45fd3701
-def _averageable(model): return [t for t in model.state_dict().values() if t.is_floating_point()]
+def _averageable(model):
+    tensors = [t for t in model.state_dict().values() if isinstance(t, Tensor)]
+    return [t for t in tensors if t.is_floating_point() or t.is_complex()]
 
 class WeightAveragingCB(Callback):
     "Average weights and buffers over the steps that were taken, and validate with the average"
-    watches, shows = True, ('beta', 'start', 'every', 'validates')
+    watches, changes_model, shows = True, True, ('beta', 'start', 'every', 'validates')
     def __init__(self,
         beta:float=.99,      # decay in [0, 1]: remembers about 1/(1-beta) steps; 1: the plain mean (SWA)
         start:float=0.,      # begin after this share of the fit's steps, in [0, 1)
@@ -246,7 +313,8 @@ class WeightAveragingCB(Callback):
         if self.start and learn.n_steps is None: raise ValueError('the loader has no length, so no share of the training is known: use start=0')
         self.average.reset()
     def after_step(self, learn):
-        if learn.n_taken > self.start*(learn.n_steps or 0) and learn.n_taken % self.every == 0: self.average.update(_averageable(learn.model))
+        begun = learn.n_taken > self.start*(learn.n_steps or 0)
+        if begun and learn.n_taken % self.every == 0: self.average.update(_averageable(learn.model))
     @contextlib.contextmanager
     def averaged(self, model):
         "Have the averaged weights in `model` for the length of a `with`"
@@ -265,43 +333,102 @@ class WeightAveragingCB(Callback):
     def load_state_dict(self, state)->None: self.average.total, self.average.weight = state['total'], state['weight']
 
 # %% ../nbs/11_callbacks.ipynb #8bf52701
+def _is_main():  # of several processes that train together, the one that writes
+    dist = torch.distributed
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+def _file(path):
+    "The path of a file that can be written, in words if it is a folder"
+    if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file in it, such as {Path(path)/'run'}")
+    return Path(path)
+
+def _unfinished(path):
+    "Files that a killed `write_whole` of this path has left: they have names that only it gives"
+    name = re.compile(rf'\.{re.escape(path.stem)}\.unfinished-[0-9a-f]{{32}}{re.escape(path.suffix)}')
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+def _sync_folder(folder):  # the new name, on the disk; not every system can do it
+    if os.name == 'nt': return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError): os.fsync(handle)
+    finally: os.close(handle)
+
 def write_whole(
-    path,  # where the file shall be
+    path,  # where the file should be
     write  # function of a path: writes the file there
 )->None:
     "Write a file so that nobody ever meets half of it: first beside its place, then renamed"
-    if int(os.environ.get('RANK', 0)): return  # of several processes that train together only the main one writes
-    path = Path(path)
-    beside = path.with_name(f'.{path.stem}{uuid4().hex[:8]}{path.suffix}')
+    if not _is_main(): return
+    path = _file(path)
+    mark = f'.{path.stem}.unfinished-{uuid4().hex}'
+    beside = path.with_name(mark + path.suffix)
     try:
         write(beside)
+        if not beside.exists():
+            raise FileNotFoundError(f'nothing was written to the path that was given: some writers add a suffix '
+                                    f'of their own, so give a path that has it already, not {path.name!r}')
         with open(beside, 'rb+') as f: os.fsync(f.fileno())  # on the disk before the name points to it
         os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    finally:
+        if path.parent.is_dir():
+            for left in path.parent.iterdir():               # also with a suffix that the writer added
+                if left.name.startswith(mark): left.unlink()
 
 # %% ../nbs/11_callbacks.ipynb #6fd18d01
+def _short(name):  # without the part that torch.compile adds for the module that it wraps
+    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
+
+def _model_state(model):
+    "The state_dict of a model, with the names that it has without torch.compile"
+    state = model.state_dict()
+    short = OrderedDict((_short(name), value) for name, value in state.items())
+    short._metadata = {_short(name): its for name, its in getattr(state, '_metadata', {}).items()}
+    return short
+
+def _load_model_state(model, state):
+    "Load it into a model that is compiled, or has compiled parts, or none"
+    own = model.state_dict()
+    names = {_short(name): name for name in own}
+    modules = {_short(name): name for name in getattr(own, '_metadata', {})}
+    theirs = OrderedDict((names.get(_short(name), name), value) for name, value in state.items())
+    theirs._metadata = {modules.get(_short(name), name): its
+                        for name, its in getattr(state, '_metadata', {}).items()}
+    model.load_state_dict(theirs)
+
 class SaveBestCB(MonitorCB):
     "Save the weights that were validated, whenever they are the best so far"
+    kept = (*MonitorCB.kept, 'saved')
     def __init__(self,
-        path,                # file for `torch.save`: the model's state_dict
-        *args,               # monitor, mode, min_delta: as in `MonitorCB`
-        restore:bool=False,  # put the best weights into the model when the fit ends, however it ends?
-        **kwargs
+        path,                      # file for `torch.save`: the model's state_dict
+        monitor:str='valid_loss',  # as in `MonitorCB`
+        mode:str=None,             # as in `MonitorCB`
+        min_delta:float=0.,        # as in `MonitorCB`
+        *,
+        restore:bool=False         # put the best weights into the model when the fit ends, however it ends?
     ):
-        super().__init__(*args, **kwargs)
-        self.path, self.restore = Path(path), restore
+        super().__init__(monitor, mode, min_delta)
+        self.path, self.restore, self.saved = _file(path), restore, False
     def before_fit(self, learn):
+        self.saved = False                                       # in this fit
         super().before_fit(learn)
         self.path.parent.mkdir(parents=True, exist_ok=True)
     def after_epoch(self, learn):
         super().after_epoch(learn)
         if self.best_epoch != learn.epoch or 'train' not in learn.phases: return  # to validate only must not replace the file
-        if int(os.environ.get('RANK', 0)): return                # of several processes, the first one saves
         averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready] if 'valid' in learn.phases else []
         with averages[0].averaged(learn.model) if averages else contextlib.nullcontext():
-            write_whole(self.path, partial(torch.save, learn.model.state_dict()))
+            write_whole(self.path, partial(torch.save, _model_state(learn.model)))
+        self.saved = True
     def cleanup_fit(self, learn):
-        if self.restore and 'train' in learn.phases and self.best is not None and self.path.exists(): learn.model.load_state_dict(torch.load(self.path, map_location=learn.device, weights_only=True))
+        saved, self.saved = self.saved, False                    # a later fit that fails early has none
+        if not (self.restore and saved): return
+        if not self.path.exists():
+            print(f'{self.path} is gone: the weights are those of the last epoch, not of the best ({self.best_epoch})')
+            return
+        best = torch.load(self.path, map_location=learn.device, weights_only=True)
+        _load_model_state(learn.model, best)
 
 # %% ../nbs/11_callbacks.ipynb #eb289101
 class ModelResetCB(Callback):
@@ -330,20 +457,36 @@ class RNNRegularizerCB(Callback):
         change = self.states[:, 1:] - self.states[:, :-1]            # (N, T-1, H)
         if self.alpha: learn.loss = learn.loss + self.alpha*self.dropped.float().pow(2).mean()
         if self.beta and change.numel(): learn.loss = learn.loss + self.beta*change.float().pow(2).mean()
+    def cleanup_batch(self, learn):                                  # keep the values, not the graph
+        for name in 'states', 'dropped':
+            if hasattr(self, name): setattr(self, name, getattr(self, name).detach())
 
 # %% ../nbs/11_callbacks.ipynb #8fa64101
+def _read_log(path):
+    "Rows of a log, also if a spreadsheet has saved it: with a mark at its front, or with semicolons"
+    fix = 'move it away, or give another path'
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path} is no text in UTF-8, so no log of CSVLogCB: {fix}') from e
+    if not text.strip(): return []
+    head = text.splitlines()[0]
+    mark = next((mark for mark in ';\t' if mark in head and ',' not in head), ',')
+    names, *rows = csv.reader(text.splitlines(), delimiter=mark)
+    if 'epoch' not in names or any(len(row) > len(names) for row in rows):
+        raise ValueError(f'{path} is no log of CSVLogCB, whose rows have an epoch: {fix}')
+    if mark == ';': rows = [[value.replace(',', '.') for value in row] for row in rows]  # 0,5 is a number there
+    return [dict(zip(names, row)) for row in rows if any(row)]
+
 class CSVLogCB(Callback):
     "Keep the history in a CSV file, whole after each epoch"
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
         append:bool=False  # True: keep the rows that are in it, in front (not together with a CheckpointCB, whose history already holds them); False: a new fit replaces them
-    ): self.path, self.append = Path(path), append
+    ): self.path, self.append = _file(path), append
     def before_fit(self, learn):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.earlier = []
-        if self.append and self.path.exists():
-            with open(self.path, newline='', encoding='utf-8') as f: self.earlier = list(csv.DictReader(f))
+        self.earlier = _read_log(self.path) if self.append and self.path.exists() else []
     def after_epoch(self, learn):
         rows = self.earlier + learn.history
         def write(path):

@@ -5,11 +5,16 @@
 # %% ../nbs/11b_checkpoints.ipynb #2ee8f501
 from __future__ import annotations
 
+import dis
+import inspect
+import os
 import pickle
 import random
 import re
+import types
 import zipfile
-from collections import OrderedDict
+import zlib
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -20,13 +25,13 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .callbacks import write_whole
-from .data import to_device
+from .callbacks import _file, _load_model_state, _model_state, _short, _unfinished, write_whole
+from .data import n_batches, to_device
 from .learner import Callback, _loader_generators
 
 # %% auto #0
 __all__ = ['FORMAT', 'load_optimizer', 'random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'plain',
-           'write_checkpoint', 'read_checkpoint', 'training_state', 'load_training_state', 'training_facts',
+           'write_checkpoint', 'read_checkpoint', 'training_state', 'load_training_state', 'describe', 'training_facts',
            'check_facts', 'CheckpointCB']
 
 # %% ../nbs/11b_checkpoints.ipynb #c3b62101
@@ -83,24 +88,28 @@ def plain(
     value,           # tensors, numbers, text, None, and lists, tuples and dicts of them
     name='the state' # what it is called, for the message
 ):                   # a copy that shares no memory with `value`
-    "Copy what `torch.load(…, weights_only=True)` can read; TypeError names the first thing that it cannot"
-    if isinstance(value, Tensor): return value.detach().clone()
+    "Copy what `torch.load(…, weights_only=True)` can read, as what it is; TypeError names the first thing that it cannot"
+    if nn.parameter.is_lazy(value):
+        raise ValueError(f'{name} has no shape before the first batch, so it cannot be saved: '
+                         f'run the model once, model(*inputs), before you fit')
+    if isinstance(value, Tensor) and type(value.detach()) is Tensor: return value.detach().clone()
     if value is None: return None
-    for kind in bool, int, float, str:  # in a class derived from them, such as torch.__version__'s, the reader would not believe
+    for kind in bool, int, float, complex, str:  # in a class derived from them, such as torch.__version__'s, the reader would not believe
         if isinstance(value, kind): return kind(value)
     if isinstance(value, np.generic): return value.item()
-    if isinstance(value, (list, tuple)):
-        copied = [plain(v, f'{name}[{i}]') for i, v in enumerate(value)]
-        return tuple(copied) if isinstance(value, tuple) else copied
-    if isinstance(value, Mapping):
-        copied = {plain(k, f'a key of {name}'): plain(v, f'{name}[{k!r}]') for k, v in value.items()}
-        if hasattr(value, '_metadata'): copied = OrderedDict(copied); copied._metadata = value._metadata  # the versions of a model's modules
+    if type(value) in (list, tuple, torch.Size):
+        return type(value)([plain(v, f'{name}[{i}]') for i, v in enumerate(value)])
+    if type(value) in (dict, OrderedDict, Counter):
+        copied = type(value)({plain(k, f'a key of {name}'): plain(v, f'{name}[{k!r}]') for k, v in value.items()})
+        if hasattr(value, '_metadata'): copied._metadata = value._metadata  # the versions of a model's modules
         return copied
-    raise TypeError(f'{name} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
+    base = next((f' (a {kind.__name__} of a class of its own would come back as another)'
+                 for kind in (tuple, list, dict) if isinstance(value, kind)), '')
+    raise TypeError(f'{name} is a {type(value).__name__}{base}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
                     f'let the state_dict that it comes from give such values')
 
 # %% ../nbs/11b_checkpoints.ipynb #7597c601
-FORMAT = 'nntrain checkpoint 1'
+FORMAT = 'nntrain checkpoint 2'
 
 def write_checkpoint(
     state:dict,  # plain values, see `plain`
@@ -127,8 +136,10 @@ def read_checkpoint(
     except pickle.UnpicklingError as e:
         raise ValueError(f'{path} holds more than tensors and plain values, so reading it could run foreign code: {fix}') from e
     except Exception as e: raise ValueError(f'{path} is not a file of torch.save: {fix}') from e
-    if not isinstance(state, dict) or state.get('format') != FORMAT:
-        raise ValueError(f'{path} was not written by CheckpointCB (its format should be {FORMAT!r}): {fix}')
+    its = state.get('format') if isinstance(state, dict) else None
+    if its != FORMAT:
+        who = 'by another version of CheckpointCB' if str(its).startswith(FORMAT[:-1]) else 'not by CheckpointCB'
+        raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be {FORMAT!r}): {fix}')
     return state
 
 # %% ../nbs/11b_checkpoints.ipynb #249c6e01
@@ -145,8 +156,8 @@ def training_state(
 )->dict:   # plain values, independent of the learner
     "Everything that the rest of a training depends on, but for the place in the loop"
     return plain({
-        'model': learn.model.state_dict(),
-        'grads': {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
+        'model': _model_state(learn.model),
+        'grads': {_short(name): p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
         'optimizer': learn.opt.state_dict(),
         'callbacks': [[type(cb).__name__, cb.state_dict()] for cb in _with_state(learn)],
         'history': learn.history, 'n_taken': learn.n_taken, **_chance(learn)})
@@ -158,52 +169,150 @@ def load_training_state(
     "Put a training back to where it was; if anything fails, everything stays as it is"
     before = training_state(learn)
     try: _load(learn, plain(state))
-    except Exception: _load(learn, before); raise
+    except BaseException: _load(learn, before); raise
 
 def _load(learn, state):
-    learn.model.load_state_dict(state['model'])
-    for name, p in learn.model.named_parameters(): p.grad = state['grads'][name].to(p.device) if name in state['grads'] else None
+    then, now = [name for name, _ in state['callbacks']], [type(cb).__name__ for cb in _with_state(learn)]
+    if then != now: raise ValueError(f'the saved states are those of {then}, and the callbacks with a state are {now}')
+    _load_model_state(learn.model, state['model'])
+    for name, p in learn.model.named_parameters():
+        grad = state['grads'].get(_short(name))
+        p.grad = None if grad is None else grad.to(p.device)
     load_optimizer(learn.opt, state['optimizer'])
-    for cb, (_, its) in zip(_with_state(learn), state['callbacks'], strict=True): cb.load_state_dict(to_device(its, learn.device))
+    for cb, (_, its) in zip(_with_state(learn), state['callbacks']):
+        cb.load_state_dict(to_device(its, learn.device))
     learn.history, learn.n_taken = state['history'], state['n_taken']
     _set_chance(learn, state)
 
 # %% ../nbs/11b_checkpoints.ipynb #626d9f01
+def _bytes(array):  # of a tensor or an array
+    if isinstance(array, Tensor): array = array.detach().cpu().resolve_conj().contiguous().view(-1)
+    if isinstance(array, Tensor): array = array.view(torch.uint8).numpy()
+    return np.ascontiguousarray(array).tobytes()
+
+def _numbers(code):  # those that are written in a function, and in functions inside of it
+    loads = [i.argval for i in dis.get_instructions(code) if 'CONST' in i.opname or 'SMALL_INT' in i.opname]
+    kept = [v for v in loads if isinstance(v, (int, float, complex, tuple)) and not isinstance(v, str)]
+    return kept + [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _numbers(c)]
+
+def _inside(function):
+    "What a function holds: {name: value}, without what it changes itself, and without containers"
+    code, held = function.__code__, {}
+    for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+        try: held[name] = cell.cell_contents
+        except ValueError: pass                               # it has no value yet
+    steps = list(dis.get_instructions(code))
+    if '-packages' not in code.co_filename:                   # libraries change their code, and mean the same
+        simple = (int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType)
+        used = {i.argval: function.__globals__.get(i.argval) for i in steps if i.opname == 'LOAD_GLOBAL'}
+        held |= {name: value for name, value in used.items() if isinstance(value, simple)}
+        held |= {'numbers': tuple(_numbers(code))} if _numbers(code) else {}
+        names = inspect.signature(function).parameters.values()
+        held |= {p.name: p.default for p in names if p.default is not p.empty}
+    changed = {i.argval for i in steps if i.opname in ('STORE_GLOBAL', 'STORE_DEREF')}
+    return {name: value for name, value in held.items()
+            if name not in changed and not isinstance(value, (list, dict, set))}
+
+def _arguments(value):
+    "The arguments that an object was made with, as far as it keeps them under their names"
+    try: names = inspect.signature(type(value).__init__).parameters
+    except ValueError: return {}
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+def describe(
+    value,       # a setting of any kind
+    depth:int=4  # how far to look into what it holds
+)->str:          # the same for equal settings, also in another process
+    "A setting as text: numbers by value, functions by the numbers in them, objects by the arguments that they keep"
+    def call(name, *args, **named):
+        args = [*(describe(v, depth-1) for v in args), *(f'{k}={describe(v, depth-1)}' for k, v in named.items())]
+        return f'{name}({", ".join(args)})' if args else name
+    if isinstance(value, nn.Parameter): return f'parameter of shape {tuple(value.shape)}'
+    if isinstance(value, (Tensor, np.ndarray)):
+        few = value.size if isinstance(value, np.ndarray) else value.numel()
+        return repr(value.tolist()) if few <= 16 else f'{tuple(value.shape)} #{zlib.crc32(_bytes(value)):08x}'
+    if isinstance(value, np.generic): return repr(value.item())
+    atoms = int, float, complex, str, torch.dtype, torch.device
+    if value is None or isinstance(value, atoms): return repr(value)
+    if depth == 0: return type(value).__name__
+    if isinstance(value, Mapping): return '{' + ', '.join(f'{k}: {describe(v, depth-1)}' for k, v in value.items()) + '}'
+    if isinstance(value, (list, tuple)):
+        texts = [describe(v, depth-1) for v in value]
+        if len(texts) <= 16: return f'({", ".join(texts)})'
+        five = [texts[i*(len(texts)-1)//4] for i in range(5)]
+        return f'({", … ".join(five)}; {len(texts)}, #{zlib.crc32(repr(texts).encode()):08x})'
+    if isinstance(value, (set, frozenset)): return f'{{{", ".join(sorted(describe(v, depth-1) for v in value))}}}'
+    if isinstance(value, partial): return call(describe(value.func, depth-1), *value.args, **value.keywords)
+    if isinstance(value, types.MethodType): return f'{describe(value.__self__, depth-1)}.{value.__name__}'
+    name = getattr(value, '__qualname__', type(value).__qualname__).replace('.<locals>', '')
+    if isinstance(value, types.FunctionType): return call(name, **_inside(value))
+    if isinstance(value, type) or not hasattr(value, '__dict__'): return name
+    own = type(value).__repr__ not in (object.__repr__, nn.Module.__repr__)
+    if (arguments := _arguments(value)) or not own: return call(name, **arguments)
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
+
+# %% ../nbs/11b_checkpoints.ipynb #626d9f04
+def _sample(data):
+    "Checksum of up to 64 rows of a tensor, an array or a list, spread evenly"
+    n = len(data)
+    rows = [i*(n-1)//63 for i in range(64)] if n > 64 else [*range(n)]
+    if isinstance(data, (Tensor, np.ndarray)): return zlib.crc32(_bytes(data[rows]))
+    return zlib.crc32(repr([describe(data[i], 2) for i in rows]).encode())
+
+def _held(source):  # the tensors, arrays and lists that a loader, or its data set, holds
+    if isinstance(source, (list, tuple)): return {'batches': source}
+    data = getattr(source, 'dataset', source)
+    if isinstance(data, torch.utils.data.Subset): return {'indices': [*data.indices], **_held(data.dataset)}
+    held = dict(enumerate(getattr(data, 'tensors', ()))) if isinstance(data, torch.utils.data.TensorDataset) else {}
+    names = 'x', 'y', 'data', 'targets', 'labels', 'stats'
+    held |= {name: getattr(data, name) for name in names if hasattr(data, name)}
+    return {k: v for k, v in held.items()
+            if isinstance(v, (Tensor, np.ndarray, list, tuple)) and getattr(v, 'ndim', 1) and len(v)}
+
 def _loader_facts(loader):
     n = getattr(loader, 'n', None)
-    if n is None and hasattr(getattr(loader, 'dataset', None), '__len__'): n = len(loader.dataset)
-    facts = {'samples': n, 'batches': len(loader) if hasattr(loader, '__len__') else None}
+    if n is None and hasattr(loader, 'dataset'): n = n_batches(loader.dataset)
+    facts = {'samples': n, 'batches': n_batches(loader)}
     facts |= {name: getattr(loader, name, None) for name in ('batch_size', 'shuffle', 'drop_last', 'seed')}
-    return {name: fact for name, fact in facts.items() if isinstance(fact, (bool, int))}
+    facts = {name: fact for name, fact in facts.items() if isinstance(fact, (bool, int))}
+    facts |= {f'sample of {name}': f'{_sample(data):08x}' for name, data in _held(loader).items()}
+    its = {name: getattr(loader, name, None) for name in ('sampler', 'batch_sampler', 'collate_fn')}
+    return facts | {name: describe(it, 3) for name, it in its.items() if it is not None}
 
-def _numbers(value):  # without tensors, so that == gives one answer
-    return value.tolist() if isinstance(value, Tensor) else tuple(map(_numbers, value)) if isinstance(value, (list, tuple)) else value
-
-def _without_addresses(text): return re.sub(r' at 0x[0-9a-fA-F]+', '', text)
-
-def _loss_text(loss):  # its name with its settings, such as cross_entropy(label_smoothing=0.1)
-    if isinstance(loss, partial): return _without_addresses(f'{_loss_text(loss.func)}({", ".join([*(repr(_numbers(v)) for v in loss.args), *(f"{k}={_numbers(v)!r}" for k, v in loss.keywords.items())])})')
-    name = getattr(loss, '__name__', type(loss).__name__)
-    if not isinstance(loss, nn.Module): return name
-    settings = {k: v for k, v in vars(loss).items() if k[0] != '_' and k != 'training' and isinstance(v, (bool, int, float, str))} | {k: _numbers(v) for k, v in loss.state_dict().items() if isinstance(v, Tensor)}
-    return f'{name}({", ".join(f"{k}={v}" for k, v in settings.items())})'
-
-def _callback_facts(learn):  # who has a state, and whose repr says more than the name
-    shown = [(type(cb).__name__, _without_addresses(repr(cb))) for cb in learn.active]
-    return {'callbacks with a state': [type(cb).__name__ for cb in _with_state(learn)]} | {f'settings of {name}': [its for other, its in shown if other == name] for name, text in shown if text != name}
+def _callback_facts(learn):
+    "Settings of callbacks, but for those that only look on and remember nothing, for places and for devices"
+    count = [cb for cb in learn.active if not cb.watches or cb in _with_state(learn)]
+    names = [type(cb).__name__ for cb in count]
+    facts = {'callbacks': names}
+    for i, cb in enumerate(count):
+        name = names[i] + f' {names[:i].count(names[i])+1}'*(names.count(names[i]) > 1)
+        functions = {key: value for key, value in Callback.settings(cb).items() if callable(value)}
+        for key, value in (functions | cb.settings()).items():
+            if isinstance(value, (os.PathLike, torch.device)): continue
+            facts[f'{key} of {name}'] = describe(value)
+    return facts
 
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}
-    "What must be the same for a training to go on: epochs, loss, data, optimizer, callbacks that show settings or have a state, model, as far as they show it"
-    facts = {'n_epochs': learn.n_epochs, 'loss function': _loss_text(learn.loss_func), 'optimizer': type(learn.opt).__name__}
-    for phase, dl in _loaders(learn).items(): facts |= {f'{name} of the {phase} data': fact for name, fact in _loader_facts(dl).items()}
+    "What must be the same for a training to go on: epochs, loss, data, optimizer, callbacks, model, each with its settings"
+    facts = {'n_epochs': learn.n_epochs, 'loss function': describe(learn.loss_func)}
+    own = {k: v for k, v in _arguments(learn).items() if isinstance(v, (int, float, str)) and k != 'lr'}
+    facts |= {f'{k} of {type(learn).__name__}': v for k, v in own.items()}
+    for phase, dl in _loaders(learn).items():
+        facts |= {f'{name} of the {phase} data': fact for name, fact in _loader_facts(dl).items()}
+    facts['optimizer'] = type(learn.opt).__name__
     for i, group in enumerate(learn.opt.param_groups):
-        facts |= {f'{name} of parameter group {i}': _numbers(value) for name, value in group.items() if name not in ('params', 'param_names')}
+        its = {k: describe(v) for k, v in group.items() if k not in ('params', 'param_names')}
+        facts |= {f'{name} of parameter group {i}': text for name, text in its.items()}
         facts[f'number of tensors in parameter group {i}'] = len(group['params'])
     facts |= _callback_facts(learn)
-    facts |= {f'shape of {name}': tuple(value.shape) for name, value in learn.model.state_dict().items() if isinstance(value, Tensor)}
-    facts |= {f'settings of module {name}' if name else 'settings of the model': _without_addresses(text) for name, module in learn.model.named_modules() if (text := module.extra_repr())}
+    tensors = {k: v for k, v in _model_state(learn.model).items() if isinstance(v, Tensor)}
+    facts |= {f'shape of {name}': tuple(value.shape) for name, value in tensors.items()}
+    for name, module in learn.model.named_modules():
+        kept = {k: v for k, v in _arguments(module).items() if isinstance(v, (int, float, str))}
+        text = module.extra_repr() or describe(kept)
+        if text != '{}': facts[f'settings of module {_short(name)}' if _short(name) else 'settings of the model'] = text
     return plain(facts, 'the setting')
 
 def check_facts(
@@ -212,21 +321,32 @@ def check_facts(
     path        # name of the checkpoint, for the message
 )->None:
     "ValueError that names the first differences, if there are any"
-    differ = [name for name in [*then, *(name for name in now if name not in then)] if then.get(name) != now.get(name)]
+    names = [*then, *(name for name in now if name not in then)]
+    differ = [name for name in names if then.get(name) != now.get(name)]
     if not differ: return
-    some = '; '.join(f'{name} was {then.get(name)}, is {now.get(name)}' for name in differ[:3]) + (f'; and {len(differ)-3} more' if len(differ) > 3 else '')
-    raise ValueError(f'{path} belongs to another training: {some}. Go on with the old settings, or start anew with another path or with resume=False (which replaces that file)')
+    def said(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
+    some = '; '.join(f'{name} was {said(then.get(name))}, is {said(now.get(name))}' for name in differ[:3])
+    more = f'; and {len(differ)-3} more' if len(differ) > 3 else ''
+    if differ == ['n_epochs']:
+        raise ValueError(
+            f'{path} belongs to a training that was planned otherwise: {some}. What is done was done for that plan '
+            f'(a schedule is stretched over it), so finish it with fit({then["n_epochs"]}). To train further after it: '
+            f'fit(n, opt=learn.opt) with a CheckpointCB of another path, which is a training of its own. '
+            f'To start anew: resume=False (which replaces that file)')
+    raise ValueError(f'{path} belongs to another training: {some}{more}. Go on with the old settings, '
+                     f'or start anew with another path or with resume=False (which replaces that file)')
 
 # %% ../nbs/11b_checkpoints.ipynb #ff093501
 class _Rest:
     "A loader without its first `n` batches; `then` is called before the next one is fetched"
     def __init__(self, loader, n, then): self.loader, self.n, self.then = loader, n, then
-    def __len__(self): return len(self.loader)
-    def __getattr__(self, name): return getattr(self.loader, name)
+    def __len__(self): return len(self.loader)               # fails where the loader has none, as it should
+    def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
     def __iter__(self):
         batches = iter(self.loader)
         for _ in islice(batches, self.n): pass
-        self.then()
+        then, self.then = self.then, None                    # it holds a whole checkpoint
+        then()
         yield from batches
 
 # %% ../nbs/11b_checkpoints.ipynb #821ff301
@@ -242,11 +362,23 @@ class CheckpointCB(Callback):
     ):
         for name, n in dict(every_epochs=every_epochs, every_batches=1 if every_batches is None else every_batches).items():
             if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
-        if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file in it, such as {Path(path)/'checkpoint.pt'}")
-        self.path, self.every_epochs, self.every_batches, self.resume, self.quiet = Path(path), every_epochs, every_batches, resume, quiet
+        self.path, self.every_epochs, self.every_batches = _file(path), every_epochs, every_batches
+        self.resume, self.quiet = resume, quiet
         self.resumed = None  # (epochs, batches of the next one) that were done when the newest fit began, if it went on
 
-def _circumstances(learn): return {'torch': str(torch.__version__), 'device': learn.device.type, 'CPU threads': torch.get_num_threads()}
+def _circumstances(learn):
+    compiled = any('_orig_mod' in name for name in learn.model.state_dict())
+    workers = {f'number of workers of the {phase} loader': getattr(dl, 'num_workers', 0) for phase, dl in _loaders(learn).items()}
+    return {'torch': str(torch.__version__), 'device': learn.device.type, 'compiled': compiled,
+            'CPU threads': torch.get_num_threads(), **workers}
+
+def _check_savable(learn):
+    for name, value in learn.model.state_dict().items():
+        if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')  # says why not
+    for phase, dl in _loaders(learn).items():
+        if getattr(dl, 'persistent_workers', False):
+            raise ValueError(f'the {phase} loader keeps its workers from epoch to epoch, and with them random states '
+                             f'that no checkpoint can hold: make it with persistent_workers=False')
 
 # %% ../nbs/11b_checkpoints.ipynb #00f7af01
 @patch
@@ -275,9 +407,10 @@ def before_fit(self:CheckpointCB, learn):
     if not self.on: return  # fit(train=False)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise RuntimeError('CheckpointCB writes down one process, and this training has several, each with a random state of its own: leave it out')
+    _check_savable(learn)
     self.facts = training_facts(learn)
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in self.path.parent.glob(f'.{self.path.stem}{"?"*8}{self.path.suffix}'): leftover.unlink(missing_ok=True)  # of a writer that was killed
+    for leftover in _unfinished(self.path): leftover.unlink(missing_ok=True)  # of a writer that was killed
     if self.resume and self.path.exists(): self._go_on(learn, read_checkpoint(self.path))
     else: self.save(learn, 0, 0)
 
@@ -287,11 +420,17 @@ def _go_on(self:CheckpointCB, learn, found):
     load_training_state(learn, found)
     learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
     if found['batch']: self.unfinished = found
+    name, batches = self.path.name, f' and {found["batch"]} batches' if found['batch'] else ''
     if self.quiet: pass
-    elif found['epoch'] == learn.n_epochs: print(f'{self.path.name}: this training is finished; its weights and history are back, nothing is trained')
-    else: print(f'{self.path.name}: going on after {found["epoch"]} of {learn.n_epochs} epochs' + (f' and {found["batch"]} batches' if found['batch'] else ''))
-    for name, now in _circumstances(learn).items():
-        if (then := found['circumstances'].get(name)) != now: print(f'{self.path.name}: {name} was {then}, is {now}: sums may be rounded in another way, so do not expect the same bits')
+    elif found['epoch'] == learn.n_epochs:
+        print(f'{name}: this training is finished; its weights and history are back, nothing is trained. '
+              f'To train further: fit(n, opt=learn.opt) with a CheckpointCB of another path; '
+              f'to start anew in this file: resume=False')
+    else: print(f'{name}: going on after {found["epoch"]} of {learn.n_epochs} epochs{batches}')
+    for what, now in _circumstances(learn).items():
+        if (then := found['circumstances'].get(what)) != now:
+            print(f'{name}: {what} was {then}, is {now}: sums may be rounded and random numbers drawn '
+                  f'in another way, so do not expect the same bits')
 
 @patch
 def before_phase(self:CheckpointCB, learn):

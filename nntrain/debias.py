@@ -32,17 +32,22 @@ def debias(
     return _divide(value, step if beta == 1 else (1 - beta**step)/(1-beta))
 
 # %% ../nbs/07_debiasing.ipynb #8d5d56db
+def _wide(x):  # sums of 16-bit numbers need more digits than 16 bits have
+    if isinstance(x, (list, tuple)): return [_wide(t) for t in x]
+    if not isinstance(x, Tensor): return x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 def ema_step(
     avg,                 # average so far (or its weight): a number, a tensor, or a list of tensors
     x,                   # next value, of the same kind; 1 for the weight
     beta:float,          # decay at this step, in [0, 1]
     dampened:bool=True   # multiply `x` by 1-beta?
-):                       # the next average; nothing is changed in place
+):                       # the next average, in at least 32 bits; nothing is changed in place
     "One step of a moving average, `beta*avg + (1-beta)*x`, or `beta*avg + x` undampened"
     _known_beta(beta)
-    scale = 1-beta if dampened else 1.
-    if not isinstance(x, (list, tuple)): return beta*avg + scale*x
-    if not isinstance(avg, (list, tuple)): avg = [torch.full_like(t, avg) for t in x]
+    avg, x, scale = _wide(avg), _wide(x), 1-beta if dampened else 1.
+    if not isinstance(x, list): return beta*avg + scale*x
+    if not isinstance(avg, list): avg = [torch.full_like(t, avg) for t in x]
     return list(torch._foreach_add(torch._foreach_mul(avg, float(beta)), x, alpha=float(scale)))
 
 # %% ../nbs/07_debiasing.ipynb #e5a0c52b
@@ -61,7 +66,9 @@ class ExactEMA:
     def reset(self, start=0., weight=0.):
         "Forget all values; start again from a guess, or from nothing"
         if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
-        self.total, self.weight = [t*weight for t in start] if isinstance(start, (list, tuple)) else start*weight, weight
+        start = _wide(start)
+        self.total = [t*weight for t in start] if isinstance(start, list) else start*weight
+        self.weight = weight
         return self
 
     def update(self,
@@ -70,7 +77,8 @@ class ExactEMA:
     ):
         "Take one value; returns the average itself"
         beta = self.beta if beta is None else beta
-        self.total, self.weight = ema_step(self.total, x, beta, self.dampened), ema_step(self.weight, 1., beta, self.dampened)
+        self.total = ema_step(self.total, x, beta, self.dampened)
+        self.weight = ema_step(self.weight, 1., beta, self.dampened)
         return self
 
     @property

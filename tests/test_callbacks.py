@@ -3,6 +3,9 @@ import contextlib
 import copy
 import csv
 import math
+import os
+import stat
+from functools import partial
 
 import pytest
 import torch
@@ -121,6 +124,26 @@ def test_accumulation_takes_samples_of_all_processes_if_it_is_told():
     a, b = seen.single
     assert_close(seen.grads[0], (3*a + b)/4, rtol=0, atol=1e-6)
 
+losses = {'weights': partial(F.cross_entropy, weight=torch.tensor([1., 2., 7.]).double()),
+          'ignored': partial(F.cross_entropy, ignore_index=2), 'usual': F.cross_entropy,
+          'module': nn.CrossEntropyLoss(torch.tensor([1., 2., 7.]).double(), label_smoothing=.1),
+          'probabilities': lambda preds, y: F.cross_entropy(preds, F.one_hot(y.clamp(min=0), 3).double())}
+
+@pytest.mark.parametrize('kind', losses)
+def test_accumulation_weighs_as_the_loss_does(kind):
+    g = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (n,), generator=g)) for n in (5, 8, 3, 7, 8)]
+    batches[1][1][2:] = batches[2][1][:] = 2                # with 'ignored' a batch without any target
+    if kind in ('usual', 'module'): batches[0][1][:2] = batches[3][1][:] = -100
+    large = [tuple(torch.cat(part) for part in zip(*group)) for group in (batches[:3], batches[3:])]
+    fits = []
+    for train, cbs in (batches, [GradientAccumulationCB(3)]), (large, []):
+        set_seed(0)
+        learn = Learner(nn.Linear(4, 3).double(), DataLoaders(train, train), losses[kind], torch.optim.Adam, .05, cbs)
+        learn.fit(2)
+        fits.append(weights(learn))
+    assert_close(*fits, rtol=0, atol=1e-10)
+
 class GradsCB(Callback):
     "The gradient of each batch by itself, and those that reach the step"
     def before_fit(self, learn): self.single, self.grads = [], []
@@ -187,6 +210,19 @@ def test_scaler_state_goes_on():
     b.load_state_dict(a.state_dict())
     assert b.state_dict() == a.state_dict() and a.state_dict()['scale'] < 2.**24
     with pytest.raises(ValueError, match='same dtype'): b.load_state_dict({})
+
+def test_without_a_dtype_a_training_goes_on_in_its_own():
+    "Another kind of device would have chosen another one"
+    for theirs, dtype in (torch.amp.GradScaler('cpu', init_scale=8.).state_dict(), torch.float16), ({}, torch.bfloat16):
+        class LoadCB(Callback):
+            order = 1000
+            def before_fit(self, learn): mixed.load_state_dict(theirs)
+            def after_predict(self, learn): assert learn.preds.dtype == dtype
+        learn = learner(mixed := MixedPrecisionCB(), LoadCB())
+        learn.fit(1)
+        assert (mixed.scaler is not None) == bool(theirs) and learn.n_taken
+        with pytest.raises(ValueError, match='same dtype'):
+            learner(mixed := MixedPrecisionCB(torch.bfloat16 if theirs else torch.float16), LoadCB()).fit(1)
 
 @pytest.mark.parametrize('cancel', [CancelStep, CancelBatch, CancelFit])
 def test_a_given_scaler_survives_a_last_step_that_was_cancelled(cancel):
@@ -267,6 +303,7 @@ def test_validating_only_touches_neither_best_file_nor_weights(tmp_path):
 def test_a_file_of_another_training_is_not_restored(tmp_path):
     torch.save({'foreign': 1}, tmp_path/'best.pt')
     class NaNScore:
+        higher_is_better = True
         def reset(self): pass
         def update(self, preds, targets): pass
         def compute(self): return torch.tensor(math.nan)
@@ -282,9 +319,14 @@ def test_nothing_old_is_restored_when_a_second_fit_is_refused(tmp_path):
     assert not learn.model.weight.any()
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setenv('RANK', '1')
+    for name in 'is_initialized', 'get_rank': monkeypatch.setattr(torch.distributed, name, lambda: 1)
     learner(MetricsCB(), best := SaveBestCB(tmp_path/'best.pt')).fit(1)
     assert not (tmp_path/'best.pt').exists() and best.best_epoch == 0 and CSVLogCB.main_only
+
+def test_a_variable_of_the_environment_makes_no_process(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '8')                       # left over from something else
+    learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt'), CSVLogCB(tmp_path/'log.csv')).fit(1)
+    assert (tmp_path/'best.pt').exists() and (tmp_path/'log.csv').exists()
 
 def test_write_whole_leaves_nothing_behind(tmp_path):
     with pytest.raises(FileNotFoundError): write_whole(tmp_path/'missing/a.txt', lambda path: path.write_text('x'))
@@ -299,9 +341,112 @@ def test_log_has_every_digit_and_every_column(tmp_path):
     assert [{k: float(v) for k, v in row.items()} for row in rows] == learn.history
 
 
+class StillCB(Callback):
+    "Nothing moves"
+    def step(self, learn): pass
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('beta', [1., .999])
+def test_the_average_of_ones_is_one_in_every_type(tmp_path, dtype, beta):
+    model = nn.Linear(1, 1).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters(): p.fill_(1)
+    x = torch.ones(3000, 1, dtype=dtype)
+    learn = Learner(model, DataLoaders.from_tensors((x, x), (x[:1], x[:1]), batch_size=1), F.mse_loss,
+                    cbs=[StillCB(), average := WeightAveragingCB(beta), MetricsCB(), SaveBestCB(tmp_path/'best.pt')])
+    learn.fit(1)
+    assert_close(average.average.mean[0], torch.ones(1, 1), rtol=0, atol=1e-3)
+    saved = torch.load(tmp_path/'best.pt')['weight']
+    assert saved.dtype == dtype and abs(saved - 1) < 1e-3
+    assert abs(learn.history[0]['valid_loss'] - 1) < 1e-2         # (1 + 1 - 1)²
+
+class Wave(nn.Module):
+    "A complex weight, and a state that is no tensor"
+    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.tensor([1+1j, 2-1j, .5j, 1.]))
+    def forward(self, x): return (x*self.w).sum(1).abs()
+    def get_extra_state(self): return {'note': 'mine'}
+    def set_extra_state(self, state): pass
+
+def test_complex_weights_are_averaged():
+    class PathCB(Callback):
+        def before_fit(self, learn): self.path = []
+        def after_step(self, learn): self.path.append(learn.model.w.detach().clone())
+    x = torch.randn(40, 4)
+    learn = Learner(Wave(), DataLoaders.from_tensors((x, x[:, 0]), (x, x[:, 0]), batch_size=8), F.mse_loss, lr=.3,
+                    cbs=[path := PathCB(), average := WeightAveragingCB(1.)])
+    learn.fit(1)
+    assert_close(average.average.mean[0], torch.stack(path.path).mean(0))
+    with average.averaged(learn.model): assert_close(learn.model.w.detach(), torch.stack(path.path).mean(0))
+    assert WeightAveragingCB.changes_model                  # predictions are made with what was validated
+
+def test_the_best_of_an_earlier_fit_is_not_restored_over_other_weights(tmp_path):
+    class RefuseCB(Callback):
+        def __init__(self, order): self.order = order
+        def before_fit(self, learn): raise ZeroDivisionError
+    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True))
+    for order in -50, 50:                                   # before and after SaveBestCB has begun
+        learn.fit(1)
+        with torch.no_grad(): learn.model.weight.zero_()
+        with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[RefuseCB(order)])
+        assert not learn.model.weight.any()
+
+def test_a_best_file_that_is_gone_is_named(tmp_path, capsys):
+    class DeleteCB(Callback):
+        order = 500
+        def after_fit(self, learn): (tmp_path/'best.pt').unlink()
+    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True), DeleteCB())
+    learn.fit(1)
+    assert 'best.pt is gone' in capsys.readouterr().out
+
+@pytest.mark.parametrize('part', [False, True])
+def test_compiled_models_are_saved_under_their_own_names(tmp_path, part):
+    def model(compiled):
+        body, norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+        compile = partial(torch.compile, backend='eager') if compiled else lambda module: module
+        return nn.Sequential(compile(body), norm) if part else compile(nn.Sequential(body, norm))
+    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True), model=model(True))
+    learn.fit(1)
+    saved = torch.load(tmp_path/'best.pt')
+    plain = model(False)
+    assert list(saved) == list(plain.state_dict()) and saved._metadata == plain.state_dict()._metadata
+    plain.load_state_dict(saved)
+    for a, b in zip(plain.parameters(), learn.model.parameters()): assert_close(a, b, rtol=0, atol=0)
+
+@pytest.mark.parametrize('name', ['best', 'best.of.all.pt', '.hidden'])
+def test_any_name_of_a_file_will_do_but_no_folder(tmp_path, name):
+    learner(MetricsCB(), SaveBestCB(tmp_path/name, restore=True), CSVLogCB(tmp_path/f'{name}-log')).fit(1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f'{name}-log'])
+    for kind in SaveBestCB, CSVLogCB:
+        with pytest.raises(ValueError, match='is a folder: name a file in it'): kind(tmp_path)
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes of files')
+def test_written_files_have_the_mode_of_any_new_file(tmp_path):
+    (tmp_path/'new').touch()
+    write_whole(tmp_path/'a.txt', lambda path: path.write_text('x'))
+    assert stat.S_IMODE((tmp_path/'a.txt').stat().st_mode) == stat.S_IMODE((tmp_path/'new').stat().st_mode)
+
+@pytest.mark.parametrize('spoil', [lambda t: t, lambda t: '\ufeff' + t, lambda t: t.replace(',', '\t'),
+                                   lambda t: t.replace('.', ':').replace(',', ';').replace(':', ',')])
+def test_a_log_goes_on_after_a_spreadsheet_has_saved_it(tmp_path, spoil):
+    path = tmp_path/'log.csv'
+    first = learner(MetricsCB(), CSVLogCB(path)); first.fit(2)
+    path.write_text(spoil(path.read_text(encoding='utf-8')), encoding='utf-8')
+    second = learner(MetricsCB(), CSVLogCB(path, append=True)); second.fit(1)
+    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == first.history + second.history
+
+@pytest.mark.parametrize('content', [b'name,price\nbread,3\n', b'\xff\xfe\x00e', b'epoch,a\n1,2,3\n'])
+def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
+    (tmp_path/'log.csv').write_bytes(content)
+    with pytest.raises(ValueError, match='no log of CSVLogCB'):
+        learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv', append=True)).fit(1)
+    assert (tmp_path/'log.csv').read_bytes() == content
+
+
 # ---- monitors -------------------------------------------------------------------------------------------------------------------------
 
 class Script:
+    higher_is_better = False
     def __init__(self, values): self.values, self.i = values, -1
     def reset(self): self.i += 1
     def update(self, preds, targets): pass
@@ -333,6 +478,32 @@ def test_a_stopped_training_stays_stopped():
     again.fit(1, train=False)
     assert again.history == []
 
+class Share(Script): higher_is_better = True
+class Mute(Script): higher_is_better = None
+
+@pytest.mark.parametrize('metric, monitor, best', [(Accuracy(), 'valid_accuracy', max), (Share([1., 3., 2.]), 'valid_share', max),
+                                                   (Script([3., 1., 2.]), 'valid_script', min), (Accuracy(), 'train_loss', min)])
+@pytest.mark.parametrize('kind', ['stop', 'save', 'reduce'])
+def test_the_metric_says_what_is_better(tmp_path, metric, monitor, best, kind):
+    metric = copy.deepcopy(metric)
+    make = dict(stop=partial(EarlyStoppingCB, patience=9), save=partial(SaveBestCB, tmp_path/'best.pt'), reduce=partial(ReduceOnPlateauCB, patience=9))
+    learn = learner(MetricsCB(metric), watch := make[kind](monitor), lr=2.)
+    learn.fit(3, train=not isinstance(metric, Script))
+    assert watch.best == best(row[monitor] for row in learn.history)
+
+def test_where_nobody_knows_what_is_better_it_is_asked():
+    for mode, best in ('min', 1.), ('max', 2.):
+        learner(MetricsCB(Mute([1., 2.])), watch := MonitorCB('valid_mute', mode)).fit(2, train=False)
+        assert watch.best == best
+    with pytest.raises(ValueError, match="is a higher valid_mute better.*mode='max' or mode='min'"):
+        learner(MetricsCB(Mute([1.])), MonitorCB('valid_mute')).fit(1)
+
+def test_the_best_of_another_metric_is_no_best():
+    watch = MonitorCB('valid_loss')
+    learner(MetricsCB(), watch).fit(1)
+    for other in MonitorCB('train_loss'), MonitorCB(mode='max'):
+        with pytest.raises(ValueError, match='is no best of this one'): other.load_state_dict(watch.state_dict())
+
 @pytest.mark.parametrize('make', [lambda: EarlyStoppingCB('valid_acuracy'), lambda: ReduceOnPlateauCB('accuracy'), lambda: SaveBestCB('x.pt', 'loss'), lambda: MonitorCB('epoch')])
 def test_unknown_metrics_are_refused_before_the_first_batch(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -346,7 +517,7 @@ def test_unknown_metrics_are_refused_before_the_first_batch(make, tmp_path, monk
 # ---- others ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('make', [lambda: BatchLimitCB(0), lambda: EarlyStoppingCB(patience=1.5), lambda: GradientAccumulationCB(-1), lambda: GradientClipCB(), lambda: GradientClipCB(math.inf),
-                                  lambda: MonitorCB(mode=None), lambda: ReduceOnPlateauCB(factor=2.), lambda: RNNRegularizerCB(beta=math.nan), lambda: StopOnNonFiniteCB(False),
+                                  lambda: MonitorCB(mode='lower'), lambda: ReduceOnPlateauCB(factor=2.), lambda: RNNRegularizerCB(beta=math.nan), lambda: StopOnNonFiniteCB(False),
                                   lambda: WeightAveragingCB(math.nan), lambda: WeightAveragingCB(every=0), lambda: MixedPrecisionCB('float16')])
 def test_bad_arguments_are_refused_at_once(make):
     with pytest.raises(ValueError, match='got|give'): make()
@@ -387,6 +558,13 @@ def test_memory_is_reset_before_each_phase():
     learn.fit(2)
     assert learn.model.log == 2*['reset', 8, 8, 'reset', 16]
 
+def test_penalties_keep_no_graph():
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(4, 3)
+        def forward(self, x): states = self.lin(x)[:, None].expand(-1, 2, -1); return self.lin(x), states, states*1
+    learner(penalties := RNNRegularizerCB(), model=Net()).fit(1, valid=False)
+    assert penalties.states.grad_fn is None and copy.deepcopy(penalties).dropped.shape == (2, 2, 3)
+
 def test_confusions_of_the_newest_validation_only():
     learn = learner(table := ConfusionMatrixCB('abc')); learn.fit(2)
     assert table.matrix.sum() == len(table.preds) == 20 and table.matrix.trace() == (table.preds == table.targets).sum()
@@ -413,7 +591,7 @@ def test_a_cancelled_step_keeps_the_gradient_for_the_next():
 def test_every_memory_survives_an_interruption(tmp_path, stop_at):
     checkpoint = pytest.importorskip('nntrain.checkpoint')
     class KillCB(Callback):
-        order = 2000
+        order, watches = 2000, True
         def before_batch(self, learn):
             if learn.training and (learn.epoch, learn.iter) == stop_at: raise KeyboardInterrupt
     def fit(name, kill=False):

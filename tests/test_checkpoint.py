@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from collections import Counter, OrderedDict, defaultdict
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,13 +20,14 @@ import torch
 from torch import nn
 
 from nntrain.augment import AugmentCB, MixUpCB, RandomErase
-from nntrain.callbacks import (BatchLimitCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ReduceOnPlateauCB, SaveBestCB,
+from nntrain.callbacks import (BatchLimitCB, CSVLogCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ReduceOnPlateauCB, SaveBestCB,
                                WeightAveragingCB)
-from nntrain.checkpoint import CheckpointCB, check_facts, plain, random_state, read_checkpoint, set_random_state, training_facts, write_checkpoint
+from nntrain.checkpoint import (CheckpointCB, check_facts, load_training_state, plain, random_state, read_checkpoint, set_random_state, training_facts,
+                                training_state, write_checkpoint)
 from nntrain.compose import AutoAnnealCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelFit, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, RecorderCB, set_seed
-from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle
+from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelFit, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, NormalizeCB, ProgressCB, RecorderCB, set_seed
+from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle, step_decay
 
 NURSERY = '''
 import os, random, signal, sys, time
@@ -219,12 +224,18 @@ def test_optimizers(tmp_path, opt_func):
         opt_func = found[0]
     check_resume(tmp_path, lambda: learner(ScheduleCB(lr=one_cycle(.01)), opt_func=opt_func), (1, 'train', 2))
 
+def two_schedulers(opt):
+    warm = torch.optim.lr_scheduler.LinearLR(opt, total_iters=3)
+    cuts = torch.optim.lr_scheduler.MultiStepLR(opt, [2, 4, 4], gamma=.5)
+    return torch.optim.lr_scheduler.SequentialLR(opt, [warm, cuts], [3])
+
 @pytest.mark.parametrize('schedule', [
     lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=.5)),
     lambda: TorchSchedulerCB(lambda opt, n_steps: torch.optim.lr_scheduler.OneCycleLR(opt, .02, total_steps=n_steps)),
     lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), per='epoch', metric='train_loss'),
     lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .9**i)),
-], ids=['step', 'one cycle', 'plateau', 'lambda'])
+    lambda: TorchSchedulerCB(two_schedulers),
+], ids=['step', 'one cycle', 'plateau', 'lambda', 'sequence'])
 def test_torch_schedulers(tmp_path, schedule):
     for at in (2, 'train', 1), (1, 'valid', 0): check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
 
@@ -285,6 +296,36 @@ def test_a_file_of_another_training_touches_nothing(tmp_path):
         assert path.read_bytes() == content
 
 def mixes(alpha): return MixUpCB(alpha)
+
+def drop(*at): return ScheduleCB(lr=step_decay(.1, .1, at))
+def steps(size): return TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=size))
+CALLBACKS = [(partial(drop, .3, .8), partial(drop, .45, .95), 'lr of ScheduleCB was (0.1, … 0.1, … '),
+             (partial(EarlyStoppingCB, patience=2), partial(EarlyStoppingCB, patience=9), 'patience of EarlyStoppingCB was 2, is 9'),
+             (EarlyStoppingCB, partial(EarlyStoppingCB, 'train_loss'), "monitor of EarlyStoppingCB was 'valid_loss', is 'train_loss'"),
+             (EarlyStoppingCB, partial(EarlyStoppingCB, mode='max'), "mode of EarlyStoppingCB was None, is 'max'"),
+             (partial(ReduceOnPlateauCB, factor=.1), partial(ReduceOnPlateauCB, factor=.2), 'factor of ReduceOnPlateauCB was 0.1, is 0.2'),
+             (partial(SaveBestCB, 'a.pt'), partial(SaveBestCB, 'a.pt', min_delta=.1), 'min_delta of SaveBestCB was 0.0, is 0.1'),
+             (MixedPrecisionCB, partial(MixedPrecisionCB, torch.bfloat16), 'dtype of MixedPrecisionCB was None, is torch.bfloat16'),
+             (partial(BatchLimitCB, 5), partial(BatchLimitCB, 6), 'n_train of BatchLimitCB was 5, is 6'),
+             (partial(NormalizeCB, .5, 1.), partial(NormalizeCB, .25, 1.), 'mean of NormalizeCB was [0.5], is [0.25]'),
+             (partial(NormalizeCB, torch.zeros(20), torch.ones(20)), partial(NormalizeCB, torch.eye(20)[3], torch.ones(20)), 'mean of NormalizeCB was (20,) #'),
+             (partial(steps, 2), partial(steps, 3), 'StepLR(step_size=2), is StepLR(step_size=3)'),
+             (lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .9**i)),
+              lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .8**i)), 'factory of TorchSchedulerCB was'),
+             (AugmentCB, partial(AugmentCB, on_valid=True), 'on_valid of AugmentCB was False, is True')]
+
+SIGMA, TAU, BLUR = .1, .2, torch.ones(3)
+def scaled(by): return lambda batch: (batch[0]*by, batch[1])
+def add(x): return x + .5
+def more(x): return x + .6
+class Shift:
+    def __init__(self, by): self.by, self.n = by, 0
+    def __call__(self, batch): self.n += 1; return batch[0] + self.by, batch[1]
+FUNCTIONS = [(scaled(2.), scaled(3.)), (lambda b: (b[0] + .1, b[1]), lambda b: (b[0] + .2, b[1])), (Shift(1.), Shift(2.)),
+             (lambda b: (b[0] + SIGMA, b[1]), lambda b: (b[0] + TAU, b[1])), (lambda b, s=1.: (b[0] + s, b[1]), lambda b, s=2.: (b[0] + s, b[1])),
+             (lambda b: (add(b[0]), b[1]), lambda b: (more(b[0]), b[1])), (partial(map, add), partial(map, more)), (scaled(BLUR), scaled(2*BLUR)),
+             (Shift(1.).__call__, Shift(2.).__call__), (scaled((1, 2)), scaled((1, 3))), (scaled(torch.arange(99.)), scaled(torch.arange(99.) + 1))]
+
 def augments(p): return AugmentCB(RandomErase(p=p))
 
 @pytest.mark.parametrize('then, now, said', [
@@ -293,13 +334,15 @@ def augments(p): return AugmentCB(RandomErase(p=p))
     (dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 3.]))), 'weight=[1.0, 2.0, 3.0]'),
     (dict(loss_func=partial(nn.functional.cross_entropy, weight=torch.tensor([1., 2., 3.]))), dict(loss_func=partial(nn.functional.cross_entropy, weight=torch.tensor([1., 2., 4.]))), 'is cross_entropy(weight=[1.0, 2.0, 4.0])'),
     (dict(model=partial(net, p=.2)), dict(model=partial(net, p=.3)), 'settings of module 2 was p=0.2, inplace=False, is p=0.3, inplace=False'),
-    (dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.01))]), dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.02))]), 'settings of ScheduleCB was'),
-    (dict(cbs=[lambda: GradientClipCB(1.)]), dict(cbs=[lambda: GradientClipCB(2.)]), "is ['GradientClipCB(max_norm=2.0, max_value=None)']"),
-    (dict(cbs=[lambda: GradientAccumulationCB(2)]), dict(cbs=[lambda: GradientAccumulationCB(3)]), "is ['GradientAccumulationCB(n_batches=3)']"),
-    (dict(cbs=[lambda: WeightAveragingCB(.9)]), dict(cbs=[lambda: WeightAveragingCB(.99)]), 'beta=0.99'),
+    (dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.01))]), dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.02))]), 'lr of ScheduleCB was'),
+    (dict(cbs=[lambda: GradientClipCB(1.)]), dict(cbs=[lambda: GradientClipCB(2.)]), 'max_norm of GradientClipCB was 1.0, is 2.0'),
+    (dict(cbs=[lambda: GradientAccumulationCB(2)]), dict(cbs=[lambda: GradientAccumulationCB(3)]), 'n_batches of GradientAccumulationCB was 2, is 3'),
+    (dict(cbs=[lambda: WeightAveragingCB(.9)]), dict(cbs=[lambda: WeightAveragingCB(.99)]), 'beta of WeightAveragingCB was 0.9, is 0.99'),
     (dict(cbs=[lambda: augments(.5)]), dict(cbs=[lambda: augments(.6)]), 'p=0.6'),
-    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "settings of MixUpCB was None, is ['MixUpCB(alpha=0.4)']"),
-    (dict(cbs=[lambda: mixes(.4)]), dict(cbs=[lambda: mixes(.3)]), "is ['MixUpCB(alpha=0.3)']")])
+    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "callbacks was ['FactsCB'], is ['MixUpCB', 'FactsCB']"),
+    (dict(cbs=[lambda: mixes(.4)]), dict(cbs=[lambda: mixes(.3)]), 'alpha of MixUpCB was 0.4, is 0.3'),
+    *[(dict(cbs=[MetricsCB, then]), dict(cbs=[MetricsCB, now]), said) for then, now, said in CALLBACKS],
+    *[(dict(cbs=[partial(BatchTransformCB, then)]), dict(cbs=[partial(BatchTransformCB, now)]), 'tfm of BatchTransformCB was') for then, now in FUNCTIONS]])
 def test_other_settings_are_another_training(tmp_path, then, now, said):
     def facts(model=net, loss_func=nn.functional.cross_entropy, cbs=()):
         class FactsCB(Callback):
@@ -311,6 +354,83 @@ def test_other_settings_are_another_training(tmp_path, then, now, said):
     before = facts(**then)
     check_facts(before, facts(**then), 'c.pt')          # objects that are made anew, at other addresses
     with pytest.raises(ValueError, match=re.escape(said)): check_facts(before, facts(**now), 'c.pt')
+
+def counts(log):
+    n = 0
+    def tfm(batch):
+        nonlocal n
+        n += 1; log.append(n)
+        return batch
+    return tfm
+
+def test_what_a_function_notes_is_no_setting(tmp_path):
+    "The same objects go on after an interruption"
+    learn = learner(BatchTransformCB(counts([])), BatchTransformCB(Shift(1.)), GradientClipCB(9.))
+    with pytest.raises(PowerFailure): learn.fit(2, cbs=[CheckpointCB(tmp_path/'c.pt'), CrashCB(1, 'train', 1)])
+    learn.fit(2, cbs=[again := CheckpointCB(tmp_path/'c.pt')])
+    assert again.resumed == (1, 0)
+
+def test_where_things_are_and_who_only_looks_on_is_no_setting(tmp_path):
+    (tmp_path/'there').mkdir()
+    for folder, cbs in (tmp_path, []), (tmp_path/'there', [CrashCB(9, 'train', 9), CSVLogCB(tmp_path/'log.csv'), ProgressCB()]):
+        if cbs: os.rename(tmp_path/'c.pt', folder/'c.pt'), os.rename(tmp_path/'best.pt', folder/'best.pt')
+        learner(DeviceCB('cpu'), SaveBestCB(folder/'best.pt'), *cbs).fit(1, cbs=[callback := CheckpointCB(folder/'c.pt')])
+    assert callback.resumed == (1, 0)
+
+def tensor_loader(x, y): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8)
+def numpy_loader(x, y):
+    class Held(torch.utils.data.Dataset):
+        def __init__(self): self.data, self.targets = x.numpy(), y.tolist()
+        def __len__(self): return len(x)
+        def __getitem__(self, i): return torch.from_numpy(self.data[i]), self.targets[i]
+    return torch.utils.data.DataLoader(Held(), 8)
+def list_loader(x, y): return list(zip(x.split(8), y.split(8)))
+def part_loader(x, y): return torch.utils.data.DataLoader(torch.utils.data.Subset(torch.utils.data.TensorDataset(x, y), range(40)), 8)
+
+@pytest.mark.parametrize('make', [None, tensor_loader, numpy_loader, list_loader, part_loader])
+@pytest.mark.parametrize('what', ['inputs', 'targets'])
+def test_other_data_of_the_same_size(tmp_path, make, what):
+    for changed in False, False, True:
+        learn = learner()
+        x, y = (X + 1, Y) if changed and what == 'inputs' else (X, (Y + 1) % 3) if changed else (X, Y)
+        if make: learn.dls.train = make(x, y)
+        else: learn.dls.train.x, learn.dls.train.y = x, y
+        if not changed: learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')]); continue
+        with pytest.raises(ValueError, match='belongs to another training: sample of'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+
+def test_settings_of_a_learner_and_of_a_module(tmp_path):
+    class Scale(nn.Module):
+        def __init__(self, by): super().__init__(); self.by, self.lin = by, nn.Linear(4, 3)
+        def forward(self, x): return self.lin(x)*self.by
+    def make(momentum=.8, by=1.): return learner(kind=MomentumLearner, momentum=momentum, model=partial(Scale, by))
+    make().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    for learn, said in (make(.7), 'momentum of MomentumLearner was 0.8, is 0.7'), (make(by=2.), 'settings of the model was'):
+        with pytest.raises(ValueError, match=said): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+
+def test_a_state_of_another_class_is_not_taken(tmp_path):
+    class One(Callback):
+        order = 900
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+    class Other(One): pass
+    class LoadCB(Callback):
+        order = 1000
+        def after_epoch(self, learn): self.state = training_state(learn)
+        def before_fit(self, learn):
+            if hasattr(self, 'state'): load_training_state(learn, self.state)
+    load = LoadCB()
+    learner(One()).fit(1, cbs=[load])
+    with pytest.raises(ValueError, match=r"those of .*'One'.*are .*'Other'"): learner(Other()).fit(1, cbs=[load])
+
+def test_longer_is_another_plan(tmp_path, capsys):
+    learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(ValueError, match=re.escape('finish it with fit(1). To train further after it: fit(n, opt=learn.opt)')):
+        learner().fit(2, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    learn = learner(); learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert 'nothing is trained. To train further: fit(n, opt=learn.opt) with a CheckpointCB of another path' in capsys.readouterr().out
+    step = int(learn.opt.state_dict()['state'][0]['step'])
+    learn.fit(2, opt=learn.opt, cbs=[CheckpointCB(tmp_path/'d.pt')])          # what it says works
+    assert learn.opt.state_dict()['state'][0]['step'] == 3*step and len(learn.history) == 2
 
 def test_addresses_are_no_settings(tmp_path):
     for _ in range(2):
@@ -334,6 +454,64 @@ def test_lr_find_and_validation_leave_the_file_alone(tmp_path):
     learn.lr_find(n_steps=5)
     learn.fit(1, train=False)
     assert not (tmp_path/'c.pt').exists()
+
+def test_persistent_workers_are_refused(tmp_path):
+    learn = learner(train=partial(torch_loader, num_workers=1, persistent_workers=True))
+    with pytest.raises(ValueError, match='persistent_workers=False'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert list(tmp_path.iterdir()) == []
+
+def test_a_loader_without_a_length(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter([(X[i] + .1*torch.randn(4), Y[i]) for i in range(40)])
+    check_resume(tmp_path, lambda: learner(train=lambda: torch.utils.data.DataLoader(Stream(), 8)), (1, 'train', 2))
+
+def test_lazy_layers_are_refused_until_they_know_their_shape(tmp_path):
+    learn = learner(model=lambda: nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r'weight.* has no shape before the first batch.*run the model once'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    learn.model(X)
+    learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+
+def test_compiled_models_keep_their_own_names(tmp_path, capsys):
+    "A file of a compiled model is one of the model, and the other way round"
+    def compiled(): return torch.compile(net(), backend='eager')
+    for at, (then, now) in enumerate([(compiled, net), (net, compiled), (compiled, compiled)]):
+        path = tmp_path/f'{at}.pt'
+        with pytest.raises(PowerFailure): learner(model=then).fit(2, cbs=[CheckpointCB(path, every_batches=1), CrashCB(1, 'train', 1)])
+        state = read_checkpoint(path)
+        assert not any('_orig_mod' in name for name in [*state['model'], *state['grads'], *state['facts']])
+        learner(model=now).fit(2, cbs=[CheckpointCB(path, every_batches=1)])
+        assert ('compiled was' in capsys.readouterr().out) == (then != now)
+
+def test_a_training_of_a_gpu_goes_on_without_one(tmp_path, capsys):
+    path = tmp_path/'c.pt'
+    with pytest.raises(PowerFailure): learner(MixedPrecisionCB()).fit(2, cbs=[CheckpointCB(path), CrashCB(1, 'train', 0)])
+    state = read_checkpoint(path)
+    state['circumstances']['device'], state['random']['cuda'] = 'cuda', [torch.get_rng_state()]
+    scaler = torch.amp.GradScaler('cpu', init_scale=8.).state_dict()       # on a GPU it would have chosen float16
+    state['callbacks'] = [[name, scaler if name == 'MixedPrecisionCB' else its] for name, its in state['callbacks']]
+    write_checkpoint(state, path)
+    learn = learner(mixed := MixedPrecisionCB())
+    learn.fit(2, cbs=[CheckpointCB(path)])
+    assert 'device was cuda, is cpu' in capsys.readouterr().out
+    assert mixed.scaler.get_scale() == 8. and len(learn.history) == 2
+
+@pytest.mark.parametrize('name', ['model.pt', 'run[1].pt', 'model'])
+def test_only_leftovers_of_its_own_are_swept_away(tmp_path, name):
+    suffix, stem = Path(name).suffix, Path(name).stem
+    theirs = [f'.{stem}_backup1{suffix}', f'.{stem}12345678{suffix}', f'.{stem}.unfinished-mine{suffix}', f'.other.unfinished-{"a"*32}{suffix}', '.run1.unfinished-' + 'a'*32 + '.pt']
+    for file in *theirs, f'.{stem}.unfinished-{"a"*32}{suffix}': (tmp_path/file).touch()
+    learner().fit(1, cbs=[CheckpointCB(tmp_path/name)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*theirs, name])
+
+class Pair(NamedTuple): a: int; b: int
+
+def test_classes_come_back_or_are_refused(tmp_path):
+    given = {'ordered': OrderedDict(a=1), 'counter': Counter([3, 3, 5]), 'size': torch.Size([2, 3]), 'tuple': (1, [2]), 'complex': 1+2j}
+    write_checkpoint(plain(given), tmp_path/'c.pt')
+    back = read_checkpoint(tmp_path/'c.pt')
+    assert {name: (type(value), value) for name, value in given.items()} == {name: (type(back[name]), back[name]) for name in given}
+    for other in Pair(1, 2), defaultdict(int, a=1), types.MappingProxyType({}), torch.nn.UninitializedParameter():
+        with pytest.raises((TypeError, ValueError), match=r"the state\['it'\]"): plain({'it': other})
 
 def test_random_state_survives_the_file(tmp_path):
     set_seed(1); np.random.randn()

@@ -120,3 +120,22 @@ def test_refused(bad):
     with pytest.raises(ValueError, match='beta must lie'): ExactEMA().update(1., bad)
     with pytest.raises(ValueError, match='from 1'): debias(1., .9, 0)
     with pytest.raises(ValueError, match='at least 0'): ExactEMA(weight=math.nan)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('beta, dampened', [(.999, True), (1., False)])
+@pytest.mark.parametrize('several', [True, False])
+def test_sums_of_16_bits_have_32(dtype, beta, dampened, several):
+    ones, avg = torch.ones(2, dtype=dtype), ExactEMA(beta, dampened=dampened)
+    for _ in range(3000): avg.update([ones] if several else ones)
+    mean = avg.mean[0] if several else avg.mean
+    assert_close(mean, torch.ones(2), rtol=0, atol=1e-3)
+
+
+def test_complex_and_double():
+    z = torch.tensor([1+2j])
+    assert_close(ExactEMA(.9).update([z]).update([3*z]).mean[0], (.9*z + 3*z)/1.9)
+    for dtype in torch.complex64, torch.float64, torch.float32:
+        ones = torch.ones(2, dtype=dtype)
+        assert ExactEMA(.5).update(ones).mean.dtype == dtype
+        assert ExactEMA(.5, start=[ones], weight=1.).update([ones]).mean[0].dtype == dtype

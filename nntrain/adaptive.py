@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .learner import Callback
-from .optimizer import Optimizer, check_hyper
+from .optimizer import Optimizer, check_hyper, step_counter
 
 # %% auto #0
 __all__ = ['RMSProp', 'subtract_ratio', 'Adam', 'AdamW', 'AdamAnnealed', 'AnnealCB']
@@ -18,8 +18,8 @@ __all__ = ['RMSProp', 'subtract_ratio', 'Adam', 'AdamW', 'AdamAnnealed', 'Anneal
 # %% ../nbs/08_adaptive.ipynb #5f232fb7
 def _init_state(p, *names):
     "With torch's keys: the parameter's own step counter, and averages that start at 0"
-    state, as_p = {'step': torch.zeros((), device='cpu')}, torch.preserve_format
-    for name in names: state[name] = torch.zeros_like(p, memory_format=as_p)
+    state = {'step': step_counter()}
+    for name in names: state[name] = torch.zeros_like(p)
     return state
 
 class RMSProp(Optimizer):
@@ -112,19 +112,6 @@ def multi_step(self:Adam, params, grads, states, group):
     denoms = torch._foreach_sqrt(vs)
     torch._foreach_add_(denoms, [eps*root for root in roots])
     subtract_ratio(params, ms, denoms, [self.lr_at(group, t)*root/(1-beta1**t) for t, root in zip(ts, roots)])
-
-# %% ../nbs/08_adaptive.ipynb #ef451338
-@patch
-def load_state_dict(self:RMSProp|Adam,
-    state_dict:dict  # from this optimizer, or from torch's of the same name; not changed
-)->None:
-    "As `Optimizer.load_state_dict`; step counters become tensors on the CPU"
-    Optimizer.load_state_dict(self, state_dict)
-    for state in self.state.values():
-        # without a gradient so far it may be empty; hooks may leave anything
-        if not isinstance(state, dict) or 'step' not in state: continue
-        step = torch.as_tensor(state['step'], dtype=torch.float32, device='cpu')
-        state['step'] = step
 
 # %% ../nbs/08_adaptive.ipynb #ef28fcb2
 class AdamW(Adam):

@@ -162,12 +162,14 @@ def is_dark(page): return 'quarto-dark' in page.get_attribute('body', 'class')
 
 
 def page_problems(page, axe=None):
-    """One page, as a reader meets it: on a wide screen (everything), on a narrow one (nothing sticks out, what scrolls can be reached), and dark (contrast).
+    """One page, as a reader meets it: on a wide screen (everything), on narrow ones (nothing sticks out or is cut off, what scrolls can be reached), and dark (contrast).
 
     One loading for all three: the screen is made narrow, and the reader's own switch makes it dark."""
     bad = width_problems(page) + cut_problems(page) + slider_problems(page) + (axe_problems(page, axe) if axe else [])
     page.set_viewport_size(dict(width=360, height=900))
     bad += [f'360 px: {b}' for b in width_problems(page) + cut_problems(page) + (axe_problems(page, axe, ['scrollable-region-focusable', 'target-size']) if axe else [])]
+    page.set_viewport_size(dict(width=320, height=900))
+    bad += [f'320 px: {b}' for b in width_problems(page)]
     page.set_viewport_size(dict(width=1200, height=900))
     if switch := page.locator('.quarto-color-scheme-toggle').first if page.locator('.quarto-color-scheme-toggle').count() else None:
         before, ground = is_dark(page), page.evaluate(GROUND)

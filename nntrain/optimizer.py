@@ -242,8 +242,8 @@ def _readable(self:Optimizer, state_dict):
         if wrong:
             raise ValueError(f'{wrong}: in the saved state or in {me}, but not in both. '
                              f'Load it into the optimizer that it was saved from')
-        kept = {k: v for k, v in group.items() if k not in self.torch_keys}
-        groups.append({'maximize': False, **kept, 'foreach': self.defaults['foreach']})
+        kept = {k: None if k in self.torch_keys else v for k, v in group.items()}
+        groups.append({**kept, 'maximize': kept.get('maximize', False), 'foreach': self.defaults['foreach']})
     return {**state_dict, 'param_groups': groups}
 
 @patch

@@ -336,6 +336,7 @@ def test_adam_brings_step_counters_home():
                                                  (torch.optim.Adam, AdamW, {}), (torch.optim.AdamW, Adam, {})])
 def test_states_that_cannot_be_continued_are_refused(theirs, ours, extra):
     saved = theirs(parameters(0), lr=.1, **extra).state_dict()
+    if not extra and 'decoupled_weight_decay' not in saved['param_groups'][0]: pytest.skip('this torch does not write down which decay it was')
     with pytest.raises(ValueError, match=f'which {ours.__name__} lacks'): ours(parameters(0)).load_state_dict(saved)
 
 

@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .activations import _own_casts
 from .learner import (TARGET_KEYS, BatchTransformCB, Callback, CancelBatch, CancelFit, Learner,
                              _generators, aside, unpack)
 
@@ -284,7 +285,7 @@ def _predict(learn, dl, tfms):
     asking = getattr(learn, '_calling', ())              # callbacks that are being called: in the middle of a fit
     cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
     collect = _CollectCB()
-    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
+    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn), _own_casts():
         learn.cbs = _acting(cbs)
         learn.dls = SimpleNamespace(train=getattr(learn.dls, 'train', None), valid=dl)
         views = AugmentCB(*tfms, on_train=False, on_valid=True)

@@ -5,8 +5,10 @@
 # %% ../nbs/04_initialization.ipynb #fd43be01
 from __future__ import annotations
 
+import contextlib
 import math
 from numbers import Real
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .activations import Hooks, _check_ready, _modules_of, _select, find_modules
+from .learner import _undo_all
 
 # %% auto #0
 __all__ = ['WEIGHTED', 'init_weights', 'GeneralReLU', 'lsuv_init', 'LayerNorm', 'BatchNorm', 'conv_block', 'cnn']
@@ -37,6 +40,14 @@ def _set(name, layer, which, value):
     if not torch.allclose(getattr(layer, which), value, rtol=1e-3, atol=1e-6):
         raise ValueError(f'the {which} of {name!r} cannot be set freely ({why}): initialise first, then parametrise')
 
+@contextlib.contextmanager
+def _whole_or_not(model):  # if something fails inside, the model is what it was before
+    undos = list(_undo_all(SimpleNamespace(model=model)))
+    try: yield
+    except BaseException:
+        for undo in reversed(undos): undo()
+        raise
+
 @torch.no_grad()
 def init_weights(
     model:nn.Module,  # its linear and convolutional layers are drawn anew, in place
@@ -47,17 +58,13 @@ def init_weights(
     layers = _select(_modules_of(model), WEIGHTED)
     _check_ready(model)
     _check_weights(layers)
-    kept = [(t, t.clone()) for t in (*model.parameters(), *model.buffers())]
-    try:
+    with _whole_or_not(model):
         for name, layer in layers.items():
             n_in = layer.weight[0].numel()
             weight = torch.empty_like(layer.weight)
             nn.init.normal_(weight, std=math.sqrt(2/((1+leak**2)*n_in)))
             _set(name, layer, 'weight', weight)
             if layer.bias is not None: _set(name, layer, 'bias', torch.zeros_like(layer.bias))
-    except BaseException:
-        for t, before in kept: t.copy_(before)
-        raise
     return model
 
 # %% ../nbs/04_initialization.ipynb #9cca7701
@@ -104,14 +111,14 @@ def lsuv_init(
     max_iter:int=100  # rounds per layer at most; a layer's own output takes one or two, that of an activation about twenty
 )->dict:              # {name of the module that was measured: (mean, std) after it}, in the order of execution
     "Layer after layer, scale the weights (and shift the bias, if there is one) until the outputs have standard deviation 1 (and mean 0); ValueError, and all weights as before, where that is impossible"
-    modes, kept = {m: m.training for m in model.modules()}, [(p, p.clone()) for p in model.parameters()]
+    modes = {m: m.training for m in model.modules()}
     try:
-        model.eval()
-        layers, targets, pairs = _lsuv_pairs(model, xb, at)
-        return {where: _lsuv_one(model, xb, name, layers[name], where, (layers | targets)[where], tol, max_iter) for name, where in pairs.items()}
-    except BaseException:
-        for p, before in kept: p.copy_(before)
-        raise
+        with _whole_or_not(model):
+            model.eval()
+            layers, targets, pairs = _lsuv_pairs(model, xb, at)
+            measured = layers | targets
+            return {where: _lsuv_one(model, xb, name, layers[name], where, measured[where], tol, max_iter)
+                    for name, where in pairs.items()}
     finally:
         for m, mode in modes.items(): m.training = mode
 

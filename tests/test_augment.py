@@ -441,6 +441,23 @@ def test_predictions_use_the_weights_that_were_validated():
     assert abs(loss(*asking.answers[-1]) - learn.history[-1]['valid_loss']) < 1e-5
 
 
+def test_predictions_under_autocast_use_the_weights_of_the_average():
+    "Autocast keeps 16-bit copies of weights: those of the training must not answer for the average, nor the other way round"
+    asked = []
+    class CompareCB(Callback):
+        order = 50
+        def after_step(self, learn):
+            if learn.iter == 4: asked.append((get_preds(learn)[0], copy.deepcopy(averaging.average.mean)))
+    averaging = Averaging(.5)
+    learn = learner(MixedPrecisionCB(torch.bfloat16), averaging, CompareCB())
+    learn.fit(1)
+    (preds, means), other = asked[0], net().eval()
+    with torch.no_grad():
+        for t, mean in zip([t for t in other.state_dict().values() if t.is_floating_point()], means, strict=True): t.copy_(mean)
+        want = other(learn.dls.valid.x)
+    assert_close(preds, want, rtol=.05, atol=.02)
+
+
 @pytest.mark.parametrize('kind', [lambda x: [x[:20], x[20:]], lambda x: [(x[:20],), [x[20:]]], lambda x: [dict(image=x[:20]), dict(image=x[20:])],
                                   lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 7), lambda x: torch.utils.data.DataLoader(x, 7)])
 def test_predictions_of_a_loader_without_labels(kind):

@@ -416,14 +416,18 @@ def fit(self:Learner,
     self.check_fit(n_epochs, lr, train, valid)
     cbs = [*self.cbs, *cbs]
     check_callbacks(cbs)
+    if getattr(self, '_handlers', None):
+        raise RuntimeError('this learner is in the middle of a fit: for another one beside it, '
+                           'write with aside(learn): learn.fit(…)')
     self._listen(sort_callbacks(cbs))
-    self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
-    self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
-    if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
-    n = n_batches(self.dls.train) if train else None
-    self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n  # steps taken; steps planned
-    self.model.zero_grad()
-    try: run_level('fit', self._all_epochs, self._emit)
+    try:
+        self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
+        self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
+        if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
+        n = n_batches(self.dls.train) if train else None
+        self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n  # steps taken; steps planned
+        self.model.zero_grad()
+        run_level('fit', self._all_epochs, self._emit)
     except CancelStep as e:
         raise RuntimeError('CancelStep was raised where no step can be left out any more: '
                            'raise it in after_backward or in `step`') from e
@@ -442,11 +446,11 @@ def _detached(value, other=lambda value: value):
 
 @patch
 def _let_go(self:Learner):
+    self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
+    self.dl = None
     if hasattr(self, 'batch'): self.batch = _detached(self.batch)
     for name in {'preds', 'loss'} & set(vars(self)):
         setattr(self, name, _detached(getattr(self, name), other=lambda value: None))
-    self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
-    self.dl = None
 
 # %% ../nbs/02_learner.ipynb #a8838b71
 @patch
@@ -1047,14 +1051,15 @@ def _random_kept():
 
 @contextlib.contextmanager
 def aside(
-    learn:Learner  # may be in the middle of a fit
+    learn:Learner  # may be in the middle of a fit; or any object that holds what is to be put back
 ):                 # the same learner
     "What runs inside leaves no trace on the training: weights, optimizer, callbacks, loaders, random numbers are put back"
     with contextlib.ExitStack() as stack:
         for undo in _undo_all(learn): stack.callback(undo)
         stack.enter_context(_random_kept())
         busy = [id(cb) for cb in getattr(learn, '_calling', ())]
-        learn.cbs = tuple(cb for cb in learn.cbs if id(cb) not in busy)
+        learn.cbs = tuple(cb for cb in getattr(learn, 'cbs', ()) if id(cb) not in busy)
+        learn._handlers = {}                       # no fit is under way in here
         yield learn
 
 # %% ../nbs/02_learner.ipynb #02a51de6

@@ -894,3 +894,24 @@ def test_compiled_models():
         fits.append((rates, [row['valid_loss'] for row in learn.history]))
     for a, b in zip(*fits): assert a == pytest.approx(b, rel=1e-5)
     for a, b in zip(plain.parameters(), model.parameters()): torch.testing.assert_close(a, b)
+
+
+def test_a_fit_in_a_fit_is_refused_but_not_aside():
+    class Nested(Callback):
+        def after_batch(self, learn):
+            if learn.iter == 0 and learn.training: learn.fit(1)
+    learn = learner(Nested())
+    with pytest.raises(RuntimeError, match='in the middle of a fit: .* with aside'): learn.fit(1)
+    learn.cbs, learn.opt_func = (), lambda params, lr: 1/0
+    for _ in range(2):                           # a fit that fails early is not under way
+        with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[SingleBatchCB()])
+    assert learn.active == []
+
+
+def test_aside_of_anything():
+    from types import SimpleNamespace
+    model = nn.BatchNorm1d(3)
+    with aside(SimpleNamespace(model=model)) as held:
+        held.model(X)
+        assert not torch.equal(model.running_mean, torch.zeros(3))
+    assert torch.equal(model.running_mean, torch.zeros(3)) and vars(held) == {'model': model}

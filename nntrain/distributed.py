@@ -22,6 +22,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import TensorLoader, to_device
+from .callbacks import GradientAccumulationCB, MixedPrecisionCB
+from .data import TensorLoader, n_batches, to_device
 from .learner import CANCELS, Callback, Mean, MetricsCB, ProgressCB, _tensors
 
 # %% auto #0
@@ -152,13 +154,17 @@ def _replies(self:Processes, timeout):
     raise failed[0] if failed else TimeoutError(f'not all processes answered within {timeout:g} s: does one wait for another that does not come?')
 
 # %% ../nbs/11c_distributed.ipynb #ec712901
+def _launched()->bool:  # by torchrun or `accelerate launch`, which starts several processes with it?
+    return dist.is_available() and dist.is_torchelastic_launched()
+
 def world_size()->int:
     "How many processes train together; 1 if nobody has started several"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 def is_main()->bool:
-    "Is this the process that prints and saves? With only one process, it is"
-    return int(os.environ.get('RANK', 0)) == 0
+    "Is this the process that prints and saves? A process that nobody started with others is"
+    if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
+    return not _launched() or int(os.environ.get('RANK', 0)) == 0
 
 def all_sum(
     t:Tensor  # of the same shape in all processes
@@ -200,6 +206,14 @@ class TensorShard(TensorLoader):
         return own(epoch) if self.seed is not None else agree(lambda: own(epoch).cpu()).to(self.device)
 
 # %% ../nbs/11c_distributed.ipynb #188bab01
+_NO_WAY = ('no way to cut the batches of a {}: give it a method shard(rank, world) that returns a '
+           'loader of that part of each batch, of as many batches in every process; or use a '
+           'TensorLoader, a DataLoader with a dataset that can be indexed, or a list of batches')
+
+def _can_be_indexed(loader):
+    stream = isinstance(getattr(loader, 'dataset', None), torch.utils.data.IterableDataset)
+    return hasattr(loader, 'dataset') and not stream and getattr(loader, 'batch_sampler', None) is not None
+
 class _BatchShard:
     "The index lists of a batch sampler, drawn by the main process, of each only the part"
     def __init__(self, batches, rank, world): self.batches, self.rank, self.world = batches, rank, world
@@ -219,8 +233,11 @@ class LoaderShard:
         world:int   # of how many
     ):
         part_of(0, rank, world)
+        if not _can_be_indexed(loader): raise TypeError(_NO_WAY.format('DataLoader'))
         self.whole, self.batches = loader, _BatchShard(loader.batch_sampler, rank, world)
-        kept = {k: getattr(loader, k) for k in ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context', 'prefetch_factor', 'persistent_workers')}
+        kept = {k: getattr(loader, k) for k in (
+            'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
+            'multiprocessing_context', 'prefetch_factor', 'persistent_workers')}
         generator = loader.generator if rank == 0 else None   # workers augment with seeds of their own
         self.loader = torch.utils.data.DataLoader(loader.dataset, batch_sampler=self.batches, generator=generator, **kept)
     def __getattr__(self, name): return getattr(self.__dict__['whole'], name)     # dataset, batch_size, …
@@ -260,10 +277,8 @@ def shard(
     if hasattr(loader, 'shard'): return loader.shard(rank, world)
     if type(loader) is TensorLoader: return TensorShard(loader, rank, world, device)   # a class derived from it may make its batches in another way
     if isinstance(loader, (list, tuple)): return ListShard(loader, rank, world)
-    indexed = hasattr(loader, 'dataset') and not isinstance(loader.dataset, torch.utils.data.IterableDataset)
-    if getattr(loader, 'batch_sampler', None) is not None and indexed: return LoaderShard(loader, rank, world)
-    raise TypeError(f'no way to cut the batches of a {type(loader).__name__}: give it a method shard(rank, world) that returns a loader of that part of each batch, '
-                    f'of as many batches in every process; or use a TensorLoader, a DataLoader with a dataset that can be indexed, or a list of batches')
+    if _can_be_indexed(loader): return LoaderShard(loader, rank, world)
+    raise TypeError(_NO_WAY.format(type(loader).__name__))
 
 # %% ../nbs/11c_distributed.ipynb #ba956401
 class AccelerateCB(Callback):
@@ -276,18 +291,26 @@ class AccelerateCB(Callback):
         **kwargs                           # passed on to `accelerate.Accelerator`, such as mixed_precision='bf16'
     ):
         self.main_only, self.sync_batchnorm, self.find_unused, self.kwargs = tuple(main_only), sync_batchnorm, find_unused_parameters, kwargs
-        self.accelerator, self.raw = None, None
+        self.accelerator, self.raw, self.scaling = None, None, None
     def _start(self):
         try:
             from accelerate import Accelerator
             from accelerate.utils import DistributedDataParallelKwargs
-        except ImportError as e: raise ImportError("AccelerateCB needs the package accelerate: pip install 'nntrain[accelerate]'") from e
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=self.find_unused), *self.kwargs.get('kwargs_handlers', ())]
-        started, gpus = int(os.environ.get('WORLD_SIZE', 1)), torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != 'mps'
+        except ImportError as e:
+            raise ImportError("AccelerateCB needs the package accelerate: pip install 'nntrain[accelerate]'") from e
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=self.find_unused)
+        handlers = [ddp, *self.kwargs.get('kwargs_handlers', ())]
+        started = int(os.environ['WORLD_SIZE']) if _launched() else world_size()
+        gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != 'mps'
         if started > 1 and not gpus: self.kwargs.setdefault('cpu', True)   # otherwise accelerate leaves each process alone
         self.accelerator = Accelerator(**self.kwargs | dict(kwargs_handlers=handlers))
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
-        if self.world != started: raise RuntimeError(f'{started} processes were started, but accelerate knows of {self.world}: each would train alone')
+        if self.world < started:
+            raise RuntimeError(f'{started} processes were started, but accelerate knows of {self.world}: each would train alone')
+    @property
+    def n_skipped(self)->int:
+        "Steps of the newest fit that were left out because a float16 gradient overflowed"
+        return 0 if self.scaling is None else self.scaling.n_skipped
 
 # %% ../nbs/11c_distributed.ipynb #0c3a7501
 @patch
@@ -300,7 +323,31 @@ def before_fit(self:AccelerateCB, learn):
         warnings.simplefilter('ignore', FutureWarning)                             # newer torch has another name for broadcast_buffers
         frozen = not any(p.requires_grad for p in learn.model.parameters())        # nothing to average
         self.model = self.accelerator.prepare_model(learn.model, evaluation_mode=frozen)   # on its device; with several processes in a DistributedDataParallel
-    if self.accelerator.scaler is not None and 'train' in learn.phases: learn.opt = self.accelerator.prepare_optimizer(learn.opt)   # float16 only
+    self._prepare_scaling(learn)
+
+# %% ../nbs/11c_distributed.ipynb #0c3a7503
+@patch
+def _prepare_scaling(self:AccelerateCB, learn):
+    "For float16: unscale behind accumulation, before all others; a step that is left out is no step"
+    self.scaling = None
+    if self.accelerator.scaler is None or 'train' not in learn.phases: return
+    others = [cb for cb in learn.active if hasattr(cb, 'step')]
+    if others: raise ValueError(f'{others[0]} and the scaler of float16 both want to take the step: leave it out, or use bf16')
+    self.scaling = MixedPrecisionCB(torch.float16, self.accelerator.scaler)
+    self.scaling.before_fit(learn)
+    learn._verbs['step'] = partial(self.scaling.step, learn)
+    handlers = learn._handlers['after_backward']
+    handlers.remove(self.after_backward)
+    collecting = [i for i, h in enumerate(handlers) if isinstance(getattr(h, '__self__', None), GradientAccumulationCB)]
+    handlers.insert(max(collecting, default=-1) + 1, self.after_backward)
+
+@patch
+def after_backward(self:AccelerateCB, learn):
+    if self.scaling is not None: self.scaling.after_backward(learn)
+
+@patch
+def after_batch(self:AccelerateCB, learn):
+    if self.scaling is not None: self.scaling.after_batch(learn)
 
 # %% ../nbs/11c_distributed.ipynb #4a186e01
 @patch
@@ -355,7 +402,8 @@ def _check_plan(self:AccelerateCB, learn):
     plan = {'n_epochs': learn.n_epochs, 'phases': learn.phases, 'parameters': sum(p.numel() for p in learn.model.parameters())}
     for phase in learn.phases:
         loader = getattr(learn.dls, phase)
-        plan |= {f'{phase} {k}': getattr(loader, k, None) for k in ('batch_size', 'seed', 'epoch', 'shuffle')} | {f'{phase} batches': len(loader) if hasattr(loader, '__len__') else None}
+        plan |= {f'{phase} {k}': getattr(loader, k, None) for k in ('batch_size', 'seed', 'epoch', 'shuffle')}
+        plan[f'{phase} batches'] = n_batches(loader)
         if isinstance(loader, TensorLoader): plan[f'{phase} targets'] = zlib.crc32(loader.y.cpu().numpy().tobytes())
     plans = [None]*self.world
     dist.all_gather_object(plans, plan)
@@ -370,7 +418,7 @@ def _check_plan(self:AccelerateCB, learn):
 @patch
 def before_batch(self:AccelerateCB, learn):
     learn.batch = to_device(learn.batch, self.device)
-    self.empty = self.world > 1 and len(next(_tensors(learn.batch))) == 0
+    self.empty = self.world > 1 and learn.count() == 0
     if learn.training: learn.model = self.model            # for `predict` only: everybody else sees the model itself
     if self.empty:
         learn.batch = _like(learn.batch)
@@ -389,12 +437,13 @@ def after_predict(self:AccelerateCB, learn):
 def cleanup_batch(self:AccelerateCB, learn):
     learn.model = self.raw
     if self.empty: learn._handlers['after_loss'] = self.handlers
+    if self.scaling is not None: self.scaling.cleanup_batch(learn)
 
 # %% ../nbs/11c_distributed.ipynb #2fb8f301
 @patch
 def after_loss(self:AccelerateCB, learn):
     if self.world == 1: return
-    n, loss = 0 if self.empty else len(next(_tensors(learn.batch))), learn.loss
+    n, loss = 0 if self.empty else learn.count(), learn.loss
     count = torch.tensor(float(n), dtype=torch.double, device=loss.device)
     total, learn.n_samples = all_sum(torch.stack([loss.detach().double()*n if n else count, count]))
     self.weight, self.nothing = (n*self.world/learn.n_samples).to(loss.dtype), loss*0

@@ -132,9 +132,8 @@ def _titled(options, dls, device):
     words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
     if options['schedule'] != 'constant': words.append(options['schedule'])
     if options['augment']: words.append('augmented')
-    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held out of '
-            f'them to validate, {dls.test.n:,} for one test at the end; '
-            f'{", ".join(words)}, {device}')
+    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held out to '
+            f'validate, {dls.test.n:,} for one test at the end; {", ".join(words)}, {device}')
 
 def _tested(learn, cbs, path):
     "Loss and accuracy on the test split: measured once, and kept in the file `path`"

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from nntrain.callbacks import StopOnNonFiniteCB
+from nntrain.callbacks import GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, StopOnNonFiniteCB, WeightAveragingCB
 from nntrain.data import DataLoaders, TensorLoader
-from nntrain.distributed import AccelerateCB, ListShard, LoaderShard, Processes, TensorShard, part_of, shard
-from nntrain.learner import Accuracy, Callback, CancelEpoch, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB, set_seed
+from nntrain.distributed import AccelerateCB, ListShard, LoaderShard, Processes, TensorShard, is_main, part_of, shard
+from nntrain.learner import Accuracy, Callback, CancelEpoch, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB, set_seed
 from nntrain.momentum import Momentum
+from nntrain.schedule import ScheduleCB, linear
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -125,6 +126,8 @@ def test_loaders_that_cannot_be_cut_are_refused_and_named_tuples_stay():
         def _batch(self, order, i): xb, yb = super()._batch(order, i); return xb + 1, yb
     for loader in DataLoader(Stream(), 2), DataLoader(Stream(), None), Brighter(x, x, 2):
         with pytest.raises(TypeError, match=f'cut the batches of a {type(loader).__name__}'): shard(loader, 0, 2)
+    for loader in DataLoader(Stream(), 2), DataLoader(Stream(), None):
+        with pytest.raises(TypeError, match='cut the batches of a DataLoader'): LoaderShard(loader, 0, 2)
     Pair = namedtuple('Pair', 'x y')
     data = [Pair(a, a) for a in x[:5]]
     for loader in DataLoader(data, 2), list(DataLoader(data, 2)):
@@ -278,6 +281,25 @@ def test_random_numbers_differ_and_first_weights_do_not(two):
     assert first == first_too and not set(dice) & set(dice_too) and gap(weights, weights_too) == 0
 
 
+def test_with_one_seed_every_process_draws_its_own_numbers():
+    "As a script does, which seeds all processes alike: Python's, NumPy's and torch's numbers differ from each to each"
+    def drawn():
+        import random
+        import numpy as np
+        numbers = []
+        class DrawCB(Callback):
+            def before_batch(self, learn):
+                if learn.training: numbers.append((random.random(), np.random.rand(), torch.rand(()).item()))
+        set_seed(0)
+        Learner(model(), DataLoaders(loader('in order', 16), loader('in order', 16)), F.cross_entropy, cbs=[AccelerateCB(), DrawCB()]).fit(1)
+        return numbers[0]
+    with Processes(3) as three:
+        three.run(IMPORTS)
+        three.define(toy, loader, model)
+        results = three.run(drawn)
+    for kind in zip(*results): assert len(set(kind)) == 3, results
+
+
 def test_batchnorm_averages_its_statistics(two):
     "Mean over the processes of what each has seen: for one training batch it can be computed by hand"
     def one_batch():
@@ -342,6 +364,99 @@ def test_metrics_that_cannot_be_added_are_refused(two):
 
 def test_two_providers_of_backward_are_refused():
     with pytest.raises(ValueError, match='backward'): train(cbs=[AccelerateCB(), TrainCB()])
+
+
+@pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])
+def test_ranks_left_over_in_the_environment_change_nothing(monkeypatch, variables):
+    plain = train()
+    for name, value in variables.items(): monkeypatch.setenv(name, value)
+    assert is_main()
+    with_cb = train(cbs=[AccelerateCB()])
+    assert gap(plain[0], with_cb[0]) == 0 and plain[1:] == with_cb[1:]
+
+
+def test_a_launcher_is_asked_before_the_processes_have_met(monkeypatch):
+    for name, value in {'TORCHELASTIC_RUN_ID': 'none', 'RANK': '1', 'WORLD_SIZE': '2'}.items(): monkeypatch.setenv(name, value)
+    assert not is_main()
+    monkeypatch.setenv('RANK', '0')
+    assert is_main()
+
+
+# ---- float16: the scaler of a GPU works on a CPU, too
+
+class Float16CB(AccelerateCB):
+    "As with mixed_precision='fp16' on a GPU: accelerate has a scaler"
+    def _start(self):
+        super()._start()
+        self.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
+
+
+class ScalerCB(MixedPrecisionCB):
+    "Scales, but computes in full precision"
+    def __init__(self): super().__init__(scaler=torch.amp.GradScaler('cpu', init_scale=2.**16))
+    def before_batch(self, learn): pass
+
+
+class OverflowCB(Callback):
+    "Infinite gradients in some batches of the first epoch"
+    order = -20
+    def __init__(self, *batches): self.batches = batches
+    def after_backward(self, learn):
+        if learn.epoch == 0 and learn.iter in self.batches: next(learn.model.parameters()).grad.fill_(float('inf'))
+
+
+class TakenCB(Callback):
+    def after_fit(self, learn): self.n = learn.n_taken
+
+
+def test_float16_clips_unscaled_gradients():
+    clips = [GradientClipCB(.2) for _ in range(3)]
+    plain, scaled, mixed = (train(cbs=[clip, *cbs]) for clip, cbs in zip(clips, ([], [Float16CB(cpu=True)], [ScalerCB()])))
+    assert gap(scaled[0], mixed[0]) == 0 and clips[1].norms == clips[2].norms
+    assert gap(scaled[0], plain[0]) < 1e-12 and max(abs(a - b) for a, b in zip(clips[0].norms, clips[1].norms)) < 1e-6
+    assert gap(scaled[0], model().state_dict().values()) > .01
+
+
+@pytest.mark.parametrize('n_batches', [1, 3])
+def test_float16_steps_that_overflow_do_not_count(n_batches):
+    def run(amp):
+        clip, average, schedule, taken = GradientClipCB(.2), WeightAveragingCB(1.), ScheduleCB(lr=linear(.1, 0.)), TakenCB()
+        weights, history, _ = train(cbs=[amp, OverflowCB(0, 1, 2), clip, average, schedule, taken, GradientAccumulationCB(n_batches)])
+        return weights, history, clip.norms, average.average.weight, schedule.values['lr'], taken.n, amp.n_skipped, amp
+    *ours, accelerated = run(Float16CB(cpu=True))
+    *theirs, mixed = run(ScalerCB())
+    assert gap(ours[0], theirs[0]) == 0 and ours[1:] == theirs[1:]
+    *_, rates, n_taken, n_skipped = ours
+    assert n_skipped == (3 if n_batches == 1 else 1) and len(rates) == n_taken == 2*-(-7//n_batches) - n_skipped
+    assert accelerated.accelerator.scaler.get_scale() == mixed.scaler.get_scale() == 2.**16/2**n_skipped
+
+
+def test_float16_steps_that_somebody_else_cancels():
+    class SkipCB(Callback):
+        order = 5
+        def after_backward(self, learn):
+            if learn.iter % 2: raise CancelStep()
+    ours, theirs = (train(cbs=[amp, SkipCB(), GradientClipCB(.2)]) for amp in (Float16CB(cpu=True), ScalerCB()))
+    assert gap(ours[0], theirs[0]) == 0
+
+
+def test_float16_beside_another_who_steps_is_refused():
+    class StepCB(Callback):
+        def step(self, learn): learn.opt.step()
+    with pytest.raises(ValueError, match='want to take the step'): train(cbs=[Float16CB(cpu=True), StepCB()])
+
+
+def test_float16_in_two_processes(two):
+    two.define(Float16CB, OverflowCB)
+    def together():
+        clip, amp = GradientClipCB(.2), Float16CB()
+        weights, history, _ = train(cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
+        return weights, clip.norms, amp.n_skipped
+    (a, norms, skipped), (b, norms_too, skipped_too) = two.run(together)
+    clip, amp = GradientClipCB(.2), ScalerCB()
+    alone = train(cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
+    assert gap(a, b) == 0 and norms == norms_too and skipped == skipped_too == amp.n_skipped == 1
+    assert gap(a, alone[0]) < 1e-12
 
 
 def test_one_process_changes_nothing():

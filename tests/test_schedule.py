@@ -184,7 +184,7 @@ def test_each_fit_starts_anew_and_validation_alone_needs_no_optimizer():
     for _ in range(2):
         learn.fit(1)
         assert sched.values['lr'] == at_steps(linear(.1, 0.), 4)
-    learner([ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(lr_scheduler.ExponentialLR, gamma=.5))]).fit(1, train=False)
+    for cb in sched, TorchSchedulerCB(partial(lr_scheduler.ExponentialLR, gamma=.5)): learner([cb]).fit(1, train=False)
 
 
 @pytest.mark.parametrize('cancel', [CancelBatch, CancelFit])

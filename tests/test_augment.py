@@ -308,7 +308,7 @@ def test_mixing_trains_beside_everything_else(mixing):
 @pytest.mark.parametrize('at', [None, 5], ids=['between epochs', 'in an epoch'])
 def test_an_interrupted_training_goes_on_with_the_same_pictures(at, tmp_path):
     class StopCB(Callback):
-        order, n_batches = 2000, 0
+        order, watches, n_batches = 2000, True, 0
         def after_batch(self, learn):
             self.n_batches += learn.training
             if self.n_batches == 2*len(learn.dls.train) + (at or 1): raise KeyboardInterrupt
@@ -423,11 +423,8 @@ def test_predictions_after_a_fit_leave_its_records_and_gradients():
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in learn.model.parameters())
 
 
-class Averaging(WeightAveragingCB): changes_model = True
-
-
 def test_predictions_use_the_weights_that_were_validated():
-    averaging = Averaging(.9)
+    averaging = WeightAveragingCB(.9)
     learn = learner(averaging)
     learn.fit(2)
     def loss(preds, targets): return F.cross_entropy(preds, targets).item()
@@ -437,7 +434,7 @@ def test_predictions_use_the_weights_that_were_validated():
     learn.cbs = [cb for cb in learn.cbs if cb is not averaging]
     assert abs(loss(*get_preds(learn)) - valid_loss) > 1e-4                                  # the trained weights are still in the model
     asking = AskCB('after_epoch')                                                            # an average that was given to `fit`
-    learn.fit(2, cbs=[Averaging(.9), asking])
+    learn.fit(2, cbs=[WeightAveragingCB(.9), asking])
     assert abs(loss(*asking.answers[-1]) - learn.history[-1]['valid_loss']) < 1e-5
 
 
@@ -448,7 +445,7 @@ def test_predictions_under_autocast_use_the_weights_of_the_average():
         order = 50
         def after_step(self, learn):
             if learn.iter == 4: asked.append((get_preds(learn)[0], copy.deepcopy(averaging.average.mean)))
-    averaging = Averaging(.5)
+    averaging = WeightAveragingCB(.5)
     learn = learner(MixedPrecisionCB(torch.bfloat16), averaging, CompareCB())
     learn.fit(1)
     (preds, means), other = asked[0], net().eval()

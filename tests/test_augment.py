@@ -327,6 +327,20 @@ def test_an_interrupted_training_goes_on_with_the_same_pictures(at, tmp_path):
     assert [row['train_loss'] for row in resumed.history] == [row['train_loss'] for row in whole.history]
 
 
+@pytest.mark.parametrize('change, said', [(dict(p=.3), 'tfms of AugmentCB'), (dict(on_valid=True), 'on_valid of AugmentCB'), (dict(alpha=.2), 'alpha of MixUpCB')])
+def test_a_checkpoint_is_refused_where_a_number_of_a_transform_differs(change, said, tmp_path):
+    class StopCB(Callback):
+        order, watches = 2000, True
+        def before_epoch(self, learn):
+            if learn.epoch == 1: raise KeyboardInterrupt
+    def train(*cbs, p=.5, on_valid=False, alpha=.4):
+        learn = learner(AugmentCB(RandomFlip(p), on_valid=on_valid), MixUpCB(alpha), dls=small_dls(16))
+        learn.fit(2, cbs=[CheckpointCB(tmp_path/'run.pt', quiet=True), *cbs])
+    with pytest.raises(KeyboardInterrupt): train(StopCB())
+    with pytest.raises(ValueError, match=said): train(**change)
+    train()
+
+
 def test_augment_and_mix_take_batches_that_are_dicts():
     batches = [dict(image=torch.rand(8, 1, 6, 6), label=torch.randint(3, (8,)))]
     seen = []

@@ -308,7 +308,7 @@ def test_mixing_trains_beside_everything_else(mixing):
 @pytest.mark.parametrize('at', [None, 5], ids=['between epochs', 'in an epoch'])
 def test_an_interrupted_training_goes_on_with_the_same_pictures(at, tmp_path):
     class StopCB(Callback):
-        order, n_batches = 2000, 0
+        order, watches, n_batches = 2000, True, 0
         def after_batch(self, learn):
             self.n_batches += learn.training
             if self.n_batches == 2*len(learn.dls.train) + (at or 1): raise KeyboardInterrupt
@@ -325,6 +325,20 @@ def test_an_interrupted_training_goes_on_with_the_same_pictures(at, tmp_path):
     whole = train()
     for (name, one), other in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True): assert torch.equal(one, other), name
     assert [row['train_loss'] for row in resumed.history] == [row['train_loss'] for row in whole.history]
+
+
+@pytest.mark.parametrize('change, said', [(dict(p=.3), 'tfms of AugmentCB'), (dict(on_valid=True), 'on_valid of AugmentCB'), (dict(alpha=.2), 'alpha of MixUpCB')])
+def test_a_checkpoint_is_refused_where_a_number_of_a_transform_differs(change, said, tmp_path):
+    class StopCB(Callback):
+        order, watches = 2000, True
+        def before_epoch(self, learn):
+            if learn.epoch == 1: raise KeyboardInterrupt
+    def train(*cbs, p=.5, on_valid=False, alpha=.4):
+        learn = learner(AugmentCB(RandomFlip(p), on_valid=on_valid), MixUpCB(alpha), dls=small_dls(16))
+        learn.fit(2, cbs=[CheckpointCB(tmp_path/'run.pt', quiet=True), *cbs])
+    with pytest.raises(KeyboardInterrupt): train(StopCB())
+    with pytest.raises(ValueError, match=said): train(**change)
+    train()
 
 
 def test_augment_and_mix_take_batches_that_are_dicts():
@@ -423,11 +437,8 @@ def test_predictions_after_a_fit_leave_its_records_and_gradients():
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in learn.model.parameters())
 
 
-class Averaging(WeightAveragingCB): changes_model = True
-
-
 def test_predictions_use_the_weights_that_were_validated():
-    averaging = Averaging(.9)
+    averaging = WeightAveragingCB(.9)
     learn = learner(averaging)
     learn.fit(2)
     def loss(preds, targets): return F.cross_entropy(preds, targets).item()
@@ -437,7 +448,7 @@ def test_predictions_use_the_weights_that_were_validated():
     learn.cbs = [cb for cb in learn.cbs if cb is not averaging]
     assert abs(loss(*get_preds(learn)) - valid_loss) > 1e-4                                  # the trained weights are still in the model
     asking = AskCB('after_epoch')                                                            # an average that was given to `fit`
-    learn.fit(2, cbs=[Averaging(.9), asking])
+    learn.fit(2, cbs=[WeightAveragingCB(.9), asking])
     assert abs(loss(*asking.answers[-1]) - learn.history[-1]['valid_loss']) < 1e-5
 
 
@@ -448,7 +459,7 @@ def test_predictions_under_autocast_use_the_weights_of_the_average():
         order = 50
         def after_step(self, learn):
             if learn.iter == 4: asked.append((get_preds(learn)[0], copy.deepcopy(averaging.average.mean)))
-    averaging = Averaging(.5)
+    averaging = WeightAveragingCB(.5)
     learn = learner(MixedPrecisionCB(torch.bfloat16), averaging, CompareCB())
     learn.fit(1)
     (preds, means), other = asked[0], net().eval()

@@ -699,11 +699,17 @@ def _results_dir():
     root = _checkout()
     return root/'results' if root else Path(nntrain.__file__).resolve().parent/'results'
 
+def _mode(path):  # permissions for a new file: those of the old one, else what the user's umask leaves
+    if path.exists(): return path.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
 def _write(path, text):  # all or nothing: a reader never meets half a file
     handle,name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix='.part')
     try:
         with os.fdopen(handle, 'w', encoding='utf-8') as f: f.write(text)
-        os.chmod(name, 0o644)
+        os.chmod(name, _mode(path))  # a temporary file is private
         os.replace(name, path)
     except BaseException: os.unlink(name); raise
 
@@ -757,7 +763,7 @@ def record(
     seeds=None,           # the seeds; default 0, 1, …
     better:str='higher',  # is 'higher' or 'lower' better?
     hint:str='are data, split, budget and seed the same?',  # what to ask a reader whose value is on the bad side
-    best=None,            # (value, who): the best ancestor's figure
+    best=None,            # (value, who): the best ancestor's figure for the same experiment
     note:str='',          # anything a reader must know
     hardware:str=None,    # default: this machine's GPU or CPU
     budget=None,          # the run's budget or its name: only a full one is written; None = what `nntrain_execute` runs

@@ -538,10 +538,17 @@ def test_pairs_are_made_by_seed(tmp_path, capsys):
     with pytest.raises(ValueError, match='same seeds on both sides'): paired_difference(a, [.1, .2])
     with pytest.raises(ValueError, match='must be a share'): paired_difference(a, b, level=95)
 
-def test_written_files_can_be_read_by_others(tmp_path):
-    """A temporary file is private; what is put in its place is an ordinary file"""
-    record('a', [.1, .2], folder=tmp_path, **KW)
-    assert (tmp_path/'a.json').stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
+def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
+    """A temporary file is private; what is put in its place is as readable as any new file of this user, or as the file before"""
+    before = os.umask(umask)
+    try: record('a', [.1, .2], folder=tmp_path, **KW)
+    finally: os.umask(before)
+    row = tmp_path/'a.json'
+    assert row.stat().st_mode & 0o777 == mode
+    row.chmod(0o604)
+    record('a', [.1, .3], folder=tmp_path, **KW)
+    assert row.stat().st_mode & 0o777 == 0o604
 
 def test_recorded_rows_are_complete():
     for name,row in results().items():

@@ -184,7 +184,9 @@ def page_problems(page, axe=None):
 
 def build(top):
     "`nbdev_docs` in a copy of the checkout, without what git ignores -> folder of the pages"
-    shutil.copytree(ROOT, top, symlinks=True, ignore=shutil.ignore_patterns('.git', '_proc', '_docs', '__pycache__', '.ipynb_checkpoints', 'node_modules', '.venv', 'venv', 'runs'))
+    shutil.copytree(ROOT, top, symlinks=True, ignore=shutil.ignore_patterns(
+        '.git', '.hypothesis', '.pytest_cache', '.ruff_cache', '.ipynb_checkpoints', '.venv', 'venv',
+        '_proc', '_docs', '__pycache__', 'node_modules', 'runs'))
     done = subprocess.run(['nbdev_docs'], cwd=top, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(top)})
     assert done.returncode == 0 and 'WARN' not in done.stdout + done.stderr, (done.stdout + done.stderr)[-3000:]
     return top/'_docs'

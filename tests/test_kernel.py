@@ -35,8 +35,8 @@ def install(top):
     "Everything but the wheel comes from the environment that runs the tests"
     from project_checks import run
     source = top/'source'
-    skip = shutil.ignore_patterns('.git', '__pycache__', 'build', '*.egg-info', 'runs',
-                                  '_proc', '_docs', 'tests', 'node_modules', '.venv', 'venv')
+    skip = shutil.ignore_patterns('.*', '__pycache__', 'build', '*.egg-info', 'runs', '_proc',
+                                  '_docs', 'tests', 'node_modules', 'venv')      # '.*': caches, which other workers change
     shutil.copytree(ROOT, source, ignore=skip)
     done = run(source, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', top/'dist')
     assert done.returncode == 0, done.stdout + done.stderr

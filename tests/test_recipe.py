@@ -19,8 +19,6 @@ from nntrain.recipe import OPTIMIZERS, nntrain_fit, train_fashion
 COMMAND = forked.command()
 FILES = ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json', 'test.json']
 TINY = ['--model', 'mlp', '--source', 'toy', '--device', 'cpu']
-
-
 command = forked.run   # in a process that need not load torch
 
 
@@ -236,6 +234,16 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, env, words, said):
     done = command(*words, '--out', str(tmp_path/'new'), env=env)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and said in done.stderr, done.stderr
     assert not (tmp_path/'new').exists()                                        # nothing was made
+
+
+def test_a_forked_process_is_as_good_as_a_started_one(tmp_path, env):
+    "What the other tests rely on: words, environment, folder, both outputs, status"
+    for words in ['--lr', 'nan'], ['--help']:
+        kwargs = dict(env=env | {'COLUMNS': '70'}, cwd=tmp_path)
+        real = subprocess.run([*COMMAND, *words], capture_output=True, text=True, **kwargs)
+        fork = command(*words, **kwargs)
+        assert (fork.returncode, fork.stderr) == (real.returncode, real.stderr)
+        assert fork.stdout.splitlines()[1:] == real.stdout.splitlines()[1:]   # usage: the program's name
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')

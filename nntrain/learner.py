@@ -89,7 +89,7 @@ def _check_names(cls):  # of the methods that `cls` itself has
         near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
         if near or name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
             near = near or difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
-            raise TypeError(f'{cls.__name__}.{name} looks like an event, but there is none of that name: did you mean {near[0]!r}? '
+            raise TypeError(f'{cls.__name__}.{name} looks like an event, but no event has that name: did you mean {near[0]!r}? '
                             f'Events: {", ".join(EVENTS)}. A helper method of another kind may start with an underscore.')
 
 def _given(cls, args, kwargs):
@@ -116,7 +116,7 @@ class Callback:
     order = 0              # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same event
     needs = ()             # callback classes that must be there too
     watches = False        # True: only looks on (metrics, progress), so it is left out of `lr_find`
-    changes_model = False  # True: validation sees another model (an average), so predictions need it, too
+    changes_model = False  # True: validation sees another model (an average), so predictions need it
     owns = ()              # names of hyperparameters that it writes, such as ('lr',): each has one owner
     shows = ()             # names of attributes that `repr` shows
 
@@ -639,7 +639,7 @@ def history_table(
     history,       # rows of `learn.history`
     plain=False    # aligned text instead of a Markdown table
 )->str:
-    "The rows of a training as a table; what a row does not have stays empty"
+    "The rows of a history as a table; what a row does not have stays empty"
     if not history: return ''
     cell = lambda k, v: '' if v is None else f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds' else f'{v:.4f}'
     names = list(dict.fromkeys(k for row in sorted(history, key=len, reverse=True) for k in row))  # in the order of the longest row
@@ -1065,7 +1065,7 @@ def aside(
 # %% ../nbs/02_learner.ipynb #02a51de6
 def acting(
     cbs,                 # callbacks
-    predict:bool=False   # True: keep those that change the model which validation sees, too
+    predict:bool=False   # True: keep those that change the model that validation sees
 )->list:                 # those that are left, in the same order
     "Callbacks without those that only watch, except where another one needs them"
     kept = [cb for cb in cbs if not cb.watches or predict and cb.changes_model]

@@ -279,9 +279,11 @@ def _loader_facts(loader):
     its = {name: getattr(loader, name, None) for name in ('sampler', 'batch_sampler', 'collate_fn')}
     return facts | {name: describe(it, 3) for name, it in its.items() if it is not None}
 
+def _counts(cb, learn): return cb in _with_state(learn) or not cb.watches and bool(cb.settings())
+
 def _callback_facts(learn):
     "Settings of callbacks, but for those that only look on and remember nothing, for places and for devices"
-    count = [cb for cb in learn.active if not cb.watches or cb in _with_state(learn)]
+    count = [cb for cb in learn.active if _counts(cb, learn)]
     names = [type(cb).__name__ for cb in count]
     facts = {'callbacks': names}
     for i, cb in enumerate(count):
@@ -369,8 +371,9 @@ class CheckpointCB(Callback):
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
     workers = {f'number of workers of the {phase} loader': getattr(dl, 'num_workers', 0) for phase, dl in _loaders(learn).items()}
+    bare = [type(cb).__name__ for cb in learn.active if not (cb.watches or _counts(cb, learn))]
     return {'torch': str(torch.__version__), 'device': learn.device.type, 'compiled': compiled,
-            'CPU threads': torch.get_num_threads(), **workers}
+            'CPU threads': torch.get_num_threads(), 'callbacks without settings': bare, **workers}
 
 def _check_savable(learn):
     for name, value in learn.model.state_dict().items():

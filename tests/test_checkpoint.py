@@ -339,7 +339,7 @@ def augments(p): return AugmentCB(RandomErase(p=p))
     (dict(cbs=[lambda: GradientAccumulationCB(2)]), dict(cbs=[lambda: GradientAccumulationCB(3)]), 'n_batches of GradientAccumulationCB was 2, is 3'),
     (dict(cbs=[lambda: WeightAveragingCB(.9)]), dict(cbs=[lambda: WeightAveragingCB(.99)]), 'beta of WeightAveragingCB was 0.9, is 0.99'),
     (dict(cbs=[lambda: augments(.5)]), dict(cbs=[lambda: augments(.6)]), 'p=0.6'),
-    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "callbacks was ['FactsCB'], is ['MixUpCB', 'FactsCB']"),
+    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "callbacks was [], is ['MixUpCB']"),
     (dict(cbs=[lambda: mixes(.4)]), dict(cbs=[lambda: mixes(.3)]), 'alpha of MixUpCB was 0.4, is 0.3'),
     *[(dict(cbs=[MetricsCB, then]), dict(cbs=[MetricsCB, now]), said) for then, now, said in CALLBACKS],
     *[(dict(cbs=[partial(BatchTransformCB, then)]), dict(cbs=[partial(BatchTransformCB, now)]), 'tfm of BatchTransformCB was') for then, now in FUNCTIONS]])
@@ -421,6 +421,11 @@ def test_a_state_of_another_class_is_not_taken(tmp_path):
     load = LoadCB()
     learner(One()).fit(1, cbs=[load])
     with pytest.raises(ValueError, match=r"those of .*'One'.*are .*'Other'"): learner(Other()).fit(1, cbs=[load])
+
+def test_a_callback_without_settings_is_told_not_refused(tmp_path, capsys):
+    learner(EveryThirdCB()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert "callbacks without settings was ['EveryThirdCB'], is []" in capsys.readouterr().out
 
 def test_longer_is_another_plan(tmp_path, capsys):
     learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])

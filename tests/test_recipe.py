@@ -34,6 +34,7 @@ def wait_for_history(folder, process, seconds=600):
 @pytest.fixture
 def env(monkeypatch):
     monkeypatch.delenv('NNTRAIN_DATA', raising=False)
+    monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)   # with it argparse itself drops what nobody reads
     return os.environ | {'NNTRAIN_BUDGET': 'quick', 'OMP_NUM_THREADS': '1'}
 
 
@@ -107,7 +108,7 @@ def test_a_loss_that_is_not_finite_has_a_status_of_its_own(tmp_path, env, words)
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='pipes')
 def test_a_reader_that_goes_away_leaves_a_run_that_can_go_on(tmp_path, env):
-    process = subprocess.Popen([*COMMAND, *TINY, '--epochs', '50', '--out', str(tmp_path)], env=env,
+    process = subprocess.Popen([*COMMAND, *TINY, '--epochs', '6', '--out', str(tmp_path)], env=env,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert 'toy data' in process.stdout.readline()
     process.stdout.close()                              # as `| head -1` does

@@ -310,17 +310,11 @@ def _as_written(model):  # the model without what torch.compile has made of it, 
         yield getattr(model, '_orig_mod', model)
 
 @contextlib.contextmanager
-def _own_casts():  # autocast keeps 16-bit copies of weights: neither use those from outside nor leave any behind
-    torch.clear_autocast_cache()
-    try: yield
-    finally: torch.clear_autocast_cache()
-
-@contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
 ):
     "Run the model in eval mode without gradients, then put back all that it holds, and random state (see `aside`)"
-    with aside(SimpleNamespace(model=model, cbs=())), _own_casts(), torch.no_grad(): yield model.eval()
+    with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad(): yield model.eval()
 
 # %% ../nbs/03_activations.ipynb #58239801
 @dataclass

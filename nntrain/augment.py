@@ -13,9 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .activations import _own_casts
 from .learner import (TARGET_KEYS, BatchTransformCB, Callback, CancelBatch, CancelFit, Learner,
-                             _generators, aside, unpack)
+                             _generators, acting, aside, unpack)
 
 # %% auto #0
 __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', 'RandomErase', 'RandomCopy', 'PerImage',
@@ -273,20 +272,13 @@ class _CollectCB(Callback):
         self.targets.append(targets)
         raise CancelBatch
 
-def _acting(cbs):  # those that change what a validation phase predicts, and what they need
-    acting = [cb for cb in cbs if not cb.watches or cb.changes_model]
-    for cb in acting:                                    # grows meanwhile
-        missing = [kind for kind in cb.needs if not any(isinstance(other, kind) for other in acting)]
-        acting += [found for kind in missing if (found := next((c for c in cbs if isinstance(c, kind)), None))]
-    return [cb for cb in cbs if cb in acting]
-
 def _predict(learn, dl, tfms):
     if dl is None: raise ValueError('this learner has no validation loader: say which loader to predict, dl=…')
     asking = getattr(learn, '_calling', ())              # callbacks that are being called: in the middle of a fit
     cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
     collect = _CollectCB()
-    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn), _own_casts():
-        learn.cbs = _acting(cbs)
+    with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
+        learn.cbs = acting(cbs, predict=True)
         learn.dls = SimpleNamespace(train=getattr(learn.dls, 'train', None), valid=dl)
         views = AugmentCB(*tfms, on_train=False, on_valid=True)
         learn.fit(1, train=False, cbs=[_PredictCB(), views, collect])

@@ -16,11 +16,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .debias import ExactEMA
-from .learner import (Accuracy, After, Callback, CancelFit, CancelPhase, CancelStep,
+from .learner import (After, Callback, CancelFit, CancelPhase, CancelStep,
                              MetricsCB, _to_floats, last_metric)
 
 # %% auto #0
@@ -82,8 +81,7 @@ class MonitorCB(Callback):
     def _higher_is_better(self, metric):
         if self.mode is not None: return self.mode == 'max'
         if metric is None: return False                          # a loss, or seconds
-        known = True if isinstance(metric, Accuracy) else None
-        higher = getattr(metric, 'higher_is_better', known)      # as torchmetrics' say it
+        higher = getattr(metric, 'higher_is_better', None)       # torchmetrics' name for it
         if higher is None:
             raise ValueError(f"is a higher {self.monitor} better, or a lower one? {type(metric).__name__} "
                              f"does not say (higher_is_better): give mode='max' or mode='min'")
@@ -162,19 +160,6 @@ def _share(part, whole):  # of numbers or 0-dim tensors; 1 where there is nothin
     if isinstance(whole, Tensor): return torch.where(whole > 0, part/whole, 1.)
     return part/whole if whole else 1.
 
-def _divisor(loss_func, targets):
-    "What cross-entropy divides by: targets, but for those that it ignores, by their weights; None: unknown"
-    if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        func, weight, ignored = F.cross_entropy, loss_func.weight, loss_func.ignore_index
-    else:
-        func, given = getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {})
-        weight, ignored = given.get('weight'), given.get('ignore_index', -100)
-    of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
-    if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
-    counts = targets != ignored
-    total = (counts if weight is None else weight[targets.where(counts, 0)]*counts).sum()
-    return total.item() if total.device.type == 'cpu' else total.float()  # no wait for a GPU
-
 class GradientAccumulationCB(Callback):
     "Step once per `n_batches`, and at the end of each epoch, with the gradient of their samples as one batch"
     order, shows = -4, ('n_batches',)
@@ -196,10 +181,7 @@ class GradientAccumulationCB(Callback):
     def _weight(self, learn):
         "What the batch counts in the mean of the group: its samples, or what its loss divides by"
         together = getattr(learn, 'n_samples', None)                    # of several processes
-        if together: return int(together)
-        try: divisor = _divisor(learn.loss_func, learn.yb)
-        except ValueError: divisor = None                               # a batch of another kind
-        return learn.count() if divisor is None else divisor
+        return learn.loss_weight() if together is None else together.item()
     def after_loss(self, learn):
         if not learn.training: return
         n = self._weight(learn)
@@ -320,11 +302,11 @@ class WeightAveragingCB(Callback):
         "Have the averaged weights in `model` for the length of a `with`"
         with torch.no_grad():
             trained = [t.clone() for t in _averageable(model)]
-            for t, mean in zip(_averageable(model), self.average.mean): t.copy_(mean)
+            for t, mean in zip(_averageable(model), self.average.mean): t.data.copy_(mean)
         try: yield model
         finally:
             with torch.no_grad():
-                for t, old in zip(_averageable(model), trained): t.copy_(old)
+                for t, old in zip(_averageable(model), trained): t.data.copy_(old)
     def before_phase(self, learn):
         if self.validates and self.ready and not learn.training: self.swap = self.averaged(learn.model); self.swap.__enter__()
     def cleanup_phase(self, learn):

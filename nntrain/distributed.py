@@ -443,11 +443,14 @@ def cleanup_batch(self:AccelerateCB, learn):
 @patch
 def after_loss(self:AccelerateCB, learn):
     if self.world == 1: return
-    n, loss = 0 if self.empty else learn.count(), learn.loss
-    count = torch.tensor(float(n), dtype=torch.double, device=loss.device)
-    total, learn.n_samples = all_sum(torch.stack([loss.detach().double()*n if n else count, count]))
-    self.weight, self.nothing = (n*self.world/learn.n_samples).to(loss.dtype), loss*0
-    learn.loss = loss - loss.detach() + (total/learn.n_samples).to(loss.dtype)     # the value of all rows, the gradient of ours
+    loss, own = learn.loss, 0 if self.empty else learn.loss_weight()
+    n = torch.as_tensor(own, dtype=torch.double, device=loss.device)
+    value = loss.detach().double().where(n > 0, 0.)       # without rows that count: 0/0
+    total, learn.n_samples = all_sum(torch.stack([value*n, n]))
+    share = torch.where(learn.n_samples > 0, n/learn.n_samples, 0.)
+    self.weight, self.nothing = (share*self.world).to(loss.dtype), loss*0
+    ours = (loss - loss.detach()).where(n > 0, 0.)        # the gradient of our rows,
+    learn.loss = ours + (total/learn.n_samples).to(loss.dtype)   # the value of all
     if self.empty: learn.batch, learn.preds = _rows(learn.batch, slice(0)), _rows(learn.preds, slice(0))
 
 @patch
@@ -463,7 +466,7 @@ def sum_processes(self:Mean,
     "Add up what all processes have counted"
     mine = torch.tensor([float(self._total()) if self.n else 0., self.n], dtype=torch.double, device=device)
     total, n = all_sum(mine).tolist()
-    self.values, self.weights, self.n = [torch.tensor(total, device=device)], [1], int(n)
+    self.values, self.weights, self.n = [torch.tensor(total, device=device)], [1], n
 
 # %% ../nbs/11c_distributed.ipynb #be53db01
 @patch

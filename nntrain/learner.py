@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -37,10 +38,12 @@ __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'COLORS', 'set_seed', 'Cancel
 
 # %% ../nbs/02_learner.ipynb #a58d8521
 def set_seed(
-    seed:int,                 # any integer
+    seed:int,                 # a whole number that fits into 64 bits
     deterministic:bool=False  # True: ask torch for deterministic algorithms (slower on a GPU); False: switch that off
 )->None:
     "Seed Python, NumPy and torch on every device"
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -2**63 <= seed < 2**64:
+        raise ValueError(f'seed must be a whole number from -2**63 to 2**64-1, got {seed!r}')
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # all CUDA and MPS devices too
@@ -212,6 +215,12 @@ class Learner:
         "How many samples the current batch holds; override it for batches of another kind"
         return _n_samples(self.batch)
 
+    def loss_weight(self):
+        "What the loss of the current batch counts in a mean over batches: what it was divided by"
+        try: divisor = _divisor(self.loss_func, self.yb)
+        except ValueError: divisor = None      # a batch of another kind
+        return self.count() if divisor is None else divisor
+
     @property
     def xb(self)->tuple: return unpack(self.batch)[0]  # inputs of the current batch
     @property
@@ -295,6 +304,19 @@ def _tensors(batch):
     for part in _parts(batch):
         if isinstance(part, nn.utils.rnn.PackedSequence): yield part.data  # its sizes stay on the CPU
         elif isinstance(part, Tensor): yield part
+
+def _divisor(loss_func, targets):
+    "What cross-entropy divides by: targets, but for those that it ignores, by their weights; None: unknown"
+    if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        func, weight, ignored = F.cross_entropy, loss_func.weight, loss_func.ignore_index
+    else:
+        func, given = getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {})
+        weight, ignored = given.get('weight'), given.get('ignore_index', -100)
+    of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
+    counts = targets != ignored
+    total = (counts if weight is None else weight[targets.where(counts, 0)]*counts).sum()
+    return total.item() if total.device.type == 'cpu' else total.float()  # no wait for a GPU
 
 def _n_samples(batch):
     for part in _parts(batch):
@@ -484,13 +506,21 @@ class Mean:
     def reset(self)->None: self.values, self.weights, self.n = [], [], 0
     def update(self,
         value:Tensor,  # mean of the quantity over `n` samples, a scalar
-        n:int=1        # how many samples it stands for
-    )->None: self.add(value, n, weight=n)
+        n=1            # how many samples it stands for; 0: it does not count, whatever it is
+    )->None:
+        if isinstance(n, Tensor): value = value.where(n > 0, 0.)
+        elif n == 0: return
+        self.add(value, n, weight=n)
     def add(self, value, n, weight=1):  # only noted: one sum at the end costs less than one per batch
         self.values.append(value); self.weights.append(weight)
         self.n = self.n + n
         if len(self.values) == 1000: self.values, self.weights = [self._total()], [1]
-    def _total(self): return torch.stack(self.values).float() @ torch.tensor(self.weights, device=self.values[0].device, dtype=torch.float32)
+    def _total(self):
+        values = torch.stack(self.values).float()
+        if not isinstance(self.weights[-1], Tensor):
+            return values @ torch.tensor(self.weights, device=values.device, dtype=torch.float32)
+        weights = [torch.as_tensor(w, device=values.device) for w in self.weights]
+        return values @ torch.stack(weights).float()
     def compute(self)->Tensor:
         "The mean so far"
         if not self.n: raise ValueError('no samples yet: call update first')
@@ -501,6 +531,7 @@ class Mean:
 # %% ../nbs/02_learner.ipynb #04ad2789
 class Accuracy(Mean):
     "Share of samples whose largest logit is that of the target class"
+    higher_is_better = True
     def __init__(self,
         threshold:float=None  # for two classes and one number each: class 1 is above it (0. for logits, .5 for probabilities)
     ):
@@ -576,7 +607,7 @@ def after_loss(self:MetricsCB, learn):
     if self.metrics:
         preds, targets = _detached(learn.preds), learn.yb
         for m in self.metrics.values(): m.update(preds, targets)
-    self.loss.update(learn.loss.detach(), learn.count())  # last: if a metric refuses, nothing is counted
+    self.loss.update(learn.loss.detach(), learn.loss_weight())  # last: if a metric refuses, nothing is counted
 
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
@@ -1057,6 +1088,8 @@ def aside(
     with contextlib.ExitStack() as stack:
         for undo in _undo_all(learn): stack.callback(undo)
         stack.enter_context(_random_kept())
+        torch.clear_autocast_cache()              # 16-bit copies of the weights: use none from outside,
+        stack.callback(torch.clear_autocast_cache)  # and leave none behind
         busy = [id(cb) for cb in getattr(learn, '_calling', ())]
         learn.cbs = tuple(cb for cb in getattr(learn, 'cbs', ()) if id(cb) not in busy)
         learn._handlers = {}                       # no fit is under way in here

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import _own_casts
 from .init import conv_block
 from .learner import aside
 
@@ -114,7 +113,7 @@ def dead_weights(
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params: raise ValueError('the model has no parameter that requires a gradient')
     dead, device = {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}, next(iter(params.values())).device
-    with aside(SimpleNamespace(model=model, cbs=())), _own_casts(), torch.enable_grad():
+    with aside(SimpleNamespace(model=model, cbs=())), torch.enable_grad():
         model.train()
         torch.manual_seed(0)
         n_idle, n_dead = 0, None

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .learner import After, Callback, Learner, MetricsCB, last_metric
-from .optimizer import Optimizer, check_hyper, check_names
+from .optimizer import SCHEDULER_KEYS, Optimizer, check_hyper, check_names
 
 # %% auto #0
 __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'time_decay', 'step_decay', 'stairs', 'join',
@@ -287,7 +287,7 @@ def hyper_names(
     group:dict  # a parameter group of an optimizer
 )->list:        # names that `find_hyper` accepts
     "Names of the hyperparameters that a schedule may write"
-    names = [k for k, v in group.items() if isinstance(v, (Real, Tensor, tuple)) and not isinstance(v, bool) and k not in ('initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum')]
+    names = [k for k, v in group.items() if isinstance(v, (Real, Tensor, tuple)) and not isinstance(v, bool) and k not in SCHEDULER_KEYS]
     if 'betas' in names: names += ['beta1', 'beta2']
     return names + ['momentum']*('momentum' not in names and ('betas' in names or 'beta' in names))
 

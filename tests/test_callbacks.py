@@ -605,3 +605,14 @@ def test_every_memory_survives_an_interruption(tmp_path, stop_at):
     cut = fit('cut')
     assert_close(weights(cut), weights(whole), rtol=0, atol=0)
     assert [{k: v for k, v in row.items() if k != 'seconds'} for row in cut.history] == [{k: v for k, v in row.items() if k != 'seconds'} for row in whole.history]
+
+
+def test_validating_an_average_between_forward_and_backward_keeps_the_graph():
+    average = WeightAveragingCB(.5)
+    learn = Learner(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), None, F.cross_entropy)
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
+    average.average.update([t.detach()*2 for t in learn.model.state_dict().values()])
+    loss = F.cross_entropy(learn.model(x), y)
+    with average.averaged(learn.model): pass
+    loss.backward()                                # the weights are those of the forward pass
+    assert all(p.grad.isfinite().all() for p in learn.model.parameters())

@@ -178,6 +178,16 @@ def test_torchmetrics(two):
 def test_with_other_callbacks(two, cbs): same(two, 'seeded tensors', 97, cbs)
 
 
+# the last batch holds targets that count: a loss of 0/0 is NaN, for one process and for two
+UNEVEN = """type('UnevenCB', (Callback,), dict(before_fit=lambda self, learn: setattr(
+    learn, 'loss_func', partial(F.cross_entropy, ignore_index=1,
+                                weight=torch.tensor([1., 2., 9.]).double()))))()"""
+
+
+@pytest.mark.parametrize('cbs', [UNEVEN, UNEVEN + ', GradientAccumulationCB(3)'])
+def test_a_weighted_loss_counts_what_it_divides_by(two, cbs): same(two, 'seeded tensors', 103, cbs)
+
+
 def test_a_gradient_that_is_kept_is_not_counted_twice(two): same(two, 'seeded tensors', 103, '', torch.optim.SGD, (), 2, MomentumLearner)
 
 

@@ -19,8 +19,8 @@ from nntrain.data import DataLoaders, TensorLoader
 from nntrain.learner import (CANCELS, EVENTS, LEVELS, Accuracy, After, Before,
                              BatchTransformCB, Callback, CancelFit, CancelStep, Learner, Mean,
                              MetricsCB, NormalizeCB, ProgressCB, RecorderCB, SingleBatchCB, acting,
-                             aside, check_callbacks, run_seeds, smooth_losses, sort_callbacks,
-                             unpack)
+                             aside, check_callbacks, run_seeds, set_seed, smooth_losses,
+                             sort_callbacks, unpack)
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples
@@ -915,3 +915,46 @@ def test_aside_of_anything():
         held.model(X)
         assert not torch.equal(model.running_mean, torch.zeros(3))
     assert torch.equal(model.running_mean, torch.zeros(3)) and vars(held) == {'model': model}
+
+
+# ---- what a loss counts ---------------------------------------------------------------
+
+@pytest.mark.parametrize('loss', [
+    partial(F.cross_entropy, ignore_index=0), nn.CrossEntropyLoss(torch.tensor([1., 5.])),
+    nn.CrossEntropyLoss(torch.tensor([1., 5.]), ignore_index=1), F.cross_entropy])
+def test_the_loss_of_an_epoch_is_that_of_all_its_samples(loss):
+    targets = torch.tensor([0, 1, 1, 0, 0, 0, 1, 1])
+    batches = list(zip(X.split(3), targets.split(3)))
+    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), loss, cbs=[MetricsCB()])
+    learn.fit(1, train=False)
+    with torch.no_grad(): whole = loss(learn.model(X), targets).item()
+    assert abs(learn.history[-1]['valid_loss'] - whole) < 1e-6
+
+
+def test_a_batch_of_ignored_targets_does_not_spoil_the_epoch():
+    batches = [(X[:4], torch.tensor([0, 1, -100, 0])), (X[4:], torch.full((4,), -100))]
+    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy,
+                    cbs=[MetricsCB()])
+    learn.fit(1)
+    assert math.isfinite(learn.history[-1]['train_loss'])
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    mean = Mean()                                  # a weight that stays on the device
+    mean.update(torch.tensor(2.), torch.tensor(3.))
+    mean.update(torch.tensor(math.nan), torch.tensor(0.))
+    mean.update(torch.tensor(4.), 1)
+    assert mean.compute() == 2.5
+
+
+@pytest.mark.parametrize('seed', [10**20, -10**20, 1.5, True, 'one'])
+def test_seeds_that_no_generator_takes_are_named(seed):
+    with pytest.raises(ValueError, match='seed must be a whole number'): set_seed(seed)
+
+
+def test_predictions_aside_do_not_share_the_copies_of_autocast():
+    learn = learner()
+    x = X[:2]
+    with torch.autocast('cpu', torch.bfloat16):
+        with aside(learn), torch.no_grad(): learn.model(x)
+        loss = learn.model(x).float().sum()
+    loss.backward()
+    assert all(p.grad is not None for p in learn.model.parameters())

@@ -24,8 +24,8 @@ from .learner import (After, Callback, CancelFit, CancelPhase, CancelStep,
 
 # %% auto #0
 __all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB', 'GradientAccumulationCB', 'MixedPrecisionCB',
-           'GradientClipCB', 'WeightAveragingCB', 'write_whole', 'SaveBestCB', 'ModelResetCB', 'RNNRegularizerCB',
-           'CSVLogCB', 'BatchLimitCB', 'ConfusionMatrixCB']
+           'has_bfloat16', 'GradientClipCB', 'WeightAveragingCB', 'write_whole', 'SaveBestCB', 'ModelResetCB',
+           'RNNRegularizerCB', 'CSVLogCB', 'BatchLimitCB', 'ConfusionMatrixCB']
 
 # %% ../nbs/11_callbacks.ipynb #25899f01
 def _at_least(name, value, least=1):
@@ -249,6 +249,16 @@ class MixedPrecisionCB(Callback):
                 raise ValueError('the saved training and this one do not both scale their losses: use the same dtype')
             self._use(torch.float16 if state else torch.bfloat16)  # what the other device had chosen
         if state: self.scaler.load_state_dict(state)
+
+# %% ../nbs/11_callbacks.ipynb #34480402
+def has_bfloat16(
+    device='cpu'  # where the training runs
+)->bool:
+    "Does the hardware compute in bfloat16? Where it does not, a step may take ten times as long as in float32"
+    kind = torch.device(device).type
+    if kind == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != 'cpu': return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # %% ../nbs/11_callbacks.ipynb #4ec9ea01
 class GradientClipCB(Callback):

@@ -464,9 +464,9 @@ def sum_processes(self:Mean,
     device=None  # where the processes exchange tensors
 )->None:
     "Add up what all processes have counted"
-    mine = torch.tensor([float(self._total()) if self.n else 0., self.n], dtype=torch.double, device=device)
+    mine = torch.tensor([float(self._total()) if self.values else 0., self.n], dtype=torch.double, device=device)
     total, n = all_sum(mine).tolist()
-    self.values, self.weights, self.n = [torch.tensor(total, device=device)], [1], n
+    self.values, self.weights, self.n = [torch.tensor(total, device=device)]*(n > 0), [1]*(n > 0), n
 
 # %% ../nbs/11c_distributed.ipynb #be53db01
 @patch

@@ -316,7 +316,7 @@ def _divisor(loss_func, targets):
     if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
     counts = targets != ignored
     total = (counts if weight is None else weight[targets.where(counts, 0)]*counts).sum()
-    return total.item() if total.device.type == 'cpu' else total.float()  # no wait for a GPU
+    return total.float() if total.device.type == 'mps' else total.double()  # stays on the device
 
 def _n_samples(batch):
     for part in _parts(batch):
@@ -523,7 +523,7 @@ class Mean:
         return values @ torch.stack(weights).float()
     def compute(self)->Tensor:
         "The mean so far"
-        if not self.n: raise ValueError('no samples yet: call update first')
+        if not self.values: raise ValueError('no samples yet: call update first')
         return self._total()/self.n
     def state_dict(self)->dict: return {'values': list(self.values), 'weights': list(self.weights), 'n': self.n}
     def load_state_dict(self, state)->None: self.values, self.weights, self.n = list(state['values']), list(state['weights']), state['n']
@@ -611,7 +611,7 @@ def after_loss(self:MetricsCB, learn):
 
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
-    if self.loss.n:
+    if self.loss.values:
         for name, m in {'loss': self.loss, **self.metrics}.items():
             new = {f'{learn.phase}_{k}': v for k, v in _columns(name, m.compute()).items()}
             if twice := sorted({*new} & {*self.values}): raise ValueError(f'two metrics give {twice[0]}: name one, MetricsCB(name=metric)')

@@ -13,8 +13,8 @@ from nntrain.book import result
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = ROOT/'nbs/images/card.png'
-ROWS = {'two layers,\nsmall steps': '02-mlp-sgd-lr01', 'larger\nsteps': '02-mlp-sgd-lr1', 'momentum': '02-mlp-momentum-lr1',
-        'convolutions,\nBatchNorm': '04-cnn', 'one-cycle\nschedule': '10-one-cycle'}
+ROWS = {'two layers,\nsmall steps': 'measuring-mlp-sgd-lr01', 'larger\nsteps': 'measuring-mlp-sgd-lr1', 'momentum': 'measuring-mlp-momentum-lr1',
+        'convolutions,\nBatchNorm': 'initialization-cnn', 'one-cycle\nschedule': 'schedulers-one-cycle'}
 
 
 def numbers(): return json.dumps({name: f'{result(name).mean:.3f} ± {result(name).se:.3f} (n = {result(name).n})' for name in ROWS.values()}, ensure_ascii=False)

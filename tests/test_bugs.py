@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
-CELLS = [(c['cell_type'], ''.join(c['source'])) for c in json.loads((ROOT/'nbs/16_bugs.ipynb').read_text(encoding='utf-8'))['cells']]
+CELLS = [(c['cell_type'], ''.join(c['source'])) for c in json.loads((ROOT/'nbs/24_bugs.ipynb').read_text(encoding='utf-8'))['cells']]
 CODE = [src for kind, src in CELLS if kind == 'code']
 TEXT = '\n\n'.join(src for kind, src in CELLS if kind == 'markdown')
 

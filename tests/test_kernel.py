@@ -124,7 +124,7 @@ def test_setup_cell_installs_only_what_is_missing(installed, tmp_path):
 
 
 def test_setup_cell_of_an_extra(installed, tmp_path):
-    cells = setup_cells(ROOT/'nbs/11c_distributed.ipynb')
+    cells = setup_cells(ROOT/'nbs/18_distributed.ipynb')
     assert len(cells) == 2
     assert asked(installed, tmp_path, cells[1], HIDE, cells[1])  == [['install', '-q', 'accelerate>=1']]    # asked for only when missing
 

@@ -91,8 +91,8 @@ def test_map_problems_are_found(home, truth):
     assert found(**{'77': (set(), set(), set(), 5)}) == ['77 is missing']
 
 @pytest.mark.parametrize('text, expected', [
-    ('chapter 0 (loss) and chapter 1 (`x`)', {'00', '01'}), ('the ideas of chapters 6 to 8: x', {'06', '07', '08'}), ('chapters [8](08_adaptive.ipynb) and [10](10_s.ipynb)', {'08', '10'}),
-    ('chapters 1 and 2, and [chapter 11b](11b_checkpoints.ipynb)', {'01', '02', '11b'}), ('the [chapter on mechanics](00_mechanics.ipynb)', {'00'}), ('Python, and 3 apples', set()),
+    ('chapter 0 (loss) and chapter 1 (`x`)', {'00', '01'}), ('the ideas of chapters 6 to 8: x', {'06', '07', '08'}), ('chapters [8](12_adaptive.ipynb) and [10](10_s.ipynb)', {'08', '10'}),
+    ('chapters 1 and 2, and [chapter 11b](17_checkpoints.ipynb)', {'01', '02', '11b'}), ('the [chapter on mechanics](00_mechanics.ipynb)', {'00'}), ('Python, and 3 apples', set()),
 ])
 def test_numbers(text, expected): assert numbers(text) == expected
 

@@ -63,7 +63,7 @@ def ok(problems, todo=''): assert not problems, '\n'.join([*problems, todo])
 
 # ---- results ------------------------------------------------------------------------------------------------------------
 
-RESULTS_PAGES = [p for p in ('index.ipynb', '91_results.ipynb') if (NBS/p).exists()]
+RESULTS_PAGES = [p for p in ('index.ipynb', '95_results.ipynb') if (NBS/p).exists()]
 
 @pytest.fixture
 def other_results(tmp_path, monkeypatch):
@@ -79,24 +79,24 @@ def test_page_shows_what_results_say(name, monkeypatch):
 
 @pytest.mark.parametrize('name', RESULTS_PAGES)
 def test_a_changed_row_is_noticed(name, monkeypatch, other_results):
-    row = read(other_results/'10-one-cycle.json')
-    (other_results/'10-one-cycle.json').write_text(json.dumps(row | dict(mean=.9171)))
-    assert any('10-one-cycle' in line or '0.917' in line for line in drift(read(NBS/name), monkeypatch))
+    row = read(other_results/'schedulers-one-cycle.json')
+    (other_results/'schedulers-one-cycle.json').write_text(json.dumps(row | dict(mean=.9171)))
+    assert any('schedulers-one-cycle' in line or '0.917' in line for line in drift(read(NBS/name), monkeypatch))
 
 def test_a_new_row_and_a_new_benchmark_are_noticed(monkeypatch, other_results):
-    row = read(other_results/'10-one-cycle.json')
+    row = read(other_results/'schedulers-one-cycle.json')
     (other_results/'10-zzz.json').write_text(json.dumps(row | dict(experiment='10-zzz')))
     bench = row | dict(experiment='bench-a-b', against='a', limit=1.1, per='step', values=[1., 1.2, 1.05])
     (other_results/'bench-a-b.json').write_text(json.dumps(bench))
-    found = drift(read(NBS/'91_results.ipynb'), monkeypatch)
+    found = drift(read(NBS/'95_results.ipynb'), monkeypatch)
     assert sum('lines, now' in line for line in found) >= 2, found                # the table of chapter 10 and the one of benchmarks
-    assert any('| `a-b` |' in text and '≤ 1.1: met' in text for text in show_again(read(NBS/'91_results.ipynb'), monkeypatch))
+    assert any('| `a-b` |' in text and '≤ 1.1: met' in text for text in show_again(read(NBS/'95_results.ipynb'), monkeypatch))
 
 def test_a_typed_number_is_noticed(monkeypatch):
-    nb = copy.deepcopy(read(NBS/'91_results.ipynb'))
+    nb = copy.deepcopy(read(NBS/'95_results.ipynb'))
     for cell in nb['cells']:
         for out in cell.get('outputs', ()):
-            if 'text/markdown' in out.get('data', {}): out['data']['text/markdown'] = ''.join(out['data']['text/markdown']).replace('`04-cnn`', '`04-cnm`')
+            if 'text/markdown' in out.get('data', {}): out['data']['text/markdown'] = ''.join(out['data']['text/markdown']).replace('`initialization-cnn`', '`04-cnm`')
     assert any('04-cnm' in line for line in drift(nb, monkeypatch))
 
 
@@ -149,7 +149,7 @@ def test_anchor_is_that_of_pandoc(heading, identifier): assert anchor(heading) =
 def names_page():
     "What the first cells of the page of names define"
     space = {}
-    for cell in read(NBS/'92_names.ipynb')['cells']:
+    for cell in read(NBS/'96_names.ipynb')['cells']:
         if 'def names(' in source(cell): exec(source(cell), space)
     return space
 
@@ -161,7 +161,7 @@ def test_a_wrong_name_stops_the_page(names_page, entry, near):
     with pytest.raises(LookupError, match=near): names_page['names']('p.ipynb', f'{entry} | a | b | c | d | e | f | g').data
 
 def test_every_table_of_names_is_checked():
-    nb = read(NBS/'92_names.ipynb')
+    nb = read(NBS/'96_names.ipynb')
     tables = [source(c) for c in nb['cells'] if c['cell_type'] == 'code' and "names('" in source(c)]
     assert len(tables) >= 8 and all('data' in o for c in nb['cells'] if 'names(\'' in source(c) for o in c['outputs'])
     assert len(set(re.findall(r'^(\w+\.[\w.]+)', '\n'.join(tables), re.M))) > 70
@@ -183,7 +183,7 @@ def built_elsewhere(nb, chapters):
     return [f'{name} is not built in {page}#{place}' for name, page, place in sorted(entries) if name.split('.')[-1] not in chapters.get(page, {}).get(place, ())]
 
 def test_names_link_to_the_section_that_builds_them():
-    nb = read(NBS/'92_names.ipynb')
+    nb = read(NBS/'96_names.ipynb')
     ok(built_elsewhere(nb, {p.name: built(read(p)) for p in NBS.glob('*.ipynb')}))
 
 def test_built_elsewhere_can_fail():
@@ -208,7 +208,7 @@ def glossary_problems(nb, pages):
     return problems + [f'{term}: no {page}#{place}' for term, _, page, place in entries if place not in pages.get(page, ())]
 
 def test_glossary():
-    nb = read(NBS/'93_glossary.ipynb')
+    nb = read(NBS/'97_glossary.ipynb')
     ok(glossary_problems(nb, PAGES))
     assert 70 <= sum(line.startswith('**') for c in nb['cells'] for line in source(c).splitlines()) <= 140
 

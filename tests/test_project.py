@@ -261,9 +261,9 @@ def test_backward_import_is_found(mini, src, problem):
 
 def test_book_imports_no_chapter_but_serves_all(mini):
     write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', '#| export\nfrom nntrain.book import explore'))
-    write_notebook(mini/'nbs/90_book.ipynb', notebook('#| default_exp book', 'from nntrain.two import inc2'))
+    write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', 'from nntrain.two import inc2'))
     ok(checks.backward_imports(mini))
-    write_notebook(mini/'nbs/90_book.ipynb', notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'))
+    write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'))
     assert 'may import no chapter' in checks.backward_imports(mini)[0]
 
 def output(**data): return dict(output_type='display_data', metadata={}, data=data)

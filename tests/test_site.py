@@ -156,8 +156,8 @@ def page(*cells):
 
 def test_headings_can_fail(): assert len(heading_problems(page(['markdown', '## a\n\n#### b'])))==2 and len(heading_problems(page(['markdown', '# a\n\n#### b'], ['markdown', '# c'])))==2
 def test_links_can_fail():
-    bad = page(['markdown', 'see [x](99_none.ipynb), [y](#nowhere), ![z](images/none.png), [ok](01_data.ipynb) and [here](#a-b)\n\n## A b'])
-    assert len(link_problems(bad, NBS, {'01_data.ipynb'}))==3
+    bad = page(['markdown', 'see [x](99_none.ipynb), [y](#nowhere), ![z](images/none.png), [ok](03_data.ipynb) and [here](#a-b)\n\n## A b'])
+    assert len(link_problems(bad, NBS, {'03_data.ipynb'}))==3
 def test_citations_can_fail(): assert citation_problems(page(['markdown', '[@nobody1999] and @fig-none, not a@b.c, `@x`, @good']), {'good'})==['unknown @nobody1999', 'unknown @fig-none']
 def test_alt_can_fail():
     bad = page(['markdown', '![](a.png)'], ['code', 'plot()', {'image/png': 'x'}], ['code', '#| fig-alt: "short"\nplot()', {'image/png': 'x'}], ['code', 'explore()', {'text/markdown': '<svg role="img" aria-label="no">'}])
@@ -169,15 +169,15 @@ def test_html_can_fail():
 def test_colab_can_fail():
     s = _settings(ROOT)
     link = lambda name: f"[Open in Colab](https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{name})"
-    assert colab_problems(page(['raw', ''], ['markdown', 'no link'], ['code', '1']), '90_book.ipynb')
+    assert colab_problems(page(['raw', ''], ['markdown', 'no link'], ['code', '1']), '94_tools.ipynb')
     assert colab_problems(page(['raw', ''], ['markdown', link('99_none.ipynb')], ['code', '1']), '99_none.ipynb')
-    assert not colab_problems(page(['raw', ''], ['markdown', link('90_book.ipynb')], ['code', '1']), '90_book.ipynb')
+    assert not colab_problems(page(['raw', ''], ['markdown', link('94_tools.ipynb')], ['code', '1']), '94_tools.ipynb')
 def test_drift_can_fail():
     html = '<script>/*data*/{"fn":"f","src":"0000000000","id":"nnx-f-1"}/*end*/</script>'
     assert drift_problems(page(['code', 'def f(a): return a'], ['code', 'explore(f)', {'text/html': html}]))
 
 def test_options_can_fail(): assert option_problems(page(['code', '#| code-fold: show\n#| code-fold: true\n1'], ['code', '#| code-fold: true']))==['option code-fold twice in one cell']
-def test_titles_can_fail(): assert len(title_problems(page(['raw', '---\ntitle: 6\n---'], ['markdown', '# Momentum']), '06_momentum.ipynb'))==2
+def test_titles_can_fail(): assert len(title_problems(page(['raw', '---\ntitle: 6\n---'], ['markdown', '# Momentum']), '10_momentum.ipynb'))==2
 
 def test_hidden_code_can_fail(): assert hidden_code(page(['code', 'show_doc(f)']), page(['code', '#| export\ndef f(): pass']))==["not shown: 'def f(): pass'"]
 

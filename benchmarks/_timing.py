@@ -57,7 +57,7 @@ def describe_machine():
 
 def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, source):
     "Write one row in the form of all rows of results/: one value (a ratio) for each round; `in_band` and the results page read it"
-    from nntrain.book import record
+    from nntrain.results import record
     folder = Path(folder or Path(__file__).resolve().parent.parent/'results')
     name = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
     row = record(name, ratios, split='interleaved rounds', seconds=seconds, source=source, metric=f'time, as a share of: {yardstick}', unit='×', better='lower',

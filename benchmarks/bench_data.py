@@ -9,7 +9,8 @@ import sys
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from nntrain.data import TensorLoader, collate_tuple, fashion_mnist, fashion_tensors
+from nntrain.data import TensorLoader, collate_tuple
+from nntrain.sources import fashion_mnist, fashion_tensors
 from _timing import compare
 
 

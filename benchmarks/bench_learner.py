@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from _timing import compare
 from torch import nn
 
-from nntrain.learner import Accuracy, Learner, MetricsCB, ProgressCB
+from nntrain.learner import Learner
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.progress import ProgressCB
 
 torch.set_num_threads(1)  # a tiny model gains nothing from more threads, and one thread gives steadier times
 N_BATCHES = 300

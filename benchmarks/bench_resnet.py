@@ -12,9 +12,14 @@ from torchvision.transforms.functional import to_tensor
 
 from nntrain.adaptive import AdamW
 from nntrain.callbacks import MixedPrecisionCB
-from nntrain.data import DataLoaders, FASHION_MEAN, FASHION_STD, default_device, fashion_mnist, fashion_tensors
+from nntrain.budgets import default_device
+from nntrain.data import DataLoaders
+from nntrain.sources import FASHION_MEAN, FASHION_STD
+from nntrain.sources import fashion_mnist, fashion_tensors
 from nntrain.init import conv_block
-from nntrain.learner import Accuracy, DeviceCB, Learner, MetricsCB
+from nntrain.batches import DeviceCB
+from nntrain.learner import Learner
+from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.resnet import resnet
 from nntrain.schedule import ScheduleCB, momentum_cycle, one_cycle
 

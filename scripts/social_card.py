@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nntrain.book import result
+from nntrain.results import result
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = ROOT/'nbs/images/card.png'

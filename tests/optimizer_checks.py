@@ -6,29 +6,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.adaptive import Adam, AdamAnnealed, AdamW, RMSProp
-from nntrain.compose import (
-    LAMB,
-    LARS,
-    Composed,
-    Lion,
-    RAdam,
-    adam_step,
-    average_grad,
-    average_sqr_grad,
-    compose,
-    exact_adam_step,
-    l2_reg,
-    momentum_step,
-    rms_prop_step,
-    sgd_step,
-    square_average,
-    step_count,
-    sum_grad,
-    weight_decay,
-    weight_sums,
-    with_lookahead,
-)
+from nntrain.adaptive import Adam, AdamW, RMSProp
+from nntrain.annealing import AdamAnnealed
+from nntrain.compose import Composed, compose
+from nntrain.parts import (adam_step, average_grad, average_sqr_grad, l2_reg,
+                           momentum_step, rms_prop_step, sgd_step, square_average,
+                           step_count, sum_grad, weight_decay)
+from nntrain.zoo import (LAMB, LARS, Lion, RAdam, exact_adam_step, weight_sums,
+                         with_lookahead)
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD, Optimizer
 

@@ -19,7 +19,8 @@ import yaml
 MAX_NOTEBOOK = 500_000                                             # bytes
 HEAVY = 'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas', 'torchmetrics'  # must load only when used
 FASTCORE = {'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr', 'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
-SHARED = {'book'}                                                  # any chapter may import it, it imports none
+# Appendices whose modules any chapter may import; they import no chapter
+SHARED_PAGES = {'90_pictures', '92_figures', '93_recording', '94_tools'}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
 # ruff: undefined and unused names, mutable defaults, useless comparisons and expressions,
@@ -63,13 +64,29 @@ def chapter(path):
     found = re.match(r'(\d+)([a-z]?)_', path.name)
     return int(found[1]) + (ord(found[2]) - ord('a') + 1)/100 if found and found[2] else int(found[1]) if found else math.inf
 
-def module_chapters(root):
-    "{module: chapter that exports it}"
+def exporting_to(nb):
+    "[(module, source)] of the exported cells of a notebook, in order"
+    cells = code_cells(nb)
+    own = next((name for src in cells if (name := directive(src, 'default_exp'))), None)
+    return [(target_of(src) or own, src) for src in cells if is_export(src)]
+
+def target_of(src):
+    "The module that `#| export NAME` names; '' if it names none"
+    return next((to for kind in ('export', 'exports', 'exporti')
+                 if (to := directive(src, kind)) is not None), '')
+
+def module_places(root):
+    "{module: (chapter, place within it)}: modules and cells behind it may import it"
     found = {}
     for path, nb in notebooks(root).items():
-        for src in code_cells(nb):
-            if name := directive(src, 'default_exp'): found[name] = chapter(path)
+        for name, _ in exporting_to(nb):
+            found.setdefault(name, (chapter(path), len(found)))
     return found
+
+def shared_modules(root):
+    "Modules that any chapter may import"
+    return {name for path, nb in notebooks(root).items() if path.stem in SHARED_PAGES
+            for name, _ in exporting_to(nb)}
 
 def project_files(root):
     "Text files that belong to the project: those that git knows or would add; without git none"
@@ -119,20 +136,27 @@ def not_clean(root, tmp):
             if p.read_text(encoding='utf-8') != (fresh/'nbs'/p.name).read_text(encoding='utf-8')]
 
 def backward_imports(root):
-    "Modules and cells that import from their own or a later chapter"
-    chapters, problems = module_chapters(root), []
+    "Modules and cells that import what comes later; chapters in shared modules"
+    places, shared, problems = module_places(root), shared_modules(root), []
+    def problem(path, text): problems.append(f'{path.name}: {text}')
     for path, nb in notebooks(root).items():
-        here = chapter(path)
-        own = next((m for src in code_cells(nb) if (m := directive(src, 'default_exp'))), None)
-        for src in code_cells(nb):
-            for module in sorted(imported_modules(src)):
-                if is_export(src):
-                    if module in SHARED and own not in SHARED: continue
-                    if module not in chapters: problems.append(f'{path.name}: exported code imports nntrain.{module}, which no chapter exports')
-                    elif own in SHARED: problems.append(f'{path.name}: nntrain.{own} may import no chapter, but imports nntrain.{module}')
-                    elif chapters[module] >= here: problems.append(f'{path.name}: exported code imports nntrain.{module} of chapter {chapters[module]:02}: not a lower one')
-                elif module not in SHARED and chapters.get(module, -1) > here:
-                    problems.append(f'{path.name}: a cell imports nntrain.{module} of the later chapter {chapters[module]:02}')
+        for own, src in exporting_to(nb):
+            for module in sorted(imported_modules(src) - {own}):
+                if module not in places:
+                    problem(path, f'exported code imports nntrain.{module}, '
+                                  'which no chapter exports')
+                elif (own in shared) == (module in shared):
+                    if places[module] >= places[own]:
+                        problem(path, f'nntrain.{own} imports nntrain.{module} of '
+                                      f'chapter {places[module][0]:02}: not an earlier one')
+                elif own in shared:
+                    problem(path, f'nntrain.{own} may import no chapter, '
+                                  f'but imports nntrain.{module}')
+        for src in filter(lambda src: not is_export(src), code_cells(nb)):
+            for module in sorted(imported_modules(src) - shared):
+                if places.get(module, (-1,))[0] > chapter(path):
+                    problem(path, f'a cell imports nntrain.{module} of the later '
+                                  f'chapter {places[module][0]:02}')
     return problems
 
 def imported_modules(src):
@@ -214,7 +238,7 @@ for name in json.loads(sys.argv[1]):
     for old in [m for m in sys.modules if m == 'nntrain' or m.startswith('nntrain.')]: del sys.modules[old]  # each one alone
     try: importlib.import_module('nntrain.' + name)
     except BaseException as e: problems.append(f'import nntrain.{name}: {type(e).__name__}: {e}')
-    if name in ('learner', 'data', 'book') and heavy & set(sys.modules):
+    if name in ('learner', 'data', 'figures', 'results', 'tools', 'site') and heavy & set(sys.modules):
         problems.append(f'import nntrain.{name} loads {sorted(heavy & set(sys.modules))}: import it where it is used')
         heavy -= set(sys.modules)
 print(json.dumps(problems))
@@ -222,7 +246,7 @@ print(json.dumps(problems))
 
 def bad_imports(root):
     "Modules that cannot be imported alone, and light ones that load heavy packages"
-    first = 'learner', 'data', 'book'
+    first = 'learner', 'data', 'figures', 'results', 'tools', 'site'
     modules = sorted((p.stem for p in (root/'nntrain').glob('*.py') if not p.stem.startswith('_')), key=lambda m: (m not in first, m))
     done = run(root, '-c', _IMPORT, json.dumps(modules), json.dumps(HEAVY))
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [done.stderr.strip()[-500:]]

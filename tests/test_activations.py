@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nntrain.activations import ActivationStatsCB, Hooks, activation_stats, find_modules, layer_macs, summary, untouched
-from nntrain.learner import Callback, CancelBatch, CancelEpoch, CancelFit, CancelPhase, Learner
+from nntrain.activations import ActivationStatsCB, Hooks, activation_stats, find_modules
+from nntrain.summary import layer_macs, summary, untouched
+from nntrain.events import Callback, CancelBatch, CancelEpoch, CancelFit, CancelPhase
+from nntrain.learner import Learner
 
 
 def n_hooks(model): return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.adaptive import Adam, AdamAnnealed, AdamW, AnnealCB, RMSProp
+from nntrain.adaptive import Adam, AdamW, RMSProp
+from nntrain.annealing import AdamAnnealed, AnnealCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Callback, Learner
+from nntrain.events import Callback
+from nntrain.learner import Learner
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
 

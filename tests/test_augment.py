@@ -11,12 +11,21 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.augment import (AugmentCB, CutMixCB, Dropout, Dropout2d, ImageTransform, MixUpCB, PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip, black, cutmix, ensemble, get_preds,
-                             mean_predictions, mix_targets, mixup, smooth_labels, tta)
+from nntrain.augment import (AugmentCB, ImageTransform, PerImage, RandomCopy,
+                             RandomCrop, RandomErase, RandomFlip, black)
+from nntrain.dropout import Dropout, Dropout2d
+from nntrain.ensembles import ensemble, mean_predictions, tta
+from nntrain.predict import get_preds
+from nntrain.soft_targets import (CutMixCB, MixUpCB, cutmix, mix_targets, mixup,
+                                  smooth_labels)
 from nntrain.callbacks import GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, WeightAveragingCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, NormalizeCB, RecorderCB
+from nntrain.batches import DeviceCB, NormalizeCB
+from nntrain.events import Callback
+from nntrain.learner import Learner
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.progress import RecorderCB
 
 quick = settings(max_examples=25, deadline=None)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))

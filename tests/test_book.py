@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nntrain import book
-from nntrain.book import (check_frames, explore, figure_data, in_band, nntrain_execute,
-                          nntrain_sync, paired_difference, predict, record, result, results)
+from nntrain import figures as book
+from nntrain.explore import check_frames, explore, figure_data
+from nntrain.prediction import predict
+from nntrain.results import in_band, paired_difference, record, result, results
+from nntrain.tools import nntrain_execute, nntrain_sync
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -199,11 +201,11 @@ def test_live_view_of_tiles():
     assert view.value != before and 'data:image/png' in view.value
 
 def test_only_python_and_numpy_are_loaded():
-    code = "import sys, nntrain.book; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
+    code = "import sys, nntrain.figures; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 def test_works_without_nbdev():
-    code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.book as b; print(b.ColabLinkProc.__name__)"
+    code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.figures as b; print(b.ColabLinkProc.__name__)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'ColabLinkProc'
 
 
@@ -568,7 +570,7 @@ def no_env(monkeypatch):
     for name in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('IN_TEST', '1')
 
-FIGURE = "from nntrain.book import explore\ndef f(a): return {'y': [0, a]}\nexplore(f, a=[1, 2], alt='A line that moves with its slider')"
+FIGURE = "from nntrain.figures import explore\ndef f(a): return {'y': [0, a]}\nexplore(f, a=[1, 2], alt='A line that moves with its slider')"
 
 def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
     nb = tmp_path/'a.ipynb'

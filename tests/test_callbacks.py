@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.callbacks import (BatchLimitCB, ConfusionMatrixCB, CSVLogCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ModelResetCB,
-                               MonitorCB, ReduceOnPlateauCB, RNNRegularizerCB, SaveBestCB, StopOnNonFiniteCB, WeightAveragingCB, write_whole)
+from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
+                               MixedPrecisionCB, WeightAveragingCB)
+from nntrain.logs import BatchLimitCB, CSVLogCB, ConfusionMatrixCB
+from nntrain.monitors import (EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB,
+                              StopOnNonFiniteCB)
+from nntrain.saving import SaveBestCB, write_whole
+from nntrain.sequences import ModelResetCB, RNNRegularizerCB
 from nntrain.data import DataLoaders
-from nntrain.learner import (Accuracy, Callback, CancelBatch, CancelFit, CancelPhase, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, SingleBatchCB, TrainCB,
-                             set_seed, sort_callbacks)
+from nntrain.batches import MomentumLearner, SingleBatchCB, TrainCB
+from nntrain.events import (Callback, CancelBatch, CancelFit, CancelPhase, CancelStep,
+                            sort_callbacks)
+from nntrain.learner import Learner, set_seed
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.progress import ProgressCB, RecorderCB
 from nntrain.schedule import ScheduleCB, linear
 
 

@@ -19,14 +19,22 @@ import pytest
 import torch
 from torch import nn
 
-from nntrain.augment import AugmentCB, MixUpCB, RandomErase
-from nntrain.callbacks import (BatchLimitCB, CSVLogCB, EarlyStoppingCB, GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, ReduceOnPlateauCB, SaveBestCB,
-                               WeightAveragingCB)
+from nntrain.augment import AugmentCB, RandomErase
+from nntrain.soft_targets import MixUpCB
+from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
+                               MixedPrecisionCB, WeightAveragingCB)
+from nntrain.logs import BatchLimitCB, CSVLogCB
+from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
+from nntrain.saving import SaveBestCB
 from nntrain.checkpoint import (CheckpointCB, check_facts, load_training_state, plain, random_state, read_checkpoint, set_random_state, training_facts,
                                 training_state, write_checkpoint)
-from nntrain.compose import AutoAnnealCB
+from nntrain.annealing import AutoAnnealCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, BatchTransformCB, Callback, CancelFit, CancelStep, DeviceCB, Learner, MetricsCB, MomentumLearner, NormalizeCB, ProgressCB, RecorderCB, set_seed
+from nntrain.batches import BatchTransformCB, DeviceCB, MomentumLearner, NormalizeCB
+from nntrain.events import Callback, CancelFit, CancelStep
+from nntrain.learner import Learner, set_seed
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.progress import ProgressCB, RecorderCB
 from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle, step_decay
 
 NURSERY = '''

@@ -17,8 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
-from nntrain.compose import with_lookahead
-from nntrain.distributed import Processes
+from nntrain.zoo import with_lookahead
+from nntrain.processes import Processes
 
 FEW = ['SGD', 'Nesterov', 'AdamW', 'AdamAnnealed', 'LAMB', 'LARS', 'RAdam', 'LookaheadUsers']
 few = pytest.mark.parametrize('name', FEW)

@@ -27,33 +27,16 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.testing import assert_close
 
-from nntrain.compose import (
-    LAMB,
-    LARS,
-    REQUIRED,
-    AutoAnnealCB,
-    Composed,
-    Lion,
-    RAdam,
-    average_grad,
-    compose,
-    l2_reg,
-    lamb_step,
-    lookahead,
-    momentum_step,
-    multi,
-    read_part,
-    scalar,
-    sgd_step,
-    stat,
-    step_count,
-    sum_grad,
-    trust_ratio,
-    weight_decay,
-    with_lookahead,
-)
+from nntrain.annealing import AutoAnnealCB
+from nntrain.compose import Composed, compose, multi
+from nntrain.compose import REQUIRED, read_part
+from nntrain.parts import (average_grad, l2_reg, momentum_step, scalar, sgd_step, stat,
+                           step_count, sum_grad, weight_decay)
+from nntrain.zoo import (LAMB, LARS, Lion, RAdam, lamb_step, lookahead, trust_ratio,
+                         with_lookahead)
 from nntrain.data import DataLoaders
-from nntrain.learner import Callback, CancelPhase, Learner
+from nntrain.events import Callback, CancelPhase
+from nntrain.learner import Learner
 from nntrain.optimizer import SGD
 
 

@@ -16,8 +16,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from nntrain import data as D
-from nntrain.data import (FASHION_CLASSES, Budget, DataLoaders, FashionTensors, TensorLoader, budget, collate, collate_tuple, default_device, fashion_dls,
-                          fashion_mnist, fashion_tensors, n_batches, read_idx, show_image, show_images, stratified_split, to_device, toy_fashion)
+from nntrain.budgets import Budget, budget, default_device, to_device
+from nntrain.data import (DataLoaders, TensorLoader, collate, collate_tuple,
+                          fashion_dls, n_batches, stratified_split)
+from nntrain.sources import FASHION_CLASSES
+from nntrain.show import show_image, show_images
+from nntrain.sources import FashionTensors, fashion_mnist, fashion_tensors, read_idx
+from nntrain.sources import toy_fashion
 
 sizes = dict(n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.one_of(st.none(), st.integers(0, 2**40)))
 

@@ -10,10 +10,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from nntrain.callbacks import GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, StopOnNonFiniteCB, WeightAveragingCB
+from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
+                               MixedPrecisionCB, WeightAveragingCB)
+from nntrain.monitors import StopOnNonFiniteCB
 from nntrain.data import DataLoaders, TensorLoader
-from nntrain.distributed import AccelerateCB, ListShard, LoaderShard, Processes, TensorShard, is_main, part_of, shard
-from nntrain.learner import Accuracy, Callback, CancelEpoch, CancelStep, Learner, MetricsCB, MomentumLearner, ProgressCB, RecorderCB, TrainCB, set_seed
+from nntrain.distributed import AccelerateCB
+from nntrain.processes import Processes, is_main, part_of
+from nntrain.shards import ListShard, LoaderShard, TensorShard, shard
+from nntrain.batches import MomentumLearner, TrainCB
+from nntrain.events import Callback, CancelEpoch, CancelStep
+from nntrain.learner import Learner, set_seed
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.progress import ProgressCB, RecorderCB
 from nntrain.momentum import Momentum
 from nntrain.schedule import ScheduleCB, linear
 from torch import nn

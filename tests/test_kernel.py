@@ -115,7 +115,7 @@ def asked(installed, where, *sources):
 
 
 def test_setup_cell_installs_only_what_is_missing(installed, tmp_path):
-    from nntrain.book import _settings
+    from nntrain.tools import _settings
     cells = {c for p in NOTEBOOKS if p.stem != 'index' for c in setup_cells(p)}
     first = next(c for c in cells if 'import nntrain' in c)
     assert len(cells) == 2, f'other set-up cells than the common one and the one of chapter 11c: {cells}'

@@ -16,11 +16,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nntrain.data import DataLoaders, TensorLoader
-from nntrain.learner import (CANCELS, EVENTS, LEVELS, Accuracy, After, Before,
-                             BatchTransformCB, Callback, CancelFit, CancelStep, Learner, Mean,
-                             MetricsCB, NormalizeCB, ProgressCB, RecorderCB, SingleBatchCB, acting,
-                             aside, check_callbacks, run_seeds, set_seed, smooth_losses,
-                             sort_callbacks, unpack)
+from nntrain.aside import acting, aside
+from nntrain.batches import BatchTransformCB, NormalizeCB, SingleBatchCB
+from nntrain.compare import run_seeds
+from nntrain.events import (After, Before, CANCELS, Callback, CancelFit, CancelStep,
+                            EVENTS, LEVELS, sort_callbacks)
+from nntrain.learner import Learner, check_callbacks, set_seed, unpack
+from nntrain.lr_finder import smooth_losses
+from nntrain.metrics import Accuracy, Mean, MetricsCB
+from nntrain.progress import ProgressCB, RecorderCB
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples

@@ -32,10 +32,11 @@ def says(nb):
 
 def imports(root, nb):
     "Chapters whose modules a chapter imports: (in exported cells, in any cell)"
+    shared = checks.shared_modules(root)
     chapters = {name: key(path) for path, other in checks.notebooks(root).items()
-                for src in checks.code_cells(other) if (name := checks.directive(src, 'default_exp'))}
+                for name, _ in checks.exporting_to(other)}
     def of(cells):
-        found = {m for src in cells if '%' not in src for m in checks.imported_modules(src) if m not in checks.SHARED}
+        found = {m for src in cells if '%' not in src for m in checks.imported_modules(src) if m not in shared}
         return {chapters[m] for m in found if m in chapters}
     cells = checks.code_cells(nb)
     return of(filter(checks.is_export, cells)), of(cells)
@@ -70,7 +71,7 @@ def map_problems(book, behind, truth):
 def truth():
     found = {}
     for path, nb in checks.notebooks(ROOT).items():
-        if not re.match(r'[01]\d[a-z]?_', path.name): continue
+        if not re.match(r'[012]\d_', path.name): continue
         said, minutes = says(nb)
         found[key(path)] = said, *imports(ROOT, nb), minutes
     return found

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-import nntrain.book
+import nntrain.results
 
 NBS = ROOT/'nbs'
 
@@ -70,7 +70,7 @@ def other_results(tmp_path, monkeypatch):
     "A copy of the recorded rows that the pages read instead"
     folder = tmp_path/'results'
     shutil.copytree(ROOT/'results', folder)
-    monkeypatch.setattr(nntrain.book, '_results_dir', lambda: folder)
+    monkeypatch.setattr(nntrain.results, '_results_dir', lambda: folder)
     return folder
 
 @pytest.mark.parametrize('name', RESULTS_PAGES)

@@ -58,7 +58,7 @@ def test_no_undefined_or_unused_names(root): ok(checks.lint(root))
 def test_nothing_defined_twice(path): ok(checks.defined_twice(path))
 
 def test_readme_and_setup_cells_in_step(root):
-    done = checks.run(root, '-c', 'from nntrain.book import nntrain_sync; nntrain_sync(check=True)')
+    done = checks.run(root, '-c', 'from nntrain.tools import nntrain_sync; nntrain_sync(check=True)')
     assert done.returncode == 0, done.stdout + done.stderr
 
 def test_one_version(root):
@@ -260,7 +260,7 @@ def test_backward_import_is_found(mini, src, problem):
     assert [problem in line for line in checks.backward_imports(mini)] == [True]
 
 def test_book_imports_no_chapter_but_serves_all(mini):
-    write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', '#| export\nfrom nntrain.book import explore'))
+    write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', '#| export\nfrom nntrain.figures import explore'))
     write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', 'from nntrain.two import inc2'))
     ok(checks.backward_imports(mini))
     write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'))

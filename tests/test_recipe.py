@@ -138,7 +138,7 @@ class Stop:
     def find_spec(self, name, *rest):
         if name == 'torch': raise KeyboardInterrupt
 sys.meta_path.insert(0, Stop())
-from nntrain.book import start_fit
+from nntrain.tools import start_fit
 sys.exit(start_fit(['--epochs', '1']))
 """
     done = subprocess.run([sys.executable, '-c', stop], env=env, capture_output=True, text=True)
@@ -148,7 +148,7 @@ sys.exit(start_fit(['--epochs', '1']))
 
 def test_the_installed_command_is_the_light_one():
     settings = (ROOT/'settings.ini').read_text(encoding='utf-8')
-    assert 'nntrain_fit=nntrain.book:start_fit' in settings
+    assert 'nntrain_fit=nntrain.tools:start_fit' in settings
 
 
 def test_the_history_is_replaced_whole(tmp_path, monkeypatch):

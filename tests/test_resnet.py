@@ -15,7 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from nntrain.activations import summary
+from nntrain.summary import summary
 from nntrain.resnet import IDENTITIES, PadChannels, ResBlock, ResNet, dead_weights, resnet
 
 quick = settings(max_examples=25, deadline=None)

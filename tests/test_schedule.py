@@ -12,8 +12,11 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from nntrain.adaptive import AdamW
-from nntrain.compose import Lion
-from nntrain.learner import Callback, CancelBatch, CancelFit, CancelStep, Learner, MetricsCB, RecorderCB
+from nntrain.zoo import Lion
+from nntrain.events import Callback, CancelBatch, CancelFit, CancelStep
+from nntrain.learner import Learner
+from nntrain.metrics import MetricsCB
+from nntrain.progress import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
 from nntrain.schedule import (

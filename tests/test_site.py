@@ -18,7 +18,9 @@ import pytest
 yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 
 import site_checks
-from nntrain.book import _outside, _settings, figure_data
+from nntrain.explore import figure_data
+from nntrain.site import _outside
+from nntrain.tools import _settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'

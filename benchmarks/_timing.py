@@ -14,27 +14,42 @@ from time import perf_counter
 
 
 def compare(
-    candidates,    # {name: function of no arguments}; the first one is the yardstick (ratio 1.00)
+    # {name: function of no arguments}; the first one is the yardstick (ratio 1.00)
+    candidates,
     rounds=7,      # timed rounds; each one runs every candidate once
-    number=1,      # calls of a candidate per round (more than 1 for work shorter than about 10 ms)
+    # calls of a candidate per round (more than 1 for work shorter than about 10 ms)
+    number=1,
     warmup=1,      # rounds run first and thrown away
-    sync=None,     # called before the clock is read, e.g. `torch.cuda.synchronize` on a GPU
-    limits=None,   # {name: largest ratio that counts as fast enough}; shown in the table as ok or MISSED
-    per=1,         # units of work in one call (batches, images, …); times are shown per unit
+    # called before the clock is read, e.g. `torch.cuda.synchronize` on a GPU
+    sync=None,
+    # {name: largest ratio that counts as fast enough}; shown in the table as ok or
+    # MISSED
+    limits=None,
+    # units of work in one call (batches, images, …); times are shown per unit
+    per=1,
     unit='call',   # what one unit of work is called in the table
     title='',      # printed above the table
     record='',     # name such as 'import': writes a row `results/bench-<name>-<candidate>.json` for every candidate but the yardstick; '' writes nothing
     folder=None,   # where the rows go; default: the project's results/
     source='real', # of the data, for the rows: 'real', or 'toy' for built-in pictures
 ):                 # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio', 'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
-    "Time `candidates` in interleaved rounds, print a table with medians, quartiles and ratios, and return it as a dict"
-    if not candidates: raise ValueError('compare needs at least one candidate: {name: function}')
-    if rounds < 1 or number < 1 or warmup < 0: raise ValueError(f'rounds={rounds} and number={number} must be at least 1, warmup={warmup} at least 0')
+    """Time `candidates` in interleaved rounds, print a table with medians, quartiles
+    and ratios, and return it as a dict"""
+    if not candidates:
+        raise ValueError('compare needs at least one candidate: {name: function}')
+    if rounds < 1 or number < 1 or warmup < 0:
+        raise ValueError(
+            f'rounds={rounds} and number={number} must be at least 1, warmup={warmup} '
+            'at least 0')
     limits = limits or {}
-    if unknown := set(limits) - set(candidates): raise ValueError(f'limits for unknown candidates {sorted(unknown)}; known: {list(candidates)}')
+    if unknown := set(limits) - set(candidates):
+        raise ValueError(
+            f'limits for unknown candidates {sorted(unknown)}; known: '
+            f'{list(candidates)}')
     names, times = list(candidates), {name: [] for name in candidates}
     for i in range(warmup + rounds):
-        for name in names if i % 2 == 0 else names[::-1]:   # forth and back: no candidate always runs right after the same one
+        # forth and back: no candidate always runs right after the same one
+        for name in names if i % 2 == 0 else names[::-1]:
             seconds = _time(candidates[name], number, sync) / (number * per)
             if i >= warmup: times[name].append(seconds)
     result, yardstick = {}, names[0]
@@ -43,32 +58,48 @@ def compare(
         low, mid, high = _quartiles(times[name])
         ratio_low, ratio, ratio_high = _quartiles(ratios)
         ok = ratio <= limits[name] if name in limits else None
-        result[name] = dict(median=mid, low=low, high=high, ratio=ratio, ratio_low=ratio_low, ratio_high=ratio_high, ok=ok)
-        if record and name != yardstick: _record(f'bench-{record}-{name}', ratios, mid, yardstick, limits.get(name), unit, title, sync, folder, source)
+        result[name] = dict(
+            median=mid, low=low, high=high, ratio=ratio, ratio_low=ratio_low,
+            ratio_high=ratio_high, ok=ok)
+        if record and name != yardstick:
+            _record(
+                f'bench-{record}-{name}', ratios, mid, yardstick, limits.get(name),
+                unit, title, sync, folder, source)
     _show(result, limits, rounds, unit, title)
     return result
 
 
 def describe_machine():
     "One line that says what ran: processor, usable cores, operating system, Python"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count())
     return f'{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}'
 
 
 def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, source):
-    "Write one row in the form of all rows of results/: one value (a ratio) for each round; `in_band` and the results page read it"
+    """Write one row in the form of all rows of results/: one value (a ratio) for each
+    round; `in_band` and the results page read it"""
     from nntrain.results import record
     folder = Path(folder or Path(__file__).resolve().parent.parent/'results')
     name = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
-    row = record(name, ratios, split='interleaved rounds', seconds=seconds, source=source, metric=f'time, as a share of: {yardstick}', unit='×', better='lower',
-                 hint='is the machine idle?', note=title, hardware=None if sync else describe_machine(), folder=folder)
-    row.update(seconds=seconds, per=unit, against=yardstick, limit=limit)  # `record` rounds seconds to ms
-    (folder/f'{name}.json').write_text(json.dumps(row, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+    row = record(
+        name, ratios, split='interleaved rounds', seconds=seconds, source=source,
+        metric=f'time, as a share of: {yardstick}', unit='×', better='lower',
+        hint='is the machine idle?', note=title,
+        hardware=None if sync else describe_machine(), folder=folder)
+    # `record` rounds seconds to ms
+    row.update(seconds=seconds, per=unit, against=yardstick, limit=limit)
+    (folder / f'{name}.json').write_text(
+        json.dumps(row, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 def _processor():
     try:
-        with open('/proc/cpuinfo') as f: return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
+        with open('/proc/cpuinfo') as f:
+            return next(
+                line.split(':', 1)[1].strip() for line in f
+                if line.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
@@ -81,7 +112,8 @@ def _time(fn, number, sync):
 
 
 def _quartiles(xs):
-    "Lower quartile, median, upper quartile by the nearest rank: with three values or fewer the extremes"
+    """Lower quartile, median, upper quartile by the nearest rank: with three values or
+    fewer the extremes"""
     xs = sorted(xs)
     return xs[(len(xs) - 1) // 4], median(xs), xs[-1 - (len(xs) - 1) // 4]
 
@@ -98,7 +130,10 @@ def _show(result, limits, rounds, unit, title):
     width = max(map(len, result))
     print(f"{'':{width}}  {'time per ' + unit:>31}  {'ratio':>22}")
     for name, r in result.items():
-        seconds = f"{_seconds(r['median'])} [{_seconds(r['low'])}, {_seconds(r['high'])}]"
+        seconds = (
+            f"{_seconds(r['median'])} [{_seconds(r['low'])}, {_seconds(r['high'])}]")
         ratio = f"{r['ratio']:.3g}× [{r['ratio_low']:.3g}, {r['ratio_high']:.3g}]"
-        verdict = '' if r['ok'] is None else f"  {'ok' if r['ok'] else 'MISSED'} (limit {limits[name]:g}×)"
+        verdict = (
+            '' if r['ok'] is None
+            else f"  {'ok' if r['ok'] else 'MISSED'} (limit {limits[name]:g}×)")
         print(f'{name:{width}}  {seconds:>31}  {ratio:>22}{verdict}')

@@ -14,13 +14,29 @@ def fresh(code): return lambda: subprocess.run([sys.executable, '-c', code], che
 
 
 def main(rounds, record=''):
-    return compare({'import torch': fresh('import torch'), 'import nntrain.learner': fresh('import nntrain.learner')},
-                   rounds=rounds, warmup=2, limits={'import nntrain.learner': 1.15}, unit='start', title='Imports in a fresh interpreter', record=record)
+    return compare(
+        {
+            'import torch': fresh('import torch'),
+            'import nntrain.learner': fresh('import nntrain.learner')},
+        rounds=rounds,
+        warmup=2,
+        limits={'import nntrain.learner': 1.15},
+        unit='start',
+        title='Imports in a fresh interpreter',
+        record=record,
+    )
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
-    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--rounds', type=int, default=9, help='interleaved rounds (default 9)')
+    parser.add_argument(
+        '--record', action='store_true',
+        help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
-    sys.exit(not main(args.rounds, 'import' if args.record else '')['import nntrain.learner']['ok'])
+    sys.exit(
+        not main(args.rounds, 'import' if args.record else '')[
+            'import nntrain.learner']['ok']
+    )

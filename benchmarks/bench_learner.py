@@ -13,15 +13,18 @@ from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.progress import ProgressCB
 
-torch.set_num_threads(1)  # a tiny model gains nothing from more threads, and one thread gives steadier times
+# a tiny model gains nothing from more threads, and one thread gives steadier times
+torch.set_num_threads(1)
 N_BATCHES = 300
-BATCHES = [(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))) for _ in range(N_BATCHES)]
+BATCHES = [
+    (torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))) for _ in range(N_BATCHES)]
 
 
 class Data: train, valid = BATCHES, None
 
 
-def model(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))
+def model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))
 
 
 def bare_loop():
@@ -36,19 +39,32 @@ def bare_loop():
 
 def learner(*cbs):
     def run():
-        with redirect_stdout(io.StringIO()): Learner(model(), Data, F.cross_entropy, lr=.1, cbs=cbs).fit(1)
+        with redirect_stdout(io.StringIO()):
+            Learner(model(), Data, F.cross_entropy, lr=0.1, cbs=cbs).fit(1)
     return run
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds (default 9)')
-    parser.add_argument('--record', action='store_true', help='write rows to results/ (on an idle machine)')
+    parser.add_argument(
+        '--rounds', type=int, default=9, help='interleaved rounds (default 9)')
+    parser.add_argument(
+        '--record', action='store_true',
+        help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
-    result = compare({'bare PyTorch loop': bare_loop,
-                      'Learner': learner(),
-                      'Learner + metrics': learner(MetricsCB(Accuracy())),
-                      'Learner + metrics + progress': learner(MetricsCB(Accuracy()), ProgressCB())},
-                     rounds=args.rounds, per=N_BATCHES, unit='batch', limits={'Learner + metrics': 1.15},
-                     title='A tiny model, batches of 32', record='learner' if args.record else '')
+    result = compare(
+        {
+            'bare PyTorch loop': bare_loop,
+            'Learner': learner(),
+            'Learner + metrics': learner(MetricsCB(Accuracy())),
+            'Learner + metrics + progress': learner(
+                MetricsCB(Accuracy()), ProgressCB()),
+        },
+        rounds=args.rounds,
+        per=N_BATCHES,
+        unit='batch',
+        limits={'Learner + metrics': 1.15},
+        title='A tiny model, batches of 32',
+        record='learner' if args.record else '',
+    )
     sys.exit(any(r['ok'] is False for r in result.values()))

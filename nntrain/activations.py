@@ -21,23 +21,37 @@ __all__ = ['Hook', 'find_modules', 'Hooks', 'activation_stats', 'ActivationStats
 
 # %% ../nbs/07_activations.ipynb #cd531a01
 class Hook:
-    "Call `fn` whenever `module` has run, until `remove`; `fn` may keep what it likes as attributes of the hook"
+    """Call `fn` whenever `module` has run, until `remove`; `fn` may keep what it likes
+    as attributes of the hook"""
     def __init__(self,
         module:nn.Module,    # the one to watch
-        fn,                  # (hook, module, inputs, output) -> ignored; `inputs` is a tuple
+        # (hook, module, inputs, output) -> ignored; `inputs` is a tuple
+        fn,
         name:str='',         # of the module, for tables and pictures
-        backward:bool=False  # after the backward pass instead: `output` is then the gradient of the loss by the output
+        # after the backward pass instead: `output` is then the gradient of the loss by
+        # the output
+        backward:bool=False
     ):
-        if not isinstance(module, nn.Module): raise TypeError(f'a hook needs a module, got {module!r}')
-        try: inspect.signature(fn).bind(self, module, (), None)
-        except TypeError as e: raise TypeError(f'fn must take four arguments, (hook, module, inputs, output); {getattr(fn, "__name__", fn)!r} does not: {e}') from None
-        self.module, self.fn, self.name, self.backward, self.active = module, fn, name or type(module).__name__, backward, True
+        if not isinstance(module, nn.Module):
+            raise TypeError(f'a hook needs a module, got {module!r}')
+        try:
+            inspect.signature(fn).bind(self, module, (), None)
+        except TypeError as e:
+            raise TypeError(
+                'fn must take four arguments, (hook, module, inputs, output); '
+                f'{getattr(fn, "__name__", fn)!r} does not: {e}') from None
+        self.module, self.fn, self.name, self.backward, self.active = (
+            module, fn, name or type(module).__name__, backward, True)
         self.handle = module.register_forward_hook(self._ran, with_kwargs=True)
 
-    def _ran(self, module, args, kwargs, output):  # returns None: a value would replace the output
+    # returns None: a value would replace the output
+    def _ran(self, module, args, kwargs, output):
         inputs = (*args, *kwargs.values())
-        if not self.backward: self.fn(self, module, inputs, output)
-        elif (out := next((t for t in _tensors(output) if t.requires_grad), None)) is not None:
+        if not self.backward:
+            self.fn(self, module, inputs, output)
+        elif (
+            out := next((t for t in _tensors(output) if t.requires_grad), None)
+        ) is not None:
             out.register_hook(lambda grad: self._came_back(module, inputs, grad))
 
     def _came_back(self, module, inputs, grad):
@@ -51,38 +65,56 @@ class Hook:
     def __repr__(self): return f'Hook({self.name})'
 
 # %% ../nbs/07_activations.ipynb #1c488b01
-def _is_compiled(module): return '_orig_mod' in module._modules or module._compiled_call_impl is not None
+def _is_compiled(module):
+    return '_orig_mod' in module._modules or module._compiled_call_impl is not None
 
 def _refuse_compiled(model):
     for name, module in model.named_modules():
         if _is_compiled(module):
-            raise ValueError(f'{name or "the model"} is compiled (torch.compile), and compiled code does not '
-                             'call hooks: hook and run the model as it was before, model._orig_mod')
+            raise ValueError(
+                f'{name or "the model"} is compiled (torch.compile), and compiled '
+                'code does not '
+                'call hooks: hook and run the model as it was before, model._orig_mod')
 
-def _modules_of(model):  # {name: module}, without the wrappers that torch.compile puts around
+# {name: module}, without the wrappers that torch.compile puts around
+def _modules_of(model):
     named = {}
     for name, module in model.named_modules():
         name = '.'.join(part for part in name.split('.') if part != '_orig_mod')
-        if '_orig_mod' not in module._modules: named[name or type(module).__name__] = module
+        if '_orig_mod' not in module._modules:
+            named[name or type(module).__name__] = module
     return named
 
 def _select(named, kind):  # those of {name: module} that are wanted, at least one
-    if kind is None: wanted = lambda name, module: next(module.children(), None) is None
-    elif isinstance(kind, type) or isinstance(kind, tuple) and kind and all(isinstance(k, type) for k in kind):
+    if kind is None:
+        wanted = lambda name, module: next(module.children(), None) is None
+    elif (
+        isinstance(kind, type)
+        or isinstance(kind, tuple)
+        and kind
+        and all(isinstance(k, type) for k in kind)
+    ):
         wanted = lambda name, module: isinstance(module, kind)
-    elif callable(kind) and not isinstance(kind, nn.Module): wanted = kind
-    else: raise TypeError(f'kind must be a class such as nn.ReLU, a tuple of classes, or a predicate '
-                          f'(name, module) -> bool; got {kind!r}')
+    elif callable(kind) and not isinstance(kind, nn.Module):
+        wanted = kind
+    else:
+        raise TypeError(
+            f'kind must be a class such as nn.ReLU, a tuple of classes, or a predicate '
+            f'(name, module) -> bool; got {kind!r}')
     found = {name: module for name, module in named.items() if wanted(name, module)}
     if not found:
         there = [f'{name}: {type(module).__name__}' for name, module in named.items()]
         more = f' and {len(there)-30} more' if len(there) > 30 else ''
-        raise ValueError(f'no module matches {getattr(kind, "__name__", kind)!r}; there is ' + ', '.join(there[:30]) + more)
+        raise ValueError(
+            f'no module matches {getattr(kind, "__name__", kind)!r}; there is '
+            + ', '.join(there[:30]) + more)
     return found
 
 def find_modules(
     model:nn.Module,  # searched with everything inside; not compiled (torch.compile)
-    kind=None         # class, tuple of classes, or predicate (name, module) -> bool; None: modules without modules inside
+    # class, tuple of classes, or predicate (name, module) -> bool; None: modules
+    # without modules inside
+    kind=None
 )->dict:              # name -> module, in the order of `model.named_modules()`, never empty
     "Modules of one kind, by their names"
     _refuse_compiled(model)
@@ -92,16 +124,25 @@ def find_modules(
 class Hooks:
     "A hook on each of `modules`; as a context manager it removes them whatever happens"
     def __init__(self,
-        modules,             # {name: module}, such as `find_modules` gives, or an iterable of modules
+        # {name: module}, such as `find_modules` gives, or an iterable of modules
+        modules,
         fn,                  # (hook, module, inputs, output), as in `Hook`
         backward:bool=False  # as in `Hook`
     ):
-        if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'): raise TypeError(f'Hooks takes several modules: put {type(modules).__name__} into a list, or use find_modules(model, kind)')
-        named = modules.items() if isinstance(modules, Mapping) else [(f'{i} {type(m).__name__}', m) for i, m in enumerate(modules)]
+        if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'):
+            raise TypeError(
+                f'Hooks takes several modules: put {type(modules).__name__} into a '
+                'list, or use find_modules(model, kind)')
+        named = (
+            modules.items() if isinstance(modules, Mapping)
+            else [(f'{i} {type(m).__name__}', m) for i, m in enumerate(modules)])
         self.hooks = []
         try: self.hooks += (Hook(module, fn, name, backward) for name, module in named)
         except BaseException: self.remove(); raise
-        if not self.hooks: raise ValueError('no modules to hook: the list is empty; find_modules(model, kind) says what there is')
+        if not self.hooks:
+            raise ValueError(
+                'no modules to hook: the list is empty; find_modules(model, kind) '
+                'says what there is')
 
     def remove(self)->None:
         "Let go of all modules"
@@ -121,9 +162,12 @@ class Hooks:
 def activation_stats(
     x:Tensor,               # (N, C, …) activations, any device
     bins:int=50,            # of the histogram
-    range:tuple=(-10, 10),  # of the histogram; what lies outside counts in the first or last bin
-    hist_samples:int=64,    # the histogram counts the first samples of the batch, at most this many; None: all
-    unit_dim:int=1          # along which the units lie: 1 for (N, C, …), -1 for (N, T, C)
+    # of the histogram; what lies outside counts in the first or last bin
+    range:tuple=(-10, 10),
+    # the histogram counts the first samples of the batch, at most this many; None: all
+    hist_samples:int=64,
+    # along which the units lie: 1 for (N, C, …), -1 for (N, T, C)
+    unit_dim:int=1
 )->tuple:                   # mean (), standard deviation (), histogram (bins,), firing rate of each unit (C,): tensors on the device of `x`
     "What one batch does in one layer; nothing waits for the device"
     x = x.detach()
@@ -132,38 +176,54 @@ def activation_stats(
     hist = torch.histc(x[:hist_samples].clamp(*range), bins, *range)
     mean = x.mean()
     std = torch.linalg.vector_norm(x - mean)/x.numel()**.5
-    fires = torch.gt(x, 0, out=torch.empty_like(x))  # numbers 0 and 1: their mean is several times as fast as that of booleans
+    # numbers 0 and 1: their mean is several times as fast as that of booleans
+    fires = torch.gt(x, 0, out=torch.empty_like(x))
     rates = fires.mean([d for d, _ in enumerate(x.shape) if d != unit_dim % x.ndim])
     return mean, std, hist, rates
 
 # %% ../nbs/07_activations.ipynb #c398d201
 class ActivationStatsCB(Callback):
-    "Mean, standard deviation, histogram and firing rates of layers, batch by batch; values stay on the device until the phase ends"
+    """Mean, standard deviation, histogram and firing rates of layers, batch by batch;
+    values stay on the device until the phase ends"""
     order, watches = 10, True
     def __init__(self,
-        modules=nn.ReLU,        # a kind as in `find_modules`, or {name: module}, or a list of modules of the model
+        # a kind as in `find_modules`, or {name: module}, or a list of modules of the
+        # model
+        modules=nn.ReLU,
         bins:int=50,            # of the histograms
-        range:tuple=(-10, 10),  # of the histograms; what lies outside counts in the first or last bin
-        hist_samples:int=64,    # samples of a batch that the histogram counts; None: all
-        unit_dim:int=1,         # along which the units of an output lie: 1 for (N, C, …), -1 for (N, T, C)
+        # of the histograms; what lies outside counts in the first or last bin
+        range:tuple=(-10, 10),
+        # samples of a batch that the histogram counts; None: all
+        hist_samples:int=64,
+        # along which the units of an output lie: 1 for (N, C, …), -1 for (N, T, C)
+        unit_dim:int=1,
         on_train:bool=True,     # in the training phase?
         on_valid:bool=False     # in the validation phase?
     ):
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1: raise ValueError(f'bins must be a whole number of at least 1, got {bins!r}')
-        if not (len(range) == 2 and range[0] < range[1]): raise ValueError(f'range must be (low, high) with low below high, got {range!r}')
-        if not (on_train or on_valid): raise ValueError('on_train=False and on_valid=False leave nothing to watch')
-        self.modules, self.bins, self.range, self.hist_samples, self.unit_dim = modules, bins, tuple(range), hist_samples, unit_dim
-        self.on_train, self.on_valid, self.hooks, self.on = on_train, on_valid, (), False
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise ValueError(f'bins must be a whole number of at least 1, got {bins!r}')
+        if not (len(range) == 2 and range[0] < range[1]):
+            raise ValueError(
+                f'range must be (low, high) with low below high, got {range!r}')
+        if not (on_train or on_valid):
+            raise ValueError('on_train=False and on_valid=False leave nothing to watch')
+        self.modules, self.bins, self.range, self.hist_samples, self.unit_dim = (
+            modules, bins, tuple(range), hist_samples, unit_dim)
+        self.on_train, self.on_valid, self.hooks, self.on = (
+            on_train, on_valid, (), False)
         self._reset(())
 
     def _reset(self, names):
-        self.means, self.stds, self.hists, self.rates = ({name: torch.empty(0) for name in names} for _ in '1234')
+        self.means, self.stds, self.hists, self.rates = (
+            {name: torch.empty(0) for name in names} for _ in '1234')
         self.starts = []  # number of batches seen when each phase began
 
     @property
     def dead(self)->dict:
         "Layer -> (T,): share of the units that fire for no sample of the batch"
-        return {name: (rates == 0).float().mean(1) for name, rates in self.rates.items() if len(rates)}
+        return {
+            name: (rates == 0).float().mean(1) for name, rates in self.rates.items()
+            if len(rates)}
 
 # %% ../nbs/07_activations.ipynb #49492b01
 @patch
@@ -171,9 +231,13 @@ def _find(self:ActivationStatsCB, model):
     modules = self.modules
     _refuse_compiled(model)
     if isinstance(modules, Mapping): return dict(modules)
-    if isinstance(modules, (list, tuple)) and all(isinstance(m, nn.Module) for m in modules):
+    if isinstance(modules, (list, tuple)) and all(
+        isinstance(m, nn.Module) for m in modules
+    ):
         names = {m: name or type(m).__name__ for name, m in model.named_modules()}
-        if strange := [m for m in modules if m not in names]: raise ValueError(f'{strange[0]} is no part of the model; it has {list(names.values())}')
+        if strange := [m for m in modules if m not in names]:
+            raise ValueError(
+                f'{strange[0]} is no part of the model; it has {list(names.values())}')
         return {names[m]: m for m in modules}
     return find_modules(model, modules)
 
@@ -181,10 +245,15 @@ def _find(self:ActivationStatsCB, model):
 def _note(self:ActivationStatsCB, hook, module, inputs, output):
     if not self.on: return
     x = next(_tensors(output), None)
-    if x is None: raise ValueError(f'{hook.name} ({type(module).__name__}) returns no tensor but a {type(output).__name__}: leave it out of `modules`')
+    if x is None:
+        raise ValueError(
+            f'{hook.name} ({type(module).__name__}) returns no tensor but a '
+            f'{type(output).__name__}: leave it out of `modules`')
     stats = activation_stats(x, self.bins, self.range, self.hist_samples, self.unit_dim)
     if hook.new and len(stats[-1]) != len(hook.new[0][-1]):
-        raise ValueError(f'{hook.name} gives {len(hook.new[0][-1])} units at one place and {len(stats[-1])} at another: use a module of its own at each place')
+        raise ValueError(
+            f'{hook.name} gives {len(hook.new[0][-1])} units at one place and '
+            f'{len(stats[-1])} at another: use a module of its own at each place')
     hook.new.append(stats)
 
 # %% ../nbs/07_activations.ipynb #d8c13001
@@ -205,9 +274,12 @@ def cleanup_phase(self:ActivationStatsCB, learn):
     self.on = False
     for hook in self.hooks:
         if not hook.new: continue
-        for kept, new in zip((self.means, self.stds, self.hists, self.rates), zip(*hook.new)):
+        for kept, new in zip(
+            (self.means, self.stds, self.hists, self.rates), zip(*hook.new)
+        ):
             new = torch.stack(new).cpu()  # the one place that waits for the device
-            kept[hook.name] = torch.cat([kept[hook.name], new]) if len(kept[hook.name]) else new
+            kept[hook.name] = (
+                torch.cat([kept[hook.name], new]) if len(kept[hook.name]) else new)
         hook.new = []
 
 @patch
@@ -217,12 +289,16 @@ def cleanup_fit(self:ActivationStatsCB, learn):
 # %% ../nbs/07_activations.ipynb #b058f901
 @patch
 def _check_seen(self:ActivationStatsCB):
-    if not any(map(len, self.means.values())): raise ValueError('nothing recorded yet: pass this callback to fit, fit(1, cbs=[stats])')
+    if not any(map(len, self.means.values())):
+        raise ValueError(
+            'nothing recorded yet: pass this callback to fit, fit(1, cbs=[stats])')
 
 def _layer_grid(n, height=2):
     import matplotlib.pyplot as plt
     rows = -(-n//2) if n > 1 else 1
-    fig, axs = plt.subplots(rows, min(n, 2), figsize=(7, .7+height*rows), sharex=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(
+        rows, min(n, 2), figsize=(7, 0.7 + height * rows), sharex=True, squeeze=False,
+        layout='constrained')
     for ax in axs.flat[n:]: ax.set_axis_off()
     for ax in axs[-1]: ax.set_xlabel('batch')
     return fig, axs.flat[:n]
@@ -231,7 +307,9 @@ def _layer_lines(ax, series, starts, **labels):
     import matplotlib.pyplot as plt
     many = len(series) > len(COLORS)
     for i, (name, values) in enumerate(series.items()):
-        ax.plot(values, color=plt.cm.viridis(i/len(series)) if many else COLORS[i], linestyle=('-', '--', '-.', ':')[i % 4], lw=1.3, label=name)
+        ax.plot(
+            values, color=plt.cm.viridis(i / len(series)) if many else COLORS[i],
+            linestyle=('-', '--', '-.', ':')[i % 4], lw=1.3, label=name)
     for start in starts[1:]: ax.axvline(start, color='0.8', lw=.8, zorder=0)
     ax.set(**labels)
 
@@ -243,8 +321,10 @@ def plot_stats(self:ActivationStatsCB,
     import matplotlib.pyplot as plt
     self._check_seen()
     if axs is None: axs = plt.subplots(1, 2, figsize=(8, 3), layout='constrained')[1]
-    _layer_lines(axs[0], self.means, self.starts, xlabel='batch', ylabel='mean activation')
-    _layer_lines(axs[1], self.stds, self.starts, xlabel='batch', ylabel='standard deviation')
+    _layer_lines(
+        axs[0], self.means, self.starts, xlabel='batch', ylabel='mean activation')
+    _layer_lines(
+        axs[1], self.stds, self.starts, xlabel='batch', ylabel='standard deviation')
     axs[1].legend(title='layer', fontsize=8, title_fontsize=8)
     return axs
 
@@ -255,7 +335,9 @@ def plot_hists(self:ActivationStatsCB):  # the axes, one per layer
     self._check_seen()
     fig, axs = _layer_grid(len(self.hists))
     for ax, (name, hist) in zip(axs, self.hists.items()):
-        ax.imshow(hist.log1p().T, origin='lower', aspect='auto', interpolation='nearest', cmap='magma', extent=(-.5, len(hist)-.5, *self.range))
+        ax.imshow(
+            hist.log1p().T, origin='lower', aspect='auto', interpolation='nearest',
+            cmap='magma', extent=(-0.5, len(hist) - 0.5, *self.range))
         ax.set_title(name, fontsize=9)
         ax.set_ylabel('activation')
     return axs
@@ -266,8 +348,13 @@ def plot_dead(self:ActivationStatsCB):  # the axes, one per layer
     self._check_seen()
     fig, axs = _layer_grid(len(self.rates))
     for ax, (name, rates) in zip(axs, self.rates.items()):
-        ax.imshow((rates == 0).T, aspect='auto', interpolation='nearest', cmap='gray_r', vmin=0, vmax=1.2, extent=(-.5, len(rates)-.5, rates.shape[1]-.5, -.5))
-        ax.set_title(f'{name}: {(rates[-1] == 0).sum()} of {rates.shape[1]} silent at the end', fontsize=9)
+        ax.imshow(
+            (rates == 0).T, aspect='auto', interpolation='nearest', cmap='gray_r',
+            vmin=0, vmax=1.2,
+            extent=(-0.5, len(rates) - 0.5, rates.shape[1] - 0.5, -0.5))
+        ax.set_title(
+            f'{name}: {(rates[-1] == 0).sum()} of {rates.shape[1]} silent at the end',
+            fontsize=9)
         ax.set_ylabel('unit')
     return axs
 
@@ -279,6 +366,8 @@ def plot_firing(self:ActivationStatsCB,
     import matplotlib.pyplot as plt
     self._check_seen()
     if ax is None: ax = plt.subplots(figsize=(6, 3), layout='constrained')[1]
-    _layer_lines(ax, {name: rates.mean(1) for name, rates in self.rates.items()}, self.starts, xlabel='batch', ylabel='share of activations above 0', ylim=(0, 1))
+    _layer_lines(
+        ax, {name: rates.mean(1) for name, rates in self.rates.items()}, self.starts,
+        xlabel='batch', ylabel='share of activations above 0', ylim=(0, 1))
     ax.legend(title='layer', fontsize=8, title_fontsize=8)
     return ax

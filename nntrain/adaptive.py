@@ -22,18 +22,25 @@ def _init_state(p, *names):
     return state
 
 class RMSProp(Optimizer):
-    "Divide each gradient by the root of the running mean of its square; equals `torch.optim.RMSprop`"
+    """Divide each gradient by the root of the running mean of its square; equals
+    `torch.optim.RMSprop`"""
     ranges = Optimizer.ranges | dict(alpha=(0, 1))
-    torch_keys = Optimizer.torch_keys | dict(momentum=0, centered=False, capturable=None)
+    torch_keys = Optimizer.torch_keys | dict(
+        momentum=0, centered=False, capturable=None)
 
     def __init__(self,
-        params,                 # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-2,          # learning rate, at least 0: about the size of a step, whatever the gradient's
-        alpha:float=.99,        # share of the mean square that is kept at each step, in [0, 1)
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0: about the size of a step, whatever the gradient's
+        lr:float=1e-2,
+        # share of the mean square that is kept at each step, in [0, 1)
+        alpha:float=.99,
         eps:float=1e-8,         # added to the root, in the gradient's unit, at least 0
-        weight_decay:float=0.,  # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        weight_decay:float=0.,
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): super().__init__(params, dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return _init_state(p, 'square_avg')
@@ -62,7 +69,8 @@ def subtract_ratio(
 def multi_step(self:RMSProp, params, grads, states, group):
     vs, alpha = [state['square_avg'] for state in states], group['alpha']
     torch._foreach_add_([state['step'] for state in states], 1)
-    if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    if group['weight_decay'] != 0:
+        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
     torch._foreach_mul_(vs, alpha)
     torch._foreach_addcmul_(vs, grads, grads, value=1-alpha)
     denoms = torch._foreach_sqrt(vs)
@@ -71,17 +79,26 @@ def multi_step(self:RMSProp, params, grads, states, group):
 
 # %% ../nbs/12_adaptive.ipynb #9e57a647
 class Adam(Optimizer):
-    "Running mean of the gradient over the root of that of its square, both debiased; equals `torch.optim.Adam`"
-    torch_keys = Optimizer.torch_keys | dict(amsgrad=False, capturable=None, decoupled_weight_decay=False)
+    """Running mean of the gradient over the root of that of its square, both debiased;
+    equals `torch.optim.Adam`"""
+    torch_keys = Optimizer.torch_keys | dict(
+        amsgrad=False, capturable=None, decoupled_weight_decay=False)
 
     def __init__(self,
-        params,                      # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,               # learning rate, at least 0: about the length of a step, seldom more
-        betas:tuple=(.9, .999),      # shares of the means of gradient and square that are kept, each in [0, 1)
-        eps:float=1e-8,              # added to the root, in the gradient's unit, at least 0
-        weight_decay:float=0.,       # L2 penalty, added to the gradient as `weight_decay * p`, at least 0; see `AdamW`
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0: about the length of a step, seldom more
+        lr:float=1e-3,
+        # shares of the means of gradient and square that are kept, each in [0, 1)
+        betas:tuple=(.9, .999),
+        # added to the root, in the gradient's unit, at least 0
+        eps:float=1e-8,
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0; see
+        # `AdamW`
+        weight_decay:float=0.,
         maximize:bool=False,         # go up instead of down?
-        foreach:bool=True            # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return _init_state(p, 'exp_avg', 'exp_avg_sq')
@@ -100,31 +117,43 @@ class Adam(Optimizer):
 @patch
 def multi_step(self:Adam, params, grads, states, group):
     (beta1, beta2), eps = group['betas'], group['eps']
-    steps, ms, vs = ([state[key] for state in states] for key in ('step', 'exp_avg', 'exp_avg_sq'))
+    steps, ms, vs = (
+        [state[key] for state in states] for key in ('step', 'exp_avg', 'exp_avg_sq'))
     torch._foreach_add_(steps, 1)
-    ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in steps]  # compiled code must not look at values
-    if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    # compiled code must not look at values
+    ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in steps]
+    if group['weight_decay'] != 0:
+        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
     torch._foreach_lerp_(ms, grads, 1-beta1)
     torch._foreach_mul_(vs, beta2)
     torch._foreach_addcmul_(vs, grads, grads, value=1-beta2)
     roots = [(1-beta2**t)**.5 for t in ts]
     denoms = torch._foreach_sqrt(vs)
     torch._foreach_add_(denoms, [eps*root for root in roots])
-    subtract_ratio(params, ms, denoms, [self.lr_at(group, t)*root/(1-beta1**t) for t, root in zip(ts, roots)])
+    subtract_ratio(
+        params, ms, denoms,
+        [self.lr_at(group, t) * root / (1 - beta1**t) for t, root in zip(ts, roots)])
 
 # %% ../nbs/12_adaptive.ipynb #ef28fcb2
 class AdamW(Adam):
-    "Adam with decoupled weight decay: `p *= 1 - lr*weight_decay` before the step; equals `torch.optim.AdamW`"
+    """Adam with decoupled weight decay: `p *= 1 - lr*weight_decay` before the step;
+    equals `torch.optim.AdamW`"""
     torch_keys = Adam.torch_keys | dict(decoupled_weight_decay=True)
 
     def __init__(self,
-        params,                    # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,             # learning rate, at least 0: about the length of a step, seldom more
-        betas:tuple=(.9, .999),    # shares of the means of gradient and square that are kept, each in [0, 1)
-        eps:float=1e-8,            # added to the root, in the gradient's unit, at least 0
-        weight_decay:float=1e-2,   # each step shrinks a weight by the share `lr*weight_decay`; at least 0
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0: about the length of a step, seldom more
+        lr:float=1e-3,
+        # shares of the means of gradient and square that are kept, each in [0, 1)
+        betas:tuple=(.9, .999),
+        # added to the root, in the gradient's unit, at least 0
+        eps:float=1e-8,
+        # each step shrinks a weight by the share `lr*weight_decay`; at least 0
+        weight_decay:float=1e-2,
         maximize:bool=False,       # go up instead of down?
-        foreach:bool=True          # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): super().__init__(params, lr, betas, eps, weight_decay, maximize, foreach)
 
     def one_step(self, p, grad, state, group):
@@ -132,5 +161,6 @@ class AdamW(Adam):
         super().one_step(p, grad, state, {**group, 'weight_decay': 0.})
     def multi_step(self, params, grads, states, group):
         kept = 1 - group['lr']*group['weight_decay']
-        torch._foreach_mul_(params, kept.squeeze() if isinstance(kept, Tensor) else kept)
+        torch._foreach_mul_(
+            params, kept.squeeze() if isinstance(kept, Tensor) else kept)
         super().multi_step(params, grads, states, {**group, 'weight_decay': 0.})

@@ -25,28 +25,41 @@ class AdamAnnealed(Adam):
     ranges = Optimizer.ranges | dict(anneal_rate=(0, 1))
 
     def __init__(self,
-        params,                      # tensors, (name, tensor) pairs, or one dict per parameter group
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
         lr:float=1e-3,               # learning rate of the first step, at least 0
-        anneal_rate:float=.97,       # the rate is multiplied by this after every *step*, in [0, 1)
-        betas:tuple=(.9, .999),      # shares of the means of gradient and square that are kept, each in [0, 1)
-        eps:float=1e-8,              # added to the root, in the gradient's unit, at least 0
-        weight_decay:float=0.,       # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        # the rate is multiplied by this after every *step*, in [0, 1)
+        anneal_rate:float=.97,
+        # shares of the means of gradient and square that are kept, each in [0, 1)
+        betas:tuple=(.9, .999),
+        # added to the root, in the gradient's unit, at least 0
+        eps:float=1e-8,
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        weight_decay:float=0.,
         maximize:bool=False,         # go up instead of down?
-        foreach:bool=True            # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ):
-        Optimizer.__init__(self, params, dict(lr=lr, anneal_rate=anneal_rate, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
+        Optimizer.__init__(
+            self,
+            params,
+            dict(
+                lr=lr, anneal_rate=anneal_rate, betas=betas, eps=eps,
+                weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def lr_at(self, group, t): return group['lr']*group['anneal_rate']**(t-1)
 
 # %% ../nbs/15_schedulers.ipynb #36eb8042
 class AnnealCB(Callback):
-    "Multiply the learning rate of every parameter group by `anneal_rate` after each step, or after each epoch"
+    """Multiply the learning rate of every parameter group by `anneal_rate` after each
+    step, or after each epoch"""
     owns = ('lr',)
     def __init__(self,
         anneal_rate:float=.97,  # in [0, 1]
         per:str='step'          # 'step' or 'epoch' (that is, after each training phase)
     ):
-        if per not in ('step', 'epoch'): raise ValueError(f"per must be 'step' or 'epoch', got {per!r}")
+        if per not in ('step', 'epoch'):
+            raise ValueError(f"per must be 'step' or 'epoch', got {per!r}")
         if anneal_rate != 1: check_hyper('anneal_rate', anneal_rate, 0, 1)
         self.anneal_rate, self.per = anneal_rate, per
     def _anneal(self, learn):
@@ -58,7 +71,8 @@ class AnnealCB(Callback):
 
 # %% ../nbs/15_schedulers.ipynb #ec429371
 class AutoAnnealCB(Callback):
-    "Divide all learning rates by `factor` whenever the running minimum of the mean squared gradient has fallen to `share` of its value at the last cut"
+    """Divide all learning rates by `factor` whenever the running minimum of the mean
+    squared gradient has fallen to `share` of its value at the last cut"""
     order, watches = 20, True  # `lr_find` leaves it out, since it moves the rate itself
     owns = ('lr',)
     def __init__(self,
@@ -67,11 +81,16 @@ class AutoAnnealCB(Callback):
         every:str='epoch'   # look at the mean of each 'epoch', or at each 'batch'
     ):
         if not 0 < share < 1 or not factor > 1:
-            raise ValueError(f'share must lie in (0, 1) and factor above 1, got {share} and {factor}')
-        if every not in ('epoch', 'batch'): raise ValueError(f"every must be 'epoch' or 'batch', got {every!r}")
+            raise ValueError(
+                f'share must lie in (0, 1) and factor above 1, got {share} and {factor}'
+            )
+        if every not in ('epoch', 'batch'):
+            raise ValueError(f"every must be 'epoch' or 'batch', got {every!r}")
         self.share, self.factor, self.every = share, factor, every
-    def before_fit(self, learn): self.seen, self.lrs, self.level, self.new = [], [], None, []
-    def before_phase(self, learn): self.new = []  # those of a phase that was left early count no more
+    def before_fit(self, learn):
+        self.seen, self.lrs, self.level, self.new = [], [], None, []
+    # those of a phase that was left early count no more
+    def before_phase(self, learn): self.new = []
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
         self.new.append(sum(length(g)**2 for g in grads)/sum(g.numel() for g in grads))
@@ -88,8 +107,12 @@ class AutoAnnealCB(Callback):
         self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
     def _cut(self, groups):
         shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}
-        for lr in shared.values(): lr /= self.factor  # one tensor for several groups is cut once
+        # one tensor for several groups is cut once
+        for lr in shared.values(): lr /= self.factor
         for group in groups:
             if not isinstance(group['lr'], Tensor): group['lr'] /= self.factor
-    def state_dict(self)->dict: return {name: copy.copy(getattr(self, name)) for name in ('seen', 'lrs', 'level', 'new')}
+    def state_dict(self) -> dict:
+        return {
+            name: copy.copy(getattr(self, name))
+            for name in ('seen', 'lrs', 'level', 'new')}
     def load_state_dict(self, state)->None: vars(self).update(copy.copy(state))

@@ -23,21 +23,33 @@ from .data import DataLoaders, TensorLoader
 from .learner import Learner
 
 # %% ../nbs/06_lr_finder.ipynb #815ab867
-def _generators(*owners):  # the random generators that they hold as `.generator`, a shared one once
-    return list({id(g): g for owner in owners if isinstance(g := getattr(owner, 'generator', None), torch.Generator)}.values())
+# the random generators that they hold as `.generator`, a shared one once
+def _generators(*owners):
+    return list(
+        {
+            id(g): g
+            for owner in owners
+            if isinstance(g := getattr(owner, 'generator', None), torch.Generator)
+        }.values()
+    )
 
 def _loader_generators(loader):  # those that a DataLoader draws its order from
-    return _generators(loader, getattr(loader, 'sampler', None), getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))
+    return _generators(
+        loader, getattr(loader, 'sampler', None),
+        getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))
 
 def _remember_tensor(t):
     lazy = isinstance(t, nn.parameter.UninitializedTensorMixin)
-    if not lazy and (t.grad_fn is not None or t.is_inference()): return None, ()  # a result
+    # a result
+    if not lazy and (t.grad_fn is not None or t.is_inference()): return None, ()
     value = t.data if lazy else t.detach().clone()
     grad, needs_grad, kind = t.grad, t.requires_grad, type(t)
     def undo():
-        same = not lazy and (t.shape, t.dtype, t.device) == (value.shape, value.dtype, value.device)
+        same = not lazy and (t.shape, t.dtype, t.device) == (
+            value.shape, value.dtype, value.device)
         if same: t.data.copy_(value)
-        else: t.data = value                       # it was moved, or made ready by its first batch
+        # it was moved, or made ready by its first batch
+        else: t.data = value
         t.grad = grad
         t.requires_grad_(needs_grad)
         if lazy: t.__class__ = kind
@@ -57,53 +69,66 @@ def _remember_object(obj):
     kind, undo = type(obj), partial(_refill, vars(obj), dict(vars(obj)))
     def undo_all():
         undo()
-        if type(obj) is not kind: obj.__class__ = kind   # a lazy layer became a usual one
+        # a lazy layer became a usual one
+        if type(obj) is not kind: obj.__class__ = kind
     return undo_all, vars(obj).values()
 
 # %% ../nbs/06_lr_finder.ipynb #02a51de1
 _ATOMS = (int, float, complex, str, bytes, type(None), type, types.FunctionType,
           types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
-_DATA = (torch.utils.data.DataLoader, torch.utils.data.Dataset, torch.utils.data.Sampler,
-         DataLoaders, TensorLoader)
-_ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib', 'IPython', 'tqdm',
-          'threading', 'queue', 'logging', 'asyncio', 'concurrent', 'multiprocessing')
+_DATA = (
+    torch.utils.data.DataLoader, torch.utils.data.Dataset, torch.utils.data.Sampler,
+    DataLoaders, TensorLoader)
+_ALIVE = (
+    'torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib', 'IPython',
+    'tqdm', 'threading', 'queue', 'logging', 'asyncio', 'concurrent', 'multiprocessing')
 
 def _remember(obj):
-    "How to undo what will happen to `obj` (None: nothing to do), and what to look at next"
+    """How to undo what will happen to `obj` (None: nothing to do), and what to look at
+    next"""
     if isinstance(obj, Tensor): return _remember_tensor(obj)
-    if isinstance(obj, torch.Generator): return partial(obj.set_state, obj.get_state()), ()
-    if isinstance(obj, np.random.RandomState): return partial(obj.set_state, obj.get_state()), ()
+    if isinstance(obj, torch.Generator):
+        return partial(obj.set_state, obj.get_state()), ()
+    if isinstance(obj, np.random.RandomState):
+        return partial(obj.set_state, obj.get_state()), ()
     if isinstance(obj, random.Random): return partial(obj.setstate, obj.getstate()), ()
     if isinstance(obj, np.random.Generator):
         bits = obj.bit_generator
         return partial(setattr, bits, 'state', bits.state), ()
     if isinstance(obj, np.ndarray):
         return partial(np.copyto, obj, obj.copy()) if obj.flags.writeable else None, ()
-    if isinstance(obj, dict): return partial(_refill, obj, dict(obj)), (*obj, *obj.values())
-    if isinstance(obj, (list, deque, set)): return partial(_refill, obj, obj.copy()), tuple(obj)
+    if isinstance(obj, dict):
+        return partial(_refill, obj, dict(obj)), (*obj, *obj.values())
+    if isinstance(obj, (list, deque, set)):
+        return partial(_refill, obj, obj.copy()), tuple(obj)
     if isinstance(obj, (tuple, frozenset)): return None, obj
     if isinstance(obj, types.MethodType): return None, (obj.__self__,)
     if isinstance(obj, partial): return None, (obj.func, obj.args, obj.keywords)
-    alive = str(type(obj).__module__).startswith(_ALIVE) and not isinstance(obj, nn.Module)
-    return (None, ()) if alive or not hasattr(obj, '__dict__') else _remember_object(obj)
+    alive = str(type(obj).__module__).startswith(_ALIVE) and not isinstance(
+        obj, nn.Module)
+    return (
+        (None, ()) if alive or not hasattr(obj, '__dict__') else _remember_object(obj))
 
 def _undo_all(learn):
     "Functions that put back `learn` and all that it holds"
     todo, seen = [(getattr(learn, name, None), True) for name in ('dl', 'dls')], {}
     passing = ('dl', 'dls', 'batch', 'preds', 'loss')       # only the references
-    todo += [(value, False) for name, value in vars(learn).items() if name not in passing]
+    todo += [
+        (value, False) for name, value in vars(learn).items() if name not in passing]
     yield _remember_object(learn)[0]
     while todo:
         obj, is_data = todo.pop()
         if isinstance(obj, _ATOMS) or id(obj) in seen or obj is learn: continue
         seen[id(obj)] = obj
         is_data = is_data or isinstance(obj, _DATA)
-        if is_data and isinstance(obj, (Tensor, np.ndarray, list, tuple, dict, set)): continue
+        if is_data and isinstance(obj, (Tensor, np.ndarray, list, tuple, dict, set)):
+            continue
         undo, parts = _remember(obj)
         todo += [(part, is_data) for part in parts]
         if undo: yield undo
         if getattr(obj, '_iterator', None) is not None and is_data:
-            obj._iterator = None          # workers that are busy with the pass under way: others step in
+            # workers that are busy with the pass under way: others step in
+            obj._iterator = None
 
 # %% ../nbs/06_lr_finder.ipynb #02a51de3
 @contextlib.contextmanager
@@ -119,13 +144,16 @@ def _random_kept():
 
 @contextlib.contextmanager
 def aside(
-    learn:Learner  # may be in the middle of a fit; or any object that holds what is to be put back
+    # may be in the middle of a fit; or any object that holds what is to be put back
+    learn:Learner
 ):                 # the same learner
-    "What runs inside leaves no trace on the training: weights, optimizer, callbacks, loaders, random numbers are put back"
+    """What runs inside leaves no trace on the training: weights, optimizer, callbacks,
+    loaders, random numbers are put back"""
     with contextlib.ExitStack() as stack:
         for undo in _undo_all(learn): stack.callback(undo)
         stack.enter_context(_random_kept())
-        torch.clear_autocast_cache()              # 16-bit copies of the weights: use none from outside,
+        # 16-bit copies of the weights: use none from outside,
+        torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)  # and leave none behind
         busy = [id(cb) for cb in getattr(learn, '_calling', ())]
         learn.cbs = tuple(cb for cb in getattr(learn, 'cbs', ()) if id(cb) not in busy)

@@ -21,18 +21,39 @@ __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', '
 
 # %% ../nbs/20_augmentation.ipynb #88344c01
 def _check_images(x, who):
-    if not isinstance(x, Tensor) or x.ndim != 4 or not (x.is_floating_point() or x.dtype == torch.uint8):
-        what = f'{x.dtype} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
-        raise ValueError(f'{who} wants a batch of images (N, C, H, W), float or uint8, got {what}' + (': for a single image pass image[None]' if isinstance(x, Tensor) and x.ndim == 3 else ''))
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim != 4
+        or not (x.is_floating_point() or x.dtype == torch.uint8)
+    ):
+        what = (
+            f'{x.dtype} of shape {tuple(x.shape)}' if isinstance(x, Tensor)
+            else f'a {type(x).__name__}')
+        raise ValueError(
+            f'{who} wants a batch of images (N, C, H, W), float or uint8, got {what}'
+            + (
+                ': for a single image pass image[None]'
+                if isinstance(x, Tensor) and x.ndim == 3 else ''))
 
 def _check_share(name, p, above=False):
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p <= 1 or above and p == 0:
-        raise ValueError(f'{name} must be a number from 0 to 1{", above 0" if above else ""}, got {p!r}')
+    if (
+        isinstance(p, bool)
+        or not isinstance(p, Real)
+        or not 0 <= p <= 1
+        or above
+        and p == 0
+    ):
+        raise ValueError(
+            f'{name} must be a number from 0 to 1{", above 0" if above else ""}, got '
+            f'{p!r}')
 
 class ImageTransform:
-    "Base of transforms that draw anew for each image of a batch: a subclass writes `apply(x)`, which returns a new tensor"
+    """Base of transforms that draw anew for each image of a batch: a subclass writes
+    `apply(x)`, which returns a new tensor"""
     def __init__(self,
-        generator:torch.Generator=None  # where the random numbers come from; None: torch's global generator of the images' device
+        # where the random numbers come from; None: torch's global generator of the
+        # images' device
+        generator:torch.Generator=None
     ): self.generator = generator
     def __call__(self, x:Tensor)->Tensor:
         _check_images(x, type(self).__name__)
@@ -43,7 +64,8 @@ class ImageTransform:
     )->Tensor:
         "Random numbers from [0, 1), on the device of `x`"
         g = self.generator
-        return torch.rand(shape, generator=g, device=g.device if g else x.device).to(x.device)
+        return torch.rand(shape, generator=g, device=g.device if g else x.device).to(
+            x.device)
     def whole(self,
         x:Tensor,  # the images
         low:int,   # smallest number
@@ -52,8 +74,11 @@ class ImageTransform:
     )->Tensor:
         "Random whole numbers from `low` to `high`, both included, on the device of `x`"
         g = self.generator
-        return torch.randint(low, high+1, shape, generator=g, device=g.device if g else x.device).to(x.device)
-    def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "generator")})'
+        return torch.randint(
+            low, high + 1, shape, generator=g, device=g.device if g else x.device
+        ).to(x.device)
+    def __repr__(self):
+        return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "generator")})'
 
 # %% ../nbs/20_augmentation.ipynb #acafce01
 class RandomFlip(ImageTransform):
@@ -66,50 +91,76 @@ class RandomFlip(ImageTransform):
         _check_share('p', p)
         self.p = p
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
-        return torch.where((self.uniform(x, len(x)) < self.p)[:, None, None, None], x.flip(-1), x)
+        return torch.where(
+            (self.uniform(x, len(x)) < self.p)[:, None, None, None], x.flip(-1), x)
 
 # %% ../nbs/20_augmentation.ipynb #09c51201
 def _pair(name, value):
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pair):
-        raise ValueError(f'{name} must be a whole number above 0 or two of them (height, width), got {value!r}')
+    if len(pair) != 2 or not all(
+        isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pair
+    ):
+        raise ValueError(
+            f'{name} must be a whole number above 0 or two of them (height, width), '
+            f'got {value!r}')
     return pair
 
 def _fill(value, x):
     fill = torch.as_tensor(value, dtype=torch.float64)
-    if fill.numel() not in (1, x.shape[1]): raise ValueError(f'fill must be one number or one for each of {x.shape[1]} channels, got {value!r}')
-    if x.dtype == torch.uint8 and not ((fill >= 0) & (fill <= 255)).all(): raise ValueError(f'bytes reach from 0 to 255, got fill={value!r}: is it meant for normalised images?')
+    if fill.numel() not in (1, x.shape[1]):
+        raise ValueError(
+            f'fill must be one number or one for each of {x.shape[1]} channels, got '
+            f'{value!r}')
+    if x.dtype == torch.uint8 and not ((fill >= 0) & (fill <= 255)).all():
+        raise ValueError(
+            f'bytes reach from 0 to 255, got fill={value!r}: is it meant for '
+            'normalised images?')
     return fill.to(x.dtype).to(x.device).reshape(1, -1, 1, 1)
 
 class RandomCrop(ImageTransform):
     "Pad the images, then cut a window out of each, every position equally likely"
     def __init__(self,
         padding:int=0,  # pixels on each side, at least 0
-        size=None,      # of the window: a number or (height, width); None: that of the images, so that they only move
-        fill=0.,        # what stands in the padding: a number, or one per channel; see `black`
+        # of the window: a number or (height, width); None: that of the images, so that
+        # they only move
+        size=None,
+        # what stands in the padding: a number, or one per channel; see `black`
+        fill=0.,
         generator=None  # as in `ImageTransform`
     ):
         super().__init__(generator)
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0: raise ValueError(f'padding must be a whole number of at least 0, got {padding!r}')
-        self.padding, self.size, self.fill = padding, None if size is None else _pair('size', size), fill
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(
+                f'padding must be a whole number of at least 0, got {padding!r}')
+        self.padding, self.size, self.fill = (
+            padding, None if size is None else _pair('size', size), fill)
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> (N, C, *size)
         n, c, h, w = x.shape
         p, (height, width) = self.padding, self.size or (h, w)
         down, right = h + 2*p - height, w + 2*p - width  # how far a window can move
-        if min(down, right) < 0: raise ValueError(f'a crop of {height}×{width} does not fit into {h}×{w} images with padding {p}: make the crop smaller or the padding larger')
+        if min(down, right) < 0:
+            raise ValueError(
+                f'a crop of {height}×{width} does not fit into {h}×{w} images with '
+                f'padding {p}: make the crop smaller or the padding larger')
         padded = _fill(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
         padded[:, :, p:p+h, p:p+w] = x
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, down+1, right+1, height, width), a view
-        return windows[torch.arange(n, device=x.device), :, self.whole(x, 0, down, n), self.whole(x, 0, right, n)]
+        # (N, C, down+1, right+1, height, width), a view
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return windows[
+            torch.arange(n, device=x.device), :, self.whole(x, 0, down, n),
+            self.whole(x, 0, right, n)]
 
 # %% ../nbs/20_augmentation.ipynb #10f5c601
 def black(
     mean,  # what was subtracted in normalising: a number, or one per channel
     std    # what was divided by after that, above 0
 ):         # a number, or a list with one per channel
-    "The value that a black pixel has after normalisation: the `fill` for images that are normalised already"
-    mean, std = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(std, dtype=torch.float64)
+    """The value that a black pixel has after normalisation: the `fill` for images that
+    are normalised already"""
+    mean, std = (
+        torch.as_tensor(mean, dtype=torch.float64),
+        torch.as_tensor(std, dtype=torch.float64))
     if not (std > 0).all(): raise ValueError(f'std must be above 0, got {std.tolist()}')
     return (-mean/std).tolist()
 
@@ -117,22 +168,29 @@ def black(
 def _first_input(batch): return unpack(batch)[0][0]
 
 def _with_first_input(batch, x):  # the same batch with other images
-    if isinstance(batch, dict): return batch | {next(k for k in batch if k not in TARGET_KEYS): x}
+    if isinstance(batch, dict):
+        return batch | {next(k for k in batch if k not in TARGET_KEYS): x}
     return (x, *batch[1:])
 
 def _with_target(batch, y):  # the same batch with other targets
-    if isinstance(batch, dict): return batch | {next(k for k in batch if k in TARGET_KEYS): y}
+    if isinstance(batch, dict):
+        return batch | {next(k for k in batch if k in TARGET_KEYS): y}
     return (*batch[:-1], y)
 
 class AugmentCB(BatchTransformCB):
-    "Transform the images of each training batch: its first input goes through `tfms`, one after the other"
+    """Transform the images of each training batch: its first input goes through `tfms`,
+    one after the other"""
     def __init__(self,
-        *tfms,               # functions: batch of images (N, C, H, W) -> batch of images
+        # functions: batch of images (N, C, H, W) -> batch of images
+        *tfms,
         on_train:bool=True,  # in the training phase?
         on_valid:bool=False  # in the validation phase?
     ):
         for tfm in tfms:
-            if not callable(tfm) or isinstance(tfm, type): raise TypeError(f'{tfm!r} is no transform: give objects that take a batch of images, such as RandomFlip()')
+            if not callable(tfm) or isinstance(tfm, type):
+                raise TypeError(
+                    f'{tfm!r} is no transform: give objects that take a batch of '
+                    'images, such as RandomFlip()')
         self.tfms = tfms
         super().__init__(self._augment, on_train, on_valid)
     def _augment(self, batch):
@@ -144,7 +202,9 @@ class AugmentCB(BatchTransformCB):
         return dict(tfms=self.tfms, on_train=self.on_train, on_valid=self.on_valid)
     def __repr__(self):
         phases = dict(on_train=(self.on_train, True), on_valid=(self.on_valid, False))
-        other = [f'{name}={value}' for name, (value, usual) in phases.items() if value != usual]
+        other = [
+            f'{name}={value}' for name, (value, usual) in phases.items()
+            if value != usual]
         return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
 
 # %% ../nbs/20_augmentation.ipynb #13st0002
@@ -157,7 +217,10 @@ def state_dict(self:AugmentCB)->dict:
 def load_state_dict(self:AugmentCB, state)->None:
     "Put the transforms' own generators back to where they stood"
     own, saved = _generators(*self.tfms), state['generators']
-    if len(own) != len(saved): raise ValueError(f'the saved transforms have {len(saved)} generators of their own, these have {len(own)}: use the same transforms')
+    if len(own) != len(saved):
+        raise ValueError(
+            f'the saved transforms have {len(saved)} generators of their own, these '
+            f'have {len(own)}: use the same transforms')
     for g, its in zip(own, saved): g.set_state(its.cpu())
 
 # %% ../nbs/20_augmentation.ipynb #5cd9de01
@@ -168,52 +231,79 @@ def _spans(
 )->Tensor:         # (N, K, n) bool: is the place in the range?
     "Which of the places 0 … n-1 lie in each range"
     at = torch.arange(n, device=start.device) - start[..., None]
-    return (at >= 0) & (at < (length[..., None] if isinstance(length, Tensor) else length))
+    return (at >= 0) & (
+        at < (length[..., None] if isinstance(length, Tensor) else length))
 
 class RandomErase(ImageTransform):
-    "Put noise or a colour into 1 … `max_num` rectangles of an image, with probability `p`; every pixel is equally likely to be hit"
+    """Put noise or a colour into 1 … `max_num` rectangles of an image, with probability
+    `p`; every pixel is equally likely to be hit"""
     def __init__(self,
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
-        share:float=.2,  # sides of a rectangle as a share of the image's sides, in (0, 1]
-        max_num:int=4,   # rectangles in an image at most, at least 1; each number is equally likely
+        # sides of a rectangle as a share of the image's sides, in (0, 1]
+        share:float=.2,
+        # rectangles in an image at most, at least 1; each number is equally likely
+        max_num:int=4,
         fill='pixels',   # 'pixels': drawn from all pixels of the batch; or a number, or one per channel
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(generator)
         _check_share('p', p); _check_share('share', share, above=True)
-        if isinstance(max_num, bool) or not isinstance(max_num, int) or max_num < 1: raise ValueError(f'max_num must be a whole number of at least 1, got {max_num!r}')
-        if not (fill == 'pixels' if isinstance(fill, str) else isinstance(fill, (Real, tuple, list))): raise ValueError(f"fill must be 'pixels', a number or one number per channel, got {fill!r}")
+        if isinstance(max_num, bool) or not isinstance(max_num, int) or max_num < 1:
+            raise ValueError(
+                f'max_num must be a whole number of at least 1, got {max_num!r}')
+        if not (
+            fill == 'pixels'
+            if isinstance(fill, str)
+            else isinstance(fill, (Real, tuple, list))
+        ):
+            raise ValueError(
+                "fill must be 'pixels', a number or one number per channel, got "
+                f"{fill!r}")
         self.p, self.share, self.max_num, self.fill = p, share, max_num, fill
 
     def rectangles(self,
         x:Tensor  # (N, C, H, W) images
     )->tuple:     # first rows and columns (N, K), rows that are hit (N, K, H), columns (N, K, W), and the height and width of a rectangle
-        "Draw K = `max_num` rectangles for each image; no rows are hit by those that are left out"
+        """Draw K = `max_num` rectangles for each image; no rows are hit by those that
+        are left out"""
         n, _, h, w = x.shape
         high, wide = (max(1, round(self.share*side)) for side in (h, w))
-        top, left = (self.whole(x, 1-length, side-1, n, self.max_num) for length, side in ((high, h), (wide, w)))  # may stick out
-        count = torch.where(self.uniform(x, n) < self.p, self.whole(x, 1, self.max_num, n), 0)
+        # may stick out
+        top, left = (
+            self.whole(x, 1 - length, side - 1, n, self.max_num)
+            for length, side in ((high, h), (wide, w)))
+        count = torch.where(
+            self.uniform(x, n) < self.p, self.whole(x, 1, self.max_num, n), 0)
         there = torch.arange(self.max_num, device=x.device) < count[:, None]  # (N, K)
-        return top, left, _spans(top, high, h) & there[..., None], _spans(left, wide, w), (high, wide)
+        return (
+            top, left, _spans(top, high, h) & there[..., None], _spans(left, wide, w),
+            (high, wide))
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         n, _, h, w = x.shape
         if n == 0: return x.clone()
         *_, rows, columns, (high, wide) = self.rectangles(x)
-        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()).bool()       # (N, H, W): the union
-        if not isinstance(self.fill, str): return torch.where(hit[:, None], _fill(self.fill, x), x)
-        places = self.whole(x, 0, n*h*w-1, n*self.max_num*high*wide)                # of pixels, as many as can be hit at all; the same in each channel
+        # (N, H, W): the union
+        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()).bool()
+        if not isinstance(self.fill, str):
+            return torch.where(hit[:, None], _fill(self.fill, x), x)
+        # of pixels, as many as can be hit at all; the same in each channel
+        places = self.whole(x, 0, n*h*w-1, n*self.max_num*high*wide)
         out = x.clone()
-        for c in range(x.shape[1]): out[:, c].masked_scatter_(hit, x[:, c].flatten().index_select(0, places))
+        for c in range(x.shape[1]):
+            out[:, c].masked_scatter_(hit, x[:, c].flatten().index_select(0, places))
         return out
 
 # %% ../nbs/20_augmentation.ipynb #21e4cd01
 class RandomCopy(RandomErase):
-    "Put 1 … `max_num` rectangles of an image onto other places of the same image, with probability `p`; every pixel is equally likely to be hit"
+    """Put 1 … `max_num` rectangles of an image onto other places of the same image,
+    with probability `p`; every pixel is equally likely to be hit"""
     def __init__(self,
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
-        share:float=.2,  # sides of a rectangle as a share of the image's sides, in (0, 1]
-        max_num:int=4,   # rectangles in an image at most, at least 1; each number is equally likely
+        # sides of a rectangle as a share of the image's sides, in (0, 1]
+        share:float=.2,
+        # rectangles in an image at most, at least 1; each number is equally likely
+        max_num:int=4,
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(p, share, max_num, generator=generator)
@@ -222,21 +312,34 @@ class RandomCopy(RandomErase):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         n, c, h, w = x.shape
         top, left, rows, columns, (high, wide) = self.rectangles(x)
-        from_top, from_left = (self.whole(x, 0, side-length, n, self.max_num) for length, side in ((high, h), (wide, w)))  # inside
-        shift = (from_top - top)*w + from_left - left                      # (N, K): how far away the source is, in reading order
-        shifts = torch.zeros(n, h, w, dtype=torch.long, device=x.device)   # the same for each pixel; 0: its own place
-        for k in range(self.max_num):                                      # over rectangles, not over images: a later one covers an earlier one
-            shifts = torch.where(rows[:, k, :, None] & columns[:, k, None], shift[:, k, None, None], shifts)
+        # inside
+        from_top, from_left = (
+            self.whole(x, 0, side - length, n, self.max_num)
+            for length, side in ((high, h), (wide, w)))
+        # (N, K): how far away the source is, in reading order
+        shift = (from_top - top)*w + from_left - left
+        # the same for each pixel; 0: its own place
+        shifts = torch.zeros(n, h, w, dtype=torch.long, device=x.device)
+        # over rectangles, not over images: a later one covers an earlier one
+        for k in range(self.max_num):
+            shifts = torch.where(
+                rows[:, k, :, None] & columns[:, k, None], shift[:, k, None, None],
+                shifts)
         source = shifts.flatten(1) + torch.arange(h*w, device=x.device)
-        return x.flatten(2).gather(2, source[:, None].expand(n, c, h*w)).view(n, c, h, w)
+        return (
+            x.flatten(2).gather(2, source[:, None].expand(n, c, h * w)).view(n, c, h, w)
+        )
 
 # %% ../nbs/20_augmentation.ipynb #276a2101
 class PerImage:
-    "Call a transform once for each image of a batch, so that it draws anew for each: a Python loop, on the images' device"
+    """Call a transform once for each image of a batch, so that it draws anew for each:
+    a Python loop, on the images' device"""
     def __init__(self,
         tfm  # image (C, H, W) -> image; such as one of torchvision's
     ):
-        if not callable(tfm) or isinstance(tfm, type): raise TypeError(f'{tfm!r} is no transform: give an object that takes an image')
+        if not callable(tfm) or isinstance(tfm, type):
+            raise TypeError(
+                f'{tfm!r} is no transform: give an object that takes an image')
         self.tfm = tfm
     def __call__(self, x:Tensor)->Tensor:
         _check_images(x, 'PerImage')

@@ -22,19 +22,23 @@ from .learner import Learner
 
 # %% ../nbs/04_learner.ipynb #02km0001
 def keep_freed_memory()->bool: # True where it worked: on Linux with glibc
-    "Let this process keep the memory that tensors free, up to 2 GB at a time, instead of giving it back; holds until the process ends"
+    """Let this process keep the memory that tensors free, up to 2 GB at a time, instead
+    of giving it back; holds until the process ends"""
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return False
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
-    large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older versions take 32 MB at most
+    # older versions take 32 MB at most
+    large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))
     return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31-1))
 
 # %% ../nbs/04_learner.ipynb #e8ea97f1
 class DeviceCB(Callback):
-    "Model and batches on one device; on a CPU, freed memory is kept for the next tensor (`keep_freed_memory`)"
+    """Model and batches on one device; on a CPU, freed memory is kept for the next
+    tensor (`keep_freed_memory`)"""
     order = -20
     def __init__(self,
-        device=None  # a torch device or its name; None: cuda, mps or cpu, the first there is
+        # a torch device or its name; None: cuda, mps or cpu, the first there is
+        device=None
     ): self.device = torch.device(device) if device is not None else default_device()
     def before_fit(self, learn):
         learn.model.to(self.device)
@@ -51,17 +55,20 @@ class BatchTransformCB(Callback):
         on_valid:bool=True   # in the validation phase?
     ): self.tfm, self.on_train, self.on_valid = tfm, on_train, on_valid
     def before_batch(self, learn):
-        if self.on_train if learn.training else self.on_valid: learn.batch = self.tfm(learn.batch)
+        if self.on_train if learn.training else self.on_valid:
+            learn.batch = self.tfm(learn.batch)
 
 # %% ../nbs/04_learner.ipynb #6eed870a
 class NormalizeCB(BatchTransformCB):
-    "Normalise the first input of each batch: (x − mean)/std, per channel if several values are given"
+    """Normalise the first input of each batch: (x − mean)/std, per channel if several
+    values are given"""
     order = After(BatchTransformCB)
     def __init__(self,
         mean,  # a number, or one per channel
         std    # the same, above 0
     ):
-        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32).reshape(-1) for v in (mean, std))
+        self.mean, self.std = (
+            torch.as_tensor(v, dtype=torch.float32).reshape(-1) for v in (mean, std))
         if not (self.std > 0).all(): raise ValueError(f'std must be above 0, got {std}')
         super().__init__(self._normalize)
     def _normalize(self, batch):
@@ -71,7 +78,9 @@ class NormalizeCB(BatchTransformCB):
             return {**batch, name: self._scale(batch[name])}
         return (self._scale(batch[0]), *batch[1:])
     def _scale(self, x):
-        mean, std = (v.to(x.device).view((1, -1) + (1,)*(x.ndim-2)) for v in (self.mean, self.std))
+        mean, std = (
+            v.to(x.device).view((1, -1) + (1,) * (x.ndim - 2))
+            for v in (self.mean, self.std))
         if not x.is_floating_point(): x = x.float()
         return ((x - mean)/std).to(x.dtype)          # 16 bits stay 16 bits
 
@@ -83,12 +92,14 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/04_learner.ipynb #475c2055
 class TrainCB(Callback):
-    "The five verbs as a callback: `n_inp` inputs, everything else of the batch goes to the loss"
+    """The five verbs as a callback: `n_inp` inputs, everything else of the batch goes
+    to the loss"""
     def __init__(self,
         n_inp:int=1  # how many leading entries of the batch are inputs
     ): self.n_inp = n_inp
     def predict(self, learn): learn.preds = learn.model(*learn.batch[:self.n_inp])
-    def get_loss(self, learn): learn.loss = learn.loss_func(learn.preds, *learn.batch[self.n_inp:])
+    def get_loss(self, learn):
+        learn.loss = learn.loss_func(learn.preds, *learn.batch[self.n_inp :])
     def backward(self, learn): learn.loss.backward()
     def step(self, learn): learn.opt.step()
     def zero_grad(self, learn): learn.opt.zero_grad()
@@ -100,7 +111,8 @@ class MomentumLearner(Learner):
         momentum:float=.85,  # in [0, 1): the share that is kept from batch to batch
         **kwargs             # as in `Learner`
     ):
-        if not 0 <= momentum < 1: raise ValueError(f'momentum must lie in [0, 1), got {momentum}')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'momentum must lie in [0, 1), got {momentum}')
         super().__init__(*args, **kwargs)
         self.momentum = momentum
     def zero_grad(self):

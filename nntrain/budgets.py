@@ -40,16 +40,34 @@ class Budget:
         "Seeds to run"
         return list(range(n if self.n_seeds is None else min(n, self.n_seeds)))
 
-_BUDGETS = {b.name: b for b in (Budget('quick', 2048, 512, 2, 1), Budget('short', n_seeds=1), Budget('full'))}
+_BUDGETS = {
+    b.name: b
+    for b in (
+        Budget('quick', 2048, 512, 2, 1),
+        Budget('short', n_seeds=1),
+        Budget('full'),
+    )
+}
 
 def budget(
-    name:str=None,  # quick, short or full; None: variable NNTRAIN_BUDGET, else quick under `nbdev_test`, full with a GPU, short without
+    # quick, short or full; None: variable NNTRAIN_BUDGET, else quick under
+    # `nbdev_test`, full with a GPU, short without
+    name:str=None,
 )->Budget:          # sizes that every chapter goes by
     "Decide how much work to do on this machine"
-    name = name or os.environ.get('NNTRAIN_BUDGET') or (
-        'quick' if os.environ.get('IN_TEST') else 'full' if torch.cuda.is_available() else 'short')
-    if name not in _BUDGETS: raise ValueError(f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} (argument, or variable NNTRAIN_BUDGET)")
-    if os.environ.get('IN_TEST'): torch.set_num_threads(1)   # nbdev_test runs notebooks side by side: one core each
+    name = (
+        name
+        or os.environ.get('NNTRAIN_BUDGET')
+        or (
+            'quick' if os.environ.get('IN_TEST') else 'full'
+            if torch.cuda.is_available() else 'short'))
+    if name not in _BUDGETS:
+        raise ValueError(
+            f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} (argument, "
+            "or variable NNTRAIN_BUDGET)")
+    if os.environ.get('IN_TEST'):
+        torch.set_num_threads(
+            1)  # nbdev_test runs notebooks side by side: one core each
     return _BUDGETS[name]
 
 _get_budget = budget   # for functions with an argument called `budget`
@@ -62,34 +80,47 @@ def default_device()->torch.device:  # cuda, else mps, else cpu
     return torch.device('cpu')
 
 def to_device(
-    batch,        # tensor, or tuple, list or dict of such, nested as you like; an object with a method `to`; anything else is passed through
+    # tensor, or tuple, list or dict of such, nested as you like; an object with a
+    # method `to`; anything else is passed through
+    batch,
     device=None,  # where to; None: `default_device()`
 ):                # same structure on `device`
     "Move every tensor of `batch` to `device`"
     device = default_device() if device is None else device
-    if isinstance(batch, Tensor): return batch.to(device, non_blocking=torch.device(device).type!='cpu')   # towards the CPU it would return before the numbers are there
-    if callable(getattr(batch, 'to', None)): return batch.to(device)       # packed sequences, graphs
-    if isinstance(batch, Mapping): return {k: to_device(o, device) for k,o in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*(to_device(o, device) for o in batch))
-    if isinstance(batch, (tuple, list)): return type(batch)(to_device(o, device) for o in batch)
+    if isinstance(batch, Tensor):
+        return batch.to(
+            device, non_blocking=torch.device(device).type != 'cpu'
+        )  # towards the CPU it would return before the numbers are there
+    if callable(getattr(batch, 'to', None)):
+        return batch.to(device)  # packed sequences, graphs
+    if isinstance(batch, Mapping):
+        return {k: to_device(o, device) for k, o in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
+        return type(batch)(*(to_device(o, device) for o in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(o, device) for o in batch)
     return batch
 
 def _duration(s):
     if s < 1: return 'under a second'
-    return f'about {s:.0f} s' if s < 100 else f'about {s/60:.0f} min' if s < 6000 else f'about {s/3600:.1f} h'
+    return (
+        f'about {s:.0f} s' if s < 100 else f'about {s / 60:.0f} min' if s < 6000
+        else f'about {s / 3600:.1f} h')
 
 def _sync(device):
     if device.type in ('cuda','mps'): getattr(torch, device.type).synchronize()
 
 @patch
 def announce(self:Budget,
-    step,                      # function without arguments that does one throw-away step of the work
+    # function without arguments that does one throw-away step of the work
+    step,
     n_steps:int,               # steps that the section will do
     what:str='this section',   # named in the message
 )->float:                      # expected seconds
     "Time up to five calls of `step` and print how long `n_steps` of them will take"
     device = default_device()
-    step(); _sync(device)       # the first call also compiles, allocates and fills caches
+    # the first call also compiles, allocates and fills caches
+    step(); _sync(device)
     n, start = 0, time.perf_counter()
     while n < 5 and time.perf_counter()-start < 1: step(); n += 1
     _sync(device)

@@ -20,26 +20,33 @@ from .monitors import _at_least
 __all__ = ['GradientAccumulationCB', 'MixedPrecisionCB', 'has_bfloat16', 'GradientClipCB', 'WeightAveragingCB']
 
 # %% ../nbs/16_callbacks.ipynb #6756be01
-def _params(learn): return [p for group in learn.opt.param_groups for p in group['params']]
+def _params(learn):
+    return [p for group in learn.opt.param_groups for p in group['params']]
 
 def _scale_grads(params, factor):
     grads = [p.grad for p in params if p.grad is not None]
-    if grads and (isinstance(factor, Tensor) or factor != 1): torch._foreach_mul_(grads, factor)
+    if grads and (isinstance(factor, Tensor) or factor != 1):
+        torch._foreach_mul_(grads, factor)
 
-def _share(part, whole):  # of numbers or 0-dim tensors; 1 where there is nothing to share
+# of numbers or 0-dim tensors; 1 where there is nothing to share
+def _share(part, whole):
     if isinstance(whole, Tensor): return torch.where(whole > 0, part/whole, 1.)
     return part/whole if whole else 1.
 
 class GradientAccumulationCB(Callback):
-    "Step once per `n_batches`, and at the end of each epoch, with the gradient of their samples as one batch"
+    """Step once per `n_batches`, and at the end of each epoch, with the gradient of
+    their samples as one batch"""
     order, shows = -4, ('n_batches',)
     def __init__(self,
-        n_batches:int  # at least 1; without a length of the loader, batches left over at an epoch's end join the next epoch's
+        # at least 1; without a length of the loader, batches left over at an epoch's
+        # end join the next epoch's
+        n_batches:int
     ):
         _at_least('n_batches', n_batches)
         self.n_batches = n_batches
         self._restart()
-    def _restart(self):  # batches so far and what they weigh; the sum of gradients is in units of `unit`
+    # batches so far and what they weigh; the sum of gradients is in units of `unit`
+    def _restart(self):
         self.count, self.total, self.unit = 0, 0, 1
     def before_fit(self, learn):
         self._restart()
@@ -49,46 +56,67 @@ class GradientAccumulationCB(Callback):
             self.per_epoch = learn.n_steps//learn.n_epochs
             learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
     def _weight(self, learn):
-        "What the batch counts in the mean of the group: its samples, or what its loss divides by"
-        together = getattr(learn, 'n_samples', None)                    # of several processes
+        """What the batch counts in the mean of the group: its samples, or what its loss
+        divides by"""
+        together = getattr(learn, 'n_samples', None)  # of several processes
         return learn.loss_weight() if together is None else together.item()
     def after_loss(self, learn):
         if not learn.training: return
         n = self._weight(learn)
-        unit = torch.where(n > 0, n, self.unit) if isinstance(n, Tensor) else n or self.unit
+        unit = (
+            torch.where(n > 0, n, self.unit) if isinstance(n, Tensor)
+            else n or self.unit)
         if self.count: _scale_grads(_params(learn), self.unit/unit)
-        self.unit, self.n = unit, n                                     # a batch of ignored targets has no gradient
+        # a batch of ignored targets has no gradient
+        self.unit, self.n = unit, n
     def after_backward(self, learn):
         self.count, self.total = self.count + 1, self.total + self.n
-        if self.count < self.n_batches and learn.iter + 1 != self.per_epoch: raise CancelStep()
+        if self.count < self.n_batches and learn.iter + 1 != self.per_epoch:
+            raise CancelStep()
         _scale_grads(_params(learn), _share(self.unit, self.total))
         self._restart()
-    def state_dict(self)->dict: return {'count': self.count, 'total': self.total, 'unit': self.unit}
+    def state_dict(self) -> dict:
+        return {'count': self.count, 'total': self.total, 'unit': self.unit}
     def load_state_dict(self, state)->None:
-        self.count, self.total, self.unit = state['count'], state['total'], state['unit']
+        self.count, self.total, self.unit = (
+            state['count'], state['total'], state['unit'])
 
 # %% ../nbs/16_callbacks.ipynb #9019fd01
 class MixedPrecisionCB(Callback):
-    "Compute predictions and loss in 16 bits; scale the loss for float16, and leave out steps whose gradients overflow"
+    """Compute predictions and loss in 16 bits; scale the loss for float16, and leave
+    out steps whose gradients overflow"""
     order = After(GradientAccumulationCB)
     def __init__(self,
-        dtype=None,   # torch.float16 or torch.bfloat16; None: float16 on cuda or with a given scaler, bfloat16 elsewhere
+        # torch.float16 or torch.bfloat16; None: float16 on cuda or with a given scaler,
+        # bfloat16 elsewhere
+        dtype=None,
         scaler=None   # GradScaler for float16; None: a fresh one for every fit
     ):
-        if dtype not in (None, torch.float16, torch.bfloat16): raise ValueError(f'dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}')
-        if scaler is not None and dtype == torch.bfloat16: raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: leave it out, or use float16')
-        self.dtype, self.given, self.scaler, self.inside, self.unscaled = dtype, scaler, scaler, False, False
+        if dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f'dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}')
+        if scaler is not None and dtype == torch.bfloat16:
+            raise ValueError(
+                'bfloat16 reaches as far as float32 and needs no scaler: leave it '
+                'out, or use float16')
+        self.dtype, self.given, self.scaler, self.inside, self.unscaled = (
+            dtype, scaler, scaler, False, False)
     def before_fit(self, learn):
         self.kind = learn.device.type
-        if self.unscaled: self.scaler.update()               # the last step of the fit before was cancelled
-        self._use(self.dtype or (torch.float16 if self.kind == 'cuda' or self.given else torch.bfloat16))
+        # the last step of the fit before was cancelled
+        if self.unscaled: self.scaler.update()
+        self._use(
+            self.dtype
+            or (torch.float16 if self.kind == 'cuda' or self.given else torch.bfloat16))
         self.unscaled, self.n_skipped = False, 0
     def _use(self, dtype):
-        self.scaler = self.given or (torch.amp.GradScaler(self.kind) if dtype == torch.float16 else None)
+        self.scaler = self.given or (
+            torch.amp.GradScaler(self.kind) if dtype == torch.float16 else None)
         self.autocast = torch.autocast(self.kind, dtype)
     def before_batch(self, learn): self.autocast.__enter__(); self.inside = True
     def after_loss(self, learn): self._leave()
-    def cleanup_batch(self, learn): self._leave(); self._again(learn)   # the batch may have been left before its loss, or before its step
+    # the batch may have been left before its loss, or before its step
+    def cleanup_batch(self, learn): self._leave(); self._again(learn)
     def _leave(self):
         if self.inside: self.inside = False; self.autocast.__exit__(None, None, None)
     def backward(self, learn):
@@ -97,56 +125,75 @@ class MixedPrecisionCB(Callback):
         loss, learn.loss = learn.loss, self.scaler.scale(learn.loss)
         try: learn.backward()
         finally: learn.loss = loss
-    def _again(self, learn):                                 # somebody cancelled the step: its gradients are kept, so scale them again
+    # somebody cancelled the step: its gradients are kept, so scale them again
+    def _again(self, learn):
         if self.scaler is None or not self.unscaled: return
         self.scaler.update(); self.unscaled = False
         _scale_grads(_params(learn), self.scaler.get_scale())
     def after_batch(self, learn): self._again(learn)
     def after_backward(self, learn):
-        if self.scaler is not None: self.scaler.unscale_(learn.opt); self.unscaled = True
+        if self.scaler is not None:
+            self.scaler.unscale_(learn.opt)
+            self.unscaled = True
     def step(self, learn):
         if self.scaler is None: return learn.step()
         scale = self.scaler.get_scale()
         self.scaler.step(learn.opt); self.scaler.update(); self.unscaled = False
-        if self.scaler.get_scale() < scale:                  # the scaler left the step out
+        # the scaler left the step out
+        if self.scaler.get_scale() < scale:
             self.n_skipped += 1
             learn.opt.zero_grad()
             raise CancelStep()
-    def state_dict(self)->dict: return {} if self.scaler is None else self.scaler.state_dict()
+    def state_dict(self) -> dict:
+        return {} if self.scaler is None else self.scaler.state_dict()
     def load_state_dict(self, state)->None:
         if bool(state) != (self.scaler is not None):
             if self.dtype or self.given or not hasattr(self, 'kind'):
-                raise ValueError('the saved training and this one do not both scale their losses: use the same dtype')
-            self._use(torch.float16 if state else torch.bfloat16)  # what the other device had chosen
+                raise ValueError(
+                    'the saved training and this one do not both scale their losses: '
+                    'use the same dtype')
+            # what the other device had chosen
+            self._use(torch.float16 if state else torch.bfloat16)
         if state: self.scaler.load_state_dict(state)
 
 # %% ../nbs/16_callbacks.ipynb #34480402
 def has_bfloat16(
     device='cpu'  # where the training runs
 )->bool:
-    "Does the hardware compute in bfloat16? Where it does not, a step may take ten times as long as in float32"
+    """Does the hardware compute in bfloat16? Where it does not, a step may take ten
+    times as long as in float32"""
     kind = torch.device(device).type
     if kind == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != 'cpu': return True
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 # %% ../nbs/16_callbacks.ipynb #4ec9ea01
 class GradientClipCB(Callback):
-    "Limit the norm of the gradient, or each of its numbers, before the step; `norms` has the norms before clipping"
+    """Limit the norm of the gradient, or each of its numbers, before the step; `norms`
+    has the norms before clipping"""
     order, shows = After(MixedPrecisionCB), ('max_norm', 'max_value')
     def __init__(self,
         max_norm:float=None,  # limit of the norm over all parameters, above 0
         max_value:float=None  # or: limit of each number, above 0
     ):
-        if (max_norm is None) == (max_value is None): raise ValueError('give one of max_norm and max_value')
+        if (max_norm is None) == (max_value is None):
+            raise ValueError('give one of max_norm and max_value')
         limit = max_norm if max_value is None else max_value
-        if not 0 < limit < math.inf: raise ValueError(f'the limit must be a finite number above 0, got {limit}')
-        self.max_norm, self.max_value, self.norms, self.new = max_norm, max_value, [], []
+        if not 0 < limit < math.inf:
+            raise ValueError(f'the limit must be a finite number above 0, got {limit}')
+        self.max_norm, self.max_value, self.norms, self.new = (
+            max_norm, max_value, [], [])
     def before_fit(self, learn): self.norms, self.new = [], []
     def after_backward(self, learn):
-        if self.max_value is not None: nn.utils.clip_grad_value_(_params(learn), self.max_value)
-        else: self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
-    def cleanup_phase(self, learn): self.norms, self.new = self.norms + _to_floats(self.new), []  # one transfer for all
+        if self.max_value is not None:
+            nn.utils.clip_grad_value_(_params(learn), self.max_value)
+        else:
+            self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
+    # one transfer for all
+    def cleanup_phase(self, learn):
+        self.norms, self.new = self.norms + _to_floats(self.new), []
 
 # %% ../nbs/16_callbacks.ipynb #45fd3701
 def _averageable(model):
@@ -154,42 +201,68 @@ def _averageable(model):
     return [t for t in tensors if t.is_floating_point() or t.is_complex()]
 
 class WeightAveragingCB(Callback):
-    "Average weights and buffers over the steps that were taken, and validate with the average"
+    """Average weights and buffers over the steps that were taken, and validate with the
+    average"""
     watches, changes_model, shows = True, True, ('beta', 'start', 'every', 'validates')
     def __init__(self,
-        beta:float=.99,      # decay in [0, 1]: remembers about 1/(1-beta) steps; 1: the plain mean (SWA)
+        # decay in [0, 1]: remembers about 1/(1-beta) steps; 1: the plain mean (SWA)
+        beta:float=.99,
         start:float=0.,      # begin after this share of the fit's steps, in [0, 1)
         every:int=1,         # take the weights after every so many steps, at least 1
-        validates:bool=True  # have the averaged weights in the model during validation? of several averages only one can
+        # have the averaged weights in the model during validation? of several averages
+        # only one can
+        validates:bool=True
     ):
-        if not 0 <= start < 1: raise ValueError(f'start is a share of the training in [0, 1), got {start}')
+        if not 0 <= start < 1:
+            raise ValueError(f'start is a share of the training in [0, 1), got {start}')
         _at_least('every', every)
         self.average, self.swap = ExactEMA(beta, dampened=beta < 1), None
-        self.beta, self.start, self.every, self.validates = beta, start, every, validates
+        self.beta, self.start, self.every, self.validates = (
+            beta, start, every, validates)
     @property
     def ready(self)->bool: return self.average.weight > 0
     def before_fit(self, learn):
-        if self.validates and next(cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates) is not self:
-            raise ValueError('two averages cannot both be validated: give all but one validates=False')
-        if 'train' not in learn.phases: return               # validate with the average that there is
-        if self.start and learn.n_steps is None: raise ValueError('the loader has no length, so no share of the training is known: use start=0')
+        if (
+            self.validates
+            and next(
+                cb for cb in learn.active
+                if isinstance(cb, WeightAveragingCB) and cb.validates)
+            is not self
+        ):
+            raise ValueError(
+                'two averages cannot both be validated: give all but one '
+                'validates=False')
+        if 'train' not in learn.phases:
+            return  # validate with the average that there is
+        if self.start and learn.n_steps is None:
+            raise ValueError(
+                'the loader has no length, so no share of the training is known: use '
+                'start=0')
         self.average.reset()
     def after_step(self, learn):
         begun = learn.n_taken > self.start*(learn.n_steps or 0)
-        if begun and learn.n_taken % self.every == 0: self.average.update(_averageable(learn.model))
+        if begun and learn.n_taken % self.every == 0:
+            self.average.update(_averageable(learn.model))
     @contextlib.contextmanager
     def averaged(self, model):
         "Have the averaged weights in `model` for the length of a `with`"
         with torch.no_grad():
             trained = [t.clone() for t in _averageable(model)]
-            for t, mean in zip(_averageable(model), self.average.mean): t.data.copy_(mean)
+            for t, mean in zip(_averageable(model), self.average.mean):
+                t.data.copy_(mean)
         try: yield model
         finally:
             with torch.no_grad():
                 for t, old in zip(_averageable(model), trained): t.data.copy_(old)
     def before_phase(self, learn):
-        if self.validates and self.ready and not learn.training: self.swap = self.averaged(learn.model); self.swap.__enter__()
+        if self.validates and self.ready and not learn.training:
+            self.swap = self.averaged(learn.model)
+            self.swap.__enter__()
     def cleanup_phase(self, learn):
-        if self.swap is not None: swap, self.swap = self.swap, None; swap.__exit__(None, None, None)
-    def state_dict(self)->dict: return {'total': self.average.total, 'weight': self.average.weight}
-    def load_state_dict(self, state)->None: self.average.total, self.average.weight = state['total'], state['weight']
+        if self.swap is not None:
+            swap, self.swap = self.swap, None
+            swap.__exit__(None, None, None)
+    def state_dict(self) -> dict:
+        return {'total': self.average.total, 'weight': self.average.weight}
+    def load_state_dict(self, state) -> None:
+        self.average.total, self.average.weight = state['total'], state['weight']

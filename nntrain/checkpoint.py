@@ -39,10 +39,12 @@ __all__ = ['FORMAT', 'load_optimizer', 'random_state', 'set_random_state', 'load
 
 # %% ../nbs/17_checkpoints.ipynb #c3b62101
 def load_optimizer(
-    opt:torch.optim.Optimizer,  # changed in place; its dicts of groups stay the same objects
+    # changed in place; its dicts of groups stay the same objects
+    opt:torch.optim.Optimizer,
     state:dict                  # what `opt.state_dict()` gave, of such an optimizer
 )->None:
-    "Load the state of an optimizer, and keep the dicts of its groups, which others may hold"
+    """Load the state of an optimizer, and keep the dicts of its groups, which others
+    may hold"""
     groups = list(opt.param_groups)
     opt.load_state_dict(state)
     for group, loaded in zip(groups, opt.param_groups):
@@ -52,38 +54,51 @@ def load_optimizer(
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
 def random_state()->dict:  # plain numbers and uint8 tensors
-    "Where the global random generators stand: Python's, NumPy's, torch's on the CPU and on each GPU in use"
+    """Where the global random generators stand: Python's, NumPy's, torch's on the CPU
+    and on each GPU in use"""
     kind, keys, *rest = np.random.get_state()
-    state = {'python': random.getstate(), 'numpy': (kind, keys.tolist(), *rest), 'torch': torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): state['cuda'] = torch.cuda.get_rng_state_all()
+    state = {
+        'python': random.getstate(), 'numpy': (kind, keys.tolist(), *rest),
+        'torch': torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
 def set_random_state(
     state:dict  # what `random_state` gave
 )->None:
-    "Put the global random generators back; those of devices that are not there are left out"
+    """Put the global random generators back; those of devices that are not there are
+    left out"""
     kind, keys, *rest = state['numpy']
     random.setstate(state['python'])
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    for i, one in enumerate(state.get('cuda', ())[:torch.cuda.device_count()]): torch.cuda.set_rng_state(one, i)
-    if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+    for i, one in enumerate(state.get('cuda', ())[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(one, i)
+    if 'mps' in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/17_checkpoints.ipynb #67509901
 def loader_state(
-    loader  # a `TensorLoader`, a torch `DataLoader`, or anything else that can be iterated over
+    # a `TensorLoader`, a torch `DataLoader`, or anything else that can be iterated over
+    loader
 )->dict:
-    "Where a loader stands: its count of epochs and its own generators, as far as it has them"
+    """Where a loader stands: its count of epochs and its own generators, as far as it
+    has them"""
     epoch = getattr(loader, 'epoch', None)
-    return {'generators': [g.get_state() for g in _loader_generators(loader)]} | ({'epoch': epoch} if isinstance(epoch, int) else {})
+    return {'generators': [g.get_state() for g in _loader_generators(loader)]} | (
+        {'epoch': epoch} if isinstance(epoch, int) else {})
 
 def set_loader_state(
     loader,     # a loader like the one that the state is from
     state:dict  # what `loader_state` gave
 )->None:
     "Put a loader back to where it stood"
-    for generator, its in zip(_loader_generators(loader), state['generators'], strict=True): generator.set_state(its)
+    for generator, its in zip(
+        _loader_generators(loader), state['generators'], strict=True
+    ):
+        generator.set_state(its)
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/17_checkpoints.ipynb #5a1e9f01
@@ -91,25 +106,41 @@ def plain(
     value,           # tensors, numbers, text, None, and lists, tuples and dicts of them
     name='the state' # what it is called, for the message
 ):                   # a copy that shares no memory with `value`
-    "Copy what `torch.load(…, weights_only=True)` can read, as what it is; TypeError names the first thing that it cannot"
+    """Copy what `torch.load(…, weights_only=True)` can read, as what it is; TypeError
+    names the first thing that it cannot"""
     if nn.parameter.is_lazy(value):
-        raise ValueError(f'{name} has no shape before the first batch, so it cannot be saved: '
-                         f'run the model once, model(*inputs), before you fit')
-    if isinstance(value, Tensor) and type(value.detach()) is Tensor: return value.detach().clone()
+        raise ValueError(
+            f'{name} has no shape before the first batch, so it cannot be saved: '
+            f'run the model once, model(*inputs), before you fit')
+    if isinstance(value, Tensor) and type(value.detach()) is Tensor:
+        return value.detach().clone()
     if value is None: return None
-    for kind in bool, int, float, complex, str:  # in a class derived from them, such as torch.__version__'s, the reader would not believe
+    # in a class derived from them, such as torch.__version__'s, the reader would not
+    # believe
+    for kind in bool, int, float, complex, str:
         if isinstance(value, kind): return kind(value)
     if isinstance(value, np.generic): return value.item()
     if type(value) in (list, tuple, torch.Size):
         return type(value)([plain(v, f'{name}[{i}]') for i, v in enumerate(value)])
     if type(value) in (dict, OrderedDict, Counter):
-        copied = type(value)({plain(k, f'a key of {name}'): plain(v, f'{name}[{k!r}]') for k, v in value.items()})
-        if hasattr(value, '_metadata'): copied._metadata = value._metadata  # the versions of a model's modules
+        copied = type(value)(
+            {
+                plain(k, f'a key of {name}'): plain(v, f'{name}[{k!r}]')
+                for k, v in value.items()}
+        )
+        if hasattr(value, '_metadata'):
+            copied._metadata = value._metadata  # the versions of a model's modules
         return copied
-    base = next((f' (a {kind.__name__} of a class of its own would come back as another)'
-                 for kind in (tuple, list, dict) if isinstance(value, kind)), '')
-    raise TypeError(f'{name} is a {type(value).__name__}{base}, and a checkpoint holds tensors, numbers, text, None, lists, tuples and dicts only: '
-                    f'let the state_dict that it comes from give such values')
+    base = next(
+        (
+            f' (a {kind.__name__} of a class of its own would come back as another)'
+            for kind in (tuple, list, dict) if isinstance(value, kind)),
+        '',
+    )
+    raise TypeError(
+        f'{name} is a {type(value).__name__}{base}, and a checkpoint holds tensors, '
+        'numbers, text, None, lists, tuples and dicts only: '
+        f'let the state_dict that it comes from give such values')
 
 # %% ../nbs/17_checkpoints.ipynb #7597c601
 FORMAT = 'nntrain checkpoint 2'
@@ -124,49 +155,83 @@ def write_checkpoint(
 def read_checkpoint(
     path  # a file of `write_checkpoint`
 )->dict:  # tensors on the CPU
-    "Read a checkpoint without running any code in it; FileNotFoundError or ValueError says what is wrong with the file"
+    """Read a checkpoint without running any code in it; FileNotFoundError or ValueError
+    says what is wrong with the file"""
     path = Path(path)
     fix = 'take another file, or move this one away to start anew'
     if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
     with open(path, 'rb') as f:
         try:
             archive = zipfile.ZipFile(f)
-            broken = archive.testzip() or next((part.filename for part in archive.infolist() if part.external_attr & 16), None)  # a tensor marked as a folder would be read as noise
-            if broken: raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
+            # a tensor marked as a folder would be read as noise
+            broken = archive.testzip() or next(
+                (
+                    part.filename for part in archive.infolist()
+                    if part.external_attr & 16),
+                None,
+            )
+            if broken:
+                raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
         except Exception as e:  # a spoilt archive fails in many ways
-            raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): {fix}') from e
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+            raise ValueError(
+                f'{path} is damaged, cut short or no checkpoint at all ({e}): {fix}'
+            ) from e
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        raise ValueError(f'{path} holds more than tensors and plain values, so reading it could run foreign code: {fix}') from e
-    except Exception as e: raise ValueError(f'{path} is not a file of torch.save: {fix}') from e
+        raise ValueError(
+            f'{path} holds more than tensors and plain values, so reading it could '
+            f'run foreign code: {fix}') from e
+    except Exception as e:
+        raise ValueError(f'{path} is not a file of torch.save: {fix}') from e
     its = state.get('format') if isinstance(state, dict) else None
     if its != FORMAT:
-        who = 'by another version of CheckpointCB' if str(its).startswith(FORMAT[:-1]) else 'not by CheckpointCB'
-        raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be {FORMAT!r}): {fix}')
+        who = (
+            'by another version of CheckpointCB' if str(its).startswith(FORMAT[:-1])
+            else 'not by CheckpointCB')
+        raise ValueError(
+            f'{path} was written {who} (its format is {its!r}, and should be '
+            f'{FORMAT!r}): {fix}')
     return state
 
 # %% ../nbs/17_checkpoints.ipynb #249c6e01
-def _with_state(learn): return [cb for cb in learn.active if hasattr(cb, 'state_dict') and hasattr(cb, 'load_state_dict')]
+def _with_state(learn):
+    return [
+        cb for cb in learn.active
+        if hasattr(cb, 'state_dict') and hasattr(cb, 'load_state_dict')]
 def _loaders(learn): return {phase: getattr(learn.dls, phase) for phase in learn.phases}
 
-def _chance(learn): return {'random': random_state(), 'loaders': {phase: loader_state(dl) for phase, dl in _loaders(learn).items()}}
+def _chance(learn):
+    return {
+        'random': random_state(),
+        'loaders': {phase: loader_state(dl) for phase, dl in _loaders(learn).items()}}
 def _set_chance(learn, state):
-    for phase, dl in _loaders(learn).items(): set_loader_state(dl, state['loaders'][phase])
+    for phase, dl in _loaders(learn).items():
+        set_loader_state(dl, state['loaders'][phase])
     set_random_state(state['random'])
 
 def training_state(
     learn  # a learner during a fit
 )->dict:   # plain values, independent of the learner
     "Everything that the rest of a training depends on, but for the place in the loop"
-    return plain({
-        'model': _model_state(learn.model),
-        'grads': {_short(name): p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
-        'optimizer': learn.opt.state_dict(),
-        'callbacks': [[type(cb).__name__, cb.state_dict()] for cb in _with_state(learn)],
-        'history': learn.history, 'n_taken': learn.n_taken, **_chance(learn)})
+    return plain(
+        {
+            'model': _model_state(learn.model),
+            'grads': {
+                _short(name): p.grad for name, p in learn.model.named_parameters()
+                if p.grad is not None},
+            'optimizer': learn.opt.state_dict(),
+            'callbacks': [
+                [type(cb).__name__, cb.state_dict()] for cb in _with_state(learn)],
+            'history': learn.history,
+            'n_taken': learn.n_taken,
+            **_chance(learn),
+        }
+    )
 
 def load_training_state(
-    learn,      # a learner during a fit, with the same model, optimizer, loaders and callbacks
+    # a learner during a fit, with the same model, optimizer, loaders and callbacks
+    learn,
     state:dict  # what `training_state` gave; it is copied
 )->None:
     "Put a training back to where it was; if anything fails, everything stays as it is"
@@ -175,8 +240,13 @@ def load_training_state(
     except BaseException: _load(learn, before); raise
 
 def _load(learn, state):
-    then, now = [name for name, _ in state['callbacks']], [type(cb).__name__ for cb in _with_state(learn)]
-    if then != now: raise ValueError(f'the saved states are those of {then}, and the callbacks with a state are {now}')
+    then, now = (
+        [name for name, _ in state['callbacks']],
+        [type(cb).__name__ for cb in _with_state(learn)])
+    if then != now:
+        raise ValueError(
+            f'the saved states are those of {then}, and the callbacks with a state '
+            f'are {now}')
     _load_model_state(learn.model, state['model'])
     for name, p in learn.model.named_parameters():
         grad = state['grads'].get(_short(name))
@@ -189,26 +259,38 @@ def _load(learn, state):
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f01
 def _bytes(array):  # of a tensor or an array
-    if isinstance(array, Tensor): array = array.detach().cpu().resolve_conj().contiguous().view(-1)
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().resolve_conj().contiguous().view(-1)
     if isinstance(array, Tensor): array = array.view(torch.uint8).numpy()
     return np.ascontiguousarray(array).tobytes()
 
-def _numbers(code):  # those that are written in a function, and in functions inside of it
-    loads = [i.argval for i in dis.get_instructions(code) if 'CONST' in i.opname or 'SMALL_INT' in i.opname]
-    kept = [v for v in loads if isinstance(v, (int, float, complex, tuple)) and not isinstance(v, str)]
-    return kept + [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _numbers(c)]
+# those that are written in a function, and in functions inside of it
+def _numbers(code):
+    loads = [
+        i.argval for i in dis.get_instructions(code)
+        if 'CONST' in i.opname or 'SMALL_INT' in i.opname]
+    kept = [
+        v for v in loads
+        if isinstance(v, (int, float, complex, tuple)) and not isinstance(v, str)]
+    return kept + [
+        n for c in code.co_consts if isinstance(c, types.CodeType) for n in _numbers(c)]
 
 def _inside(function):
-    "What a function holds: {name: value}, without what it changes itself, and without containers"
+    """What a function holds: {name: value}, without what it changes itself, and without
+    containers"""
     code, held = function.__code__, {}
     for name, cell in zip(code.co_freevars, function.__closure__ or ()):
         try: held[name] = cell.cell_contents
         except ValueError: pass                               # it has no value yet
     steps = list(dis.get_instructions(code))
     if '-packages' not in code.co_filename:                   # libraries change their code, and mean the same
-        simple = (int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType)
-        used = {i.argval: function.__globals__.get(i.argval) for i in steps if i.opname == 'LOAD_GLOBAL'}
-        held |= {name: value for name, value in used.items() if isinstance(value, simple)}
+        simple = (
+            int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType)
+        used = {
+            i.argval: function.__globals__.get(i.argval) for i in steps
+            if i.opname == 'LOAD_GLOBAL'}
+        held |= {
+            name: value for name, value in used.items() if isinstance(value, simple)}
         held |= {'numbers': tuple(_numbers(code))} if _numbers(code) else {}
         names = inspect.signature(function).parameters.values()
         held |= {p.name: p.default for p in names if p.default is not p.empty}
@@ -217,7 +299,8 @@ def _inside(function):
             if name not in changed and not isinstance(value, (list, dict, set))}
 
 def _arguments(value):
-    "The arguments that an object was made with, as far as it keeps them under their names"
+    """The arguments that an object was made with, as far as it keeps them under their
+    names"""
     try: names = inspect.signature(type(value).__init__).parameters
     except ValueError: return {}
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
@@ -226,28 +309,43 @@ def describe(
     value,       # a setting of any kind
     depth:int=4  # how far to look into what it holds
 )->str:          # the same for equal settings, also in another process
-    "A setting as text: numbers by value, functions by the numbers in them, objects by the arguments that they keep"
+    """A setting as text: numbers by value, functions by the numbers in them, objects by
+    the arguments that they keep"""
     def call(name, *args, **named):
-        args = [*(describe(v, depth-1) for v in args), *(f'{k}={describe(v, depth-1)}' for k, v in named.items())]
+        args = [
+            *(describe(v, depth - 1) for v in args),
+            *(f'{k}={describe(v, depth - 1)}' for k, v in named.items())]
         return f'{name}({", ".join(args)})' if args else name
-    if isinstance(value, nn.Parameter): return f'parameter of shape {tuple(value.shape)}'
+    if isinstance(value, nn.Parameter):
+        return f'parameter of shape {tuple(value.shape)}'
     if isinstance(value, (Tensor, np.ndarray)):
         few = value.size if isinstance(value, np.ndarray) else value.numel()
-        return repr(value.tolist()) if few <= 16 else f'{tuple(value.shape)} #{zlib.crc32(_bytes(value)):08x}'
+        return (
+            repr(value.tolist())
+            if few <= 16
+            else f'{tuple(value.shape)} #{zlib.crc32(_bytes(value)):08x}'
+        )
     if isinstance(value, np.generic): return repr(value.item())
     atoms = int, float, complex, str, torch.dtype, torch.device
     if value is None or isinstance(value, atoms): return repr(value)
     if depth == 0: return type(value).__name__
-    if isinstance(value, Mapping): return '{' + ', '.join(f'{k}: {describe(v, depth-1)}' for k, v in value.items()) + '}'
+    if isinstance(value, Mapping):
+        return (
+            '{' + ', '.join(f'{k}: {describe(v, depth - 1)}' for k, v in value.items())
+            + '}')
     if isinstance(value, (list, tuple)):
         texts = [describe(v, depth-1) for v in value]
         if len(texts) <= 16: return f'({", ".join(texts)})'
         five = [texts[i*(len(texts)-1)//4] for i in range(5)]
         return f'({", … ".join(five)}; {len(texts)}, #{zlib.crc32(repr(texts).encode()):08x})'
-    if isinstance(value, (set, frozenset)): return f'{{{", ".join(sorted(describe(v, depth-1) for v in value))}}}'
-    if isinstance(value, partial): return call(describe(value.func, depth-1), *value.args, **value.keywords)
-    if isinstance(value, types.MethodType): return f'{describe(value.__self__, depth-1)}.{value.__name__}'
-    name = getattr(value, '__qualname__', type(value).__qualname__).replace('.<locals>', '')
+    if isinstance(value, (set, frozenset)):
+        return f'{{{", ".join(sorted(describe(v, depth - 1) for v in value))}}}'
+    if isinstance(value, partial):
+        return call(describe(value.func, depth - 1), *value.args, **value.keywords)
+    if isinstance(value, types.MethodType):
+        return f'{describe(value.__self__, depth - 1)}.{value.__name__}'
+    name = getattr(value, '__qualname__', type(value).__qualname__).replace(
+        '.<locals>', '')
     if isinstance(value, types.FunctionType): return call(name, **_inside(value))
     if isinstance(value, type) or not hasattr(value, '__dict__'): return name
     own = type(value).__repr__ not in (object.__repr__, nn.Module.__repr__)
@@ -262,36 +360,53 @@ def _sample(data):
     if isinstance(data, (Tensor, np.ndarray)): return zlib.crc32(_bytes(data[rows]))
     return zlib.crc32(repr([describe(data[i], 2) for i in rows]).encode())
 
-def _held(source):  # the tensors, arrays and lists that a loader, or its data set, holds
+# the tensors, arrays and lists that a loader, or its data set, holds
+def _held(source):
     if isinstance(source, (list, tuple)): return {'batches': source}
     data = getattr(source, 'dataset', source)
-    if isinstance(data, torch.utils.data.Subset): return {'indices': [*data.indices], **_held(data.dataset)}
-    held = dict(enumerate(getattr(data, 'tensors', ()))) if isinstance(data, torch.utils.data.TensorDataset) else {}
+    if isinstance(data, torch.utils.data.Subset):
+        return {'indices': [*data.indices], **_held(data.dataset)}
+    held = (
+        dict(enumerate(getattr(data, 'tensors', ())))
+        if isinstance(data, torch.utils.data.TensorDataset) else {})
     names = 'x', 'y', 'data', 'targets', 'labels', 'stats'
     held |= {name: getattr(data, name) for name in names if hasattr(data, name)}
-    return {k: v for k, v in held.items()
-            if isinstance(v, (Tensor, np.ndarray, list, tuple)) and getattr(v, 'ndim', 1) and len(v)}
+    return {
+        k: v for k, v in held.items()
+        if isinstance(v, (Tensor, np.ndarray, list, tuple)) and getattr(v, 'ndim', 1)
+        and len(v)}
 
 def _loader_facts(loader):
     n = getattr(loader, 'n', None)
     if n is None and hasattr(loader, 'dataset'): n = n_batches(loader.dataset)
     facts = {'samples': n, 'batches': n_batches(loader)}
-    facts |= {name: getattr(loader, name, None) for name in ('batch_size', 'shuffle', 'drop_last', 'seed')}
-    facts = {name: fact for name, fact in facts.items() if isinstance(fact, (bool, int))}
-    facts |= {f'sample of {name}': f'{_sample(data):08x}' for name, data in _held(loader).items()}
-    its = {name: getattr(loader, name, None) for name in ('sampler', 'batch_sampler', 'collate_fn')}
+    facts |= {
+        name: getattr(loader, name, None)
+        for name in ('batch_size', 'shuffle', 'drop_last', 'seed')}
+    facts = {
+        name: fact for name, fact in facts.items() if isinstance(fact, (bool, int))}
+    facts |= {
+        f'sample of {name}': f'{_sample(data):08x}'
+        for name, data in _held(loader).items()}
+    its = {
+        name: getattr(loader, name, None)
+        for name in ('sampler', 'batch_sampler', 'collate_fn')}
     return facts | {name: describe(it, 3) for name, it in its.items() if it is not None}
 
-def _counts(cb, learn): return cb in _with_state(learn) or not cb.watches and bool(cb.settings())
+def _counts(cb, learn):
+    return cb in _with_state(learn) or not cb.watches and bool(cb.settings())
 
 def _callback_facts(learn):
-    "Settings of callbacks, but for those that only look on and remember nothing, for places and for devices"
+    """Settings of callbacks, but for those that only look on and remember nothing, for
+    places and for devices"""
     count = [cb for cb in learn.active if _counts(cb, learn)]
     names = [type(cb).__name__ for cb in count]
     facts = {'callbacks': names}
     for i, cb in enumerate(count):
         name = names[i] + f' {names[:i].count(names[i])+1}'*(names.count(names[i]) > 1)
-        functions = {key: value for key, value in Callback.settings(cb).items() if callable(value)}
+        functions = {
+            key: value for key, value in Callback.settings(cb).items()
+            if callable(value)}
         for key, value in (functions | cb.settings()).items():
             if isinstance(value, (os.PathLike, torch.device)): continue
             facts[f'{key} of {name}'] = describe(value)
@@ -300,24 +415,37 @@ def _callback_facts(learn):
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}
-    "What must be the same for a training to go on: epochs, loss, data, optimizer, callbacks, model, each with its settings"
+    """What must be the same for a training to go on: epochs, loss, data, optimizer,
+    callbacks, model, each with its settings"""
     facts = {'n_epochs': learn.n_epochs, 'loss function': describe(learn.loss_func)}
-    own = {k: v for k, v in _arguments(learn).items() if isinstance(v, (int, float, str)) and k != 'lr'}
+    own = {
+        k: v for k, v in _arguments(learn).items()
+        if isinstance(v, (int, float, str)) and k != 'lr'}
     facts |= {f'{k} of {type(learn).__name__}': v for k, v in own.items()}
     for phase, dl in _loaders(learn).items():
-        facts |= {f'{name} of the {phase} data': fact for name, fact in _loader_facts(dl).items()}
+        facts |= {
+            f'{name} of the {phase} data': fact
+            for name, fact in _loader_facts(dl).items()}
     facts['optimizer'] = type(learn.opt).__name__
     for i, group in enumerate(learn.opt.param_groups):
-        its = {k: describe(v) for k, v in group.items() if k not in ('params', 'param_names')}
+        its = {
+            k: describe(v) for k, v in group.items()
+            if k not in ('params', 'param_names')}
         facts |= {f'{name} of parameter group {i}': text for name, text in its.items()}
         facts[f'number of tensors in parameter group {i}'] = len(group['params'])
     facts |= _callback_facts(learn)
-    tensors = {k: v for k, v in _model_state(learn.model).items() if isinstance(v, Tensor)}
+    tensors = {
+        k: v for k, v in _model_state(learn.model).items() if isinstance(v, Tensor)}
     facts |= {f'shape of {name}': tuple(value.shape) for name, value in tensors.items()}
     for name, module in learn.model.named_modules():
-        kept = {k: v for k, v in _arguments(module).items() if isinstance(v, (int, float, str))}
+        kept = {
+            k: v for k, v in _arguments(module).items()
+            if isinstance(v, (int, float, str))}
         text = module.extra_repr() or describe(kept)
-        if text != '{}': facts[f'settings of module {_short(name)}' if _short(name) else 'settings of the model'] = text
+        if text != '{}':
+            facts[
+                f'settings of module {_short(name)}' if _short(name)
+                else 'settings of the model'] = text
     return plain(facts, 'the setting')
 
 def check_facts(
@@ -330,61 +458,97 @@ def check_facts(
     differ = [name for name in names if then.get(name) != now.get(name)]
     if not differ: return
     def said(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
-    some = '; '.join(f'{name} was {said(then.get(name))}, is {said(now.get(name))}' for name in differ[:3])
+    some = '; '.join(
+        f'{name} was {said(then.get(name))}, is {said(now.get(name))}'
+        for name in differ[:3])
     more = f'; and {len(differ)-3} more' if len(differ) > 3 else ''
     if differ == ['n_epochs']:
         raise ValueError(
-            f'{path} belongs to a training that was planned otherwise: {some}. What is done was done for that plan '
-            f'(a schedule is stretched over it), so finish it with fit({then["n_epochs"]}). To train further after it: '
-            f'fit(n, opt=learn.opt) with a CheckpointCB of another path, which is a training of its own. '
+            f'{path} belongs to a training that was planned otherwise: {some}. What '
+            'is done was done for that plan '
+            '(a schedule is stretched over it), so finish it with '
+            f'fit({then["n_epochs"]}). To train further after it: '
+            'fit(n, opt=learn.opt) with a CheckpointCB of another path, which is a '
+            'training of its own. '
             f'To start anew: resume=False (which replaces that file)')
-    raise ValueError(f'{path} belongs to another training: {some}{more}. Go on with the old settings, '
-                     f'or start anew with another path or with resume=False (which replaces that file)')
+    raise ValueError(
+        f'{path} belongs to another training: {some}{more}. Go on with the old '
+        'settings, '
+        'or start anew with another path or with resume=False (which replaces that '
+        'file)')
 
 # %% ../nbs/17_checkpoints.ipynb #ff093501
 class _Rest:
-    "A loader without its first `n` batches; `then` is called before the next one is fetched"
-    def __init__(self, loader, n, then): self.loader, self.n, self.then = loader, n, then
-    def __len__(self): return len(self.loader)               # fails where the loader has none, as it should
+    """A loader without its first `n` batches; `then` is called before the next one is
+    fetched"""
+    def __init__(self, loader, n, then):
+        self.loader, self.n, self.then = loader, n, then
+    # fails where the loader has none, as it should
+    def __len__(self): return len(self.loader)
     def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
     def __iter__(self):
         batches = iter(self.loader)
         for _ in islice(batches, self.n): pass
-        then, self.then = self.then, None                    # it holds a whole checkpoint
+        # it holds a whole checkpoint
+        then, self.then = self.then, None
         then()
         yield from batches
 
 # %% ../nbs/17_checkpoints.ipynb #821ff301
 class CheckpointCB(Callback):
-    "Write a checkpoint after epochs and batches, and go on from it, bit for bit, if it is there when a fit begins"
+    """Write a checkpoint after epochs and batches, and go on from it, bit for bit, if
+    it is there when a fit begins"""
     order, watches = 1000, True
     def __init__(self,
-        path,                    # the file, of one training; its folder is made if it is missing
-        every_epochs:int=1,      # write after every so many epochs, and after the last one
-        every_batches:int=None,  # also after every so many training batches of an epoch; None: not inside of epochs
-        resume:bool=True,        # go on from the file if it is there? False: start anew, and replace it
-        quiet:bool=False         # True: do not say when a training goes on; only what is not as it was
+        # the file, of one training; its folder is made if it is missing
+        path,
+        # write after every so many epochs, and after the last one
+        every_epochs:int=1,
+        # also after every so many training batches of an epoch; None: not inside of
+        # epochs
+        every_batches:int=None,
+        # go on from the file if it is there? False: start anew, and replace it
+        resume:bool=True,
+        # True: do not say when a training goes on; only what is not as it was
+        quiet:bool=False
     ):
-        for name, n in dict(every_epochs=every_epochs, every_batches=1 if every_batches is None else every_batches).items():
-            if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
-        self.path, self.every_epochs, self.every_batches = _file(path), every_epochs, every_batches
+        for name, n in dict(
+            every_epochs=every_epochs,
+            every_batches=1 if every_batches is None else every_batches,
+        ).items():
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                raise ValueError(
+                    f'{name} must be a whole number of at least 1, got {n!r}')
+        self.path, self.every_epochs, self.every_batches = (
+            _file(path), every_epochs, every_batches)
         self.resume, self.quiet = resume, quiet
-        self.resumed = None  # (epochs, batches of the next one) that were done when the newest fit began, if it went on
+        # (epochs, batches of the next one) that were done when the newest fit began, if
+        # it went on
+        self.resumed = None
 
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
-    workers = {f'number of workers of the {phase} loader': getattr(dl, 'num_workers', 0) for phase, dl in _loaders(learn).items()}
-    bare = [type(cb).__name__ for cb in learn.active if not (cb.watches or _counts(cb, learn))]
-    return {'torch': str(torch.__version__), 'device': learn.device.type, 'compiled': compiled,
-            'CPU threads': torch.get_num_threads(), 'callbacks without settings': bare, **workers}
+    workers = {
+        f'number of workers of the {phase} loader': getattr(dl, 'num_workers', 0)
+        for phase, dl in _loaders(learn).items()}
+    bare = [
+        type(cb).__name__ for cb in learn.active
+        if not (cb.watches or _counts(cb, learn))]
+    return {
+        'torch': str(torch.__version__), 'device': learn.device.type,
+        'compiled': compiled, 'CPU threads': torch.get_num_threads(),
+        'callbacks without settings': bare, **workers}
 
 def _check_savable(learn):
     for name, value in learn.model.state_dict().items():
-        if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')  # says why not
+        if nn.parameter.is_lazy(value):
+            plain(value, f'the parameter {name}')  # says why not
     for phase, dl in _loaders(learn).items():
         if getattr(dl, 'persistent_workers', False):
-            raise ValueError(f'the {phase} loader keeps its workers from epoch to epoch, and with them random states '
-                             f'that no checkpoint can hold: make it with persistent_workers=False')
+            raise ValueError(
+                f'the {phase} loader keeps its workers from epoch to epoch, and with '
+                'them random states '
+                f'that no checkpoint can hold: make it with persistent_workers=False')
 
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
 @patch
@@ -394,31 +558,51 @@ def save(self:CheckpointCB,
     n_batches:int  # training batches of the next epoch that are done
 )->None:
     "Write the checkpoint"
-    place = {'epoch': n_epochs, 'batch': n_batches, 'phase_start': self.phase_start if n_batches else None}
-    write_checkpoint(place | training_state(learn) | {'facts': self.facts, 'circumstances': _circumstances(learn)}, self.path)
+    place = {
+        'epoch': n_epochs, 'batch': n_batches,
+        'phase_start': self.phase_start if n_batches else None}
+    write_checkpoint(
+        place | training_state(learn)
+        | {'facts': self.facts, 'circumstances': _circumstances(learn)}, self.path)
 
 @patch
 def after_batch(self:CheckpointCB, learn):
-    if self.on and learn.training and self.every_batches and (learn.iter + 1) % self.every_batches == 0: self.save(learn, learn.epoch, learn.iter + 1)
+    if (
+        self.on
+        and learn.training
+        and self.every_batches
+        and (learn.iter + 1) % self.every_batches == 0
+    ):
+        self.save(learn, learn.epoch, learn.iter + 1)
 
 @patch
 def after_epoch(self:CheckpointCB, learn):
     done = learn.epoch + 1
-    if self.on and (done % self.every_epochs == 0 or done == learn.n_epochs): self.save(learn, done, 0)
+    if self.on and (done % self.every_epochs == 0 or done == learn.n_epochs):
+        self.save(learn, done, 0)
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.on, self.unfinished, self.resumed = 'train' in learn.phases, None, None
     if not self.on: return  # fit(train=False)
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise RuntimeError('CheckpointCB writes down one process, and this training has several, each with a random state of its own: leave it out')
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise RuntimeError(
+            'CheckpointCB writes down one process, and this training has several, '
+            'each with a random state of its own: leave it out')
     _check_savable(learn)
     self.facts = training_facts(learn)
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in _unfinished(self.path): leftover.unlink(missing_ok=True)  # of a writer that was killed
-    if self.resume and self.path.exists(): self._go_on(learn, read_checkpoint(self.path))
-    else: self.save(learn, 0, 0)
+    # of a writer that was killed
+    for leftover in _unfinished(self.path): leftover.unlink(missing_ok=True)
+    if self.resume and self.path.exists():
+        self._go_on(learn, read_checkpoint(self.path))
+    else:
+        self.save(learn, 0, 0)
 
 @patch
 def _go_on(self:CheckpointCB, learn, found):
@@ -426,17 +610,27 @@ def _go_on(self:CheckpointCB, learn, found):
     load_training_state(learn, found)
     learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
     if found['batch']: self.unfinished = found
-    name, batches = self.path.name, f' and {found["batch"]} batches' if found['batch'] else ''
-    if self.quiet: pass
+    name, batches = (
+        self.path.name, f' and {found["batch"]} batches' if found['batch'] else '')
+    if self.quiet:
+        pass
     elif found['epoch'] == learn.n_epochs:
-        print(f'{name}: this training is finished; its weights and history are back, nothing is trained. '
-              f'To train further: fit(n, opt=learn.opt) with a CheckpointCB of another path; '
-              f'to start anew in this file: resume=False')
-    else: print(f'{name}: going on after {found["epoch"]} of {learn.n_epochs} epochs{batches}')
+        print(
+            f'{name}: this training is finished; its weights and history are back, '
+            'nothing is trained. '
+            'To train further: fit(n, opt=learn.opt) with a CheckpointCB of another '
+            'path; '
+            f'to start anew in this file: resume=False')
+    else:
+        print(
+            f'{name}: going on after {found["epoch"]} of {learn.n_epochs} '
+            f'epochs{batches}')
     for what, now in _circumstances(learn).items():
         if (then := found['circumstances'].get(what)) != now:
-            print(f'{name}: {what} was {then}, is {now}: sums may be rounded and random numbers drawn '
-                  f'in another way, so do not expect the same bits')
+            print(
+                f'{name}: {what} was {then}, is {now}: sums may be rounded and random '
+                'numbers drawn '
+                f'in another way, so do not expect the same bits')
 
 @patch
 def before_phase(self:CheckpointCB, learn):

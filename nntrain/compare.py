@@ -31,15 +31,19 @@ class Runs:
     def se(self)->float:
         "Standard error of the mean; nan for a single seed"
         n = len(self.values)
-        return math.sqrt(sum((v-self.mean)**2 for v in self.values)/(n-1)/n) if n > 1 else math.nan
+        return (
+            math.sqrt(sum((v - self.mean) ** 2 for v in self.values) / (n - 1) / n)
+            if n > 1 else math.nan)
     def __str__(self):
         spread = f' ± {self.se:.4f}' if len(self.values) > 1 else ''
-        return f'{self.name}: {self.mean:.4f}{spread} (n={len(self.values)}, {self.n_epochs} epochs, {sum(self.seconds)/len(self.seconds):.1f} s each)'
+        return f'{self.name}: {self.mean:.4f}{spread} (n={len(self.values)}, {self.n_epochs} epochs, {sum(self.seconds) / len(self.seconds):.1f} s each)'
 
 # %% ../nbs/05_measuring.ipynb #6b1ca73d
 def run_seeds(
     name:str,        # what is trained, for tables
-    make_learner,    # () -> Learner, called once per seed, after seeding; its callbacks hold a `MetricsCB`
+    # () -> Learner, called once per seed, after seeding; its callbacks hold a
+    # `MetricsCB`
+    make_learner,
     n_epochs:int,    # epochs of each fit
     seeds,           # the seeds
     metric:str='valid_accuracy'  # key of the history's last row

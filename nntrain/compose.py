@@ -18,14 +18,19 @@ __all__ = ['REQUIRED', 'read_part', 'collect_hypers', 'ComposedType', 'Composed'
 
 # %% ../nbs/13_composing.ipynb #48cfe76a
 def read_part(
-    part  # a function: positional arguments are inputs, keyword-only ones hyperparameters
+    # a function: positional arguments are inputs, keyword-only ones hyperparameters
+    part
 )->tuple: # (names of the inputs, {hyperparameter: default, or `REQUIRED`})
-    "What a part asks for, from its signature; raises TypeError for `*args` and `**kwargs`"
-    if not inspect.isfunction(part): raise TypeError(f'a part must be a function, got {part!r}')
+    """What a part asks for, from its signature; raises TypeError for `*args` and
+    `**kwargs`"""
+    if not inspect.isfunction(part):
+        raise TypeError(f'a part must be a function, got {part!r}')
     inputs, hypers = [], {}
     for name, a in inspect.signature(part).parameters.items():
         if a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD):
-            raise TypeError(f'{part.__name__} takes {a}: name its hyperparameters, or a misspelt one would get lost')
+            raise TypeError(
+                f'{part.__name__} takes {a}: name its hyperparameters, or a misspelt '
+                'one would get lost')
         if a.kind is a.KEYWORD_ONLY: hypers[name] = a.default
         else: inputs.append(name)
     return inputs, hypers
@@ -44,31 +49,48 @@ def collect_hypers(
         inputs, hypers = read_part(part)
         name, moves = part.__name__, moves or 'p' in inputs
         for key in getattr(part, 'makes', {}):
-            if key in made_by: raise ValueError(f'{who}: {made_by[key]} and {name} both make {key!r}: keep one of them, or rename the state')
+            if key in made_by:
+                raise ValueError(
+                    f'{who}: {made_by[key]} and {name} both make {key!r}: keep one of '
+                    'them, or rename the state')
             made_by[key] = name
         for key in inputs:
             if key in made_by: continue
             late = [q.__name__ for q in parts if key in getattr(q, 'makes', {})]
-            fix = f'put {late[0]}, which makes it, before {name}' if late else 'add a stat that makes it before'
-            raise ValueError(f'{who}: {name} asks for {key!r}, which no earlier part makes: {fix}')
+            fix = (
+                f'put {late[0]}, which makes it, before {name}' if late
+                else 'add a stat that makes it before')
+            raise ValueError(
+                f'{who}: {name} asks for {key!r}, which no earlier part makes: {fix}')
         for key, default in hypers.items():
-            if default is not REQUIRED and found.get(key, (default,))[0] not in (default, REQUIRED) and key not in given:
-                raise ValueError(f'{who}: {key} is {found[key][0]!r} in {found[key][1]}, but {default!r} in {name}: say which, {key}=…')
+            if (
+                default is not REQUIRED
+                and found.get(key, (default,))[0] not in (default, REQUIRED)
+                and key not in given
+            ):
+                raise ValueError(
+                    f'{who}: {key} is {found[key][0]!r} in {found[key][1]}, but '
+                    f'{default!r} in {name}: say which, {key}=…')
             if default is not REQUIRED or key not in found: found[key] = default, name
-    if not moves: raise ValueError(f'{who}: no part asks for p, so nothing would ever move; add a step')
-    if reserved := found.keys() & {'params', 'maximize', 'foreach', 'name'}: raise ValueError(f'{who}: the names {sorted(reserved)} are taken')
+    if not moves:
+        raise ValueError(
+            f'{who}: no part asks for p, so nothing would ever move; add a step')
+    if reserved := found.keys() & {'params', 'maximize', 'foreach', 'name'}:
+        raise ValueError(f'{who}: the names {sorted(reserved)} are taken')
     check_names(given, list(found), who)
     return {key: default for key, (default, _) in found.items()} | given
 
 # %% ../nbs/13_composing.ipynb #ba1e7a70
 class ComposedType(type):
-    "Class of the classes made of parts: it lets pickle find those that have no name in any module"
+    """Class of the classes made of parts: it lets pickle find those that have no name
+    in any module"""
 
 def _recipe_or_name(cls): return vars(cls).get('_recipe') or cls.__qualname__
 copyreg.pickle(ComposedType, _recipe_or_name)
 
 class Composed(Optimizer, metaclass=ComposedType):
-    "An optimizer made of parts: a subclass lists them in `parts`, in the order in which they run, and may set defaults in `hypers`"
+    """An optimizer made of parts: a subclass lists them in `parts`, in the order in
+    which they run, and may set defaults in `hypers`"""
     parts, hypers = (), {}
     ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
               'max_trust': (0, math.inf), 'k': (1, math.inf), 'slow_lr': (0, math.inf)}
@@ -78,26 +100,36 @@ class Composed(Optimizer, metaclass=ComposedType):
         cls.hypers = collect_hypers(cls.parts, cls.hypers, cls.__name__)
         cls._plan = [(part, *read_part(part)) for part in cls.parts]
         Arg, options = inspect.Parameter, dict(maximize=False, foreach=True)
-        cls.__signature__ = inspect.Signature([
-            Arg('params', Arg.POSITIONAL_OR_KEYWORD),
-            *(Arg(k, Arg.KEYWORD_ONLY, default=v) for k, v in {**cls.hypers, **options}.items())])
+        cls.__signature__ = inspect.Signature(
+            [
+                Arg('params', Arg.POSITIONAL_OR_KEYWORD),
+                *(
+                    Arg(k, Arg.KEYWORD_ONLY, default=v)
+                    for k, v in {**cls.hypers, **options}.items()),
+            ]
+        )
 
     def __new__(cls, *args, **kwargs):
         if not cls.parts:
-            raise TypeError('Composed has no parts: call compose(…), or make a subclass with `parts`')
+            raise TypeError(
+                'Composed has no parts: call compose(…), or make a subclass with '
+                '`parts`')
         check_names(kwargs, list(cls.__signature__.parameters), cls.__name__)
         return super().__new__(cls)
 
     def __init__(self,
         params,   # tensors, (name, tensor) pairs, or one dict per parameter group
-        **hypers  # values for the hyperparameters of the parts, and `maximize`, `foreach`
+        # values for the hyperparameters of the parts, and `maximize`, `foreach`
+        **hypers
     ): super().__init__(params, {**type(self).hypers, **hypers})
 
     def add_param_group(self, param_group):
-        missing = [k for k, v in {**self.defaults, **param_group}.items() if v is REQUIRED]
+        missing = [
+            k for k, v in {**self.defaults, **param_group}.items() if v is REQUIRED]
         if missing:
-            raise TypeError(f'{type(self).__name__} needs a value for {", ".join(missing)}: '
-                            f'no part has a default for it')
+            raise TypeError(
+                f'{type(self).__name__} needs a value for {", ".join(missing)}: '
+                f'no part has a default for it')
         super().add_param_group(param_group)
 
     def init_state(self, p, group):
@@ -113,11 +145,17 @@ def _run(self:Composed, have, group, form):
         new = form(part)(*(have[k] for k in inputs), **{k: group[k] for k in hypers})
         if new is None: continue
         many = isinstance(new, (list, tuple))
-        def returned(k): return any(x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))
+        def returned(k):
+            return any(
+                x is y for x, y in (zip(new, have[k]) if many else [(new, have[k])]))
         if same := [k for k in inputs if returned(k)]:
-            raise TypeError(f'{part.__name__} returns {same[0]}: change it in place and return nothing; '
-                            f'only a new gradient may be returned')
-        have['grad'] = [old if x is None else x for x, old in zip(new, have['grad'])] if many else new
+            raise TypeError(
+                f'{part.__name__} returns {same[0]}: change it in place and return '
+                'nothing; '
+                f'only a new gradient may be returned')
+        have['grad'] = (
+            [old if x is None else x for x, old in zip(new, have['grad'])] if many
+            else new)
 
 # %% ../nbs/13_composing.ipynb #523e1854
 def compose(
@@ -127,7 +165,9 @@ def compose(
 )->type:                  # a subclass of `Composed`: call it with parameters and hyperparameters
     "Make an optimizer class from `parts`; raises for parts that do not fit together"
     doc = f'Composed of {", ".join(getattr(p, "__name__", repr(p)) for p in parts)}'
-    made = dict(parts=parts, hypers=hypers, __doc__=doc, _recipe=(_compose_again, (parts, hypers, name)))
+    made = dict(
+        parts=parts, hypers=hypers, __doc__=doc,
+        _recipe=(_compose_again, (parts, hypers, name)))
     return ComposedType(name, (Composed,), made)
 
 def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
@@ -140,7 +180,9 @@ def multi(
     def attach(fn):
         asked, wanted = read_part(fn)[0], read_part(part)[0]
         if asked != wanted:
-            raise TypeError(f'{fn.__name__} must ask for {wanted} as {part.__name__} does, not for {asked}')
+            raise TypeError(
+                f'{fn.__name__} must ask for {wanted} as {part.__name__} does, not '
+                f'for {asked}')
         part.multi = fn
         return fn
     return attach

@@ -21,17 +21,27 @@ __all__ = ['TARGET_KEYS', 'collate', 'collate_tuple', 'TensorLoader', 'stratifie
            'fashion_dls']
 
 # %% ../nbs/03_data.ipynb #30766aad
-TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')   # how a column with the target may be called
+TARGET_KEYS = (
+    'label', 'labels', 'target', 'targets',
+    'y')  # how a column with the target may be called
 
-_MODES = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA'}   # PIL modes whose values are no brightness in 0…255: Booleans (black and white), entries of a palette
+_MODES = {
+    '1': 'L',
+    'P': 'RGB',
+    'PA': 'RGBA',
+}  # PIL modes whose values are no brightness in 0…255: Booleans (black and white), entries of a palette
 
 def _picture(im, flat):
     "PIL picture to float32 (C, H, W) in 0…1, or flat"
     if im.mode in _MODES: im = im.convert(_MODES[im.mode])
     a = np.array(im)                                 # H×W or H×W×C
-    if a.dtype.kind!='u': raise ValueError(f"cannot tell which value is white in a picture of mode {im.mode!r} ({a.dtype}): give a tensor, or a mode of 8 or 16 bits a channel")
+    if a.dtype.kind != 'u':
+        raise ValueError(
+            f"cannot tell which value is white in a picture of mode {im.mode!r} "
+            f"({a.dtype}): give a tensor, or a mode of 8 or 16 bits a channel")
     white = np.iinfo(a.dtype).max                    # 255, or 65535 for 16 bits
-    a = torch.from_numpy(a if white==255 else a.astype(np.float32))                       # 16 bits may come in any byte order
+    # 16 bits may come in any byte order
+    a = torch.from_numpy(a if white==255 else a.astype(np.float32))
     a = (a[None] if a.ndim==2 else a.permute(2,0,1)).float().div_(white)
     return a.flatten() if flat else a.contiguous()
 
@@ -39,95 +49,138 @@ def _stack(tensors, what, fix):
     "One tensor of equal ones; ValueError if their shapes differ"
     shapes = list(dict.fromkeys(tuple(t.shape) for t in tensors))
     if len(shapes)==1: return torch.stack(tensors)
-    raise ValueError(f"{what} of different shapes, such as {shapes[0]} and {shapes[1]}, "
-                     f"do not fit into one batch: {fix}")
+    raise ValueError(
+        f"{what} of different shapes, such as {shapes[0]} and {shapes[1]}, "
+        f"do not fit into one batch: {fix}")
 
 def _column(values, flat):
     "One tensor of many values of one kind"
     first = values[0]
     if hasattr(first, 'getbands'):                   # PIL, without importing it
-        return _stack([_picture(o, flat) for o in values], 'pictures (C, H, W)' if not flat else 'pictures',
-                      "bring all to one mode and size first, such as im.convert('RGB').resize((64, 64))")
+        return _stack(
+            [_picture(o, flat) for o in values],
+            'pictures (C, H, W)' if not flat else 'pictures',
+            "bring all to one mode and size first, such as "
+            "im.convert('RGB').resize((64, 64))")
     if isinstance(first, np.ndarray): values = [torch.from_numpy(o) for o in values]
     if isinstance(values[0], Tensor):
-        return _stack(list(values), 'tensors', 'crop, resize or pad them, or write a collate function')
-    try: return torch.tensor(values)
+        return _stack(
+            list(values), 'tensors',
+            'crop, resize or pad them, or write a collate function')
+    try:
+        return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f"no tensor can be made of values such as {first!r} ({type(first).__name__}): give "
-                        f"numbers (for names of classes their position in a list, for a Hugging Face "
-                        f"data set class_encode_column), or leave this column out") from e
+        raise TypeError(
+            f"no tensor can be made of values such as {first!r} "
+            f"({type(first).__name__}): give "
+            "numbers (for names of classes their position in a list, for a Hugging "
+            "Face "
+            f"data set class_encode_column), or leave this column out") from e
 
 def collate(
-    items:list,       # rows: dicts, tuples or single values (tensors, arrays, numbers, PIL pictures)
+    # rows: dicts, tuples or single values (tensors, arrays, numbers, PIL pictures)
+    items:list,
     flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
 ):                    # one batch of the same structure: dict, tuple or tensor
     "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
     if len(items)==0: raise ValueError("cannot collate an empty list of rows")
     first = items[0]
-    if isinstance(first, Mapping): return {k: collate([o[k] for o in items], flat) for k in first}
-    if isinstance(first, (tuple, list)): return tuple(collate(o, flat) for o in zip(*items, strict=True))
+    if isinstance(first, Mapping):
+        return {k: collate([o[k] for o in items], flat) for k in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(collate(o, flat) for o in zip(*items, strict=True))
     return _column(items, flat)
 
 def _target_last(names):
-    "Names of columns, the target at the end; as they are if none is called like a target"
+    """Names of columns, the target at the end; as they are if none is called like a
+    target"""
     targets = [k for k in names if k in TARGET_KEYS]
-    if len(targets) > 1: raise ValueError(f"which of {targets} is the target? Say which columns you want, the target last: "
-                                          f"partial(collate_tuple, keys=('image', {targets[0]!r}))")
+    if len(targets) > 1:
+        raise ValueError(
+            f"which of {targets} is the target? Say which columns you want, the "
+            "target last: "
+            f"partial(collate_tuple, keys=('image', {targets[0]!r}))")
     return [*(k for k in names if k not in targets), *targets]
 
 def collate_tuple(
     items:list,       # rows: dicts or tuples
     flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
-    keys=None,        # for rows that are dicts: which columns, the target last; None: all, that of `TARGET_KEYS` last
+    # for rows that are dicts: which columns, the target last; None: all, that of
+    # `TARGET_KEYS` last
+    keys=None,
 )->tuple:             # (inputs …, target); rows that are tuples keep their order
     "Like `collate`, but rows that are dicts give a plain tuple, such as (xb, yb)"
     if not items or not isinstance(items[0], Mapping): return collate(items, flat)
     keys = _target_last(items[0]) if keys is None else list(keys)
     missing = [k for k in keys if k not in items[0]]
-    if missing: raise ValueError(f"no column {missing[0]!r}: a row has {list(items[0])}")
+    if missing:
+        raise ValueError(f"no column {missing[0]!r}: a row has {list(items[0])}")
     return tuple(collate([row[k] for row in items], flat) for k in keys)
 
 # %% ../nbs/03_data.ipynb #88d437bf
 def _check_batch_size(bs):
-    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1: raise ValueError(f"batch_size must be an integer of at least 1, got {bs!r}")
+    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {bs!r}")
 
 def _numbers(name, values):
     "`values` as a tensor; TypeError in words, for labels that are names"
-    try: return torch.as_tensor(values)
+    try:
+        return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f"{name} must hold numbers, got {type(values).__name__} ({e}): write names of classes "
-                        f"as their position in a list") from e
+        raise TypeError(
+            f"{name} must hold numbers, got {type(values).__name__} ({e}): write "
+            "names of classes "
+            f"as their position in a list") from e
 
 class TensorLoader:
-    "Batches from tensors that stay on one device, pictures as bytes: a batch is a gather, then a conversion"
+    """Batches from tensors that stay on one device, pictures as bytes: a batch is a
+    gather, then a conversion"""
     def __init__(self,
-        x:Tensor,               # (N, …) inputs; uint8 comes out as float32 in 0…1, other types as they are (with `mean` as float32)
+        # (N, …) inputs; uint8 comes out as float32 in 0…1, other types as they are
+        # (with `mean` as float32)
+        x:Tensor,
         y:Tensor,               # (N, …) targets
         batch_size:int,         # samples a batch, at least 1
         shuffle:bool=False,     # new random order each epoch?
         drop_last:bool=False,   # leave out a last batch that is not full?
         device=None,            # where the data lives; None: where `x` is
-        seed:int=None,          # order = function of (seed, epoch); None: drawn from torch's global generator
+        # order = function of (seed, epoch); None: drawn from torch's global generator
+        seed:int=None,
         mean=None,              # subtracted after scaling: a number, or one per channel
         std=None,               # divided by after that
     ):
         x, y = _numbers('x', x), _numbers('y', y)
-        if x.ndim==0 or len(x)==0: raise ValueError(f"no samples: x has shape {tuple(x.shape)}; look at the split or filter that made it")
-        if y.ndim==0 or len(x)!=len(y): raise ValueError(f"x and y must have one row per sample, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(
+                f"no samples: x has shape {tuple(x.shape)}; look at the split or "
+                "filter that made it")
+        if y.ndim == 0 or len(x) != len(y):
+            raise ValueError(
+                f"x and y must have one row per sample, got shapes {tuple(x.shape)} "
+                f"and {tuple(y.shape)}")
         _check_batch_size(batch_size)
-        if drop_last and len(x) < batch_size: raise ValueError(f"drop_last leaves no batch: {len(x)} samples, batch_size {batch_size}")
-        if (mean is None) != (std is None): raise ValueError("give both mean and std, or neither")
+        if drop_last and len(x) < batch_size:
+            raise ValueError(
+                f"drop_last leaves no batch: {len(x)} samples, batch_size {batch_size}")
+        if (mean is None) != (std is None):
+            raise ValueError("give both mean and std, or neither")
         device = x.device if device is None else torch.device(device)
         self.x, self.y = x.to(device).contiguous(), y.to(device).contiguous()
-        self.batch_size, self.shuffle, self.drop_last, self.seed, self.device = batch_size, shuffle, drop_last, seed, device
-        self.n, self.epoch = len(x), 0        # samples; number of the epoch that the next `iter` serves
+        self.batch_size, self.shuffle, self.drop_last, self.seed, self.device = (
+            batch_size, shuffle, drop_last, seed, device)
+        # samples; number of the epoch that the next `iter` serves
+        self.n, self.epoch = len(x), 0
         def stat(o):                          # () or (C, 1, 1)
             o = torch.as_tensor(o, dtype=torch.float32, device=device)
             return o.view(-1, *[1]*(x.ndim-2)) if o.ndim else o
         self.stats = None if mean is None else (stat(mean), stat(std))
-        if self.stats and not (self.stats[1] > 0).all(): raise ValueError(f"std must be positive, got {std!r}")
+        if self.stats and not (self.stats[1] > 0).all():
+            raise ValueError(f"std must be positive, got {std!r}")
 
-    def __len__(self): return self.n//self.batch_size if self.drop_last else math.ceil(self.n/self.batch_size)
+    def __len__(self):
+        return (
+            self.n // self.batch_size if self.drop_last
+            else math.ceil(self.n / self.batch_size))
 
     def __iter__(self):
         order = self.order(self.epoch) if self.shuffle else None
@@ -139,10 +192,14 @@ class TensorLoader:
 def order(self:TensorLoader,
     epoch:int,   # number of the epoch, from 0
 )->Tensor:       # (N,) indices in the order of that epoch, on the loader's device
-    "Order of the samples in `epoch`; shuffled without a seed, it is a fresh draw at every call"
+    """Order of the samples in `epoch`; shuffled without a seed, it is a fresh draw at
+    every call"""
     if not self.shuffle: return torch.arange(self.n, device=self.device)
-    g = None if self.seed is None else torch.Generator().manual_seed((self.seed*1_000_003+epoch) % 2**63)
-    return torch.randperm(self.n, generator=g).to(self.device)     # drawn on the CPU: the same for every device
+    g = (
+        None if self.seed is None
+        else torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63))
+    # drawn on the CPU: the same for every device
+    return torch.randperm(self.n, generator=g).to(self.device)
 
 @patch
 def _part(self:TensorLoader, i):
@@ -153,8 +210,10 @@ def _part(self:TensorLoader, i):
 def _batch(self:TensorLoader, order, i):
     "Batch number `i`: always fresh memory, never a view of the stored tensors"
     part = self._part(i)
-    if order is None: x, y = self.x[part].clone(), self.y[part].clone()
-    else: x, y = self.x.index_select(0, order[part]), self.y.index_select(0, order[part])
+    if order is None:
+        x, y = self.x[part].clone(), self.y[part].clone()
+    else:
+        x, y = self.x.index_select(0, order[part]), self.y.index_select(0, order[part])
     if x.dtype==torch.uint8: x = x.float().div_(255)
     if self.stats is not None and not x.is_floating_point(): x = x.float()
     if self.stats is not None: x = x.sub_(self.stats[0]).div_(self.stats[1])
@@ -168,12 +227,16 @@ def stratified_split(
 )->tuple:          # sorted indices (train, valid); every class has its share in both, to one sample
     "Split indices so that every class is held out in proportion"
     y = torch.as_tensor(y).cpu()
-    if not 0 < n_valid < len(y): raise ValueError(f"n_valid must be from 1 to {len(y)-1} for {len(y)} samples, got {n_valid!r}")
+    if not 0 < n_valid < len(y):
+        raise ValueError(
+            f"n_valid must be from 1 to {len(y) - 1} for {len(y)} samples, got "
+            f"{n_valid!r}")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     classes, sizes = y.unique(return_counts=True)
     share = sizes*n_valid/len(y)
     take = share.floor().long()
-    take[(take-share).argsort(stable=True)[:n_valid-take.sum()]] += 1        # largest remainders
+    # largest remainders
+    take[(take-share).argsort(stable=True)[:n_valid-take.sum()]] += 1
     held = torch.cat([order[y[order]==c][:k] for c,k in zip(classes, take)])
     is_valid = torch.zeros(len(y), dtype=torch.bool).index_fill_(0, held, True)
     return (~is_valid).nonzero()[:,0], is_valid.nonzero()[:,0]
@@ -181,20 +244,27 @@ def stratified_split(
 # %% ../nbs/03_data.ipynb #94074359
 def _check_loader(name, dl):
     if isinstance(dl, Iterator):
-        raise TypeError(f"{name} is a one-shot iterator ({type(dl).__name__}): it would be empty in the second epoch; pass a loader or a list of batches")
-    if not hasattr(dl, '__iter__'): raise TypeError(f"{name} must be a loader that can be iterated over again and again, got {type(dl).__name__}")
+        raise TypeError(
+            f"{name} is a one-shot iterator ({type(dl).__name__}): it would be empty "
+            "in the second epoch; pass a loader or a list of batches")
+    if not hasattr(dl, '__iter__'):
+        raise TypeError(
+            f"{name} must be a loader that can be iterated over again and again, got "
+            f"{type(dl).__name__}")
 
 def n_batches(
     loader,     # anything that gives batches
 )->int|None:    # in one pass; None: nobody knows before it is over
-    "Length of a loader, also where `len` fails: each DataLoader has `__len__`, but its data set may have none"
+    """Length of a loader, also where `len` fails: each DataLoader has `__len__`, but
+    its data set may have none"""
     try: return len(loader)
     except (TypeError, NotImplementedError): return None
 
 class DataLoaders:
     "Training, validation and perhaps test loader under one name"
     def __init__(self,
-        train,           # yields the training batches; can be iterated over again and again
+        # yields the training batches; can be iterated over again and again
+        train,
         valid,           # the same for validation
         test=None,       # the same for the test: touched once, at the end
         source:str=None, # where the data come from, for captions
@@ -202,14 +272,17 @@ class DataLoaders:
     ):
         for name,dl in dict(train=train, valid=valid, test=test).items():
             if name!='test' or dl is not None: _check_loader(name, dl)
-        self.train, self.valid, self.test, self.source, self.classes = train, valid, test, source, classes
+        self.train, self.valid, self.test, self.source, self.classes = (
+            train, valid, test, source, classes)
 
 def _check_labels(name, y, classes):
     y = _numbers(f'{name}: the labels', y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()
     if len(bad):
         i = bad[0].item()
-        raise ValueError(f"{name}: label {y[i].item()} at index {i} is outside the {len(classes)} classes 0…{len(classes)-1}")
+        raise ValueError(
+            f"{name}: label {y[i].item()} at index {i} is outside the {len(classes)} "
+            f"classes 0…{len(classes) - 1}")
 
 @patch(cls_method=True)
 def from_tensors(cls:DataLoaders,
@@ -225,48 +298,81 @@ def from_tensors(cls:DataLoaders,
 )->DataLoaders:             # of TensorLoaders
     "Loaders from tensors; only the training loader shuffles"
     _check_batch_size(batch_size)
-    splits = {k: o for k,o in dict(train=train, valid=valid, test=test).items() if o is not None}
+    splits = {
+        k: o for k, o in dict(train=train, valid=valid, test=test).items()
+        if o is not None}
     if classes is not None:
         for k,(_,y) in splits.items(): _check_labels(k, y, classes)
     only_train = dict(shuffle=True, seed=seed, drop_last=drop_last)
-    dls = {k: TensorLoader(x, y, batch_size*(1 if k=='train' else 2), **(only_train if k=='train' else {}), **kwargs) for k,(x,y) in splits.items()}
+    dls = {
+        k: TensorLoader(
+            x, y, batch_size * (1 if k == 'train' else 2),
+            **(only_train if k == 'train' else {}), **kwargs)
+        for k, (x, y) in splits.items()
+    }
     return cls(**dls, source=source, classes=classes)
 
 # %% ../nbs/03_data.ipynb #155f00a9
 def _class_names(ds):
-    "Column of the target and names of its classes, as far as a Hugging Face data set says them"
+    """Column of the target and names of its classes, as far as a Hugging Face data set
+    says them"""
     features = getattr(ds, 'features', None) or {}
-    return next(((k, features[k].names) for k in TARGET_KEYS if hasattr(features.get(k), 'names')), (None, None))
+    return next(
+        (
+            (k, features[k].names) for k in TARGET_KEYS
+            if hasattr(features.get(k), 'names')),
+        (None, None),
+    )
 
 @patch(cls_method=True)
 def from_dataset_dict(cls:DataLoaders,
-    dd,                        # datasets.DatasetDict (or dict of data sets) with two or three splits, one of them `train`
+    # datasets.DatasetDict (or dict of data sets) with two or three splits, one of them
+    # `train`
+    dd,
     batch_size:int,            # of training; the others take twice as much
     collate_fn=collate_tuple,  # list of rows -> batch
-    valid:str=None,            # split to validate on; None: the first of validation, valid, val, test that is there
+    # split to validate on; None: the first of validation, valid, val, test that is
+    # there
+    valid:str=None,
     seed:int=None,             # of the training order; None: torch's global generator
     drop_last:bool=False,      # leave out a last training batch that is not full?
-    **kwargs,                  # passed on to torch's DataLoader: num_workers, pin_memory, …
+    # passed on to torch's DataLoader: num_workers, pin_memory, …
+    **kwargs,
 )->DataLoaders:                # of torch DataLoaders
-    "Loaders from Hugging Face data sets; only the training loader shuffles, and a stream keeps its own order"
+    """Loaders from Hugging Face data sets; only the training loader shuffles, and a
+    stream keeps its own order"""
     from torch.utils.data import DataLoader, IterableDataset
     _check_batch_size(batch_size)
-    valid = valid or next((k for k in ('validation','valid','val','test') if k in dd), None)
+    valid = valid or next(
+        (k for k in ('validation', 'valid', 'val', 'test') if k in dd), None)
     if 'train' not in dd or valid not in dd or valid=='train':
-        raise ValueError(f"need a split 'train' and one to validate on (validation, valid, val, test, or the one that `valid` names); got {list(dd)}, valid={valid!r}")
-    names = dict(train='train', valid=valid) | ({'test':'test'} if 'test' in dd and valid!='test' else {})
+        raise ValueError(
+            "need a split 'train' and one to validate on (validation, valid, val, "
+            f"test, or the one that `valid` names); got {list(dd)}, valid={valid!r}")
+    names = dict(train='train', valid=valid) | (
+        {'test': 'test'} if 'test' in dd and valid != 'test' else {})
     column, classes = _class_names(dd['train'])
     stream = {k for k in names.values() if isinstance(dd[k], IterableDataset)}
     if 'train' in stream and seed is not None:
-        raise ValueError("a stream comes in its own order, so seed cannot set it: shuffle it before, ds.shuffle(seed=…, buffer_size=…)")
+        raise ValueError(
+            "a stream comes in its own order, so seed cannot set it: shuffle it "
+            "before, ds.shuffle(seed=…, buffer_size=…)")
     for k in names.values():
-        if k in stream: continue                             # nobody has seen its samples yet
+        # nobody has seen its samples yet
+        if k in stream: continue
         if len(dd[k])==0: raise ValueError(f"no samples: split {k!r} is empty")
-        if classes: _check_labels(k, dd[k].with_format('numpy', columns=[column])[column][:], classes)
+        if classes:
+            _check_labels(
+                k, dd[k].with_format('numpy', columns=[column])[column][:], classes)
     gen = None if seed is None else torch.Generator().manual_seed(seed)
-    only_train = dict(shuffle=None if 'train' in stream else True, drop_last=drop_last, generator=gen)
-    dls = {k: DataLoader(dd[s], batch_size if k=='train' else 2*batch_size, collate_fn=collate_fn,
-                         **(only_train if k=='train' else {}), **kwargs) for k,s in names.items()}
+    only_train = dict(
+        shuffle=None if 'train' in stream else True, drop_last=drop_last, generator=gen)
+    dls = {
+        k: DataLoader(
+            dd[s], batch_size if k == 'train' else 2 * batch_size,
+            collate_fn=collate_fn, **(only_train if k == 'train' else {}), **kwargs)
+        for k, s in names.items()
+    }
     return cls(**dls, classes=classes and tuple(classes))
 
 # %% ../nbs/03_data.ipynb #1166410f
@@ -276,21 +382,29 @@ def fashion_dls(
     source:str='auto',     # as in `fashion_mnist`
     device=None,           # where the data lives; None: `default_device()`
     budget=None,           # name or Budget; None: `budget()`
-    seed:int=None,         # of the training order; which samples are held out does not depend on it
+    # of the training order; which samples are held out does not depend on it
+    seed:int=None,
     normalize:bool=False,  # subtract FASHION_MEAN and divide by FASHION_STD?
 )->DataLoaders:            # of TensorLoaders, with `.source` and `.classes`
-    "The loaders under which all chapters compare; a quick budget gets a small, fixed, stratified subset"
-    if valid not in ('test','split'): raise ValueError(f"unknown valid {valid!r}: choose 'test' or 'split'")
+    """The loaders under which all chapters compare; a quick budget gets a small, fixed,
+    stratified subset"""
+    if valid not in ('test', 'split'):
+        raise ValueError(f"unknown valid {valid!r}: choose 'test' or 'split'")
     bud = budget if isinstance(budget, Budget) else _get_budget(budget)
     data = FashionTensors(_resolve(source, bud))
-    def pick(x, y, n=None, i=None):              # the samples `i`, and of these at most `n`
+    # the samples `i`, and of these at most `n`
+    def pick(x, y, n=None, i=None):
         if i is not None: x, y = x[i], y[i]
-        return (x, y) if n is None or n >= len(y) else pick(x, y, i=stratified_split(y, n)[1])
+        return (
+            (x, y) if n is None or n >= len(y)
+            else pick(x, y, i=stratified_split(y, n)[1]))
     (x,y), test = data['train'], pick(*data['test'], bud.n_valid)
     if valid=='split':
         train_i, valid_i = stratified_split(y, len(y)//12)
-        splits = pick(x, y, bud.n_train, train_i), pick(x, y, bud.n_valid, valid_i), test
+        splits = (
+            pick(x, y, bud.n_train, train_i), pick(x, y, bud.n_valid, valid_i), test)
     else: splits = pick(x, y, bud.n_train), test
     norm = dict(mean=FASHION_MEAN, std=FASHION_STD) if normalize else {}
-    return DataLoaders.from_tensors(*splits, batch_size=batch_size, classes=data.classes, source=data.source, seed=seed,
-                                    device=default_device() if device is None else device, **norm)
+    return DataLoaders.from_tensors(
+        *splits, batch_size=batch_size, classes=data.classes, source=data.source,
+        seed=seed, device=default_device() if device is None else device, **norm)

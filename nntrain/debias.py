@@ -16,18 +16,26 @@ def _known_beta(beta):
     if not 0 <= beta <= 1: raise ValueError(f'beta must lie in [0, 1], got {beta}')
 
 def _divide(value, total):
-    if total == 0: raise ValueError('no value has any weight yet: with beta=1 a dampened average ignores all that it is given')
-    return list(torch._foreach_div(value, float(total))) if isinstance(value, (list, tuple)) else value/total
+    if total == 0:
+        raise ValueError(
+            'no value has any weight yet: with beta=1 a dampened average ignores all '
+            'that it is given')
+    return (
+        list(torch._foreach_div(value, float(total)))
+        if isinstance(value, (list, tuple)) else value / total)
 
 def debias(
-    value,               # average or sum that was started at 0: a number, a tensor, or a list of tensors
+    # average or sum that was started at 0: a number, a tensor, or a list of tensors
+    value,
     beta:float,          # decay, in [0, 1], the same at every step
     step:int,            # how many values it has seen, at least 1
     dampened:bool=True   # were the values multiplied by 1-beta?
 ):                       # the weighted mean of the values, like `value`
-    "Divide an average by the sum of its weights; raises ValueError before the first step, and where all weights are 0"
+    """Divide an average by the sum of its weights; raises ValueError before the first
+    step, and where all weights are 0"""
     _known_beta(beta)
-    if step < 1: raise ValueError(f'step counts the values seen so far, from 1; got {step}')
+    if step < 1:
+        raise ValueError(f'step counts the values seen so far, from 1; got {step}')
     if dampened: return _divide(value, 1 - beta**step)
     return _divide(value, step if beta == 1 else (1 - beta**step)/(1-beta))
 
@@ -38,26 +46,33 @@ def _wide(x):  # sums of 16-bit numbers need more digits than 16 bits have
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 def ema_step(
-    avg,                 # average so far (or its weight): a number, a tensor, or a list of tensors
+    # average so far (or its weight): a number, a tensor, or a list of tensors
+    avg,
     x,                   # next value, of the same kind; 1 for the weight
     beta:float,          # decay at this step, in [0, 1]
     dampened:bool=True   # multiply `x` by 1-beta?
 ):                       # the next average, in at least 32 bits; nothing is changed in place
-    "One step of a moving average, `beta*avg + (1-beta)*x`, or `beta*avg + x` undampened"
+    """One step of a moving average, `beta*avg + (1-beta)*x`, or `beta*avg + x`
+    undampened"""
     _known_beta(beta)
     avg, x, scale = _wide(avg), _wide(x), 1-beta if dampened else 1.
     if not isinstance(x, list): return beta*avg + scale*x
     if not isinstance(avg, list): avg = [torch.full_like(t, avg) for t in x]
-    return list(torch._foreach_add(torch._foreach_mul(avg, float(beta)), x, alpha=float(scale)))
+    return list(
+        torch._foreach_add(torch._foreach_mul(avg, float(beta)), x, alpha=float(scale)))
 
 # %% ../nbs/11_debiasing.ipynb #e5a0c52b
 class ExactEMA:
-    "Moving average that carries the sum of its own weights: a true weighted mean for every path of beta"
+    """Moving average that carries the sum of its own weights: a true weighted mean for
+    every path of beta"""
     def __init__(self,
         beta:float=.9,       # decay of the steps that are not given one, in [0, 1]
         start=0.,            # a guess: a number, a tensor, or a list of tensors
-        weight:float=0.,     # what the guess counts, at least 0: 0 nothing; 1 as much as an endless past, or, undampened, as one value
-        dampened:bool=True   # multiply each value by 1-beta? undampened, beta=1 gives the plain mean of all
+        # what the guess counts, at least 0: 0 nothing; 1 as much as an endless past,
+        # or, undampened, as one value
+        weight:float=0.,
+        # multiply each value by 1-beta? undampened, beta=1 gives the plain mean of all
+        dampened:bool=True
     ):
         _known_beta(beta)
         self.beta, self.dampened = beta, dampened
@@ -67,12 +82,14 @@ class ExactEMA:
         "Forget all values; start again from a guess, or from nothing"
         if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
         start = _wide(start)
-        self.total = [t*weight for t in start] if isinstance(start, list) else start*weight
+        self.total = (
+            [t * weight for t in start] if isinstance(start, list) else start * weight)
         self.weight = weight
         return self
 
     def update(self,
-        x,               # next value: a number, a tensor, or a list of tensors; only read
+        # next value: a number, a tensor, or a list of tensors; only read
+        x,
         beta:float=None  # decay of this step; default: the average's own
     ):
         "Take one value; returns the average itself"
@@ -91,6 +108,7 @@ def ema_weights(
     betas:Tensor,         # (T,) decay at each step, in [0, 1]
     dampened:bool=True    # were the values multiplied by 1-beta?
 )->Tensor:                # (T,) weight of each value after the last step
-    "Weights of a moving average, written out: `(1-beta[j]) * beta[j+1] * … * beta[T-1]`"
+    """Weights of a moving average, written out: `(1-beta[j]) * beta[j+1] * … *
+    beta[T-1]`"""
     later = torch.cat([betas[1:], betas.new_ones(1)]).flip(0).cumprod(0).flip(0)
     return later*(1-betas) if dampened else later

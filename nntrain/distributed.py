@@ -33,34 +33,54 @@ __all__ = ['AccelerateCB']
 
 # %% ../nbs/18_distributed.ipynb #ba956401
 class AccelerateCB(Callback):
-    "Train with all processes that `accelerate launch` or `torchrun` has started, as one process would with the whole batch"
+    """Train with all processes that `accelerate launch` or `torchrun` has started, as
+    one process would with the whole batch"""
     order = -30
     def __init__(self,
-        main_only=(ProgressCB,),           # callback classes that run only in the main process, beside those with an attribute `main_only`
-        sync_batchnorm:bool=False,         # let BatchNorm compute its statistics over all processes? torch can do it on a GPU only, ours asks for CUDA
-        find_unused_parameters:bool=False, # are there steps in which the loss does not depend on every parameter?
-        **kwargs                           # passed on to `accelerate.Accelerator`, such as mixed_precision='bf16'
+        # callback classes that run only in the main process, beside those with an
+        # attribute `main_only`
+        main_only=(ProgressCB,),
+        # let BatchNorm compute its statistics over all processes? torch can do it on a
+        # GPU only, ours asks for CUDA
+        sync_batchnorm:bool=False,
+        # are there steps in which the loss does not depend on every parameter?
+        find_unused_parameters:bool=False,
+        # passed on to `accelerate.Accelerator`, such as mixed_precision='bf16'
+        **kwargs
     ):
-        self.main_only, self.sync_batchnorm, self.find_unused, self.kwargs = tuple(main_only), sync_batchnorm, find_unused_parameters, kwargs
+        self.main_only, self.sync_batchnorm, self.find_unused, self.kwargs = (
+            tuple(main_only), sync_batchnorm, find_unused_parameters, kwargs)
         self.accelerator, self.raw, self.scaling = None, None, None
     def _start(self):
         try:
             from accelerate import Accelerator
             from accelerate.utils import DistributedDataParallelKwargs
         except ImportError as e:
-            raise ImportError("AccelerateCB needs the package accelerate: pip install 'nntrain[accelerate]'") from e
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=self.find_unused)
+            raise ImportError(
+                "AccelerateCB needs the package accelerate: pip install "
+                "'nntrain[accelerate]'") from e
+        ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=False, find_unused_parameters=self.find_unused)
         handlers = [ddp, *self.kwargs.get('kwargs_handlers', ())]
         started = int(os.environ['WORLD_SIZE']) if _launched() else world_size()
-        gpus = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != 'mps'
-        if started > 1 and not gpus: self.kwargs.setdefault('cpu', True)   # otherwise accelerate leaves each process alone
+        gpus = (
+            torch.accelerator.is_available()
+            and torch.accelerator.current_accelerator().type != 'mps')
+        if started > 1 and not gpus:
+            self.kwargs.setdefault(
+                'cpu', True)  # otherwise accelerate leaves each process alone
         self.accelerator = Accelerator(**self.kwargs | dict(kwargs_handlers=handlers))
-        self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        self.rank, self.world, self.device = (
+            self.accelerator.process_index, self.accelerator.num_processes,
+            self.accelerator.device)
         if self.world < started:
-            raise RuntimeError(f'{started} processes were started, but accelerate knows of {self.world}: each would train alone')
+            raise RuntimeError(
+                f'{started} processes were started, but accelerate knows of '
+                f'{self.world}: each would train alone')
     @property
     def n_skipped(self)->int:
-        "Steps of the newest fit that were left out because a float16 gradient overflowed"
+        """Steps of the newest fit that were left out because a float16 gradient
+        overflowed"""
         return 0 if self.scaling is None else self.scaling.n_skipped
 
 # %% ../nbs/18_distributed.ipynb #0c3a7501
@@ -71,25 +91,35 @@ def before_fit(self:AccelerateCB, learn):
     self.raw, self.loaders, self.opt = learn.model, learn.dls, learn.opt
     if self.world > 1: self._join(learn)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)                             # newer torch has another name for broadcast_buffers
-        frozen = not any(p.requires_grad for p in learn.model.parameters())        # nothing to average
-        self.model = self.accelerator.prepare_model(learn.model, evaluation_mode=frozen)   # on its device; with several processes in a DistributedDataParallel
+        warnings.simplefilter(
+            'ignore', FutureWarning
+        )  # newer torch has another name for broadcast_buffers
+        # nothing to average
+        frozen = not any(p.requires_grad for p in learn.model.parameters())
+        # on its device; with several processes in a DistributedDataParallel
+        self.model = self.accelerator.prepare_model(learn.model, evaluation_mode=frozen)
     self._prepare_scaling(learn)
 
 # %% ../nbs/18_distributed.ipynb #0c3a7503
 @patch
 def _prepare_scaling(self:AccelerateCB, learn):
-    "For float16: unscale behind accumulation, before all others; a step that is left out is no step"
+    """For float16: unscale behind accumulation, before all others; a step that is left
+    out is no step"""
     self.scaling = None
     if self.accelerator.scaler is None or 'train' not in learn.phases: return
     others = [cb for cb in learn.active if hasattr(cb, 'step')]
-    if others: raise ValueError(f'{others[0]} and the scaler of float16 both want to take the step: leave it out, or use bf16')
+    if others:
+        raise ValueError(
+            f'{others[0]} and the scaler of float16 both want to take the step: leave '
+            'it out, or use bf16')
     self.scaling = MixedPrecisionCB(torch.float16, self.accelerator.scaler)
     self.scaling.before_fit(learn)
     learn._verbs['step'] = partial(self.scaling.step, learn)
     handlers = learn._handlers['after_backward']
     handlers.remove(self.after_backward)
-    collecting = [i for i, h in enumerate(handlers) if isinstance(getattr(h, '__self__', None), GradientAccumulationCB)]
+    collecting = [
+        i for i, h in enumerate(handlers)
+        if isinstance(getattr(h, '__self__', None), GradientAccumulationCB)]
     handlers.insert(max(collecting, default=-1) + 1, self.after_backward)
 
 @patch
@@ -106,22 +136,30 @@ def _join(self:AccelerateCB, learn):
     learn.dls = copy.copy(learn.dls)
     for phase in learn.phases:
         loader = getattr(self.loaders, phase)
-        near = isinstance(loader, TensorLoader) and loader.device.type == self.device.type
-        setattr(learn.dls, phase, shard(loader, self.rank, self.world, self.device if near else None))
+        near = (
+            isinstance(loader, TensorLoader) and loader.device.type == self.device.type)
+        setattr(
+            learn.dls, phase,
+            shard(loader, self.rank, self.world, self.device if near else None))
     self._check_plan(learn)
     self._vary_seed()
     if self.rank: self._keep_quiet(learn)
     if self.sync_batchnorm: self._convert(learn)
-    for b in learn.model.to(self.device).buffers(): dist.broadcast(b, 0)           # DistributedDataParallel does it for the parameters
+    # DistributedDataParallel does it for the parameters
+    for b in learn.model.to(self.device).buffers(): dist.broadcast(b, 0)
 
 # %% ../nbs/18_distributed.ipynb #a00d0d01
 @patch
 def cleanup_fit(self:AccelerateCB, learn):
     if self.raw is None: return
-    if hasattr(learn.dls.train, 'epoch'): self.loaders.train.epoch = learn.dls.train.epoch
-    learn.model, learn.dls, learn.opt, learn.n_samples = self.raw, self.loaders, self.opt, None
-    if self.model is not None: self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-    for m in self.raw, self.model: getattr(m, '__dict__', {}).pop('_is_accelerate_prepared', None)
+    if hasattr(learn.dls.train, 'epoch'):
+        self.loaders.train.epoch = learn.dls.train.epoch
+    learn.model, learn.dls, learn.opt, learn.n_samples = (
+        self.raw, self.loaders, self.opt, None)
+    if self.model is not None:
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+    for m in self.raw, self.model:
+        getattr(m, '__dict__', {}).pop('_is_accelerate_prepared', None)
     self.accelerator.free_memory()
     self.raw = self.model = self.loaders = self.opt = None
 
@@ -130,10 +168,13 @@ def cleanup_fit(self:AccelerateCB, learn):
 def _keep_quiet(self:AccelerateCB, learn):
     def mine(event, handler):
         cb = getattr(handler, '__self__', None)
-        only = True if isinstance(cb, self.main_only) else getattr(cb, 'main_only', False)
+        only = (
+            True if isinstance(cb, self.main_only) else getattr(cb, 'main_only', False))
         return only is not True and event not in (only or ())
     for event, handlers in learn._handlers.items():
-        first = 1 + [getattr(h, '__self__', None) for h in handlers].index(self) if event == 'before_fit' else 0    # this event is under way
+        first = (
+            1 + [getattr(h, '__self__', None) for h in handlers].index(self)
+            if event == 'before_fit' else 0)  # this event is under way
         handlers[first:] = [h for h in handlers[first:] if mine(event, h)]
 
 @patch
@@ -144,39 +185,59 @@ def _vary_seed(self:AccelerateCB):
 
 @patch
 def _convert(self:AccelerateCB, learn):
-    if self.device.type != 'cuda': raise ValueError(f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm works on a GPU only), and this is {self.device.type}: leave it out, or use a norm that looks at one sample, such as GroupNorm')
+    if self.device.type != 'cuda':
+        raise ValueError(
+            'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm works on a GPU '
+            f'only), and this is {self.device.type}: leave it out, or use a norm that '
+            'looks at one sample, such as GroupNorm')
     learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
 
 # %% ../nbs/18_distributed.ipynb #f19aa101
 @patch
 def _check_plan(self:AccelerateCB, learn):
-    plan = {'n_epochs': learn.n_epochs, 'phases': learn.phases, 'parameters': sum(p.numel() for p in learn.model.parameters())}
+    plan = {
+        'n_epochs': learn.n_epochs, 'phases': learn.phases,
+        'parameters': sum(p.numel() for p in learn.model.parameters())}
     for phase in learn.phases:
         loader = getattr(learn.dls, phase)
-        plan |= {f'{phase} {k}': getattr(loader, k, None) for k in ('batch_size', 'seed', 'epoch', 'shuffle')}
+        plan |= {
+            f'{phase} {k}': getattr(loader, k, None)
+            for k in ('batch_size', 'seed', 'epoch', 'shuffle')}
         plan[f'{phase} batches'] = n_batches(loader)
-        if isinstance(loader, TensorLoader): plan[f'{phase} targets'] = zlib.crc32(loader.y.cpu().numpy().tobytes())
+        if isinstance(loader, TensorLoader):
+            plan[f'{phase} targets'] = zlib.crc32(loader.y.cpu().numpy().tobytes())
     plans = [None]*self.world
     dist.all_gather_object(plans, plan)
     for key in plan:
         values = [p.get(key) for p in plans]
-        if any(v != values[0] for v in values): raise ValueError(f'the processes do not plan the same training: {key} is {values}, process by process')
+        if any(v != values[0] for v in values):
+            raise ValueError(
+                f'the processes do not plan the same training: {key} is {values}, '
+                'process by process')
     for m in self._metrics(learn):
         if not (hasattr(m, 'sum_processes') or hasattr(m, 'sync_on_compute')):
-            raise TypeError(f'{type(m).__name__} cannot be added up over processes: derive it from Mean, give it a method sum_processes(device), or use torchmetrics')
+            raise TypeError(
+                f'{type(m).__name__} cannot be added up over processes: derive it '
+                'from Mean, give it a method sum_processes(device), or use torchmetrics'
+            )
 
 # %% ../nbs/18_distributed.ipynb #63b87801
 @patch
 def before_batch(self:AccelerateCB, learn):
     learn.batch = to_device(learn.batch, self.device)
     self.empty = self.world > 1 and learn.count() == 0
-    if learn.training: learn.model = self.model            # for `predict` only: everybody else sees the model itself
+    # for `predict` only: everybody else sees the model itself
+    if learn.training: learn.model = self.model
     if self.empty:
         learn.batch = _like(learn.batch)
         self.modes = {m: m.training for m in self.raw.modules()}
         self.raw.eval()
         self.handlers = learn._handlers['after_loss']
-        learn._handlers['after_loss'] = [h for h in self.handlers if not isinstance(getattr(h, '__self__', None), MetricsCB)]   # it is no sample
+        learn._handlers['after_loss'] = [
+            h
+            for h in self.handlers
+            if not isinstance(getattr(h, '__self__', None), MetricsCB)
+        ]  # it is no sample
 
 @patch
 def after_predict(self:AccelerateCB, learn):
@@ -202,11 +263,15 @@ def after_loss(self:AccelerateCB, learn):
     self.weight, self.nothing = (share*self.world).to(loss.dtype), loss*0
     ours = (loss - loss.detach()).where(n > 0, 0.)        # the gradient of our rows,
     learn.loss = ours + (total/learn.n_samples).to(loss.dtype)   # the value of all
-    if self.empty: learn.batch, learn.preds = _rows(learn.batch, slice(0)), _rows(learn.preds, slice(0))
+    if self.empty:
+        learn.batch, learn.preds = (
+            _rows(learn.batch, slice(0)), _rows(learn.preds, slice(0)))
 
 @patch
 def backward(self:AccelerateCB, learn):
-    loss = learn.loss if self.world == 1 else self.nothing if self.empty else learn.loss*self.weight
+    loss = (
+        learn.loss if self.world == 1 else self.nothing if self.empty
+        else learn.loss * self.weight)
     self.accelerator.backward(loss)
 
 # %% ../nbs/18_distributed.ipynb #8e4dbd01
@@ -215,23 +280,32 @@ def sum_processes(self:Mean,
     device=None  # where the processes exchange tensors
 )->None:
     "Add up what all processes have counted"
-    mine = torch.tensor([float(self._total()) if self.values else 0., self.n], dtype=torch.double, device=device)
+    mine = torch.tensor(
+        [float(self._total()) if self.values else 0.0, self.n], dtype=torch.double,
+        device=device)
     total, n = all_sum(mine).tolist()
-    self.values, self.weights, self.n = [torch.tensor(total, device=device)]*(n > 0), [1]*(n > 0), n
+    self.values, self.weights, self.n = (
+        [torch.tensor(total, device=device)] * (n > 0), [1] * (n > 0), n)
 
 # %% ../nbs/18_distributed.ipynb #be53db01
 @patch
-def _metrics(self:AccelerateCB, learn): return [m for cb in learn.active if isinstance(cb, MetricsCB) for m in (cb.loss, *cb.metrics.values())]
+def _metrics(self: AccelerateCB, learn):
+    return [
+        m for cb in learn.active if isinstance(cb, MetricsCB)
+        for m in (cb.loss, *cb.metrics.values())]
 
 @patch
 def _failed(self:AccelerateCB)->bool:
     e = sys.exc_info()[1]
-    return e is not None and e is not self.outer and not isinstance(e, tuple(CANCELS.values()))
+    return (
+        e is not None and e is not self.outer
+        and not isinstance(e, tuple(CANCELS.values())))
 
 @patch
 def cleanup_phase(self:AccelerateCB, learn):
     if self.raw is None or self.world == 1: return
-    if self._failed():                               # the others wait elsewhere: nothing may be exchanged any more
+    # the others wait elsewhere: nothing may be exchanged any more
+    if self._failed():
         for m in self._metrics(learn): m.distributed_available_fn = bool
         return
     if learn.training:
@@ -242,4 +316,6 @@ def cleanup_phase(self:AccelerateCB, learn):
 
 @patch
 def cleanup_epoch(self:AccelerateCB, learn):
-    if self.raw is not None and self.world > 1 and learn.history and not self._failed(): learn.history[-1] |= agree(lambda: {k: v for k, v in learn.history[-1].items() if k == 'seconds'})
+    if self.raw is not None and self.world > 1 and learn.history and not self._failed():
+        learn.history[-1] |= agree(
+            lambda: {k: v for k, v in learn.history[-1].items() if k == 'seconds'})

@@ -16,7 +16,8 @@ from .schedule import _check_share
 
 # %% ../nbs/21_predictions.ipynb #a4182c01
 class Dropout(nn.Module):
-    "Set each number to 0 with probability `p` in training, and scale the others by 1/(1-p): the mean stays"
+    """Set each number to 0 with probability `p` in training, and scale the others by
+    1/(1-p): the mean stays"""
     def __init__(self,
         p:float=.5  # probability of 0, in [0, 1)
     ):
@@ -27,9 +28,12 @@ class Dropout(nn.Module):
     def mask_shape(self, x)->tuple: return x.shape
     def forward(self, x:Tensor)->Tensor:  # any shape -> the same shape
         if not self.training or self.p == 0: return x
-        return x*(torch.rand(self.mask_shape(x), device=x.device) >= self.p).to(x.dtype)/(1-self.p)
+        return (
+            x * (torch.rand(self.mask_shape(x), device=x.device) >= self.p).to(x.dtype)
+            / (1 - self.p))
     def extra_repr(self): return f'p={self.p}'
 
 class Dropout2d(Dropout):
-    "Drop whole channels of an image: neighbouring pixels say nearly the same, so a single one is not missed"
+    """Drop whole channels of an image: neighbouring pixels say nearly the same, so a
+    single one is not missed"""
     def mask_shape(self, x)->tuple: return (*x.shape[:2], *(1,)*(x.ndim-2))

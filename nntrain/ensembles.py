@@ -20,13 +20,17 @@ from .predict import _predict
 
 # %% ../nbs/21_predictions.ipynb #7104bc01
 def mean_predictions(
-    preds,          # list of logits (N, C): from several views, or from several networks
+    # list of logits (N, C): from several views, or from several networks
+    preds,
     of:str='probs'  # 'probs': mean of the probabilities; 'logits': mean of the logits, a geometric mean of the probabilities
 )->Tensor:          # (N, C) log-probabilities: `argmax` is the class, and F.cross_entropy takes them like logits
     "Average predictions of the same samples"
     preds = list(preds)
     if not preds: raise ValueError('no predictions to average')
-    if any(p.ndim != 2 or p.shape != preds[0].shape for p in preds): raise ValueError(f'all predictions must be logits of one shape (N, C), got {[tuple(p.shape) for p in preds]}')
+    if any(p.ndim != 2 or p.shape != preds[0].shape for p in preds):
+        raise ValueError(
+            'all predictions must be logits of one shape (N, C), got '
+            f'{[tuple(p.shape) for p in preds]}')
     logs = torch.stack(preds).log_softmax(-1)
     if of == 'probs': return logs.logsumexp(0) - math.log(len(preds))
     if of == 'logits': return logs.mean(0).log_softmax(-1)
@@ -34,30 +38,40 @@ def mean_predictions(
 
 def ensemble(
     learners,        # trained learners: one or several, over the same classes
-    tfms=(),         # transforms: each gives every learner one further look at all images
-    dl=None,         # loader that does not shuffle; None: the first learner's validation loader
+    # transforms: each gives every learner one further look at all images
+    tfms=(),
+    # loader that does not shuffle; None: the first learner's validation loader
+    dl=None,
     of:str='probs'   # as in `mean_predictions`
 )->tuple:            # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
     "Average the predictions of several learners and several views"
     learners = list(learners)
     if not learners: raise ValueError('give at least one learner')
     dl = getattr(learners[0].dls, 'valid', None) if dl is None else dl
-    asked = [(learn, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
+    asked = [
+        (learn, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
     looks = []
     with torch.random.fork_rng():
-        for seed, (learn, view) in zip(torch.randint(2**31, (len(asked),)).tolist(), asked):
-            torch.manual_seed(seed)                      # each look has other random numbers
+        for seed, (learn, view) in zip(
+            torch.randint(2**31, (len(asked),)).tolist(), asked
+        ):
+            # each look has other random numbers
+            torch.manual_seed(seed)
             looks.append(_predict(learn, dl, view))
     targets = looks[0][1]
     if targets is not None and any(not torch.equal(its, targets) for _, its in looks):
-        raise ValueError('the loader gave another order at each pass, so predictions do not belong together: use one that does not shuffle')
+        raise ValueError(
+            'the loader gave another order at each pass, so predictions do not belong '
+            'together: use one that does not shuffle')
     return mean_predictions([preds for preds, _ in looks], of), targets
 
 def tta(
     learn:Learner,             # a trained learner
     tfms=(RandomFlip(1.),),    # transforms: each gives one further look at all images
-    dl=None,                   # loader that does not shuffle; None: the learner's validation loader
+    # loader that does not shuffle; None: the learner's validation loader
+    dl=None,
     of:str='probs'             # as in `mean_predictions`
 )->tuple:                      # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
-    "Test-time augmentation: average the predictions for the images and for their transformed versions"
+    """Test-time augmentation: average the predictions for the images and for their
+    transformed versions"""
     return ensemble([learn], tfms, dl, of)

@@ -25,72 +25,128 @@ from .processes import _source
 
 # %% ../nbs/92_figures.ipynb #7e922401
 def _check_alt(alt):
-    if len(str(alt or '').split())<4: raise ValueError(f"alt={alt!r} is too short: say in a sentence what the picture shows and what the reader can change")
+    if len(str(alt or '').split()) < 4:
+        raise ValueError(
+            f"alt={alt!r} is too short: say in a sentence what the picture shows and "
+            "what the reader can change")
 
 def _check_size(text, fix):  # many figures fit on a page only when each is small
     size = len(text.encode())
-    if size>60_000: raise ValueError(f"the figure takes {size/1000:.0f} KB (at most 60): {fix}")
+    if size > 60_000:
+        raise ValueError(f"the figure takes {size / 1000:.0f} KB (at most 60): {fix}")
 
-_KINDS = dict(line='xlim ylim xlog ylog dots', path='xlim ylim xlog ylog dots surface levels step', scatter='xlim ylim xlog ylog surface levels',
-              hist='xlim ylim n_bins', heat='xlog ylog zlim zlog zlabel shades', image='zlim shades ncols')  # the options that each kind takes
+_KINDS = dict(
+    line='xlim ylim xlog ylog dots',
+    path='xlim ylim xlog ylog dots surface levels step',
+    scatter='xlim ylim xlog ylog surface levels', hist='xlim ylim n_bins',
+    heat='xlog ylog zlim zlog zlabel shades',
+    image='zlim shades ncols')  # the options that each kind takes
 
-def _checked(fn, kind, alt, params, o):  # what can be refused before fn is called; `o`: the options that were given
+# what can be refused before fn is called; `o`: the options that were given
+def _checked(fn, kind, alt, params, o):
     kinds = ', '.join(map(repr, _KINDS))
     if kind not in _KINDS:
         near = get_close_matches(str(kind), _KINDS, 1)
-        raise ValueError(f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "") + f" Kinds: {kinds}")
-    if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier(): raise ValueError("fn must be a named function (def …): the figure says what computed it")
+        raise ValueError(
+            f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")
+            + f" Kinds: {kinds}")
+    if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier():
+        raise ValueError(
+            "fn must be a named function (def …): the figure says what computed it")
     _check_alt(alt)
-    if not params and not o.step: raise ValueError(f"no parameters: give at least one range, such as explore({fn.__name__}, beta=[0.5, 0.9])")
+    if not params and not o.step:
+        raise ValueError(
+            f"no parameters: give at least one range, such as explore({fn.__name__}, "
+            "beta=[0.5, 0.9])")
     for name,value in o.items():
-        if value is not None and value is not False and name not in _KINDS[kind].split():
-            raise ValueError(f"{name}={str(value)[:40]} needs kind=" + ' or '.join(repr(k) for k,v in _KINDS.items() if name in v.split()) + f", not {kind!r}")
-    if o.shades is not None and not 2<=o.shades<=(256 if kind=='image' else 254): raise ValueError(f"shades={o.shades} must be from 2 to {256 if kind=='image' else 254}")
+        if (
+            value is not None
+            and value is not False
+            and name not in _KINDS[kind].split()
+        ):
+            raise ValueError(
+                f"{name}={str(value)[:40]} needs kind="
+                + ' or '.join(repr(k) for k, v in _KINDS.items() if name in v.split())
+                + f", not {kind!r}")
+    if o.shades is not None and not 2 <= o.shades <= (256 if kind == 'image' else 254):
+        raise ValueError(
+            f"shades={o.shades} must be from 2 to {256 if kind == 'image' else 254}")
     grid = _grid(params)
     n = math.prod(len(g[1]) for g in grid)
-    if n>1000: raise ValueError(f"{' × '.join(str(len(g[1])) for g in grid)} = {n} frames are too many (at most 1000): thin a range")
+    if n > 1000:
+        raise ValueError(
+            f"{' × '.join(str(len(g[1])) for g in grid)} = {n} frames are too many "
+            "(at most 1000): thin a range")
     return grid
 
 # %% ../nbs/92_figures.ipynb #b5a9b601
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
-    log, lims, dots = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim], list(frames[0]) if kind=='scatter' else list(o.dots or ())
-    box, values = [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2], lambda k: [v[k] for f in frames for v in f.values()]
+    log, lims, dots = (
+        (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim],
+        list(frames[0]) if kind == 'scatter' else list(o.dots or ()))
+    box, values = (
+        [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2],
+        lambda k: [v[k] for f in frames for v in f.values()])
     if kind in ('heat', 'image'): return _fit_tiles(frames, kind, o, log, box, values)
-    if set(dots)-set(frames[0]): raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
-    if o.surface is not None: lims = [given or (float(min(v)), float(max(v))) for given,v in zip(lims, o.surface)]
+    if set(dots) - set(frames[0]):
+        raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
+    if o.surface is not None:
+        lims = [
+            given or (float(min(v)), float(max(v))) for given, v in zip(lims, o.surface)
+        ]
     res = dict(log=log, dots=dots, box=box)
     if kind=='hist':
         raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
         if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
         res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
         frames = [{k: _outline(*v, res['bins']) for k,v in f.items()} for f in frames]
-        lims[1] = lims[1] or (0, 1.05*max(v[1].max() for f in frames for v in f.values()) or 1)
+        lims[1] = lims[1] or (
+            0, 1.05 * max(v[1].max() for f in frames for v in f.values()) or 1)
     return dict(res, limits=_window(frames, lims, log))
 
 def _fit_tiles(frames, kind, o, log, box, values):
     z = [_log(v, o.zlog) for v in values(-1)]
-    low,high = float(min(np.nanmin(v[np.isfinite(v)], initial=np.inf) for v in z)), float(max(np.nanmax(v[np.isfinite(v)], initial=-np.inf) for v in z))
-    res = dict(log=log, dots=[], zlog=int(bool(o.zlog)), shades=o.shades or (256 if kind=='image' else 64))
+    low, high = (
+        float(min(np.nanmin(v[np.isfinite(v)], initial=np.inf) for v in z)),
+        float(max(np.nanmax(v[np.isfinite(v)], initial=-np.inf) for v in z)))
+    res = dict(
+        log=log, dots=[], zlog=int(bool(o.zlog)),
+        shades=o.shades or (256 if kind == 'image' else 64))
     if kind=='image':
-        if o.zlim is None and not -1e-6<=low<=high<=1+1e-6: raise ValueError(f"pictures run from {low:.3g} to {high:.3g}, not from 0 to 1: undo the normalisation or give zlim=(low, high)")
+        if o.zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
+            raise ValueError(
+                f"pictures run from {low:.3g} to {high:.3g}, not from 0 to 1: undo "
+                "the normalisation or give zlim=(low, high)")
         labels = [k if isinstance(k, str) else '' for k in frames[0]]
-        return dict(res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1], zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels, ncols=o.ncols or min(len(labels), 6))
+        return dict(
+            res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1],
+            zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels,
+            ncols=o.ncols or min(len(labels), 6))
     limits = []
     for k,axis in enumerate('xy'):
-        if any(not np.array_equal(v, values(k)[0]) for v in values(k)): raise ValueError(f"{axis} of a heat map must be the same in every frame")
+        if any(not np.array_equal(v, values(k)[0]) for v in values(k)):
+            raise ValueError(f"{axis} of a heat map must be the same in every frame")
         at = _log(values(k)[0], log[k])
         steps = np.diff(at) if len(at)>1 else np.ones(1)
-        if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0]>0: raise ValueError(f"{axis} of a heat map must rise in even steps (with {axis}log: by an even factor)")
+        if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0] > 0:
+            raise ValueError(
+                f"{axis} of a heat map must rise in even steps (with {axis}log: by an "
+                "even factor)")
         limits += [float(at[0]-steps[0]/2), float(at[-1]+steps[0]/2)]
-    return dict(res, box=box, limits=limits, zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
+    return dict(
+        res, box=box, limits=limits,
+        zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
 
 # %% ../nbs/92_figures.ipynb #9ecc1801
 def explore(
     fn,               # named function `fn(**params)` that computes one frame
     *,
-    alt,              # one sentence for readers who do not see the picture: what it shows and what the sliders change
+    # one sentence for readers who do not see the picture: what it shows and what the
+    # sliders change
+    alt,
     kind='line',      # 'line', 'path', 'scatter', 'hist', 'heat' or 'image': what fn returns, see above
-    start=None,       # first frame: a value, or {parameter: value}; on the grid; default the first values
+    # first frame: a value, or {parameter: value}; on the grid; default the first values
+    start=None,
     title='',         # what to see
     xlabel='x',       # with the unit
     ylabel='y',       # with the unit; of a histogram: what is counted
@@ -99,28 +155,59 @@ def explore(
     xlog=False,       # logarithmic x axis
     ylog=False,       # logarithmic y axis
     dots=None,        # names of series drawn as points without a line
-    surface=None,     # kind='path' or 'scatter': (x, y, z), z of shape (len(y), len(x)): contours drawn once behind the points
+    # kind='path' or 'scatter': (x, y, z), z of shape (len(y), len(x)): contours drawn
+    # once behind the points
+    surface=None,
     levels=None,      # heights of the contours; default nine quantiles of z
     step=False,       # kind='path': a further slider that draws only the first steps
-    n_bins=None,      # kind='hist': number of equal bins between the ends of `xlim`; default 40
-    zlim=None,        # kind='heat': (low, high) of the colours, default all data; kind='image': values of black and white, default (0, 1)
+    # kind='hist': number of equal bins between the ends of `xlim`; default 40
+    n_bins=None,
+    # kind='heat': (low, high) of the colours, default all data; kind='image': values of
+    # black and white, default (0, 1)
+    zlim=None,
     zlog=False,       # kind='heat': colours on a logarithmic scale
     zlabel=None,      # kind='heat': what the colours mean, with the unit
-    shades=None,      # number of colours or greys: default 64 for 'heat', 256 for 'image'; fewer take less space
+    # number of colours or greys: default 64 for 'heat', 256 for 'image'; fewer take
+    # less space
+    shades=None,
     ncols=None,       # kind='image': pictures in a row; default up to 6
     **params,         # one slider each: a list of values (numbers or words)
 )->Figure:            # shows itself in a notebook; see `check_frames`
-    "Draw `fn` for every combination of `params` in one self-contained figure with sliders; raises ValueError with the fix for anything unusable"
-    o = AttrDict(xlim=xlim, ylim=ylim, xlog=xlog, ylog=ylog, dots=dots or None, surface=surface, levels=levels, step=step, n_bins=n_bins, zlim=zlim, zlog=zlog, zlabel=zlabel, shades=shades, ncols=ncols)
+    """Draw `fn` for every combination of `params` in one self-contained figure with
+    sliders; raises ValueError with the fix for anything unusable"""
+    o = AttrDict(
+        xlim=xlim, ylim=ylim, xlog=xlog, ylog=ylog, dots=dots or None, surface=surface,
+        levels=levels, step=step, n_bins=n_bins, zlim=zlim, zlog=zlog, zlabel=zlabel,
+        shades=shades, ncols=ncols)
     grid = _checked(fn, kind, alt, params, o)
     first, frames = _start(grid, start), _frames(fn, grid, kind)
-    data = dict(fn=fn.__name__, src=_source(fn), kind=kind, params=[dict(name=n, texts=t, step=0) for n,_,t in grid], **_fit(frames, kind, o))
-    if step: data['params'].append(dict(name='step', texts=[str(i) for i in range(max(len(x) for x,_ in frames[0].values()))], step=1))
+    data = dict(
+        fn=fn.__name__, src=_source(fn), kind=kind,
+        params=[dict(name=n, texts=t, step=0) for n, _, t in grid],
+        **_fit(frames, kind, o))
+    if step:
+        data['params'].append(
+            dict(
+                name='step',
+                texts=[
+                    str(i) for i in range(max(len(x) for x, _ in frames[0].values()))],
+                step=1,
+            )
+        )
     data['series'] = _pack(frames, data)
-    data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(json.dumps([data, alt, title], sort_keys=True).encode()).hexdigest()[:6]}"
-    fig = Figure(fn, data, _back(data, surface, levels, (xlabel, ylabel), zlabel), alt, title, first, grid)
-    less = 'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image') else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)"
-    _check_size(fig.to_html(), f"thin a range ({', '.join(f'{n} has {len(v)} values' for n,v,_ in grid)}) or {less}")
+    data['id'] = (
+        f"nnx-{fn.__name__}-{hashlib.sha256(json.dumps([data, alt, title], sort_keys=True).encode()).hexdigest()[:6]}"
+    )
+    fig = Figure(
+        fn, data, _back(data, surface, levels, (xlabel, ylabel), zlabel), alt, title,
+        first, grid)
+    less = (
+        'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image')
+        else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)")
+    _check_size(
+        fig.to_html(),
+        f"thin a range ({', '.join(f'{n} has {len(v)} values' for n, v, _ in grid)}) "
+        f"or {less}")
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
@@ -130,35 +217,67 @@ def figure_data(
     "Read back what a stored figure says about itself"
     hit = re.search(r'/\*data\*/(.*?)/\*end\*/', text, re.S)
     if not hit: raise ValueError("no figure made by explore in this text")
-    data, strip = AttrDict(json.loads(hit[1])), re.search(r'-px" href="data:image/png;base64,([^"]*)"', text)
+    data, strip = (
+        AttrDict(json.loads(hit[1])),
+        re.search(r'-px" href="data:image/png;base64,([^"]*)"', text))
     if strip: data.series[0]['png'] = strip[1]
     return data
 
-def _same(a, b, data):  # None, or what differs between a stored series and one computed again; a step of rounding may
+# None, or what differs between a stored series and one computed again; a step of
+# rounding may
+def _same(a, b, data):
     if not a or not b or a['name']!=b['name']: return (a or b)['name']
     if 'cells' in a:
         step = 1 if _tiles(a, 0).ndim==3 else 255/(data['shades']-1)+1
         n = math.prod(len(p['texts']) for p in data['params'])
         pairs = ((_tiles(a, i), _tiles(b, i)) for i in range(n))
-        return None if all(p.shape==q.shape and np.abs(p.astype(int)-q).max()<=step for p,q in pairs) else 'colours'
+        return (
+            None
+            if all(
+                p.shape == q.shape and np.abs(p.astype(int) - q).max() <= step
+                for p, q in pairs
+            )
+            else 'colours'
+        )
     for axis in 'xy':
-        if len(a[axis])!=len(b[axis]) or any(len(s)!=len(t) or np.abs(_decode(s)-_decode(t)).max()>3 for s,t in zip(a[axis], b[axis])): return f"{axis} of {a['name']!r}"
+        if len(a[axis]) != len(b[axis]) or any(
+            len(s) != len(t) or np.abs(_decode(s) - _decode(t)).max() > 3
+            for s, t in zip(a[axis], b[axis])
+        ):
+            return f"{axis} of {a['name']!r}"
 
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own
-    grid=None,  # {parameter: values} for a stored figure; default: its texts read as numbers
+    # {parameter: values} for a stored figure; default: its texts read as numbers
+    grid=None,
 )->None:
-    "Compute every frame again; raise ValueError when the function's source or any frame differs from the figure"
+    """Compute every frame again; raise ValueError when the function's source or any
+    frame differs from the figure"""
     data = figure.data if isinstance(figure, Figure) else figure_data(figure)
     fn = fn or getattr(figure, 'fn', None)
-    if fn is None: raise ValueError(f"a stored figure needs its function: check_frames(html, {data['fn']})")
-    if data['src']!=_source(fn): raise ValueError(f"the source of {data['fn']} changed since the figure was made: run its cell again")
-    if grid is None: grid = {n: v for n,v,_ in figure.grid} if isinstance(figure, Figure) else {p['name']: [_number(t) for t in p['texts']] for p in data['params'] if not p['step']}
+    if fn is None:
+        raise ValueError(
+            f"a stored figure needs its function: check_frames(html, {data['fn']})")
+    if data['src'] != _source(fn):
+        raise ValueError(
+            f"the source of {data['fn']} changed since the figure was made: run its "
+            "cell again")
+    if grid is None:
+        grid = (
+            {n: v for n, v, _ in figure.grid}
+            if isinstance(figure, Figure)
+            else {
+                p['name']: [_number(t) for t in p['texts']] for p in data['params']
+                if not p['step']}
+        )
     new = _pack(_frames(fn, _grid(grid), data['kind']), data)
     for a,b in itertools.zip_longest(data['series'], new):
         wrong = _same(a, b, data)
-        if wrong is not None: raise ValueError(f"{data['fn']} computes other frames than the figure shows ({wrong}): run its cell again")
+        if wrong is not None:
+            raise ValueError(
+                f"{data['fn']} computes other frames than the figure shows ({wrong}): "
+                "run its cell again")
 
 def _number(text):
     try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)

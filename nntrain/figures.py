@@ -25,104 +25,173 @@ __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #231d6ee4
 _ABC = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-'  # two of 64 letters carry 12 bits
-_LO, _SPAN, _GAP = 1023, 2047, 4095  # the axis is _LO … _LO+_SPAN; half an axis on each side lies outside; _GAP draws nothing
+# the axis is _LO … _LO+_SPAN; half an axis on each side lies outside; _GAP draws
+# nothing
+_LO, _SPAN, _GAP = 1023, 2047, 4095
 
 def _quantise(values, lo, hi):  # numbers -> codes 0…4094, or _GAP where not finite
     v = np.asarray(values, dtype=float)
     ok = np.isfinite(v)
-    return np.where(ok, np.clip(np.round((np.where(ok, v, lo)-lo)/(hi-lo)*_SPAN)+_LO, 0, _GAP-1), _GAP).astype(int)
+    return np.where(
+        ok,
+        np.clip(
+            np.round((np.where(ok, v, lo) - lo) / (hi - lo) * _SPAN) + _LO, 0, _GAP - 1
+        ),
+        _GAP,
+    ).astype(int)
 
 def _encode(codes): return ''.join(_ABC[c>>6]+_ABC[c&63] for c in codes)
-def _decode(text): return np.array([_ABC.index(a)*64+_ABC.index(b) for a,b in zip(text[::2], text[1::2])])
+def _decode(text):
+    return np.array(
+        [_ABC.index(a) * 64 + _ABC.index(b) for a, b in zip(text[::2], text[1::2])])
 
 # %% ../nbs/92_figures.ipynb #573a2301
-def _floats(v): return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
+def _floats(v):
+    return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
 
 def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no x yet
     pair = isinstance(v, tuple) and len(v)==2
     if kind=='path' or kind=='scatter' and not pair:
         v = _floats(v)
-        if v.ndim!=2 or v.shape[1]!=2: raise ValueError(f"{what} must have shape (T, 2), not {v.shape}")
+        if v.ndim != 2 or v.shape[1] != 2:
+            raise ValueError(f"{what} must have shape (T, 2), not {v.shape}")
         x,y = v.T
     elif pair: x,y = map(_floats, v)
     elif kind=='hist': x,y = np.empty(0), _floats(v).ravel()
     else: x,y = np.arange(len(v), dtype=float), _floats(v)
     if kind=='hist':
-        if pair and (x.ndim!=1 or y.shape!=(len(x)-1,) or not (np.diff(x)>0).all() or not (y>=0).all()):
-            raise ValueError(f"{what}: (edges, counts) needs rising edges, one more than counts, and counts from 0 up, not shapes {x.shape} and {y.shape}")
+        if pair and (
+            x.ndim != 1
+            or y.shape != (len(x) - 1,)
+            or not (np.diff(x) > 0).all()
+            or not (y >= 0).all()
+        ):
+            raise ValueError(
+                f"{what}: (edges, counts) needs rising edges, one more than counts, "
+                f"and counts from 0 up, not shapes {x.shape} and {y.shape}")
     elif x.ndim!=1 or x.shape!=y.shape: raise ValueError(f"{what}: x and y must be 1-D and equally long, not {x.shape} and {y.shape}")
-    if not np.isfinite(y if kind=='hist' else x+y).any(): raise ValueError(f"{what} holds no finite point; a NaN inside a line is a gap, but a line needs points")
+    if not np.isfinite(y if kind == 'hist' else x + y).any():
+        raise ValueError(
+            f"{what} holds no finite point; a NaN inside a line is a gap, but a line "
+            "needs points")
     return x,y
 
-def _series(out, kind, at):  # what fn returned -> {name: (x, y)}, or an error that says which frame
+# what fn returned -> {name: (x, y)}, or an error that says which frame
+def _series(out, kind, at):
     if kind=='heat': return _heat(out, at)
     if kind=='image': return _pictures(out, at)
     if kind!='line' and not isinstance(out, dict): out = {kind: out}
     if not isinstance(out, dict) or not 0<len(out)<5:
-        raise ValueError(f"{at} must return a dict of 1 to 4 series {{name: y or (x, y)}}, not {type(out).__name__}"
-                         + (f" of {len(out)}" if isinstance(out, dict) else ""))
+        raise ValueError(
+            f"{at} must return a dict of 1 to 4 series {{name: y or (x, y)}}, not "
+            f"{type(out).__name__}"
+            + (f" of {len(out)}" if isinstance(out, dict) else ""))
     return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
 
 # %% ../nbs/92_figures.ipynb #d907b101
 def _heat(out, at):  # -> {'heat': (x, y, z)}
     x,y,z = out if isinstance(out, tuple) and len(out)==3 else (None, None, out)
     z = _floats(z)
-    if z.ndim!=2 or not z.size: raise ValueError(f"{at} must return a matrix or (x, y, z), not shape {z.shape}")
-    x,y = (np.arange(n, dtype=float) if v is None else _floats(v) for v,n in ((x, z.shape[1]), (y, z.shape[0])))
-    if z.shape!=(len(y), len(x)): raise ValueError(f"{at}: z must have shape (len(y), len(x)) = {(len(y), len(x))}, not {z.shape}")
-    if not np.isfinite(z).any(): raise ValueError(f"{at} holds no finite value; a NaN leaves a cell empty, but a heat map needs cells")
+    if z.ndim != 2 or not z.size:
+        raise ValueError(f"{at} must return a matrix or (x, y, z), not shape {z.shape}")
+    x, y = (
+        np.arange(n, dtype=float) if v is None else _floats(v)
+        for v, n in ((x, z.shape[1]), (y, z.shape[0])))
+    if z.shape != (len(y), len(x)):
+        raise ValueError(
+            f"{at}: z must have shape (len(y), len(x)) = {(len(y), len(x))}, not "
+            f"{z.shape}")
+    if not np.isfinite(z).any():
+        raise ValueError(
+            f"{at} holds no finite value; a NaN leaves a cell empty, but a heat map "
+            "needs cells")
     return {'heat': (x, y, z)}
 
-def _picture(v, what):  # -> (H, W) or (H, W, 3), values from 0 to 1 unless the caller says otherwise
+# -> (H, W) or (H, W, 3), values from 0 to 1 unless the caller says otherwise
+def _picture(v, what):
     a = np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v)
     a = a/255. if a.dtype.kind in 'ui' else a.astype(float)
-    if a.ndim==3 and a.shape[0] in (1, 3) and a.shape[-1] not in (1, 3): a = np.moveaxis(a, 0, -1)
+    if a.ndim == 3 and a.shape[0] in (1, 3) and a.shape[-1] not in (1, 3):
+        a = np.moveaxis(a, 0, -1)
     if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
-    if not a.size or a.ndim!=2 and (a.ndim!=3 or a.shape[-1]!=3): raise ValueError(f"{what} must be (H, W) or (H, W, 3) or (3, H, W), not {a.shape}")
-    if not np.isfinite(a).all(): raise ValueError(f"{what} holds NaN or infinite values")
+    if not a.size or a.ndim != 2 and (a.ndim != 3 or a.shape[-1] != 3):
+        raise ValueError(
+            f"{what} must be (H, W) or (H, W, 3) or (3, H, W), not {a.shape}")
+    if not np.isfinite(a).all():
+        raise ValueError(f"{what} holds NaN or infinite values")
     return a
 
 def _pictures(out, at):  # -> {label or number: (picture,)}
-    if not isinstance(out, dict): out = dict(enumerate([out] if getattr(out, 'ndim', 0)==2 else out))
+    if not isinstance(out, dict):
+        out = dict(enumerate([out] if getattr(out, 'ndim', 0) == 2 else out))
     res = {k: (_picture(v, f"{at}: picture {k!r}"),) for k,v in out.items()}
-    if len({v.shape for v, in res.values()})!=1: raise ValueError(f"{at}: pictures must exist and have one size, not {sorted({v.shape for v, in res.values()})}")
+    if len({v.shape for (v,) in res.values()}) != 1:
+        raise ValueError(
+            f"{at}: pictures must exist and have one size, not "
+            f"{sorted({v.shape for (v,) in res.values()})}")
     return res
 
 # %% ../nbs/92_figures.ipynb #94134e60
 def _grid(params):  # {name: values} -> [(name, values, texts)]
     res = []
     for name,values in params.items():
-        if isinstance(values, (str, int, float)): raise ValueError(f"{name}={values!r}: give the slider a list of values, such as {name}=[0.1, 0.5, 0.9]")
+        if isinstance(values, (str, int, float)):
+            raise ValueError(
+                f"{name}={values!r}: give the slider a list of values, such as "
+                f"{name}=[0.1, 0.5, 0.9]")
         values = values.tolist() if hasattr(values, 'tolist') else list(values)
-        if not values: raise ValueError(f"{name} has an empty range: give it at least one value")
+        if not values:
+            raise ValueError(f"{name} has an empty range: give it at least one value")
         texts = [v if isinstance(v, str) else f'{v:.4g}' for v in values]
         if len(set(texts))<len(texts): texts = [str(v) for v in values]
-        if len(set(texts))<len(texts): raise ValueError(f"{name} lists a value twice: {values}")
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"{name} lists a value twice: {values}")
         res.append((name, values, texts))
     return res
 
-def _start(grid, start):  # the slider positions of `start` (a value, or {name: value}), else of each first value
+# the slider positions of `start` (a value, or {name: value}), else of each first value
+def _start(grid, start):
     if start is None: start = {}
     if not isinstance(start, dict):
-        if len(grid)!=1: raise ValueError(f"start={start!r} fits one parameter; for {len(grid)} write start=dict({', '.join(g[0]+'=…' for g in grid)})")
+        if len(grid) != 1:
+            raise ValueError(
+                f"start={start!r} fits one parameter; for {len(grid)} write "
+                f"start=dict({', '.join(g[0] + '=…' for g in grid)})")
         start = {grid[0][0]: start}
-    if set(start)-{g[0] for g in grid}: raise ValueError(f"start names {sorted(set(start)-{g[0] for g in grid})}; the parameters are {[g[0] for g in grid]}")
+    if set(start) - {g[0] for g in grid}:
+        raise ValueError(
+            f"start names {sorted(set(start) - {g[0] for g in grid})}; the parameters "
+            f"are {[g[0] for g in grid]}")
     res = []
     for name,values,texts in grid:
         want = start.get(name, values[0])
-        hit = [i for i,v in enumerate(values) if v==want or (not isinstance(v, str) and not isinstance(want, str) and math.isclose(v, want, rel_tol=1e-9))]
-        if not hit: raise ValueError(f"start {name}={want!r} is not on its grid: use one of {', '.join(texts[:12])}")
+        hit = [
+            i
+            for i, v in enumerate(values)
+            if v == want
+            or (
+                not isinstance(v, str) and not isinstance(want, str)
+                and math.isclose(v, want, rel_tol=1e-9))
+        ]
+        if not hit:
+            raise ValueError(
+                f"start {name}={want!r} is not on its grid: use one of "
+                f"{', '.join(texts[:12])}")
         res.append(hit[0])
     return res
 
 # %% ../nbs/92_figures.ipynb #6a66e701
 def _log(v, log):
-    with np.errstate(divide='ignore', invalid='ignore'): return np.log10(v) if log else v
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.log10(v) if log else v
 
-def _limits(pairs, given, axis, log, margin=.04):  # (lo, hi) of the axis: what the caller gave, else the data with a margin
+# (lo, hi) of the axis: what the caller gave, else the data with a margin
+def _limits(pairs, given, axis, log, margin=.04):
     if given is not None:
         lo,hi = (math.log10(v) for v in given) if log else map(float, given)
-        if not lo<hi: raise ValueError(f"{axis}lim={tuple(given)} must be (low, high) with low < high")
+        if not lo < hi:
+            raise ValueError(
+                f"{axis}lim={tuple(given)} must be (low, high) with low < high")
         return lo,hi
     v = np.concatenate([np.ravel(p) for p in pairs])
     v = v[np.isfinite(v)]
@@ -136,21 +205,39 @@ _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
     if log and hi-lo>1.5:
         every = max(1, round((hi-lo)/6))
-        return [(k, f'{10.**k:g}' if abs(k)<3 else '10'+str(k).translate(_SUPER)) for k in range(math.ceil(lo), math.floor(hi)+1) if k%every==0]
-    if log: return [(math.log10(m*10.**k), f'{m*10.**k:g}') for k in range(math.floor(lo), math.ceil(hi)+1) for m in (1, 2, 5) if lo<=math.log10(m*10.**k)<=hi]
+        return [
+            (k, f'{10.0**k:g}' if abs(k) < 3 else '10' + str(k).translate(_SUPER))
+            for k in range(math.ceil(lo), math.floor(hi) + 1) if k % every == 0]
+    if log:
+        return [
+            (math.log10(m * 10.0**k), f'{m * 10.0**k:g}')
+            for k in range(math.floor(lo), math.ceil(hi) + 1) for m in (1, 2, 5)
+            if lo <= math.log10(m * 10.0**k) <= hi]
     size = 10.**math.floor(math.log10((hi-lo)/4))
     step = next(s for s in (size, 2*size, 2.5*size, 5*size, 10*size) if (hi-lo)/s<=6)
-    return [(k*step, f'{k*step:.4g}') for k in range(math.ceil(lo/step-1e-9), math.floor(hi/step+1e-9)+1)]
+    return [
+        (k * step, f'{k * step:.4g}')
+        for k in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)]
 
 # %% ../nbs/92_figures.ipynb #f72c0bf5
-_COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # colour-blind safe, 3:1 against white and against near-black
+_COLOURS = (
+    '#0072B2',
+    '#D55E00',
+    '#009E73',
+    '#CC79A7',
+)  # colour-blind safe, 3:1 against white and against near-black
 _DASHES = 'none', '420 160', '70 150', '420 130 70 130'
-_MARKS = 'm-{0} 0a{0} {0} 0 1 0 {1} 0a{0} {0} 0 1 0-{1} 0z', 'm-{0}-{0}h{1}v{1}h-{1}z', 'm0-{0}l{0} {1}h-{1}z', 'm0-{0}l{0} {0}-{0} {0}-{0}-{0}z'
-_LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760  # margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
+_MARKS = (
+    'm-{0} 0a{0} {0} 0 1 0 {1} 0a{0} {0} 0 1 0-{1} 0z', 'm-{0}-{0}h{1}v{1}h-{1}z',
+    'm0-{0}l{0} {1}h-{1}z', 'm0-{0}l{0} {0}-{0} {0}-{0}-{0}z')
+# margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
+_LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760
 
 def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
-def _paths(s, frame, n, scale):  # the two `d` attributes of one series: line and markers; the JavaScript `paths` does the same
+# the two `d` attributes of one series: line and markers; the JavaScript `paths` does
+# the same
+def _paths(s, frame, n, scale):
     line = marks = last = ''
     pen = 'M'
     x,y = (_decode(c[frame if len(c)>1 else 0])[:n].tolist() for c in (s['x'], s['y']))
@@ -194,56 +281,92 @@ document.querySelectorAll('[id="'+D.id+'"]').forEach(F=>{if(F.dataset.on)return;
  F.querySelector('.nnx-c').hidden=false;if(read())F.scrollIntoView();draw()})})(/*data*/%s/*end*/)'''
 
 # %% ../nbs/92_figures.ipynb #14815001
-def _contours(surface, limits, scale, levels):  # grey lines of equal height, nearest points merged: (svg, text for the legend)
+# grey lines of equal height, nearest points merged: (svg, text for the legend)
+def _contours(surface, limits, scale, levels):
     from contourpy import contour_generator
     x,y,z = map(_floats, surface)
-    if z.shape!=(len(y), len(x)): raise ValueError(f"surface=(x, y, z) needs z of shape (len(y), len(x)) = {(len(y), len(x))}, not {z.shape}")
+    if z.shape != (len(y), len(x)):
+        raise ValueError(
+            "surface=(x, y, z) needs z of shape (len(y), len(x)) = "
+            f"{(len(y), len(x))}, not {z.shape}")
     if levels is None: levels = np.quantile(z[np.isfinite(z)], np.linspace(.02, .9, 9))
     parts, make = [], contour_generator(x, y, np.ma.masked_invalid(z))
     for level in levels:
         d = ''
         for line in make.lines(float(level)):
-            p = np.stack([_LEFT+scale[0]*(_quantise(line[:,0], *limits[:2])-_LO), _TOP+scale[1]*(_LO+_SPAN-_quantise(line[:,1], *limits[2:]))], 1)
+            p = np.stack(
+                [
+                    _LEFT + scale[0] * (_quantise(line[:, 0], *limits[:2]) - _LO), _TOP
+                    + scale[1] * (_LO + _SPAN - _quantise(line[:, 1], *limits[2:]))],
+                1,
+            )
             keep = [p[0]]
             for q in p[1:]:
                 if np.abs(q-keep[-1]).sum()>50: keep.append(q)
             if not (keep[-1]==p[-1]).all(): keep.append(p[-1])
-            d += f'M{keep[0][0]} {keep[0][1]}l' + ' '.join(f'{a} {b}' for a,b in np.diff(keep, axis=0))
+            d += f'M{keep[0][0]} {keep[0][1]}l' + ' '.join(
+                f'{a} {b}' for a, b in np.diff(keep, axis=0))
         if d: parts.append(d)
     shade = np.linspace(.75, .3, max(len(parts), 1))  # darker = lower
-    return ''.join(f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o,d in zip(shade, parts)), f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
+    return ''.join(
+        f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o, d in zip(shade, parts)
+    ), f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
 
-def _axes(limits, log, scale, labels=None, size=200):  # axis, grid and numbers; a small panel has no labels, and numbers at the ends only
+# axis, grid and numbers; a small panel has no labels, and numbers at the ends only
+def _axes(limits, log, scale, labels=None, size=200):
     w,h = _SPAN*scale[0], _SPAN*scale[1]
     res = f'<path class="ax" d="M{_LEFT} {_TOP}v{h}h{w}"/>'
-    for k,ticks in enumerate((_ticks(*limits[:2], log[0]), _ticks(*limits[2:], log[1]))):
+    for k, ticks in enumerate(
+        (_ticks(*limits[:2], log[0]), _ticks(*limits[2:], log[1]))
+    ):
         for v,text in ticks:
             share = (v-limits[2*k])/(limits[2*k+1]-limits[2*k])
             x,y = round(_LEFT+w*share), round(_TOP+h-h*share)
-            res += f'<path class="gr" d="M{_LEFT} {y}h{w}"/>' if k else f'<path class="gr" d="M{x} {_TOP}v{h}"/>'
+            res += (
+                f'<path class="gr" d="M{_LEFT} {y}h{w}"/>' if k
+                else f'<path class="gr" d="M{x} {_TOP}v{h}"/>')
             if labels is None and text not in (ticks[0][1], ticks[-1][1]): continue
-            res += f'<text x="{_LEFT-90}" y="{y+3*size//8}" text-anchor="end">{text}</text>' if k else f'<text x="{x}" y="{_TOP+h+90+size}" text-anchor="middle">{text}</text>'
+            res += (
+                f'<text x="{_LEFT - 90}" y="{y + 3 * size // 8}" '
+                f'text-anchor="end">{text}</text>' if k
+                else f'<text x="{x}" y="{_TOP + h + 90 + size}" '
+                f'text-anchor="middle">{text}</text>')
     if labels is None: return res
-    return (res + f'<text x="{_LEFT+w//2}" y="{_TOP+h+650}" text-anchor="middle">{html.escape(labels[0])}</text>'
-            f'<text x="{_LEFT-700}" y="{_TOP-160}">{html.escape(labels[1])}</text>')
+    return (
+        res + f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
+        f'text-anchor="middle">{html.escape(labels[0])}</text>'
+        f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
 
 # %% ../nbs/92_figures.ipynb #630aaa01
 def _shade(a, lo, hi, shades):  # values -> 0 … shades-1; shades+1 where there is none
     ok = np.isfinite(a)
-    return np.where(ok, np.clip(np.round((np.where(ok, a, lo)-lo)/(hi-lo)*(shades-1)), 0, shades-1), shades+1).astype(np.uint8)
+    return np.where(
+        ok,
+        np.clip(
+            np.round((np.where(ok, a, lo) - lo) / (hi - lo) * (shades - 1)), 0,
+            shades - 1),
+        shades + 1,
+    ).astype(np.uint8)
 
 def _palette(kind, shades):  # (shades, 3) colours
-    if kind=='image': return np.repeat(np.round(np.linspace(0, 255, shades)).astype(np.uint8)[:,None], 3, 1)
+    if kind == 'image':
+        return np.repeat(
+            np.round(np.linspace(0, 255, shades)).astype(np.uint8)[:, None], 3, 1)
     from matplotlib import colormaps
-    return (colormaps['viridis'](np.linspace(0, 1, shades))[:,:3]*255).round().astype(np.uint8)
+    return (
+        (colormaps['viridis'](np.linspace(0, 1, shades))[:, :3] * 255) .round()
+        .astype(np.uint8))
 
-def _png(strip, palette):  # (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
+# (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
+def _png(strip, palette):
     from PIL import Image
     out, more = io.BytesIO(), {}
     picture = Image.fromarray(strip)
     if strip.ndim==2:
         picture = picture.convert('P') if picture.mode!='P' else picture
-        picture.putpalette(np.concatenate([palette, palette[:2]]).tobytes() if strip.max()>=len(palette) else palette.tobytes())
+        picture.putpalette(
+            np.concatenate([palette, palette[:2]]).tobytes()
+            if strip.max() >= len(palette) else palette.tobytes())
         if strip.max()>=len(palette): more = dict(transparency=len(palette)+1)
     picture.save(out, 'PNG', optimize=True, **more)
     return base64.b64encode(out.getvalue()).decode()
@@ -252,46 +375,78 @@ def _pack_tiles(frames, data):  # frames -> the one series of a heat map or imag
     (lo,hi), shades, tiles, cells = data['zlim'], data['shades'], {}, []
     for f in frames:
         here = [_shade(_log(v[-1], data['zlog']), lo, hi, shades) for v in f.values()]
-        if data['kind']=='heat': here = [here[0][::-1]]  # the first row of a picture is the highest
-        if here[0].ndim==3: here = [np.round(a*(255/(shades-1))).astype(np.uint8) for a in here]
+        if data['kind'] == 'heat':
+            here = [here[0][::-1]]  # the first row of a picture is the highest
+        if here[0].ndim == 3:
+            here = [np.round(a * (255 / (shades - 1))).astype(np.uint8) for a in here]
         cells.append(_encode([tiles.setdefault(a.tobytes(), len(tiles)) for a in here]))
     shape = here[0].shape
-    if len(tiles)*shape[0]>16_000 or len(tiles)>=_GAP: raise ValueError(f"{len(tiles)} tiles of {shape[0]} rows are too many for one picture: thin a range")
-    edges = ((1, 1),)+((0, 0),)*(len(shape)-1)  # rows at the ends stand twice: where a window ends between two pixels of the screen, no neighbour shines through
-    strip = np.concatenate([np.pad(np.frombuffer(b, np.uint8).reshape(shape), edges, mode='edge') for b in tiles])
-    return [dict(name='', cells=cells if len(set(cells))>1 else cells[:1], pitch=shape[0]+2, wide=shape[1], png=_png(strip, _palette(data['kind'], shades)))]
+    if len(tiles) * shape[0] > 16_000 or len(tiles) >= _GAP:
+        raise ValueError(
+            f"{len(tiles)} tiles of {shape[0]} rows are too many for one picture: "
+            "thin a range")
+    # rows at the ends stand twice: where a window ends between two pixels of the
+    # screen, no neighbour shines through
+    edges = ((1, 1),)+((0, 0),)*(len(shape)-1)
+    strip = np.concatenate(
+        [
+            np.pad(np.frombuffer(b, np.uint8).reshape(shape), edges, mode='edge')
+            for b in tiles]
+    )
+    return [
+        dict(
+            name='', cells=cells if len(set(cells)) > 1 else cells[:1],
+            pitch=shape[0] + 2, wide=shape[1],
+            png=_png(strip, _palette(data['kind'], shades)))
+    ]
 
 def _tiles(s, frame):  # the tiles of one frame, read back from the PNG
     from PIL import Image
     strip = np.array(Image.open(io.BytesIO(base64.b64decode(s['png']))))
-    return strip.reshape(-1, s['pitch'], *strip.shape[1:])[:,1:-1][_decode(s['cells'][frame if len(s['cells'])>1 else 0])]
+    return strip.reshape(-1, s['pitch'], *strip.shape[1:])[:, 1:-1][
+        _decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
 
-def _windows(s, frame, places, key):  # the strip, and for each place (x, y, width, height) a window on one tile of it
+# the strip, and for each place (x, y, width, height) a window on one tile of it
+def _windows(s, frame, places, key):
     ids = _decode(s['cells'][frame if len(s['cells'])>1 else 0])
     n = 1+max(int(_decode(c).max()) for c in s['cells'])
-    strip = f'<defs><image id="{key}-px" href="data:image/png;base64,{s["png"]}" width="{s["wide"]}" height="{s["pitch"]*n}" style="image-rendering:pixelated"/></defs>'
-    return strip + ''.join(f'<svg x="{x}" y="{y}" width="{w}" height="{h}" style="width:{w}px;height:{h}px" viewBox="0 1 {s["wide"]} {s["pitch"]-2}" preserveAspectRatio="none">'
-                           f'<use class="nnx-i" href="#{key}-px" y="{-k*s["pitch"]}"/></svg>' for (x,y,w,h),k in zip(places, ids))
+    strip = f'<defs><image id="{key}-px" href="data:image/png;base64,{s["png"]}" width="{s["wide"]}" height="{s["pitch"] * n}" style="image-rendering:pixelated"/></defs>'
+    return strip + ''.join(
+        f'<svg x="{x}" y="{y}" width="{w}" height="{h}" '
+        f'style="width:{w}px;height:{h}px" viewBox="0 1 {s["wide"]} {s["pitch"] - 2}" '
+        'preserveAspectRatio="none">'
+        f'<use class="nnx-i" href="#{key}-px" y="{-k * s["pitch"]}"/></svg>'
+        for (x, y, w, h), k in zip(places, ids)
+    )
 
 # %% ../nbs/92_figures.ipynb #ea0a8401
-def _svg(alt, box, clip, behind, inside, view=None):  # a complete picture; without `alt` it is decoration, whose words stand elsewhere
+# a complete picture; without `alt` it is decoration, whose words stand elsewhere
+def _svg(alt, box, clip, behind, inside, view=None):
     w,h = _SPAN*box[2], _SPAN*box[3]
-    role = f'role="img" aria-label="{html.escape(alt)}"' if alt else 'aria-hidden="true"'
+    role = (
+        f'role="img" aria-label="{html.escape(alt)}"' if alt else 'aria-hidden="true"')
     if clip:
-        inside = (f'<clipPath id="{clip}"><rect x="{_LEFT-90}" y="{_TOP-90}" width="{w+180}" height="{h+180}"/></clipPath>'
-                  f'<g clip-path="url(#{clip})">{inside}</g>')
-    return f'<svg {role} viewBox="{view or f"0 0 {_LEFT+w+_RIGHT} {_TOP+h+_BOTTOM}"}" xmlns="http://www.w3.org/2000/svg">{behind}{inside}</svg>'
+        inside = (
+            f'<clipPath id="{clip}"><rect x="{_LEFT - 90}" y="{_TOP - 90}" '
+            f'width="{w + 180}" height="{h + 180}"/></clipPath>'
+            f'<g clip-path="url(#{clip})">{inside}</g>'
+        )
+    return f'<svg {role} viewBox="{view or f"0 0 {_LEFT + w + _RIGHT} {_TOP + h + _BOTTOM}"}" xmlns="http://www.w3.org/2000/svg">{behind}{inside}</svg>'
 
 def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are filled
     bars = f' style="fill:{_COLOURS[i]};fill-opacity:.25"' if fill else ''
-    return (f'<path class="sr" stroke="{_COLOURS[i]}" stroke-dasharray="{_DASHES[i]}"{bars} d="{line}"/>'
-            f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
+    return (
+        f'<path class="sr" stroke="{_COLOURS[i]}" '
+        f'stroke-dasharray="{_DASHES[i]}"{bars} d="{line}"/>'
+        f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
 
 # %% ../nbs/92_figures.ipynb #1abb6a01
 class Figure:
-    "What `explore` returns: an inline picture with sliders; shown as HTML, as its alt text, or live in a kernel"
+    """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
+    text, or live in a kernel"""
     def __init__(self, fn, data, back, alt, title, start, grid):
-        self.fn,self.data,self.back,self.alt,self.title,self.start,self.grid = fn,data,back,alt,title,start,grid
+        self.fn, self.data, self.back, self.alt, self.title, self.start, self.grid = (
+            fn, data, back, alt, title, start, grid)
 
     def svg(self,
         series=None,  # list like `data['series']`; None = the stored ones
@@ -299,49 +454,88 @@ class Figure:
         n=None,       # draw only the first `n` points; None = all
     )->str:           # the picture, without sliders
         "Draw one frame: what a page shows before any JavaScript runs"
-        d, series, (behind,under,_,view) = self.data, series or self.data['series'], self.back
-        if 'cells' in series[0]: return _svg(self.alt, d['box'], '', behind, _windows(series[0], frame, _places(d), d['id']), view)
-        lines = ''.join(_stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill')) for i,s in enumerate(series))
+        d, series, (behind, under, _, view) = (
+            self.data, series or self.data['series'], self.back)
+        if 'cells' in series[0]:
+            return _svg(
+                self.alt, d['box'], '', behind,
+                _windows(series[0], frame, _places(d), d['id']), view)
+        lines = ''.join(
+            _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
+            for i, s in enumerate(series))
         return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
 # %% ../nbs/92_figures.ipynb #168b6301
-def _key(name, i, line, mark):  # one line of a legend: a swatch with dash and marker, and the name
-    line = f'<path d="M0 150H1000" stroke="{_COLOURS[i]}" stroke-width="50" stroke-dasharray="{_DASHES[i]}"/>' if line else ''
+# one line of a legend: a swatch with dash and marker, and the name
+def _key(name, i, line, mark):
+    line = (
+        f'<path d="M0 150H1000" stroke="{_COLOURS[i]}" stroke-width="50" '
+        f'stroke-dasharray="{_DASHES[i]}"/>' if line else '')
     mark = f'<path d="M500 150{_mark(i, 110)}" fill="{_COLOURS[i]}"/>' if mark else ''
     return f'<li><svg aria-hidden="true" viewBox="0 0 1000 300">{line}{mark}</svg>{html.escape(name)}</li>'
 
 def _legend(series, note):
-    res = ''.join(_key(s['name'], i, s['line'], s['every'] or s['end']) for i,s in enumerate(series) if len(series)>1 or s['name'] not in ('', 'path', 'scatter', 'hist'))
+    res = ''.join(
+        _key(s['name'], i, s['line'], s['every'] or s['end'])
+        for i, s in enumerate(series)
+        if len(series) > 1 or s['name'] not in ('', 'path', 'scatter', 'hist'))
     if note: res += f'<li>{html.escape(note)}</li>'
     return f'<ul>{res}</ul>' if res else ''
 
-def _controls(data, start):  # one labelled native slider per parameter; hidden until JavaScript runs
+# one labelled native slider per parameter; hidden until JavaScript runs
+def _controls(data, start):
     res = ''
     for p,i in zip(data['params'], start):
         key = f'{data["id"]}-{p["name"]}'
-        res += (f'<label for="{key}">{p["name"]}</label><input type="range" id="{key}" min="0" max="{len(p["texts"])-1}" step="1" value="{i}" '
-                f'autocomplete="off" aria-valuetext="{html.escape(p["texts"][i])}"><output for="{key}">{html.escape(p["texts"][i])}</output>')
+        res += (
+            f'<label for="{key}">{p["name"]}</label><input type="range" id="{key}" '
+            f'min="0" max="{len(p["texts"]) - 1}" step="1" value="{i}" '
+            'autocomplete="off" '
+            f'aria-valuetext="{html.escape(p["texts"][i])}"><output '
+            f'for="{key}">{html.escape(p["texts"][i])}</output>')
     return f'<div class="nnx-c" hidden>{res}</div>'
 
-def _shielded(about, body):  # where style and script are stripped, `body` is a heap of numbers and dead sliders: hide it there, and say what would be here
+# where style and script are stripped, `body` is a heap of numbers and dead sliders:
+# hide it there, and say what would be here
+def _shielded(about, body):
     stop = '' if about[-1] in '.?!' else '.'
     return f'<p class="nnx-n">{html.escape(about)}{stop} Run this cell to see it, or trust the notebook.</p><div class="nnx-d" style="display:none">{body}</div>'
 
 def _wrap(fig, picture, below):
-    d, head = fig.data, f'<p class="nnx-t">{html.escape(fig.title)}</p>' if fig.title else ''
-    return (f'<div class="nnx nnx-{d["kind"]}" id="{d["id"]}" role="group" aria-label="{html.escape(fig.title or d["fn"])}" data-fn="{d["fn"]}" data-src="{d["src"]}">'
-            f'<style>{_CSS}</style>' + _shielded(f'Interactive figure: {fig.alt}', f'{head}{_legend(d["series"], fig.back[2])}{picture}{below}<small>Every frame is computed by <code>{d["fn"]}</code>.</small>') + '</div>')
+    d, head = (
+        fig.data, f'<p class="nnx-t">{html.escape(fig.title)}</p>' if fig.title else '')
+    return (
+        f'<div class="nnx nnx-{d["kind"]}" id="{d["id"]}" role="group" '
+        f'aria-label="{html.escape(fig.title or d["fn"])}" data-fn="{d["fn"]}" '
+        f'data-src="{d["src"]}">'
+        f'<style>{_CSS}</style>'
+        + _shielded(
+            f'Interactive figure: {fig.alt}',
+            f'{head}{_legend(d["series"], fig.back[2])}{picture}{below}<small>Every '
+            f'frame is computed by <code>{d["fn"]}</code>.</small>')
+        + '</div>'
+    )
 
 # %% ../nbs/92_figures.ipynb #f565eb01
 @patch
 def to_html(self:Figure)->str:
-    "The whole figure in one piece: style, first frame, sliders, data and script; asks nobody for anything"
+    """The whole figure in one piece: style, first frame, sliders, data and script; asks
+    nobody for anything"""
     frame, start = 0, list(self.start)
     for (_,values,_),i in zip(self.grid, self.start): frame = frame*len(values)+i
-    if len(self.data['params'])>len(start): start.append(len(self.data['params'][-1]['texts'])-1)  # the step slider starts at the end
-    shown = {**self.data, 'series': [{k: v for k,v in s.items() if k!='png'} for s in self.data['series']]}  # the strip stands in the picture already
+    if len(self.data['params']) > len(start):
+        start.append(
+            len(self.data['params'][-1]['texts']) - 1
+        )  # the step slider starts at the end
+    shown = {
+        **self.data,
+        'series': [
+            {k: v for k, v in s.items() if k != 'png'} for s in self.data['series']],
+    }  # the strip stands in the picture already
     data = json.dumps(shown, separators=(',', ':')).replace('<', '\\u003c')
-    return _wrap(self, self.svg(frame=frame), _controls(self.data, start)+f'<script>{_JS % (_ABC, data)}</script>')
+    return _wrap(
+        self, self.svg(frame=frame),
+        _controls(self.data, start) + f'<script>{_JS % (_ABC, data)}</script>')
 
 @patch
 def widget(self:Figure):  # an `ipywidgets.VBox`
@@ -349,12 +543,20 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     import ipywidgets as w
     params = self.data['params']
     at = [*self.start, *[len(p['texts'])-1 for p in params if p['step']]]
-    sliders = [w.SelectionSlider(options=[(t, i) for i,t in enumerate(p['texts'])], value=i, description=p['name']) for p,i in zip(params, at)]
+    sliders = [
+        w.SelectionSlider(
+            options=[(t, i) for i, t in enumerate(p['texts'])], value=i,
+            description=p['name'])
+        for p, i in zip(params, at)
+    ]
     view = w.HTML()
     def show(_=None):
         args = {name: values[s.value] for (name,values,_),s in zip(self.grid, sliders)}
         frame = _pack([_call(self.fn, args, self.data['kind'])], self.data)
-        view.value = _wrap(self, self.svg(frame, n=sliders[-1].value+1 if params[-1]['step'] else None), '')
+        view.value = _wrap(
+            self,
+            self.svg(frame, n=sliders[-1].value + 1 if params[-1]['step'] else None),
+            '')
     for s in sliders: s.observe(show, 'value')
     show()
     return w.VBox([view, *sliders])
@@ -373,38 +575,74 @@ def _repr_mimebundle_(self:Figure, include=None, exclude=None):
 
 # %% ../nbs/92_figures.ipynb #dc49da01
 def _call(fn, args, kind):
-    return _series(fn(**args), kind, f"{fn.__name__}({', '.join(f'{k}={v!r}' for k,v in args.items())})")
+    return _series(
+        fn(**args), kind,
+        f"{fn.__name__}({', '.join(f'{k}={v!r}' for k, v in args.items())})")
 
-def _sizes(frame): return {k: v[-1].shape if v[0].size else 'values' for k,v in frame.items()}  # values to be counted may be few or many
+def _sizes(frame):
+    return {
+        k: v[-1].shape if v[0].size else 'values' for k, v in frame.items()
+    }  # values to be counted may be few or many
 
-def _frames(fn, grid, kind):  # fn at every grid point, the last parameter fastest; all frames must have the same series and lengths
-    res = [_call(fn, dict(zip([g[0] for g in grid], point)), kind) for point in itertools.product(*[g[1] for g in grid])]
+# fn at every grid point, the last parameter fastest; all frames must have the same
+# series and lengths
+def _frames(fn, grid, kind):
+    res = [
+        _call(fn, dict(zip([g[0] for g in grid], point)), kind)
+        for point in itertools.product(*[g[1] for g in grid])]
     first = _sizes(res[0])
     for frame in res[1:]:
         here = _sizes(frame)
-        if here!=first: raise ValueError(f"{fn.__name__} must return the same series and lengths in every frame (pad with NaN): first {first}, then {here}")
+        if here != first:
+            raise ValueError(
+                f"{fn.__name__} must return the same series and lengths in every "
+                f"frame (pad with NaN): first {first}, then {here}")
     return res
 
-def _window(frames, lims, log):  # [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
-    return [v for k,axis in enumerate('xy') for v in _limits([_log(s[k], log[k]) for f in frames for s in f.values()], lims[k], axis, log[k])]
+# [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
+def _window(frames, lims, log):
+    return [
+        v
+        for k, axis in enumerate('xy')
+        for v in _limits(
+            [_log(s[k], log[k]) for f in frames for s in f.values()],
+            lims[k],
+            axis,
+            log[k],
+        )
+    ]
 
 def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
     if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
     return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
 
-def _pack(frames, data):  # frames -> series ready to draw; what is equal in all frames is stored once
+# frames -> series ready to draw; what is equal in all frames is stored once
+def _pack(frames, data):
     if data['kind'] in ('heat', 'image'): return _pack_tiles(frames, data)
-    hist, path, limits, res = data['kind']=='hist', data['kind']=='path', data['limits'], []
-    if hist: frames = [{k: _outline(*v, data['bins']) for k,v in f.items()} for f in frames]
+    hist, path, limits, res = (
+        data['kind'] == 'hist', data['kind'] == 'path', data['limits'], [])
+    if hist:
+        frames = [{k: _outline(*v, data['bins']) for k, v in f.items()} for f in frames]
     for i,name in enumerate(frames[0]):
         n, dots = len(frames[0][name][0]), name in data['dots']
         one = {}
         for k,axis in enumerate('xy'):
-            text = [_encode(_quantise(_log(f[name][k], data['log'][k]), *limits[2*k:2*k+2])) for f in frames]
+            text = [
+                _encode(
+                    _quantise(
+                        _log(f[name][k], data['log'][k]), *limits[2 * k : 2 * k + 2]))
+                for f in frames
+            ]
             one[axis] = text[:1] if len(set(text))==1 else text
-        every = 0 if hist else 1 if dots else math.ceil(n/60) if path else math.ceil(n/8) if len(frames[0])>1 or n<=16 else 0
+        every = (
+            0 if hist else 1 if dots else math.ceil(n / 60) if path
+            else math.ceil(n / 8) if len(frames[0]) > 1 or n <= 16 else 0)
         if hist: one['fill'] = 1
-        res.append(dict(name=name, line=int(not dots and n>1), every=every, mark=_mark(i, 60 if dots or path else 85), end=_mark(i, 120) if path else '', **one))
+        res.append(
+            dict(
+                name=name, line=int(not dots and n > 1), every=every,
+                mark=_mark(i, 60 if dots or path else 85),
+                end=_mark(i, 120) if path else '', **one))
     return res
 
 def _source(fn):  # hash of the function's text, indentation aside
@@ -413,28 +651,60 @@ def _source(fn):  # hash of the function's text, indentation aside
     return hashlib.sha256(text.strip().encode()).hexdigest()[:10]
 
 # %% ../nbs/92_figures.ipynb #a6656301
-def _places(data):  # (x, y, width, height) of each tile; images take the width of a line plot
-    if data['kind']=='heat': return [(_LEFT, _TOP, _SPAN*data['box'][2], _SPAN*data['box'][3])]
+# (x, y, width, height) of each tile; images take the width of a line plot
+def _places(data):
+    if data['kind'] == 'heat':
+        return [(_LEFT, _TOP, _SPAN * data['box'][2], _SPAN * data['box'][3])]
     s, gap, below = data['series'][0], 160, 420 if any(data['labels']) else 0
     w = min(3000, (_LEFT+4*_SPAN+_RIGHT-gap*(data['ncols']-1))//data['ncols'])
     h = w*(s['pitch']-2)//s['wide']
-    return [(i%data['ncols']*(w+gap), i//data['ncols']*(h+gap+below), w, h) for i in range(len(data['labels']))]
+    return [
+        (i % data['ncols'] * (w + gap), i // data['ncols'] * (h + gap + below), w, h)
+        for i in range(len(data['labels']))]
 
 def _back_image(data):
     places, res = _places(data), ''
     for label,(x,y,w,h) in zip(data['labels'], places):
-        if len(label)*165>w+160: raise ValueError(f"label {label!r} is too long for {data['ncols']} pictures in a row: at most {(w+160)//165} letters")
-        if label: res += f'<text x="{x+w//2}" y="{y+h+330}" text-anchor="middle">{html.escape(label)}</text>'
+        if len(label) * 165 > w + 160:
+            raise ValueError(
+                f"label {label!r} is too long for {data['ncols']} pictures in a row: "
+                f"at most {(w + 160) // 165} letters")
+        if label:
+            res += f'<text x="{x + w // 2}" y="{y + h + 330}" text-anchor="middle">{html.escape(label)}</text>'
     _,y,_,h = places[-1]
-    return res, '', '', f'0 0 {_LEFT+4*_SPAN+_RIGHT} {y+h+(420 if any(data["labels"]) else 0)}'
+    return (
+        res, '', '', f'0 0 {_LEFT + 4 * _SPAN + _RIGHT} '
+        f'{y + h + (420 if any(data["labels"]) else 0)}')
 
 def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
     if data['kind']=='image': return _back_image(data)
     axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
-    if data['kind']!='heat': return axes, *(_contours((*(_log(_floats(v), l) for v,l in zip(surface, data['log'])), surface[2]), data['limits'], data['box'][2:], levels) if surface is not None else ('', '')), None
+    if data['kind'] != 'heat':
+        return (
+            axes,
+            *(
+                _contours(
+                    (
+                        *(_log(_floats(v), l) for v, l in zip(surface, data['log'])),
+                        surface[2]),
+                    data['limits'],
+                    data['box'][2:],
+                    levels,
+                )
+                if surface is not None
+                else ('', '')
+            ),
+            None,
+        )
     x, h, (lo,hi) = _LEFT+_SPAN*data['box'][2]+300, _SPAN*data['box'][3], data['zlim']
-    strip = _png(np.arange(data['shades'], dtype=np.uint8)[::-1,None], _palette('heat', data['shades']))
+    strip = _png(
+        np.arange(data['shades'], dtype=np.uint8)[::-1, None],
+        _palette('heat', data['shades']))
     axes += f'<image href="data:image/png;base64,{strip}" x="{x}" y="{_TOP}" width="260" height="{h}" preserveAspectRatio="none"/>'
-    for v,text in _ticks(lo, hi, data['zlog']): axes += f'<text x="{x+330}" y="{round(_TOP+h-h*(v-lo)/(hi-lo))+75}">{text}</text>'
+    for v, text in _ticks(lo, hi, data['zlog']):
+        axes += f'<text x="{x + 330}" y="{round(_TOP + h - h * (v - lo) / (hi - lo)) + 75}">{text}</text>'
     right = x+1400
-    return axes + f'<text x="{right-60}" y="{_TOP-190}" text-anchor="end">{html.escape(zlabel or "")}</text>', '', '', f'0 0 {right} {_TOP+h+_BOTTOM}'
+    return (
+        axes + f'<text x="{right - 60}" y="{_TOP - 190}" '
+        f'text-anchor="end">{html.escape(zlabel or "")}</text>', '', '',
+        f'0 0 {right} {_TOP + h + _BOTTOM}')

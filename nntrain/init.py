@@ -26,20 +26,32 @@ __all__ = ['WEIGHTED', 'init_weights', 'GeneralReLU', 'lsuv_init', 'LayerNorm', 
 # %% ../nbs/08_initialization.ipynb #2151f901
 WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
-def _check_weights(layers):  # the first of {name: layer} whose weight cannot be set is refused
+# the first of {name: layer} whose weight cannot be set is refused
+def _check_weights(layers):
     for name, layer in layers.items():
-        if not parametrize.is_parametrized(layer, 'weight') and 'weight' not in layer._parameters:
-            raise ValueError(f'the weight of {name!r} is computed from others in each forward pass (weight_norm?), so nothing '
-                             'can be drawn into it: initialise first, then wrap; or use torch.nn.utils.parametrizations')
+        if (
+            not parametrize.is_parametrized(layer, 'weight')
+            and 'weight' not in layer._parameters
+        ):
+            raise ValueError(
+                f'the weight of {name!r} is computed from others in each forward pass '
+                '(weight_norm?), so nothing '
+                'can be drawn into it: initialise first, then wrap; or use '
+                'torch.nn.utils.parametrizations')
 
 def _set(name, layer, which, value):
-    "Set weight or bias of a layer, through its parametrisation if it has one, and see that it took it"
-    if not parametrize.is_parametrized(layer, which): getattr(layer, which).copy_(value); return
+    """Set weight or bias of a layer, through its parametrisation if it has one, and see
+    that it took it"""
+    if not parametrize.is_parametrized(layer, which):
+        getattr(layer, which).copy_(value)
+        return
     why = 'its parametrisation changes what it is given'
     try: setattr(layer, which, value)
     except (NotImplementedError, RuntimeError, ValueError) as e: why = e
     if not torch.allclose(getattr(layer, which), value, rtol=1e-3, atol=1e-6):
-        raise ValueError(f'the {which} of {name!r} cannot be set freely ({why}): initialise first, then parametrise')
+        raise ValueError(
+            f'the {which} of {name!r} cannot be set freely ({why}): initialise first, '
+            'then parametrise')
 
 @contextlib.contextmanager
 def _whole_or_not(model):  # if something fails inside, the model is what it was before
@@ -52,10 +64,14 @@ def _whole_or_not(model):  # if something fails inside, the model is what it was
 @torch.no_grad()
 def init_weights(
     model:nn.Module,  # its linear and convolutional layers are drawn anew, in place
-    leak:float=0.     # slope of the activations on the negative side, at least 0; 0: ReLU, 1: no activation
+    # slope of the activations on the negative side, at least 0; 0: ReLU, 1: no
+    # activation
+    leak:float=0.
 )->nn.Module:         # the model
-    "Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases 0; ValueError, and all weights as before, where a weight cannot be set"
-    if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak < math.inf: raise ValueError(f'leak must be a finite number of at least 0, got {leak!r}')
+    """Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases
+    0; ValueError, and all weights as before, where a weight cannot be set"""
+    if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak < math.inf:
+        raise ValueError(f'leak must be a finite number of at least 0, got {leak!r}')
     layers = _select(_modules_of(model), WEIGHTED)
     _check_ready(model)
     _check_weights(layers)
@@ -65,61 +81,89 @@ def init_weights(
             weight = torch.empty_like(layer.weight)
             nn.init.normal_(weight, std=math.sqrt(2/((1+leak**2)*n_in)))
             _set(name, layer, 'weight', weight)
-            if layer.bias is not None: _set(name, layer, 'bias', torch.zeros_like(layer.bias))
+            if layer.bias is not None:
+                _set(name, layer, 'bias', torch.zeros_like(layer.bias))
     return model
 
 # %% ../nbs/08_initialization.ipynb #9cca7701
 class GeneralReLU(nn.Module):
-    "ReLU with a leak, a constant that is subtracted, and a largest value: min(leaky_relu(x, leak) - subtract, max_value)"
+    """ReLU with a leak, a constant that is subtracted, and a largest value:
+    min(leaky_relu(x, leak) - subtract, max_value)"""
     def __init__(self,
         leak:float=0.,       # slope for negative inputs, in [0, 1]
-        subtract:float=0.,   # taken off afterwards: .4 brings the mean near 0 for a leak of .1
+        # taken off afterwards: .4 brings the mean near 0 for a leak of .1
+        subtract:float=0.,
         max_value:float=None # outputs end here; None: no limit
     ):
         super().__init__()
-        if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak <= 1: raise ValueError(f'leak must be a number from 0 to 1, got {leak!r}')
-        if max_value is not None and not max_value > -subtract: raise ValueError(f'max_value {max_value!r} must be above -subtract = {-subtract:g}: else no output is left that can grow')
+        if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak <= 1:
+            raise ValueError(f'leak must be a number from 0 to 1, got {leak!r}')
+        if max_value is not None and not max_value > -subtract:
+            raise ValueError(
+                f'max_value {max_value!r} must be above -subtract = {-subtract:g}: '
+                'else no output is left that can grow')
         self.leak, self.subtract, self.max_value = leak, subtract, max_value
 
     def forward(self, x:Tensor)->Tensor:
         x = F.leaky_relu(x, self.leak) - self.subtract
         return x if self.max_value is None else x.clamp(max=self.max_value)
 
-    def extra_repr(self): return f'leak={self.leak}, subtract={self.subtract}, max_value={self.max_value}'
+    def extra_repr(self):
+        return f'leak={self.leak}, subtract={self.subtract}, max_value={self.max_value}'
 
 # %% ../nbs/08_initialization.ipynb #1e7db301
-def _note_stats(hook, module, inputs, output): hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
+def _note_stats(hook, module, inputs, output):
+    hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
 
 def _lsuv_pairs(model, xb, at):
-    "{name of a layer with weights: name of the module whose output is to be normalised}, in the order of execution"
+    """{name of a layer with weights: name of the module whose output is to be
+    normalised}, in the order of execution"""
     layers, ran, pairs, last = find_modules(model, WEIGHTED), [], {}, None
     _check_weights(layers)
     targets = find_modules(model, at) if at is not None else {}
-    with Hooks(layers | targets, lambda hook, module, inputs, output: ran.append(hook.name)): model(xb)
+    with Hooks(
+        layers | targets, lambda hook, module, inputs, output: ran.append(hook.name)
+    ):
+        model(xb)
     for name in ran:
         if name in layers: last = pairs[name] = name
         elif last is not None: pairs[last], last = name, None
-    if len(set(pairs.values())) < len(pairs): raise ValueError('one module stands behind several layers, so its output cannot be measured for each: use an activation of its own at each place')
+    if len(set(pairs.values())) < len(pairs):
+        raise ValueError(
+            'one module stands behind several layers, so its output cannot be '
+            'measured for each: use an activation of its own at each place')
     return layers, targets, pairs
 
 # %% ../nbs/08_initialization.ipynb #683bc201
 @torch.no_grad()
 def lsuv_init(
-    model:nn.Module,  # linear and convolutional layers are rescaled in place; runs in eval mode, and gets its modes back
+    # linear and convolutional layers are rescaled in place; runs in eval mode, and gets
+    # its modes back
+    model:nn.Module,
     xb:Tensor,        # one batch of inputs, on the model's device
-    at=None,          # kind (as in `find_modules`) of the activations whose outputs to normalise; None: the outputs of the layers themselves
+    # kind (as in `find_modules`) of the activations whose outputs to normalise; None:
+    # the outputs of the layers themselves
+    at=None,
     tol:float=1e-3,   # mean and standard deviation may be off by this much, above 0
-    max_iter:int=100  # rounds per layer at most; a layer's own output takes one or two, that of an activation about twenty
+    # rounds per layer at most; a layer's own output takes one or two, that of an
+    # activation about twenty
+    max_iter:int=100
 )->dict:              # {name of the module that was measured: (mean, std) after it}, in the order of execution
-    "Layer after layer, scale the weights (and shift the bias, if there is one) until the outputs have standard deviation 1 (and mean 0); ValueError, and all weights as before, where that is impossible"
+    """Layer after layer, scale the weights (and shift the bias, if there is one) until
+    the outputs have standard deviation 1 (and mean 0); ValueError, and all weights as
+    before, where that is impossible"""
     modes = {m: m.training for m in model.modules()}
     try:
         with _whole_or_not(model):
             model.eval()
             layers, targets, pairs = _lsuv_pairs(model, xb, at)
             measured = layers | targets
-            return {where: _lsuv_one(model, xb, name, layers[name], where, measured[where], tol, max_iter)
-                    for name, where in pairs.items()}
+            return {
+                where: _lsuv_one(
+                    model, xb, name, layers[name], where, measured[where], tol, max_iter
+                )
+                for name, where in pairs.items()
+            }
     finally:
         for m, mode in modes.items(): m.training = mode
 
@@ -129,28 +173,45 @@ def _lsuv_one(model, xb, name, layer, where, measured, tol, max_iter):
         for _ in range(max_iter):
             model(xb)
             mean, std = hook.mean, hook.std
-            if not 0 < std < math.inf: raise ValueError(f'the output of {where!r} has mean {mean:.3g} and standard deviation {std:.3g}, which no scaling of {name!r} makes 1: '
-                                                        'are its weights or inputs zero or constant, is an activation before it dead, is there a NaN?')
-            if abs(std-1) < tol and (layer.bias is None or abs(mean) < tol): return mean, std
+            if not 0 < std < math.inf:
+                raise ValueError(
+                    f'the output of {where!r} has mean {mean:.3g} and standard '
+                    f'deviation {std:.3g}, which no scaling of {name!r} makes 1: '
+                    'are its weights or inputs zero or constant, is an activation '
+                    'before it dead, is there a NaN?')
+            if abs(std - 1) < tol and (layer.bias is None or abs(mean) < tol):
+                return mean, std
             layer.weight /= std
             if layer.bias is not None: layer.bias.sub_(mean).div_(std)
-    raise ValueError(f'the output of {where!r} does not reach mean 0 and standard deviation 1 within {max_iter} rounds (now {mean:.3g} and {std:.3g}): '
-                     'measure at the layers themselves (at=None), or use an activation whose outputs can have mean 0, such as GeneralReLU(.1, .4)')
+    raise ValueError(
+        f'the output of {where!r} does not reach mean 0 and standard deviation 1 '
+        f'within {max_iter} rounds (now {mean:.3g} and {std:.3g}): '
+        'measure at the layers themselves (at=None), or use an activation whose '
+        'outputs can have mean 0, such as GeneralReLU(.1, .4)')
 
 # %% ../nbs/08_initialization.ipynb #f2144001
-def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))  # (C,) -> (1, C, 1, …), to go with x
+# (C,) -> (1, C, 1, …), to go with x
+def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))
 
 def _check_channels(layer, x):
     if x.ndim < 2 or x.shape[1] != layer.n:
         got = f'{x.shape[1]} channels in an input' if x.ndim > 1 else 'an input'
-        raise ValueError(f'{type(layer).__name__}({layer.n}) expects (N, {layer.n}, …), got {got} of shape {tuple(x.shape)}')
+        raise ValueError(
+            f'{type(layer).__name__}({layer.n}) expects (N, {layer.n}, …), got {got} '
+            f'of shape {tuple(x.shape)}')
 
 def _check_norm(who, n, eps):
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'{who}: n, the number of channels, must be a whole number of at least 1, got {n!r}')
-    if not 0 <= eps < math.inf: raise ValueError(f'{who}: eps must be a finite number of at least 0, got {eps!r}')
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(
+            f'{who}: n, the number of channels, must be a whole number of at least 1, '
+            f'got {n!r}')
+    if not 0 <= eps < math.inf:
+        raise ValueError(
+            f'{who}: eps must be a finite number of at least 0, got {eps!r}')
 
 class LayerNorm(nn.Module):
-    "Normalise each sample over its channels and positions, then scale and shift each channel; equals `nn.GroupNorm(1, n)`, and on (N, C) `nn.LayerNorm(n)`"
+    """Normalise each sample over its channels and positions, then scale and shift each
+    channel; equals `nn.GroupNorm(1, n)`, and on (N, C) `nn.LayerNorm(n)`"""
     def __init__(self,
         n:int,          # channels, dimension 1 of the input
         eps:float=1e-5  # added to the variance, at least 0
@@ -158,30 +219,43 @@ class LayerNorm(nn.Module):
         super().__init__()
         _check_norm('LayerNorm', n, eps)
         self.n, self.eps = n, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n)))
 
     def forward(self, x:Tensor)->Tensor:  # (N, C, …) -> the same shape and type
         _check_channels(self, x)
         wide, dims = x.to(self.weight.dtype), list(range(1, x.ndim))
-        mean, var = wide.mean(dims, keepdim=True), wide.var(dims, correction=0, keepdim=True)
-        out = _per_channel(self.weight, x)*((wide - mean)/(var + self.eps).sqrt()) + _per_channel(self.bias, x)
+        mean, var = (
+            wide.mean(dims, keepdim=True), wide.var(dims, correction=0, keepdim=True))
+        out = _per_channel(self.weight, x) * (
+            (wide - mean) / (var + self.eps).sqrt()) + _per_channel(self.bias, x)
         return out.to(x.dtype)
 
     def extra_repr(self): return f'{self.n}, eps={self.eps}'
 
 # %% ../nbs/08_initialization.ipynb #72d15501
 class BatchNorm(nn.Module):
-    "Normalise each channel over the batch and its positions, then scale and shift it; equals torch's `BatchNorm1d`, `2d` and `3d`, and exchanges its state with them"
+    """Normalise each channel over the batch and its positions, then scale and shift it;
+    equals torch's `BatchNorm1d`, `2d` and `3d`, and exchanges its state with them"""
     def __init__(self,
         n:int,             # channels, dimension 1 of the input
         eps:float=1e-5,    # added to the variance, at least 0
-        momentum:float=.1  # share of the newest batch in the running statistics, in [0, 1]; 1 - β in the language of optimizers
+        # share of the newest batch in the running statistics, in [0, 1]; 1 - β in the
+        # language of optimizers
+        momentum:float=.1
     ):
         super().__init__()
         _check_norm('BatchNorm', n, eps)
-        if isinstance(momentum, bool) or not isinstance(momentum, Real) or not 0 <= momentum <= 1: raise ValueError(f'BatchNorm: momentum must be a number from 0 to 1, got {momentum!r}')
+        if (
+            isinstance(momentum, bool)
+            or not isinstance(momentum, Real)
+            or not 0 <= momentum <= 1
+        ):
+            raise ValueError(
+                f'BatchNorm: momentum must be a number from 0 to 1, got {momentum!r}')
         self.n, self.eps, self.momentum = n, eps, momentum
-        self.weight, self.bias = nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n)))
         self.register_buffer('running_mean', torch.zeros(n))
         self.register_buffer('running_var', torch.ones(n))
         self.register_buffer('num_batches_tracked', torch.tensor(0))
@@ -189,8 +263,12 @@ class BatchNorm(nn.Module):
     def forward(self, x:Tensor)->Tensor:  # (N, C, …) -> the same shape and type
         _check_channels(self, x)
         wide = x.to(self.weight.dtype)
-        mean, var = self.batch_stats(wide) if self.training else (self.running_mean, self.running_var)
-        out = _per_channel(self.weight, x)*((wide - _per_channel(mean, x))/(_per_channel(var, x) + self.eps).sqrt()) + _per_channel(self.bias, x)
+        mean, var = (
+            self.batch_stats(wide) if self.training
+            else (self.running_mean, self.running_var))
+        out = _per_channel(self.weight, x) * (
+            (wide - _per_channel(mean, x)) / (_per_channel(var, x) + self.eps).sqrt()
+        ) + _per_channel(self.bias, x)
         return out.to(x.dtype)
 
     def extra_repr(self): return f'{self.n}, eps={self.eps}, momentum={self.momentum}'
@@ -200,10 +278,15 @@ class BatchNorm(nn.Module):
 def batch_stats(self:BatchNorm,
     x:Tensor  # (N, C, …), at least two values per channel
 )->tuple:     # mean (C,) and biased variance (C,), with their gradient
-    "Statistics of this batch; the running statistics take note of them, the variance there unbiased"
+    """Statistics of this batch; the running statistics take note of them, the variance
+    there unbiased"""
     n, dims = x.numel()//x.shape[1], [d for d in range(x.ndim) if d != 1]
-    if n < 2: raise ValueError(f'BatchNorm needs at least two values per channel in training, got {n} in an input of shape {tuple(x.shape)}: '
-                               'use larger batches, drop a last batch of one (drop_last=True), or call model.eval() to predict')
+    if n < 2:
+        raise ValueError(
+            f'BatchNorm needs at least two values per channel in training, got {n} in '
+            f'an input of shape {tuple(x.shape)}: '
+            'use larger batches, drop a last batch of one (drop_last=True), or call '
+            'model.eval() to predict')
     mean, var = x.mean(dims), x.var(dims, correction=0)
     with torch.no_grad():
         self.running_mean.lerp_(mean, self.momentum)
@@ -214,13 +297,20 @@ def batch_stats(self:BatchNorm,
 # %% ../nbs/08_initialization.ipynb #bb36c501
 def _check_whole(**values):
     for name, v in values.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {v!r}')
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise ValueError(f'{name} must be a whole number of at least 1, got {v!r}')
 
 def _made(name, factory, *args):
     hint = f'{name} must be None or a function that makes a module, such as {"nn.BatchNorm2d" if name == "norm" else "nn.ReLU"}'
-    if isinstance(factory, nn.Module) or not callable(factory): raise TypeError(f'{hint}; got {factory!r}' + (': give the class, not an object' if isinstance(factory, nn.Module) else ''))
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(
+            f'{hint}; got {factory!r}'
+            + (
+                ': give the class, not an object' if isinstance(factory, nn.Module)
+                else ''))
     layer = factory(*args)
-    if not isinstance(layer, nn.Module): raise TypeError(f'{hint}; {factory!r} made {layer!r}')
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f'{hint}; {factory!r} made {layer!r}')
     return layer
 
 # %% ../nbs/08_initialization.ipynb #817f3c01
@@ -231,12 +321,22 @@ def conv_block(
     stride:int=2,         # 2 halves height and width (rounded up)
     norm=nn.BatchNorm2d,  # n_out -> normalising module; None: without
     act=nn.ReLU,          # () -> activation; None: without
-    bias:bool=None        # of the convolution; None: only where no normalisation follows that would subtract it again
+    # of the convolution; None: only where no normalisation follows that would subtract
+    # it again
+    bias:bool=None
 )->nn.Sequential:         # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
-    "Convolution, normalisation, activation; no bias where a normalisation would subtract it again"
+    """Convolution, normalisation, activation; no bias where a normalisation would
+    subtract it again"""
     _check_whole(n_in=n_in, n_out=n_out, ks=ks, stride=stride)
-    if ks % 2 == 0: raise ValueError(f'ks must be odd, so that padding of ks//2 keeps the picture centred; got {ks}')
-    layers = [nn.Conv2d(n_in, n_out, ks, stride=stride, padding=ks//2, bias=norm is None if bias is None else bias)]
+    if ks % 2 == 0:
+        raise ValueError(
+            'ks must be odd, so that padding of ks//2 keeps the picture centred; got '
+            f'{ks}')
+    layers = [
+        nn.Conv2d(
+            n_in, n_out, ks, stride=stride, padding=ks // 2,
+            bias=norm is None if bias is None else bias)
+    ]
     if norm is not None: layers.append(_made('norm', norm, n_out))
     if act is not None: layers.append(_made('act', act))
     return nn.Sequential(*layers)
@@ -249,9 +349,16 @@ def cnn(
     norm=nn.BatchNorm2d,       # as in `conv_block`
     act=nn.ReLU                # as in `conv_block`
 )->nn.Sequential:              # (N, n_in, H, W) images -> (N, n_classes) logits
-    "The book's small CNN: a `conv_block` of stride 2 per width, then a mean over what is left of the picture"
+    """The book's small CNN: a `conv_block` of stride 2 per width, then a mean over what
+    is left of the picture"""
     _check_whole(n_in=n_in, n_classes=n_classes)
     channels = n_in, *widths
-    if len(channels) < 2: raise ValueError('widths is empty: give the channels after each halving, such as (16, 32, 64, 128)')
-    blocks = [conv_block(a, b, norm=norm, act=act) for a, b in zip(channels, channels[1:])]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], n_classes))
+    if len(channels) < 2:
+        raise ValueError(
+            'widths is empty: give the channels after each halving, such as (16, 32, '
+            '64, 128)')
+    blocks = [
+        conv_block(a, b, norm=norm, act=act) for a, b in zip(channels, channels[1:])]
+    return nn.Sequential(
+        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(channels[-1], n_classes))

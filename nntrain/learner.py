@@ -27,11 +27,18 @@ __all__ = ['set_seed', 'unpack', 'Learner', 'check_callbacks']
 # %% ../nbs/04_learner.ipynb #a58d8521
 def set_seed(
     seed:int,                 # a whole number that fits into 64 bits
-    deterministic:bool=False  # True: ask torch for deterministic algorithms (slower on a GPU); False: switch that off
+    # True: ask torch for deterministic algorithms (slower on a GPU); False: switch that
+    # off
+    deterministic:bool=False
 )->None:
     "Seed Python, NumPy and torch on every device"
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -2**63 <= seed < 2**64:
-        raise ValueError(f'seed must be a whole number from -2**63 to 2**64-1, got {seed!r}')
+    if (
+        isinstance(seed, bool)
+        or not isinstance(seed, int)
+        or not -(2**63) <= seed < 2**64
+    ):
+        raise ValueError(
+            f'seed must be a whole number from -2**63 to 2**64-1, got {seed!r}')
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # all CUDA and MPS devices too
@@ -39,32 +46,45 @@ def set_seed(
 
 # %% ../nbs/04_learner.ipynb #bea06c31
 def unpack(
-    batch  # tuple or list `(input, …, target)`, or a dict with one key of `TARGET_KEYS`; or inputs only: see below
+    # tuple or list `(input, …, target)`, or a dict with one key of `TARGET_KEYS`; or
+    # inputs only: see below
+    batch
 )->tuple:  # (tuple of inputs, target); the target is None for a tensor, a tuple of one, or a dict without such a key
     "Split a batch into its inputs and its target"
     if isinstance(batch, (Tensor, nn.utils.rnn.PackedSequence)): return (batch,), None
     if isinstance(batch, (tuple, list)) and len(batch) == 1: return tuple(batch), None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1: return tuple(batch[:-1]), batch[-1]
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return tuple(batch[:-1]), batch[-1]
     if isinstance(batch, Mapping) and batch:
         keys = [k for k in batch if k in TARGET_KEYS]
         inputs = tuple(v for k, v in batch.items() if k not in keys)
         if len(keys) < 2 and inputs: return inputs, batch[keys[0]] if keys else None
-    what = f'a dict with keys {list(batch)}' if isinstance(batch, Mapping) else f'a {type(batch).__name__}'
-    raise ValueError(f'cannot tell inputs from target in {what}: give a tuple (input, …, target), a dict with exactly one of the keys '
-                     f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` and `Learner.get_loss`')
+    what = (
+        f'a dict with keys {list(batch)}' if isinstance(batch, Mapping)
+        else f'a {type(batch).__name__}')
+    raise ValueError(
+        f'cannot tell inputs from target in {what}: give a tuple (input, …, target), '
+        'a dict with exactly one of the keys '
+        f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` and '
+        '`Learner.get_loss`')
 
 # %% ../nbs/04_learner.ipynb #032114ec
 class Learner:
-    "A model, its data, a loss and an optimizer, and the loop that brings them together; callbacks listen"
+    """A model, its data, a loss and an optimizer, and the loop that brings them
+    together; callbacks listen"""
     def __init__(self,
         model:nn.Module,              # trained in place
-        dls,                          # has `train` and `valid`: re-iterable loaders of batches (see `DataLoaders`)
-        loss_func,                    # (predictions, targets) -> scalar tensor, the mean over the batch
-        opt_func=torch.optim.SGD,     # (parameters, lr=…) -> optimizer; a fresh one is made for every `fit`
+        # has `train` and `valid`: re-iterable loaders of batches (see `DataLoaders`)
+        dls,
+        # (predictions, targets) -> scalar tensor, the mean over the batch
+        loss_func,
+        # (parameters, lr=…) -> optimizer; a fresh one is made for every `fit`
+        opt_func=torch.optim.SGD,
         lr:float=.1,                  # learning rate, above 0
         cbs=()                        # callbacks of every fit; the sequence is copied
     ):
-        self.model, self.dls, self.loss_func, self.opt_func, self.lr = model, dls, loss_func, opt_func, lr
+        self.model, self.dls, self.loss_func, self.opt_func, self.lr = (
+            model, dls, loss_func, opt_func, lr)
         self.cbs, self.opt, self.history = tuple(cbs), None, []
 
     def predict(self): self.preds = self.model(*self.xb)
@@ -74,11 +94,13 @@ class Learner:
     def zero_grad(self): self.opt.zero_grad()
 
     def count(self)->int:
-        "How many samples the current batch holds; override it for batches of another kind"
+        """How many samples the current batch holds; override it for batches of another
+        kind"""
         return _n_samples(self.batch)
 
     def loss_weight(self):
-        "What the loss of the current batch counts in a mean over batches: what it was divided by"
+        """What the loss of the current batch counts in a mean over batches: what it was
+        divided by"""
         try: divisor = _divisor(self.loss_func, self.yb)
         except ValueError: divisor = None      # a batch of another kind
         return self.count() if divisor is None else divisor
@@ -89,13 +111,18 @@ class Learner:
     def yb(self):                                      # target of the current batch
         target = unpack(self.batch)[1]
         if target is None:
-            raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs without a target: '
-                             f'enough for predictions, but a loss or a metric needs targets')
+            raise ValueError(
+                f'this {type(self.batch).__name__} is a batch of inputs without a '
+                'target: '
+                f'enough for predictions, but a loss or a metric needs targets')
         return target
     @property
     def training(self)->bool: return self.phase == 'train'
     @property
-    def device(self)->torch.device: return next((t.device for t in (*self.model.parameters(), *self.model.buffers())), torch.device('cpu'))
+    def device(self) -> torch.device:
+        return next(
+            (t.device for t in (*self.model.parameters(), *self.model.buffers())),
+            torch.device('cpu'))
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 @patch
@@ -117,8 +144,10 @@ def _one_batch(self:Learner):
 @patch
 def _check_loss(self:Learner):
     shape = getattr(getattr(self, 'loss', None), 'shape', ())
-    if len(shape): raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
-                                    f"take its mean (in torch's losses: reduction='mean')")
+    if len(shape):
+        raise ValueError(
+            f'the loss must be a single number, got shape {tuple(shape)}: '
+            f"take its mean (in torch's losses: reduction='mean')")
 
 # %% ../nbs/04_learner.ipynb #02ce6a02
 @patch
@@ -131,27 +160,45 @@ def _do(self:Learner, verb):
             self._verbs[verb]()
     except (*CANCELS.values(), CancelStep): raise
     except Exception as e:
-        if why := self._likely(verb, e): raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
+        if why := self._likely(verb, e):
+            raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
         raise
 
 @patch
 def _likely(self:Learner, verb, error):
     "An exception that says what was wrong, or None if nobody knows better"
     preds, text = getattr(self, 'preds', None), str(error)
-    if verb == 'get_loss' and isinstance(error, UserWarning) and 'Using a target size' in text:
+    if (
+        verb == 'get_loss'
+        and isinstance(error, UserWarning)
+        and 'Using a target size' in text
+    ):
         shapes = f'{tuple(preds.shape)} and targets {tuple(self.yb.shape)}'
-        return ValueError(f'predictions {shapes} would be compared each with each: give both one shape, '
-                          f'such as self.preds.squeeze(1) at the end of Learner.predict')
-    if verb not in ('predict', 'get_loss') or not isinstance(error, (TypeError, AttributeError)): return None
+        return ValueError(
+            f'predictions {shapes} would be compared each with each: give both one '
+            'shape, '
+            f'such as self.preds.squeeze(1) at the end of Learner.predict')
+    if verb not in ('predict', 'get_loss') or not isinstance(
+        error, (TypeError, AttributeError)
+    ):
+        return None
     odd = [part for part in _parts(self.batch) if isinstance(part, (np.ndarray, str))]
     if odd and isinstance(odd[0], str):
-        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and for names of classes '
-                         f'their position in a list')
-    if odd: return TypeError('the batch holds NumPy arrays, and models and losses take tensors: let the '
-                             'loader make them (torch.from_numpy), or override Learner.predict and get_loss')
+        return TypeError(
+            f'the batch holds text, such as {odd[0]!r}: give numbers, and for names '
+            'of classes '
+            f'their position in a list')
+    if odd:
+        return TypeError(
+            'the batch holds NumPy arrays, and models and losses take tensors: let the '
+            'loader make them (torch.from_numpy), or override Learner.predict and '
+            'get_loss')
     if verb == 'get_loss' and not isinstance(preds, Tensor):
-        return TypeError(f'the model returned a {type(preds).__name__}, and the loss function cannot take it: '
-                         f'override Learner.predict, so that self.preds is a tensor, or Learner.get_loss')
+        return TypeError(
+            f'the model returned a {type(preds).__name__}, and the loss function '
+            'cannot take it: '
+            'override Learner.predict, so that self.preds is a tensor, or '
+            'Learner.get_loss')
 
 # %% ../nbs/04_learner.ipynb #7acfb518
 def _parts(batch):
@@ -164,25 +211,33 @@ def _parts(batch):
 
 def _tensors(batch):
     for part in _parts(batch):
-        if isinstance(part, nn.utils.rnn.PackedSequence): yield part.data  # its sizes stay on the CPU
+        # its sizes stay on the CPU
+        if isinstance(part, nn.utils.rnn.PackedSequence): yield part.data
         elif isinstance(part, Tensor): yield part
 
 def _divisor(loss_func, targets):
-    "What cross-entropy divides by: targets, but for those that it ignores, by their weights; None: unknown"
+    """What cross-entropy divides by: targets, but for those that it ignores, by their
+    weights; None: unknown"""
     if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        func, weight, ignored = F.cross_entropy, loss_func.weight, loss_func.ignore_index
+        func, weight, ignored = (
+            F.cross_entropy, loss_func.weight, loss_func.ignore_index)
     else:
-        func, given = getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {})
+        func, given = (
+            getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {}))
         weight, ignored = given.get('weight'), given.get('ignore_index', -100)
     of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
     if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
     counts = targets != ignored
-    total = (counts if weight is None else weight[targets.where(counts, 0)]*counts).sum()
-    return total.float() if total.device.type == 'mps' else total.double()  # stays on the device
+    total = (
+        counts if weight is None else weight[targets.where(counts, 0)] * counts).sum()
+    return (
+        total.float() if total.device.type == 'mps' else total.double()
+    )  # stays on the device
 
 def _n_samples(batch):
     for part in _parts(batch):
-        if isinstance(part, nn.utils.rnn.PackedSequence): return int(part.batch_sizes[0])
+        if isinstance(part, nn.utils.rnn.PackedSequence):
+            return int(part.batch_sizes[0])
         if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
     raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
                     f'override Learner.count, which returns that number')
@@ -191,21 +246,28 @@ def _n_samples(batch):
 def _check_devices(self:Learner):
     for t in _tensors(self.batch):
         if t.device != self.device:
-            raise ValueError(f'the model is on {self.device}, a tensor of the batch on {t.device}: add DeviceCB() to the callbacks, '
-                             f'or build model and loaders on the same device')
+            raise ValueError(
+                f'the model is on {self.device}, a tensor of the batch on {t.device}: '
+                'add DeviceCB() to the callbacks, '
+                f'or build model and loaders on the same device')
 
 # %% ../nbs/04_learner.ipynb #c35c2728
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1
-    for self.iter, self.batch in enumerate(self.dl, first): run_level('batch', self._one_batch, self._emit)
-    if self.iter < 0: raise ValueError(f'the {self.phase} loader gave no batch: is the data empty, or is it an iterator that is used up?')
+    for self.iter, self.batch in enumerate(self.dl, first):
+        run_level('batch', self._one_batch, self._emit)
+    if self.iter < 0:
+        raise ValueError(
+            f'the {self.phase} loader gave no batch: is the data empty, or is it an '
+            'iterator that is used up?')
 
 @patch
 def _run_phase(self:Learner, phase):
     self.phase, self.dl, self.iter = phase, getattr(self.dls, phase), 0
     self.model.train(self.training)
-    with torch.set_grad_enabled(self.training): run_level('phase', self._one_phase, self._emit)
+    with torch.set_grad_enabled(self.training):
+        run_level('phase', self._one_phase, self._emit)
 
 # %% ../nbs/04_learner.ipynb #77660efa
 @patch
@@ -214,7 +276,8 @@ def _one_epoch(self:Learner):
 
 @patch
 def _all_epochs(self:Learner):
-    for self.epoch in range(self.epoch, self.n_epochs): run_level('epoch', self._one_epoch, self._emit)
+    for self.epoch in range(self.epoch, self.n_epochs):
+        run_level('epoch', self._one_epoch, self._emit)
 
 # %% ../nbs/04_learner.ipynb #b344ec4e
 @patch
@@ -233,57 +296,83 @@ def _call(self:Learner, handler):
     try: handler(self)
     finally: calling.pop()
 
-def _owner(handler): return getattr(handler, '__self__', None)   # the callback whose method it is
+def _owner(handler):
+    return getattr(handler, '__self__', None)  # the callback whose method it is
 
 @patch
 def _clean_up(self:Learner, event, reached):
     handlers, errors = self._handlers[event], []
     if reached is not None:
         place = {id(cb): i for i, cb in enumerate(self.active)}
-        handlers = [h for h in handlers if place[id(_owner(h))] <= place[id(_owner(reached))]]
+        handlers = [
+            h for h in handlers if place[id(_owner(h))] <= place[id(_owner(reached))]]
     for handler in handlers:
         try: self._call(handler)
         except BaseException as e: errors.append(e)
-    if errors: raise next((e for e in errors if not isinstance(e, Exception)), errors[0])  # Ctrl-C first
+    # Ctrl-C first
+    if errors:
+        raise next((e for e in errors if not isinstance(e, Exception)), errors[0])
 
 @patch
 def _listen(self:Learner, cbs):
-    self.active, self._reached, self._calling = cbs, {}, []  # `active`: all callbacks of this fit, in their order
-    self._handlers = {event: [getattr(cb, event) for cb in cbs if hasattr(cb, event)] for event in EVENTS}
+    # `active`: all callbacks of this fit, in their order
+    self.active, self._reached, self._calling = cbs, {}, []
+    self._handlers = {
+        event: [getattr(cb, event) for cb in cbs if hasattr(cb, event)]
+        for event in EVENTS}
     self._verbs = {verb: getattr(self, verb) for verb in VERBS}
     for verb in VERBS:
         providers = [cb for cb in cbs if hasattr(cb, verb)]
-        if len(providers) > 1: raise ValueError(f'{providers} all want to be the one who does {verb!r}: keep one of them')
+        if len(providers) > 1:
+            raise ValueError(
+                f'{providers} all want to be the one who does {verb!r}: keep one of '
+                'them')
         if providers: self._verbs[verb] = partial(getattr(providers[0], verb), self)
 
 # %% ../nbs/04_learner.ipynb #ec4d9530
 def check_callbacks(
     cbs  # what somebody passed as callbacks
 )->None:
-    "Refuse what cannot work: no callback, an unknown event, one given twice, missing `needs`, two owners of a hyperparameter"
+    """Refuse what cannot work: no callback, an unknown event, one given twice, missing
+    `needs`, two owners of a hyperparameter"""
     for i, cb in enumerate(cbs):
         if not isinstance(cb, Callback):
             hint = f': pass an object, {cb.__name__}()' if isinstance(cb, type) else ''
             raise TypeError(f'{cb!r} is not a Callback{hint}')
         for cls in type(cb).__mro__:
-            if issubclass(cls, Callback): _check_names(cls)  # again: `@patch` adds methods after the class was defined
-        if sum(cb is other for other in cbs) > 1: raise ValueError(f'{cb} is given twice (once to the learner and once to fit?)')
+            # again: `@patch` adds methods after the class was defined
+            if issubclass(cls, Callback): _check_names(cls)
+        if sum(cb is other for other in cbs) > 1:
+            raise ValueError(
+                f'{cb} is given twice (once to the learner and once to fit?)')
         for needed in cb.needs:
             if not any(isinstance(other, needed) for other in cbs):
-                raise ValueError(f'{cb} needs {needed.__name__}, which is not among the callbacks {list(cbs)}: add {needed.__name__}()')
+                raise ValueError(
+                    f'{cb} needs {needed.__name__}, which is not among the callbacks '
+                    f'{list(cbs)}: add {needed.__name__}()')
         for other in cbs[:i]:
             if both := sorted(set(cb.owns) & set(other.owns)):
-                raise ValueError(f'{other} and {cb} would both write {", ".join(both)}: keep one of them')
+                raise ValueError(
+                    f'{other} and {cb} would both write {", ".join(both)}: keep one '
+                    'of them')
 
 # %% ../nbs/04_learner.ipynb #3e4e6bac
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"
     if isinstance(n_epochs, bool) or not isinstance(n_epochs, int) or n_epochs < 1:
-        raise ValueError(f'n_epochs must be a whole number of at least 1, got {n_epochs!r}; to validate only: fit(1, train=False)')
-    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not math.isfinite(lr) or lr <= 0:
+        raise ValueError(
+            f'n_epochs must be a whole number of at least 1, got {n_epochs!r}; to '
+            'validate only: fit(1, train=False)')
+    if (
+        isinstance(lr, bool)
+        or not isinstance(lr, (int, float))
+        or not math.isfinite(lr)
+        or lr <= 0
+    ):
         raise ValueError(f'lr must be a finite number above 0, got {lr!r}')
-    if not (train or valid): raise ValueError('train=False and valid=False leave nothing to do')
+    if not (train or valid):
+        raise ValueError('train=False and valid=False leave nothing to do')
 
 # %% ../nbs/04_learner.ipynb #72a66993
 @patch
@@ -293,38 +382,49 @@ def fit(self:Learner,
     cbs=(),            # further callbacks, for this fit only
     train:bool=True,   # run the training phase?
     valid:bool=True,   # run the validation phase (if there is a validation loader)?
-    opt=None           # go on with this optimizer instead of a fresh one; its own lr counts
+    # go on with this optimizer instead of a fresh one; its own lr counts
+    opt=None
 )->None:
-    "Train and validate for `n_epochs`; changes the model in place, fills `learn.history` if `MetricsCB` is there"
+    """Train and validate for `n_epochs`; changes the model in place, fills
+    `learn.history` if `MetricsCB` is there"""
     lr = self.lr if lr is None else lr
     self.check_fit(n_epochs, lr, train, valid)
     cbs = [*self.cbs, *cbs]
     check_callbacks(cbs)
     if getattr(self, '_handlers', None):
-        raise RuntimeError('this learner is in the middle of a fit: for another one beside it, '
-                           'write with aside(learn): learn.fit(…)')
+        raise RuntimeError(
+            'this learner is in the middle of a fit: for another one beside it, '
+            'write with aside(learn): learn.fit(…)')
     self._listen(sort_callbacks(cbs))
     try:
-        self.n_epochs, self.phase, self.epoch, self.iter = n_epochs, 'train' if train else 'valid', 0, 0
-        self.phases = ['train']*train + ['valid']*(valid and getattr(self.dls, 'valid', None) is not None)
+        self.n_epochs, self.phase, self.epoch, self.iter = (
+            n_epochs, 'train' if train else 'valid', 0, 0)
+        self.phases = ['train'] * train + ['valid'] * (
+            valid and getattr(self.dls, 'valid', None) is not None)
         if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
         n = n_batches(self.dls.train) if train else None
-        self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n  # steps taken; steps planned
+        # steps taken; steps planned
+        self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n
         self.model.zero_grad()
         run_level('fit', self._all_epochs, self._emit)
     except CancelStep as e:
-        raise RuntimeError('CancelStep was raised where no step can be left out any more: '
-                           'raise it in after_backward or in `step`') from e
+        raise RuntimeError(
+            'CancelStep was raised where no step can be left out any more: '
+            'raise it in after_backward or in `step`') from e
     except tuple(CANCELS.values()) as e:
-        raise RuntimeError(f'{type(e).__name__} was raised while no such level was running') from e
+        raise RuntimeError(
+            f'{type(e).__name__} was raised while no such level was running') from e
     finally: self._let_go()
 
 def _detached(value, other=lambda value: value):
-    "Tensors, and tuples, lists and dicts of them, without graph; `other` says what becomes of the rest"
+    """Tensors, and tuples, lists and dicts of them, without graph; `other` says what
+    becomes of the rest"""
     if isinstance(value, Tensor): return value.detach()
-    if isinstance(value, Mapping): return {k: _detached(v, other) for k, v in value.items()}
+    if isinstance(value, Mapping):
+        return {k: _detached(v, other) for k, v in value.items()}
     if isinstance(value, list): return [_detached(v, other) for v in value]
-    if hasattr(value, '_make'): return value._make(_detached(v, other) for v in value)  # named tuples
+    if hasattr(value, '_make'):
+        return value._make(_detached(v, other) for v in value)  # named tuples
     if isinstance(value, tuple): return tuple(_detached(v, other) for v in value)
     return other(value)
 
@@ -350,7 +450,13 @@ def show_loop(self:Learner,
         if who: print(f'{"  "*depth}{name:{26-2*depth}} {who}')
     def level(depth):
         name = LEVELS[depth]
-        print('  '*depth + name + {'epoch': ' × n_epochs', 'phase': ' train, then valid', 'batch': ' × batches'}.get(name, ''))
+        print(
+            '  ' * depth
+            + name
+            + {
+                'epoch': ' × n_epochs', 'phase': ' train, then valid',
+                'batch': ' × batches'}.get(name, '')
+        )
         line(depth+1, 'before_'+name, at('before_'+name))
         if name != 'batch': level(depth+1)
         else:

@@ -33,19 +33,25 @@ def smooth_losses(
 
 # %% ../nbs/06_lr_finder.ipynb #d73a7a6e
 class LRFinderCB(Callback):
-    "Grow the learning rate from step to step; stop when the smoothed loss has risen too far, or is not finite"
+    """Grow the learning rate from step to step; stop when the smoothed loss has risen
+    too far, or is not finite"""
     order, owns = 50, ('lr',)
     def __init__(self,
         start_lr=1e-5,  # first rate
         end_lr=10.,     # last rate
         n_steps=100,    # how many rates
-        stop_at=1.,     # stop at a rise above the best by this many times the range of the losses up to there
+        # stop at a rise above the best by this many times the range of the losses up to
+        # there
+        stop_at=1.,
         beta=.9         # smoothing of the losses
     ):
-        self.lrs_to_try = [start_lr*(end_lr/start_lr)**(i/(n_steps-1)) for i in range(n_steps)]
+        self.lrs_to_try = [
+            start_lr * (end_lr / start_lr) ** (i / (n_steps - 1))
+            for i in range(n_steps)]
         self.stop_at, self.beta, self.stopped = stop_at, beta, 'ran to the end'
         self.lrs, self.losses = [], []
-        self.since, self.per_step = [], 1    # losses since the last step; batches that the last step took
+        # losses since the last step; batches that the last step took
+        self.since, self.per_step = [], 1
     def before_batch(self, learn):
         lr = self.lrs_to_try[min(learn.n_taken, len(self.lrs_to_try)-1)]
         for group in learn.opt.param_groups: group['lr'] = lr
@@ -53,13 +59,17 @@ class LRFinderCB(Callback):
         self.since.append(learn.loss.item())
         if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
         if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
-        if not self.losses or len(self.since) < self.per_step: return     # the next step needs more batches
-        if self._exploded(): self._stop(f'the loss rose by {self.stop_at:g}× the range seen')
+        # the next step needs more batches
+        if not self.losses or len(self.since) < self.per_step: return
+        if self._exploded():
+            self._stop(f'the loss rose by {self.stop_at:g}× the range seen')
         if learn.n_taken == len(self.lrs_to_try): raise CancelFit()
     def after_step(self, learn):
         self.since, self.per_step = [], len(self.since)
-        if learn.n_taken > len(self.lrs_to_try): raise CancelFit()   # the last step took fewer batches
-    def _note(self, lr):                             # what the step with that rate has led to
+        # the last step took fewer batches
+        if learn.n_taken > len(self.lrs_to_try): raise CancelFit()
+    # what the step with that rate has led to
+    def _note(self, lr):
         mean = sum(self.since)/len(self.since)
         if len(self.since) > 1: self.losses[-1] = mean
         else: self.lrs.append(lr); self.losses.append(mean)
@@ -82,17 +92,26 @@ class LRFind:
     stopped:str     # why the search ended
 
     @property
-    def minimum(self)->float: "A tenth of the rate with the lowest smoothed loss"; return self.lrs[self._best()]/10
+    def minimum(self) -> float:
+        "A tenth of the rate with the lowest smoothed loss"
+        return self.lrs[self._best()] / 10
     @property
     def steep(self)->float:
-        "The rate at which the smoothed loss falls fastest (per factor of lr), before its minimum"
+        """The rate at which the smoothed loss falls fastest (per factor of lr), before
+        its minimum"""
         s, span = self.smoothed, max(1, self._best())
-        def slope(i):                         # per step; at the start there is only one side
+        # per step; at the start there is only one side
+        def slope(i):
             before, after = max(i-1, 0), min(i+1, len(s)-1)
             return (s[after] - s[before])/max(after - before, 1)
         return self.lrs[min(range(span), key=slope)]
-    def _best(self): return min(range(len(self.smoothed)), key=lambda i: self.smoothed[i] if math.isfinite(self.smoothed[i]) else math.inf)
-    def __repr__(self): return f'LRFind(steep={self.steep:.2g}, minimum={self.minimum:.2g}; {len(self.lrs)} steps, {self.stopped})'
+    def _best(self):
+        return min(
+            range(len(self.smoothed)),
+            key=lambda i: (
+                self.smoothed[i] if math.isfinite(self.smoothed[i]) else math.inf),)
+    def __repr__(self):
+        return f'LRFind(steep={self.steep:.2g}, minimum={self.minimum:.2g}; {len(self.lrs)} steps, {self.stopped})'
 
 # %% ../nbs/06_lr_finder.ipynb #92b230bf
 @patch
@@ -108,12 +127,15 @@ def plot(self:LRFind,
     for name, marker, color in (('steep', 'o', COLORS[1]), ('minimum', 's', COLORS[2])):
         lr = getattr(self, name)
         at = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i]/lr)))
-        ax.plot(lr, self.smoothed[at], marker, color=color, ms=8, label=f'{name}: {lr:.2g}')
+        ax.plot(
+            lr, self.smoothed[at], marker, color=color, ms=8, label=f'{name}: {lr:.2g}')
     finite = [s for s in self.smoothed if math.isfinite(s)]
     bottom, top = min(self.losses[:len(finite)]), max(finite[0], self.losses[0])
     room = max(top - bottom, 1e-12)          # an explosion may leave the picture
-    ax.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=(bottom - .1*room, top + .3*room),
-           title='Where does the loss fall fastest?')
+    ax.set(
+        xscale='log', xlabel='learning rate', ylabel='loss',
+        ylim=(bottom - 0.1 * room, top + 0.3 * room),
+        title='Where does the loss fall fastest?')
     ax.legend()
     return ax
 
@@ -123,17 +145,28 @@ def lr_find(self:Learner,
     start_lr:float=1e-5,  # first learning rate, above 0
     end_lr:float=10.,     # last learning rate, above `start_lr`
     n_steps:int=100,      # how many rates to try, at least 5
-    stop_at:float=1.,     # stop when the smoothed loss has risen from its best by this many times the range seen
+    # stop when the smoothed loss has risen from its best by this many times the range
+    # seen
+    stop_at:float=1.,
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
-    "Measure the loss while the learning rate grows [Smith 2017]; it leaves no trace (see `aside`)"
-    if not 0 < start_lr < end_lr < math.inf: raise ValueError(f'0 < start_lr < end_lr must hold, got {start_lr} and {end_lr}')
+    """Measure the loss while the learning rate grows [Smith 2017]; it leaves no trace
+    (see `aside`)"""
+    if not 0 < start_lr < end_lr < math.inf:
+        raise ValueError(
+            f'0 < start_lr < end_lr must hold, got {start_lr} and {end_lr}')
     if n_steps < 5: raise ValueError(f'n_steps must be at least 5, got {n_steps}')
     if not stop_at > 0: raise ValueError(f'stop_at must be above 0, got {stop_at}')
     finder = LRFinderCB(start_lr, end_lr, n_steps, stop_at, beta)
     with aside(self):
         self.cbs = tuple(acting(self.cbs))
         self.fit(n_steps+1, lr=start_lr, cbs=[finder], valid=False)
-    if len(finder.losses) > 1: return LRFind(finder.lrs, finder.losses, smooth_losses(finder.losses, beta), finder.stopped)
-    if finder.stopped.startswith('loss '): raise ValueError(f'the loss was not finite from the start ({finder.stopped}): look at the data and the model')
+    if len(finder.losses) > 1:
+        return LRFind(
+            finder.lrs, finder.losses, smooth_losses(finder.losses, beta),
+            finder.stopped)
+    if finder.stopped.startswith('loss '):
+        raise ValueError(
+            f'the loss was not finite from the start ({finder.stopped}): look at the '
+            'data and the model')
     raise ValueError('no two steps were taken: does a callback leave them all out?')

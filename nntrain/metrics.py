@@ -25,47 +25,62 @@ class Mean:
     def reset(self)->None: self.values, self.weights, self.n = [], [], 0
     def update(self,
         value:Tensor,  # mean of the quantity over `n` samples, a scalar
-        n=1            # how many samples it stands for; 0: it does not count, whatever it is
+        # how many samples it stands for; 0: it does not count, whatever it is
+        n=1
     )->None:
         if isinstance(n, Tensor): value = value.where(n > 0, 0.)
         elif n == 0: return
         self.add(value, n, weight=n)
-    def add(self, value, n, weight=1):  # only noted: one sum at the end costs less than one per batch
+    # only noted: one sum at the end costs less than one per batch
+    def add(self, value, n, weight=1):
         self.values.append(value); self.weights.append(weight)
         self.n = self.n + n
         if len(self.values) == 1000: self.values, self.weights = [self._total()], [1]
     def _total(self):
         values = torch.stack(self.values).float()
         if not isinstance(self.weights[-1], Tensor):
-            return values @ torch.tensor(self.weights, device=values.device, dtype=torch.float32)
+            return values @ torch.tensor(
+                self.weights, device=values.device, dtype=torch.float32)
         weights = [torch.as_tensor(w, device=values.device) for w in self.weights]
         return values @ torch.stack(weights).float()
     def compute(self)->Tensor:
         "The mean so far"
         if not self.values: raise ValueError('no samples yet: call update first')
         return self._total()/self.n
-    def state_dict(self)->dict: return {'values': list(self.values), 'weights': list(self.weights), 'n': self.n}
-    def load_state_dict(self, state)->None: self.values, self.weights, self.n = list(state['values']), list(state['weights']), state['n']
+    def state_dict(self) -> dict:
+        return {'values': list(self.values), 'weights': list(self.weights), 'n': self.n}
+    def load_state_dict(self, state) -> None:
+        self.values, self.weights, self.n = (
+            list(state['values']), list(state['weights']), state['n'])
 
 # %% ../nbs/05_measuring.ipynb #04ad2789
 class Accuracy(Mean):
     "Share of samples whose largest logit is that of the target class"
     higher_is_better = True
     def __init__(self,
-        threshold:float=None  # for two classes and one number each: class 1 is above it (0. for logits, .5 for probabilities)
+        # for two classes and one number each: class 1 is above it (0. for logits, .5
+        # for probabilities)
+        threshold:float=None
     ):
         super().__init__()
         self.threshold = threshold
     def update(self,
-        preds:Tensor,   # (N, C, …) logits or probabilities; with a threshold (N, …) or (N, 1, …)
+        # (N, C, …) logits or probabilities; with a threshold (N, …) or (N, 1, …)
+        preds:Tensor,
         targets:Tensor  # (N, …) class numbers; with a threshold also as `preds`
     )->None:
-        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (preds, targets)]
-        def refuse(why): raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), got {shapes[0]} and {shapes[1]}{why}')
+        shapes = [
+            tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+            for t in (preds, targets)]
+        def refuse(why):
+            raise ValueError(
+                'Accuracy wants predictions (N, C, …) and targets (N, …), got '
+                f'{shapes[0]} and {shapes[1]}{why}')
         if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)): refuse('')
         if self.threshold is not None:
             hits = preds > self.threshold
-            if hits.ndim == targets.ndim + 1 and hits.shape[1] == 1: hits = hits.squeeze(1)
+            if hits.ndim == targets.ndim + 1 and hits.shape[1] == 1:
+                hits = hits.squeeze(1)
         elif preds.ndim < 2: refuse(': for one number per sample, say where class 1 begins: Accuracy(threshold=0.)')
         elif preds.shape[1] == 1:
             refuse(': the largest of one number is always class 0, so say where class 1 begins: Accuracy(threshold=0.) '
@@ -73,38 +88,59 @@ class Accuracy(Mean):
         else: hits = preds.argmax(1)
         if hits.shape != targets.shape:
             last = preds.ndim > 2 and preds.shape[:-1] == targets.shape
-            refuse(': the classes seem to come last, move them to the second place, preds.movedim(-1, 1)' if last else '')
+            refuse(
+                ': the classes seem to come last, move them to the second place, '
+                'preds.movedim(-1, 1)' if last else '')
         self.add(torch.count_nonzero(hits == targets), targets.numel())
 
 # %% ../nbs/05_measuring.ipynb #c47fcf7b
-def _to_floats(values):  # 0-dim tensors or numbers -> floats, with one transfer for all tensors of a device
+# 0-dim tensors or numbers -> floats, with one transfer for all tensors of a device
+def _to_floats(values):
     if not values: return []
-    if all(isinstance(v, Tensor) for v in values) and len({v.device for v in values}) == 1:
+    if (
+        all(isinstance(v, Tensor) for v in values)
+        and len({v.device for v in values}) == 1
+    ):
         return torch.stack([v.detach().reshape(()).float() for v in values]).tolist()
     return [float(v) for v in values]
 
 def _columns(name, value):
-    "One entry per number: a metric may give a number, a vector (one per class) or a dict of such"
-    if isinstance(value, Mapping): return {k: v for key, one in value.items() for k, v in _columns(key, one).items()}
+    """One entry per number: a metric may give a number, a vector (one per class) or a
+    dict of such"""
+    if isinstance(value, Mapping):
+        return {
+            k: v for key, one in value.items() for k, v in _columns(key, one).items()}
     if not isinstance(value, Tensor) or value.numel() == 1: return {name: value}
     if value.ndim == 1: return {f'{name}_{i}': one for i, one in enumerate(value)}
-    raise ValueError(f'metric {name!r} gives a tensor of shape {tuple(value.shape)}, and a row of the history holds '
-                     f'numbers: give a number, a vector or a dict of numbers')
+    raise ValueError(
+        f'metric {name!r} gives a tensor of shape {tuple(value.shape)}, and a row of '
+        'the history holds '
+        f'numbers: give a number, a vector or a dict of numbers')
 
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
     order, watches = 10, True
     def __init__(self,
-        *metrics,  # objects with `reset`, `update(preds, targets)`, `compute`: ours or torchmetrics'
+        # objects with `reset`, `update(preds, targets)`, `compute`: ours or
+        # torchmetrics'
+        *metrics,
         **named    # the same, under a name of your choice
     ):
         pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
         for name, m in pairs:
-            missing = [a for a in ('reset', 'update', 'compute') if not callable(getattr(m, a, None))]
-            if missing or isinstance(m, type): raise TypeError(f'metric {name!r} must be an object with reset, update and compute, got {m!r}')
+            missing = [
+                a for a in ('reset', 'update', 'compute')
+                if not callable(getattr(m, a, None))]
+            if missing or isinstance(m, type):
+                raise TypeError(
+                    f'metric {name!r} must be an object with reset, update and '
+                    f'compute, got {m!r}')
         self.metrics, self.loss = dict(pairs), Mean()
         if len(self.metrics) < len(pairs) or 'loss' in self.metrics:
-            raise ValueError(f'two metrics of one name, or one called loss, in {[name for name, _ in pairs]}: give each a name of its own, name=metric')
+            raise ValueError(
+                'two metrics of one name, or one called loss, in '
+                f'{[name for name, _ in pairs]}: give each a name of its own, '
+                'name=metric')
 
 # %% ../nbs/05_measuring.ipynb #25d0a654
 @patch
@@ -112,10 +148,13 @@ def before_fit(self:MetricsCB, learn):
     learn.history, self.start = [], None
     for m in self.metrics.values():
         if hasattr(m, 'to'): m.to(learn.device)
-        if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: what it counts belongs into its state_dict
+        if hasattr(m, 'persistent'):
+            m.persistent(
+                True)  # torchmetrics: what it counts belongs into its state_dict
 
 @patch
-def before_epoch(self:MetricsCB, learn): self.values, self.start = {}, time.perf_counter()
+def before_epoch(self: MetricsCB, learn):
+    self.values, self.start = {}, time.perf_counter()
 
 @patch
 def before_phase(self:MetricsCB, learn):
@@ -126,21 +165,27 @@ def after_loss(self:MetricsCB, learn):
     if self.metrics:
         preds, targets = _detached(learn.preds), learn.yb
         for m in self.metrics.values(): m.update(preds, targets)
-    self.loss.update(learn.loss.detach(), learn.loss_weight())  # last: if a metric refuses, nothing is counted
+    # last: if a metric refuses, nothing is counted
+    self.loss.update(learn.loss.detach(), learn.loss_weight())
 
 @patch
 def cleanup_phase(self:MetricsCB, learn):  # also when the phase was left early
     if self.loss.values:
         for name, m in {'loss': self.loss, **self.metrics}.items():
-            new = {f'{learn.phase}_{k}': v for k, v in _columns(name, m.compute()).items()}
-            if twice := sorted({*new} & {*self.values}): raise ValueError(f'two metrics give {twice[0]}: name one, MetricsCB(name=metric)')
+            new = {
+                f'{learn.phase}_{k}': v for k, v in _columns(name, m.compute()).items()}
+            if twice := sorted({*new} & {*self.values}):
+                raise ValueError(
+                    f'two metrics give {twice[0]}: name one, MetricsCB(name=metric)')
             self.values |= new
-    self.loss.reset()  # if the next phase is left before ours begins, it must not report this one
+    # if the next phase is left before ours begins, it must not report this one
+    self.loss.reset()
 
 @patch
 def after_epoch(self:MetricsCB, learn):
     row = dict(zip(self.values, _to_floats(list(self.values.values()))))
-    learn.history.append({'epoch': learn.epoch, **row, 'seconds': time.perf_counter() - self.start})
+    learn.history.append(
+        {'epoch': learn.epoch, **row, 'seconds': time.perf_counter() - self.start})
     self.start = None
 
 # %% ../nbs/05_measuring.ipynb #3c81aa02
@@ -150,15 +195,25 @@ def state_dict(self:MetricsCB)->dict:
     if self.start is None: return {}
     for name, m in self.metrics.items():
         if not (hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict')):
-            raise TypeError(f'metric {name!r} has no state_dict and load_state_dict: what it has counted in the middle of an epoch cannot be saved')
-    return {'seconds': time.perf_counter() - self.start, 'values': dict(self.values),
-            'metrics': {name: m.state_dict() for name, m in {'loss': self.loss, **self.metrics}.items()}}
+            raise TypeError(
+                f'metric {name!r} has no state_dict and load_state_dict: what it has '
+                'counted in the middle of an epoch cannot be saved')
+    return {
+        'seconds': time.perf_counter() - self.start,
+        'values': dict(self.values),
+        'metrics': {
+            name: m.state_dict()
+            for name, m in {'loss': self.loss, **self.metrics}.items()}}
 
 @patch
 def load_state_dict(self:MetricsCB, state)->None:
     "Go on counting from what `state_dict` gave"
     if not state: return
     metrics = {'loss': self.loss, **self.metrics}
-    if set(metrics) != set(state['metrics']): raise ValueError(f"the saved metrics are {sorted(state['metrics'])}, these are {sorted(metrics)}")
-    self.values, self.start = dict(state['values']), time.perf_counter() - state['seconds']
+    if set(metrics) != set(state['metrics']):
+        raise ValueError(
+            f"the saved metrics are {sorted(state['metrics'])}, these are "
+            f"{sorted(metrics)}")
+    self.values, self.start = (
+        dict(state['values']), time.perf_counter() - state['seconds'])
     for name, m in metrics.items(): m.load_state_dict(state['metrics'][name])

@@ -18,10 +18,13 @@ __all__ = ['ema', 'Momentum', 'EMAMomentum']
 def ema(
     xs:Tensor,    # (T, …) values, any unit
     beta:float,   # share that is kept at each step, in [0, 1)
-    start=0.,     # the average before the first value: a number, or a tensor of the shape of `xs[0]`
-    weight=None,  # of the new value; None: 1-beta, an average; 1: the undampened sum of momentum
+    # the average before the first value: a number, or a tensor of the shape of `xs[0]`
+    start=0.,
+    # of the new value; None: 1-beta, an average; 1: the undampened sum of momentum
+    weight=None,
 )->Tensor:        # (T, …) running averages, in the unit of `xs`
-    "Exponential moving average: `avg = beta*avg + weight*x`. With `start=0` it is too close to 0 at first"
+    """Exponential moving average: `avg = beta*avg + weight*x`. With `start=0` it is too
+    close to 0 at first"""
     check_hyper('beta', beta, 0, 1)
     avg, out = start, []
     for x in xs:
@@ -31,36 +34,52 @@ def ema(
 
 # %% ../nbs/10_momentum.ipynb #560247a0
 class Momentum(SGD):
-    "SGD that steps along a fading sum of gradients; equals `torch.optim.SGD(momentum=…)`"
+    """SGD that steps along a fading sum of gradients; equals
+    `torch.optim.SGD(momentum=…)`"""
     ranges, torch_keys = SGD.ranges | dict(dampening=(0, 1)), Optimizer.torch_keys
 
     def __init__(self,
-        params,                 # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,          # learning rate, at least 0; a steady gradient moves by `lr*(1-dampening)/(1-momentum)` a step
-        momentum:float=.9,      # share of the buffer that is kept at each step, in [0, 1)
-        dampening:float=0.,     # a new gradient counts `1-dampening`, but the very first counts 1; in [0, 1)
-        weight_decay:float=0.,  # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0; a steady gradient moves by
+        # `lr*(1-dampening)/(1-momentum)` a step
+        lr:float=1e-3,
+        # share of the buffer that is kept at each step, in [0, 1)
+        momentum:float=.9,
+        # a new gradient counts `1-dampening`, but the very first counts 1; in [0, 1)
+        dampening:float=0.,
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        weight_decay:float=0.,
         nesterov:bool=False,    # look one step ahead? needs momentum, and no dampening
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): Optimizer.__init__(self, params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach))
 
     def one_step(self, p, grad, state, group):
         beta = group['momentum']
         if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
         if beta != 0:
-            if state.get('momentum_buffer') is None: state['momentum_buffer'] = grad.clone()
-            else: state['momentum_buffer'].mul_(beta).add_(grad, alpha=1-group['dampening'])
-            grad = grad + beta*state['momentum_buffer'] if group['nesterov'] else state['momentum_buffer']
+            if state.get('momentum_buffer') is None:
+                state['momentum_buffer'] = grad.clone()
+            else:
+                state['momentum_buffer'].mul_(beta).add_(
+                    grad, alpha=1 - group['dampening'])
+            grad = (
+                grad + beta * state['momentum_buffer'] if group['nesterov']
+                else state['momentum_buffer'])
         p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
 @patch
 def multi_step(self:Momentum, params, grads, states, group):
     beta = group['momentum']
-    if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    if group['weight_decay'] != 0:
+        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
     if beta != 0:
-        old = [(s['momentum_buffer'], g) for s, g in zip(states, grads) if s.get('momentum_buffer') is not None]
+        old = [
+            (s['momentum_buffer'], g) for s, g in zip(states, grads)
+            if s.get('momentum_buffer') is not None]
         for s, g in zip(states, grads):
             if s.get('momentum_buffer') is None: s['momentum_buffer'] = g.clone()
         if old:
@@ -68,7 +87,8 @@ def multi_step(self:Momentum, params, grads, states, group):
             torch._foreach_mul_(bufs, beta)
             torch._foreach_add_(bufs, new, alpha=1-group['dampening'])
         bufs = [s['momentum_buffer'] for s in states]
-        grads = torch._foreach_add(grads, bufs, alpha=beta) if group['nesterov'] else bufs
+        grads = (
+            torch._foreach_add(grads, bufs, alpha=beta) if group['nesterov'] else bufs)
     add_scaled(params, grads, -group['lr'])
 
 # %% ../nbs/10_momentum.ipynb #ba97c752
@@ -79,21 +99,30 @@ def add_param_group(self:Momentum,
     "As for every `Optimizer`; refuses `nesterov` with dampening or without momentum"
     group = self.defaults | param_group
     if group['nesterov'] and (group['momentum'] == 0 or group['dampening'] != 0):
-        raise ValueError(f"nesterov needs momentum above 0 and dampening 0, got {group['momentum']} and {group['dampening']}: change these, or leave nesterov out")
+        raise ValueError(
+            "nesterov needs momentum above 0 and dampening 0, got "
+            f"{group['momentum']} and {group['dampening']}: change these, or leave "
+            "nesterov out")
     SGD.add_param_group(self, param_group)
 
 # %% ../nbs/10_momentum.ipynb #bc1ff1a0
 class EMAMomentum(SGD):
-    "SGD that steps along the moving average of the gradients, started at 0: as `Momentum` at the rate `lr*(1-beta)`"
+    """SGD that steps along the moving average of the gradients, started at 0: as
+    `Momentum` at the rate `lr*(1-beta)`"""
     ranges, torch_keys = SGD.ranges | dict(beta=(0, 1)), Optimizer.torch_keys
 
     def __init__(self,
-        params,                 # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,          # learning rate, at least 0; a steady gradient moves by `lr` a step, in the end
-        beta:float=.9,          # share of the average that is kept at each step, in [0, 1)
-        weight_decay:float=0.,  # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0; a steady gradient moves by `lr` a step, in the end
+        lr:float=1e-3,
+        # share of the average that is kept at each step, in [0, 1)
+        beta:float=.9,
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        weight_decay:float=0.,
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): Optimizer.__init__(self, params, dict(lr=lr, beta=beta, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return {'exp_avg': torch.zeros_like(p)}
@@ -102,7 +131,8 @@ class EMAMomentum(SGD):
         state['exp_avg'].lerp_(grad, 1-group['beta'])      # avg + (1-β)·(grad - avg)
         p -= group['lr']*state['exp_avg']
     def multi_step(self, params, grads, states, group):
-        if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+        if group['weight_decay'] != 0:
+            grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
         avgs = [s['exp_avg'] for s in states]
         torch._foreach_lerp_(avgs, grads, 1-group['beta'])
         add_scaled(params, avgs, -group['lr'])

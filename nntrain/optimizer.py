@@ -28,8 +28,9 @@ def check_hyper(
     if isinstance(value, (tuple, list)):
         for i, v in enumerate(value):
             if isinstance(v, Tensor):
-                raise ValueError(f'{name}[{i}] must be a plain number, got {v!r}: '
-                                 f'a tensor may stand for a single value only, such as lr')
+                raise ValueError(
+                    f'{name}[{i}] must be a plain number, got {v!r}: '
+                    f'a tensor may stand for a single value only, such as lr')
             check_hyper(f'{name}[{i}]', v, low, high)
         return
     scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
@@ -45,11 +46,14 @@ def check_names(
     known:list,# names that there are
     who:str    # who takes them, for the message
 )->None:
-    "Raise TypeError, with the nearest name that there is, for the first of `names` that is not in `known`"
+    """Raise TypeError, with the nearest name that there is, for the first of `names`
+    that is not in `known`"""
     for name in names:
         if name in known: continue
         near = get_close_matches(name, known, n=1, cutoff=0)
-        raise TypeError(f"{who} has no hyperparameter {name!r}: did you mean {near[0]!r}? There are: {', '.join(known)}")
+        raise TypeError(
+            f"{who} has no hyperparameter {name!r}: did you mean {near[0]!r}? There "
+            f"are: {', '.join(known)}")
 
 # %% ../nbs/09_optimizers.ipynb #cf41f55b
 def _check_order(params):
@@ -58,7 +62,8 @@ def _check_order(params):
                         'and a saved state goes by order: give a list')
 
 class Optimizer(torch.optim.Optimizer):
-    "What all optimizers of this book share: override `one_step` and, for speed, `multi_step`"
+    """What all optimizers of this book share: override `one_step` and, for speed,
+    `multi_step`"""
     # low <= value < high
     ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf),
                   momentum=(0, 1), betas=(0, 1))
@@ -66,16 +71,21 @@ class Optimizer(torch.optim.Optimizer):
     torch_keys = dict(differentiable=False, fused=None)
 
     def __new__(cls, *args, **kwargs):
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != 'self']
+        known = [
+            name for name in inspect.signature(cls.__init__).parameters
+            if name != 'self']
         check_names(kwargs, known, cls.__name__)
         return super().__new__(cls)
 
     def __init__(self,
-        params,        # tensors, (name, tensor) pairs, or dicts: one per parameter group, with hyperparameters of its own
+        # tensors, (name, tensor) pairs, or dicts: one per parameter group, with
+        # hyperparameters of its own
+        params,
         defaults:dict  # hyperparameters of the groups that do not set them
     ):
         _check_order(params)
-        if not isinstance(params, Tensor) and not (params := list(params)):  # a bare tensor is refused by torch
+        # a bare tensor is refused by torch
+        if not isinstance(params, Tensor) and not (params := list(params)):
             raise ValueError('no parameters to optimize: has the model none, '
                              'or was the generator model.parameters() used up before?')
         super().__init__(params, {'maximize': False, 'foreach': True, **defaults})
@@ -88,8 +98,10 @@ class Optimizer(torch.optim.Optimizer):
         raise NotImplementedError(f'{type(self).__name__} needs a method '
                                   f'one_step(self, p, grad, state, group)')
     def multi_step(self, params:list, grads:list, states:list, group:dict)->None:
-        "The same for lists of one type on one device; without an override `one_step` for each"
-        for p, grad, state in zip(params, grads, states): self.one_step(p, grad, state, group)
+        """The same for lists of one type on one device; without an override `one_step`
+        for each"""
+        for p, grad, state in zip(params, grads, states):
+            self.one_step(p, grad, state, group)
 
 # %% ../nbs/09_optimizers.ipynb #6a7632cf
 @patch
@@ -113,25 +125,31 @@ def _by_kind(params, grads, states):
     if all(kind(p) == kind(params[0]) for p in params): return [(params, grads, states)]
     kinds = {}
     for p, grad, state in zip(params, grads, states):
-        for xs, x in zip(kinds.setdefault(kind(p), ([], [], [])), (p, grad, state)): xs.append(x)
+        for xs, x in zip(kinds.setdefault(kind(p), ([], [], [])), (p, grad, state)):
+            xs.append(x)
     return list(kinds.values())
 
 @patch
 def _step_group(self:Optimizer, params, grads, group):
     if any(g.layout is not torch.strided for g in grads):
-        raise RuntimeError(f'{type(self).__name__} takes dense gradients only: make the layer '
-                           f'with sparse=False, or use torch.optim.SparseAdam for it')
-    if any(isinstance(v, Tensor) and v.ndim for v in group.values()):  # shape (1,) does not fit a p of shape ()
-        group = {k: v.squeeze() if isinstance(v, Tensor) else v for k, v in group.items()}
+        raise RuntimeError(
+            f'{type(self).__name__} takes dense gradients only: make the layer '
+            f'with sparse=False, or use torch.optim.SparseAdam for it')
+    # shape (1,) does not fit a p of shape ()
+    if any(isinstance(v, Tensor) and v.ndim for v in group.values()):
+        group = {
+            k: v.squeeze() if isinstance(v, Tensor) else v for k, v in group.items()}
     if group['maximize']: grads = torch._foreach_neg(grads)
     states = [self.state[p] for p in params]
-    if type(self).init_state is not Optimizer.init_state:  # nothing to ask for is asked for: it costs as much as a small step
+    # nothing to ask for is asked for: it costs as much as a small step
+    if type(self).init_state is not Optimizer.init_state:
         for p, state in zip(params, states):
             if not state: state.update(self.init_state(p, group))
     if group['foreach']:
         for lists in _by_kind(params, grads, states): self.multi_step(*lists, group)
     else:
-        for p, grad, state in zip(params, grads, states): self.one_step(p, grad, state, group)
+        for p, grad, state in zip(params, grads, states):
+            self.one_step(p, grad, state, group)
 
 # %% ../nbs/09_optimizers.ipynb #8fc6b51e
 class SGD(Optimizer):
@@ -139,11 +157,15 @@ class SGD(Optimizer):
     torch_keys = Optimizer.torch_keys | dict(momentum=0, dampening=0, nesterov=False)
 
     def __init__(self,
-        params,                 # tensors, (name, tensor) pairs, or one dict per parameter group
-        lr:float=1e-3,          # learning rate, at least 0; a one-element tensor will do
-        weight_decay:float=0.,  # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        # tensors, (name, tensor) pairs, or one dict per parameter group
+        params,
+        # learning rate, at least 0; a one-element tensor will do
+        lr:float=1e-3,
+        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
+        weight_decay:float=0.,
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors of a group at once? else one after the other: same numbers, slower
+        # all tensors of a group at once? else one after the other: same numbers, slower
+        foreach:bool=True
     ): super().__init__(params, dict(lr=lr, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def one_step(self, p, grad, state, group):
@@ -157,18 +179,23 @@ def add_scaled(
     alpha     # a number, or a one-element tensor
 )->None:
     "`x += alpha*y` for each pair, in one call"
-    if isinstance(alpha, Tensor): torch._foreach_add_(xs, torch._foreach_mul(ys, alpha.squeeze()))  # stays on the device: nobody waits for its value
-    else: torch._foreach_add_(xs, ys, alpha=alpha)
+    # stays on the device: nobody waits for its value
+    if isinstance(alpha, Tensor):
+        torch._foreach_add_(xs, torch._foreach_mul(ys, alpha.squeeze()))
+    else:
+        torch._foreach_add_(xs, ys, alpha=alpha)
 
 # %% ../nbs/09_optimizers.ipynb #2b11ff57
 @patch
 def multi_step(self:SGD, params, grads, states, group):
-    if group['weight_decay'] != 0: grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    if group['weight_decay'] != 0:
+        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
     add_scaled(params, grads, -group['lr'])
 
 # %% ../nbs/09_optimizers.ipynb #8ed03862
 # what torch's schedulers and `SWALR` write into a group besides the hyperparameters
-SCHEDULER_KEYS = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum', 'swa_lr'
+SCHEDULER_KEYS = (
+    'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum', 'swa_lr')
 
 @patch
 def _options_on(self:Optimizer, group):
@@ -178,16 +205,19 @@ def _options_on(self:Optimizer, group):
 
 @patch
 def add_param_group(self:Optimizer,
-    param_group:dict  # 'params' and any hyperparameters; copied; also a group of torch's namesake
+    # 'params' and any hyperparameters; copied; also a group of torch's namesake
+    param_group:dict
 )->None:
     "Check a group and add it; its missing hyperparameters come from `self.defaults`"
     group, me = dict(param_group), f'a parameter group of {type(self).__name__}'
-    if on := self._options_on(group): raise ValueError(f'{me} has {on}, which it lacks: leave it out')
+    if on := self._options_on(group):
+        raise ValueError(f'{me} has {on}, which it lacks: leave it out')
     others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
     check_names([k for k in group if k not in others], list(self.defaults), me)
     if group.get('foreach', True) is None: del group['foreach']  # torch's "as you like"
     for name, value in {**self.defaults, **group}.items():
-        if name in self.ranges and name not in self.torch_keys: check_hyper(name, value, *self.ranges[name])
+        if name in self.ranges and name not in self.torch_keys:
+            check_hyper(name, value, *self.ranges[name])
     _check_order(group['params'])
     given = group['params']
     given = group['params'] = [given] if isinstance(given, Tensor) else list(given)
@@ -196,21 +226,27 @@ def add_param_group(self:Optimizer,
         name, p = p if isinstance(p, tuple) else (f'number {i}', p)
         if not isinstance(p, Tensor): continue  # torch says what it is
         if id(p) in seen:
-            raise ValueError(f'parameter {name} of shape {tuple(p.shape)} is given twice, '
-                             f'in one group or in two: it would take two steps')
+            raise ValueError(
+                f'parameter {name} of shape {tuple(p.shape)} is given twice, '
+                f'in one group or in two: it would take two steps')
         if p.is_complex():
-            raise ValueError(f'parameter {name} is complex: keep it as torch.view_as_real(…) instead')
+            raise ValueError(
+                f'parameter {name} is complex: keep it as torch.view_as_real(…) instead'
+            )
         seen.add(id(p))
-    torch.optim.Optimizer.add_param_group(self, {**group, **dict.fromkeys(self.torch_keys)})
+    torch.optim.Optimizer.add_param_group(
+        self, {**group, **dict.fromkeys(self.torch_keys)})
 
 # %% ../nbs/09_optimizers.ipynb #f4c15dbb
 def step_counter()->Tensor:  # 0, on the CPU
-    "A step count in float32, or in float64 where that is the default type: narrower ones stop counting early"
+    """A step count in float32, or in float64 where that is the default type: narrower
+    ones stop counting early"""
     wide = torch.get_default_dtype() == torch.float64
     return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device='cpu')
 
 @patch
-def __setstate__(self:Optimizer, state):  # after loading and unpickling, also of files of an older version
+# after loading and unpickling, also of files of an older version
+def __setstate__(self:Optimizer, state):
     torch.optim.Optimizer.__setstate__(self, state)
     options = {'maximize': False, 'foreach': True, **dict.fromkeys(self.torch_keys)}
     for group in self.param_groups:
@@ -218,7 +254,8 @@ def __setstate__(self:Optimizer, state):  # after loading and unpickling, also o
 
 @patch
 def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name writes it
-    "All state and hyperparameters, ready to save, or to load into torch's optimizer of the same name"
+    """All state and hyperparameters, ready to save, or to load into torch's optimizer
+    of the same name"""
     def switch_off(opt, saved):
         for group in saved['param_groups']: group.update(opt.torch_keys)
     hook = self.register_state_dict_post_hook(switch_off, prepend=True)
@@ -227,23 +264,31 @@ def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name w
 
 @patch
 def _readable(self:Optimizer, state_dict):
-    "A copy of `state_dict` with the groups as ours are; ValueError if it is of another optimizer"
+    """A copy of `state_dict` with the groups as ours are; ValueError if it is of
+    another optimizer"""
     me = type(self).__name__
     if not {'state', 'param_groups'} <= state_dict.keys():
-        raise ValueError(f'no state of an optimizer: expected the keys state and param_groups, '
-                         f'got {list(state_dict)[:5]}')
+        raise ValueError(
+            f'no state of an optimizer: expected the keys state and param_groups, '
+            f'got {list(state_dict)[:5]}')
     groups, names = [], self.defaults.keys() - {'maximize', 'foreach'}
     for group in state_dict['param_groups']:
         if on := self._options_on(group):
             raise ValueError(f'the saved state has {on}, which {me} lacks: '
                              f'load it into an optimizer that has it')
         ours = names | self.torch_keys.keys()
-        wrong = sorted(names - group.keys()) + sorted(group.keys() & self.ranges.keys() - ours)
+        wrong = sorted(names - group.keys()) + sorted(
+            group.keys() & self.ranges.keys() - ours)
         if wrong:
-            raise ValueError(f'{wrong}: in the saved state or in {me}, but not in both. '
-                             f'Load it into the optimizer that it was saved from')
+            raise ValueError(
+                f'{wrong}: in the saved state or in {me}, but not in both. '
+                f'Load it into the optimizer that it was saved from')
         kept = {k: None if k in self.torch_keys else v for k, v in group.items()}
-        groups.append({**kept, 'maximize': kept.get('maximize', False), 'foreach': self.defaults['foreach']})
+        groups.append(
+            {
+                **kept, 'maximize': kept.get('maximize', False),
+                'foreach': self.defaults['foreach']}
+        )
     return {**state_dict, 'param_groups': groups}
 
 @patch
@@ -258,15 +303,24 @@ def _restore_numbers(self:Optimizer, saved):
                 raise ValueError(f'the saved state of parameter {key} lacks {name!r}, '
                                  f'which {type(self).__name__} needs')
             now = self.state[p][name]
-            if isinstance(now, Tensor) and (now.dtype, now.device) == (made.dtype, made.device): continue
-            value = state[name].detach().clone() if isinstance(state[name], Tensor) else state[name]
-            self.state[p][name] = torch.as_tensor(value, dtype=made.dtype, device=made.device)
+            if isinstance(now, Tensor) and (now.dtype, now.device) == (
+                made.dtype,
+                made.device,
+            ):
+                continue
+            value = (
+                state[name].detach().clone() if isinstance(state[name], Tensor)
+                else state[name])
+            self.state[p][name] = torch.as_tensor(
+                value, dtype=made.dtype, device=made.device)
 
 @patch
 def load_state_dict(self:Optimizer,
-    state_dict:dict  # from this optimizer, or from torch's of the same name; not changed
+    # from this optimizer, or from torch's of the same name; not changed
+    state_dict:dict
 )->None:
-    "Take over state and hyperparameters (but not `foreach`); raises ValueError for what this optimizer cannot go on with"
+    """Take over state and hyperparameters (but not `foreach`); raises ValueError for
+    what this optimizer cannot go on with"""
     saved = {}
     def check(opt, given):     # the last hook before loading
         saved.update(opt._readable(given))
@@ -283,10 +337,13 @@ def decay_groups(
     model:nn.Module,     # any model
     weight_decay:float   # for the weights of layers, at least 0
 )->list:                 # two parameter groups: the decayed, the others
-    "Split the parameters in two groups: biases, norms and all other vectors and scalars are not decayed"
+    """Split the parameters in two groups: biases, norms and all other vectors and
+    scalars are not decayed"""
     decayed, rest = {}, {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             spared = p.ndim < 2 or 'bias' in name or 'Norm' in type(module).__name__
             (rest if spared else decayed)[id(p)] = p
-    return [{'params': list(decayed.values()), 'weight_decay': weight_decay}, {'params': list(rest.values()), 'weight_decay': 0.}]
+    return [
+        {'params': list(decayed.values()), 'weight_decay': weight_decay},
+        {'params': list(rest.values()), 'weight_decay': 0.0}]

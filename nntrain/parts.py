@@ -32,7 +32,9 @@ def l2_reg(p, grad, *, weight_decay=0.):
 
 # %% ../nbs/13_composing.ipynb #d99aacbe
 def stat(
-    **makes  # name of a state = function (parameter) -> first value, a tensor that the part changes in place
+    # name of a state = function (parameter) -> first value, a tensor that the part
+    # changes in place
+    **makes
 ):           # a decorator that gives the function back
     "Mark a part as the one that keeps these states"
     def mark(part):
@@ -43,13 +45,15 @@ def stat(
 def at_least_float32(
     x:Tensor    # any floating-point tensor
 )->torch.dtype: # its type, or float32 if that is wider
-    "In which type to sum and count for `x`: a sum in bfloat16 stops growing at 256 times its terms"
+    """In which type to sum and count for `x`: a sum in bfloat16 stops growing at 256
+    times its terms"""
     return torch.promote_types(x.dtype, torch.float32)
 
 def scalar(
     value:float  # where it starts
 ):               # (parameter) -> a tensor with one element, on the parameter's device
-    "For a state that is one number per parameter; in float32 even if the parameter is in half precision"
+    """For a state that is one number per parameter; in float32 even if the parameter is
+    in half precision"""
     return lambda p: torch.full((), value, dtype=at_least_float32(p), device=p.device)
 
 # %% ../nbs/13_composing.ipynb #90641b1e
@@ -94,8 +98,10 @@ def adam_direction(
     betas:tuple,       # what the two averages keep at each step, in [0, 1)
     eps:float          # added to the root, in the unit of the gradient
 )->Tensor:             # about 1 in size where gradients agree
-    "Debiased average of the gradients over the root of the debiased average of their squares"
-    t = step.double() if torch.compiler.is_compiling() else step.item()  # compiled code must not look at values
+    """Debiased average of the gradients over the root of the debiased average of their
+    squares"""
+    # compiled code must not look at values
+    t = step.double() if torch.compiler.is_compiling() else step.item()
     m, v = exp_avg/(1 - betas[0]**t), exp_avg_sq/(1 - betas[1]**t)
     return m/(v.sqrt() + eps)
 
@@ -111,15 +117,19 @@ def _sgd_steps(p, grad, *, lr): add_scaled(p, grad, -lr)
 def _weight_decays(p, *, lr, weight_decay):
     if weight_decay != 0: torch._foreach_mul_(p, 1 - lr*weight_decay)
 @multi(l2_reg)
-def _l2_regs(p, grad, *, weight_decay): return torch._foreach_add(grad, p, alpha=weight_decay) if weight_decay != 0 else None
+def _l2_regs(p, grad, *, weight_decay):
+    return (
+        torch._foreach_add(grad, p, alpha=weight_decay) if weight_decay != 0 else None)
 @multi(sum_grad)
 def _sum_grads(grad, momentum_buffer, *, momentum):
     torch._foreach_mul_(momentum_buffer, momentum)
     torch._foreach_add_(momentum_buffer, grad)
 @multi(average_grad)
-def _average_grads(grad, exp_avg, *, betas): torch._foreach_lerp_(exp_avg, grad, 1-betas[0])
+def _average_grads(grad, exp_avg, *, betas):
+    torch._foreach_lerp_(exp_avg, grad, 1 - betas[0])
 @multi(average_sqr_grad)
-def _average_sqr_grads(grad, exp_avg_sq, *, betas): _square_averages(grad, exp_avg_sq, alpha=betas[1])
+def _average_sqr_grads(grad, exp_avg_sq, *, betas):
+    _square_averages(grad, exp_avg_sq, alpha=betas[1])
 @multi(square_average)
 def _square_averages(grad, square_avg, *, alpha):
     torch._foreach_mul_(square_avg, alpha)
@@ -134,9 +144,12 @@ def _rms_prop_steps(p, grad, square_avg, *, lr, eps):
     torch._foreach_add_(floors, eps)
     subtract_ratio(p, grad, floors, [lr]*len(p))
 @multi(adam_step)
-def _adam_steps(p, exp_avg, exp_avg_sq, step, *, lr, betas, eps):  # both debiasing divisions in the rate, as in chapter 12
+# both debiasing divisions in the rate, as in chapter 12
+def _adam_steps(p, exp_avg, exp_avg_sq, step, *, lr, betas, eps):
     ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in step]
     roots = [(1 - betas[1]**t)**.5 for t in ts]
     floors = torch._foreach_sqrt(exp_avg_sq)
     torch._foreach_add_(floors, [eps*root for root in roots])
-    subtract_ratio(p, exp_avg, floors, [lr*root/(1 - betas[0]**t) for t, root in zip(ts, roots)])
+    subtract_ratio(
+        p, exp_avg, floors,
+        [lr * root / (1 - betas[0] ** t) for t, root in zip(ts, roots)])

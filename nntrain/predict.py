@@ -23,15 +23,20 @@ from .learner import Learner
 
 # %% ../nbs/20_augmentation.ipynb #c71bd101
 class _PredictCB(Callback):
-    "Leave out what follows a validation phase; a batch of inputs only gets the target None"
+    """Leave out what follows a validation phase; a batch of inputs only gets the target
+    None"""
     order = -math.inf
     def before_batch(self, learn):
         batch = learn.batch
-        if isinstance(batch, Tensor): learn.batch = batch, None
-        elif isinstance(batch, (tuple, list)) and len(batch) == 1: learn.batch = *batch, None
-        elif isinstance(batch, dict) and not set(batch) & set(TARGET_KEYS): learn.batch = batch | {TARGET_KEYS[0]: None}
+        if isinstance(batch, Tensor):
+            learn.batch = batch, None
+        elif isinstance(batch, (tuple, list)) and len(batch) == 1:
+            learn.batch = *batch, None
+        elif isinstance(batch, dict) and not set(batch) & set(TARGET_KEYS):
+            learn.batch = batch | {TARGET_KEYS[0]: None}
     def after_phase(self, learn): raise CancelFit
-    def after_epoch(self, learn): raise CancelFit        # where the phase was left early
+    # where the phase was left early
+    def after_epoch(self, learn): raise CancelFit
 
 class _CollectCB(Callback):
     "Note predictions and targets, and leave the batch before its loss"
@@ -39,18 +44,28 @@ class _CollectCB(Callback):
     def __init__(self): self.preds, self.targets = [], []
     def after_predict(self, learn):
         try: targets = learn.yb
-        except ValueError: targets = None                # a batch of another kind, with verbs of its own
+        # a batch of another kind, with verbs of its own
+        except ValueError: targets = None
         for what, value in ('predictions', learn.preds), ('targets', targets):
-            if not isinstance(value, Tensor) and (value is not None or what == 'predictions'):
-                raise TypeError(f'{what} must be a tensor to be put together, got a {type(value).__name__}: '
-                                'override Learner.predict so that learn.preds is one, or let the loader give one')
+            if not isinstance(value, Tensor) and (
+                value is not None or what == 'predictions'
+            ):
+                raise TypeError(
+                    f'{what} must be a tensor to be put together, got a '
+                    f'{type(value).__name__}: '
+                    'override Learner.predict so that learn.preds is one, or let the '
+                    'loader give one')
         self.preds.append(learn.preds.detach().float())
         self.targets.append(targets)
         raise CancelBatch
 
 def _predict(learn, dl, tfms):
-    if dl is None: raise ValueError('this learner has no validation loader: say which loader to predict, dl=…')
-    asking = getattr(learn, '_calling', ())              # callbacks that are being called: in the middle of a fit
+    if dl is None:
+        raise ValueError(
+            'this learner has no validation loader: say which loader to predict, dl=…')
+    asking = getattr(
+        learn, '_calling', ()
+    )  # callbacks that are being called: in the middle of a fit
     cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
     collect = _CollectCB()
     with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
@@ -62,9 +77,13 @@ def _predict(learn, dl, tfms):
     return torch.cat(collect.preds), torch.cat(collect.targets) if labelled else None
 
 def get_preds(
-    learn:Learner,  # model, data and callbacks, also in the middle of a fit; all is put back afterwards
-    dl=None,        # loader of batches, with labels or without; None: the learner's validation loader
+    # model, data and callbacks, also in the middle of a fit; all is put back afterwards
+    learn:Learner,
+    # loader of batches, with labels or without; None: the learner's validation loader
+    dl=None,
     tfms=()         # transforms of the images, before the learner's own callbacks
 )->tuple:           # predictions (N, C) and targets (N,), on the device; targets None where the loader has none
-    "Predict a whole loader in evaluation mode, in its order, with the weights that a validation phase would use; leaves no trace"
-    return _predict(learn, getattr(learn.dls, 'valid', None) if dl is None else dl, tfms)
+    """Predict a whole loader in evaluation mode, in its order, with the weights that a
+    validation phase would use; leaves no trace"""
+    return _predict(
+        learn, getattr(learn.dls, 'valid', None) if dl is None else dl, tfms)

@@ -29,8 +29,10 @@ class Verdict:
     def __repr__(self): return self.text
 
 class Prediction:
-    "What `predict` returns: a question with curves to pick from; shown as HTML, or as text in a console"
-    def __init__(self, question, says, answer, page): self.question,self.says,self.answer,self.page = question,says,answer,page
+    """What `predict` returns: a question with curves to pick from; shown as HTML, or as
+    text in a console"""
+    def __init__(self, question, says, answer, page):
+        self.question, self.says, self.answer, self.page = question, says, answer, page
     def to_html(self)->str: return self.page  # the whole figure in one piece
 
     def check(self,
@@ -40,17 +42,25 @@ class Prediction:
         return Verdict(pick==self.answer, self.says[_known(pick, self.says, 'pick')])
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        lines = [self.question, *(f'- {label}' for label in self.says), "Pick one: .check('…') answers."]
+        lines = [
+            self.question, *(f'- {label}' for label in self.says),
+            "Pick one: .check('…') answers."]
         return {'text/plain': '\n'.join(lines), 'text/html': self.page}
 
 def _known(name, names, what):  # the name, or an error with the nearest one
     if name in names: return name
     near = get_close_matches(str(name), names, 1)
-    raise ValueError(f"{what}={name!r} is none of the options" + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
+    raise ValueError(
+        f"{what}={name!r} is none of the options"
+        + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
 
-def _sentences(answer, labels, why, remarks):  # {label: what a reader who picks it is told}
+# {label: what a reader who picks it is told}
+def _sentences(answer, labels, why, remarks):
     right = f'“{answer}”. {why}'
-    return {k: f'Right: {right}' if k==answer else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}'])) for k in labels}
+    return {
+        k: f'Right: {right}' if k == answer
+        else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
+        for k in labels}
 
 # %% ../nbs/92_figures.ipynb #00e22901
 _CSS_Q = '''.nnx fieldset{border:0;margin:0;padding:0;min-width:0}.nnx legend{float:none;width:auto;font-size:1em;font-weight:600;line-height:1.4;padding:0;margin:0 0 .4em}.nnx [hidden]{display:none!important}
@@ -68,44 +78,75 @@ go=()=>{const k=I.findIndex(i=>i.checked);if(k<0){say.textContent='Pick a curve 
 I.forEach(i=>i.hidden=false);one('button').hidden=false;more.hidden=true;one('.nnx-w').hidden=true;one('button').addEventListener('click',go)}))(%s)'''
 
 # %% ../nbs/92_figures.ipynb #8a208a01
-def _panels(packed, known, limits, log, box, key):  # one small labelled picture per candidate; the first `known` series lie behind each
-    dots = f'<g id="{key}-g">' + ''.join(f'<path style="fill:currentColor;opacity:.45" d="{_paths(s, 0, None, box[2:])[1]}"/>' for s in packed[:known]) + '</g>' if known else ''
-    view, axes, res = f'{_LEFT-1750} {_TOP-350} {_SPAN*box[2]+2450} {_SPAN*box[3]+1250}', _axes(limits, log, box[2:], size=520), ''
+# one small labelled picture per candidate; the first `known` series lie behind each
+def _panels(packed, known, limits, log, box, key):
+    dots = (
+        f'<g id="{key}-g">'
+        + ''.join(
+            '<path style="fill:currentColor;opacity:.45" '
+            f'd="{_paths(s, 0, None, box[2:])[1]}"/>' for s in packed[:known])
+        + '</g>'
+        if known
+        else ''
+    )
+    view, axes, res = (
+        f'{_LEFT - 1750} {_TOP - 350} {_SPAN * box[2] + 2450} {_SPAN * box[3] + 1250}',
+        _axes(limits, log, box[2:], size=520), '')
     for i,s in enumerate(packed[known:]):
         line = f'<path class="sr" d="{_paths(s, 0, None, box[2:])[0]}"/>'
-        res += f'<label><input type="radio" name="{key}" autocomplete="off" hidden><span>{html.escape(s["name"])}</span><b></b>{_svg("", box, f"{key}-{i}", axes, dots+line, view)}</label>'
+        res += f'<label><input type="radio" name="{key}" autocomplete="off" hidden><span>{html.escape(s["name"])}</span><b></b>{_svg("", box, f"{key}-{i}", axes, dots + line, view)}</label>'
         if known: dots = f'<use href="#{key}-g"/>'  # drawn once, shown in every picture
     return f'<div class="nnx-o nnx-o{len(packed)-known}">{res}</div>', dots
 
-def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):  # the folded picture: the true curve and a place for the picked one
+# the folded picture: the true curve and a place for the picked one
+def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
     mine = _stroke('', '', 1).replace('class="sr"', 'class="sr nnx-m"', 1)
-    picture = _svg(alt, box, key+'-clip', _axes(limits, log, box[2:], labels), dots + mine + _stroke(_paths(truth, 0, None, box[2:])[0], '', 0))
-    keys = _key(truth['name'], 0, 1, 0) + _key('your pick', 1, 1, 0).replace('<li>', '<li class="nnx-k" hidden>')
+    picture = _svg(
+        alt, box, key + '-clip', _axes(limits, log, box[2:], labels),
+        dots + mine + _stroke(_paths(truth, 0, None, box[2:])[0], '', 0))
+    keys = _key(truth['name'], 0, 1, 0) + _key('your pick', 1, 1, 0).replace(
+        '<li>', '<li class="nnx-k" hidden>')
     head = f'<p class="nnx-t">{html.escape(title)}</p>' if title else ''
     return f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}<p class="nnx-w">{html.escape(why)}</p></details>'
 
 # %% ../nbs/92_figures.ipynb #af922d01
-def _check_options(question, options, answer, why, given, remarks):  # -> (series behind all, candidates)
+# -> (series behind all, candidates)
+def _check_options(question, options, answer, why, given, remarks):
     if not isinstance(options, dict) or not 2<=len(options)<=4:
-        raise ValueError(f"options must be a dict of 2 to 4 curves {{label: y or (x, y)}}, not {type(options).__name__}" + (f" of {len(options)}" if isinstance(options, dict) else ""))
+        raise ValueError(
+            f"options must be a dict of 2 to 4 curves {{label: y or (x, y)}}, not "
+            f"{type(options).__name__}"
+            + (f" of {len(options)}" if isinstance(options, dict) else ""))
     _known(answer, options, 'answer')
     for label in remarks: _known(label, options, 'remarks')
-    if not str(question).strip() or not str(why).strip(): raise ValueError("question and why need words: what is asked, and why the right curve is right")
-    if set(given)&set(options): raise ValueError(f"{sorted(set(given)&set(options))} is both given and an option: rename one")
+    if not str(question).strip() or not str(why).strip():
+        raise ValueError(
+            "question and why need words: what is asked, and why the right curve is "
+            "right")
+    if set(given) & set(options):
+        raise ValueError(
+            f"{sorted(set(given) & set(options))} is both given and an option: rename "
+            "one")
     curves = _series(options, 'line', 'predict')
     for label,(x,y) in curves.items():
-        if np.isfinite(x+y).sum()<2: raise ValueError(f"predict: {label!r} needs at least two finite points to be a curve")
+        if np.isfinite(x + y).sum() < 2:
+            raise ValueError(
+                f"predict: {label!r} needs at least two finite points to be a curve")
     return (_series(given, 'line', 'predict') if given else {}), curves
 
 def predict(
     question:str,  # what to predict, in one sentence
-    options:dict,  # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the curve runs
-    answer:str,    # label of the right one; let its numbers come from the code in question
+    # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the
+    # curve runs
+    options:dict,
+    # label of the right one; let its numbers come from the code in question
+    answer:str,
     why:str,       # one or two sentences, shown after the pick
     *,
     alt:str,       # one sentence for readers who do not see the answer's picture
     remarks=None,  # {label: what to say to those who pick it}
-    given=None,    # {name: y or (x, y)} that is known beforehand, drawn as dots behind every curve
+    # {name: y or (x, y)} that is known beforehand, drawn as dots behind every curve
+    given=None,
     title='',      # of the answer's picture: what to see
     xlabel='x',    # with the unit
     ylabel='y',    # with the unit
@@ -114,22 +155,58 @@ def predict(
     xlog=False,    # logarithmic x axis
     ylog=False,    # logarithmic y axis
 )->Prediction:     # shows itself in a notebook; `check(label)` answers in a console
-    "Ask readers to pick the curve that they expect before they see the right one; raises ValueError with the fix for anything unusable"
+    """Ask readers to pick the curve that they expect before they see the right one;
+    raises ValueError with the fix for anything unusable"""
     _check_alt(alt)
     given, remarks, log = given or {}, remarks or {}, (int(xlog), int(ylog))
     known,curves = _check_options(question, options, answer, why, given, remarks)
     limits, box = _window([known, curves], (xlim, ylim), log), (_LEFT, _TOP, 4, 2)
-    packed = [s for group in (known, curves) for s in _pack([group], dict(limits=limits, dots=list(known), kind='line', log=log))]
+    packed = [
+        s
+        for group in (known, curves)
+        for s in _pack(
+            [group], dict(limits=limits, dots=list(known), kind='line', log=log)
+        )
+    ]
     says, labels = _sentences(answer, list(options), why, remarks), list(options)
     for a,b in itertools.combinations(packed[len(known):], 2):
-        if a['x']==b['x'] and a['y']==b['y']: raise ValueError(f"options {a['name']!r} and {b['name']!r} are the same curve")
-    key = 'nnx-q-' + hashlib.sha256(json.dumps([question, says, alt, title, limits, packed]).encode()).hexdigest()[:8]
+        if a['x'] == b['x'] and a['y'] == b['y']:
+            raise ValueError(
+                f"options {a['name']!r} and {b['name']!r} are the same curve")
+    key = (
+        'nnx-q-'
+        + hashlib.sha256(
+            json.dumps([question, says, alt, title, limits, packed]).encode()
+        ).hexdigest()[:8]
+    )
     panels,dots = _panels(packed, len(known), limits, log, box, key)
-    same = ''.join(_key(n, 0, 0, 1).replace(f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"') for n in known) + f'<li>same axes everywhere: {html.escape(xlabel)} across, {html.escape(ylabel)} up</li>'
-    data = json.dumps(dict(id=key, answer=labels.index(answer), says=[says[k] for k in labels]), ensure_ascii=False).replace('<', '\\u003c')
-    page = (f'<div class="nnx nnx-q" id="{key}"><style>{_CSS}{_CSS_Q}</style>'
-            + _shielded(f'Interactive question: {question}', f'<fieldset><legend>{html.escape(question)}</legend>{panels}<ul>{same}</ul>'
-            f'<p><button type="button" hidden>Check my pick</button></p></fieldset><p class="nnx-v" role="status"></p>'
-            + _answer(packed[len(known)+labels.index(answer)], dots, limits, log, box, key, alt, title, (xlabel, ylabel), why) + f'<script>{_JS_Q % data}</script>') + '</div>')
-    _check_size(page, f"give curves of fewer points ({max(len(x) for x,_ in curves.values())} now)")
+    same = (
+        ''.join(
+            _key(n, 0, 0, 1).replace(
+                f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"')
+            for n in known
+        )
+        + f'<li>same axes everywhere: {html.escape(xlabel)} across, '
+        f'{html.escape(ylabel)} up</li>'
+    )
+    data = json.dumps(
+        dict(id=key, answer=labels.index(answer), says=[says[k] for k in labels]),
+        ensure_ascii=False).replace('<', '\\u003c')
+    page = (
+        f'<div class="nnx nnx-q" id="{key}"><style>{_CSS}{_CSS_Q}</style>'
+        + _shielded(
+            f'Interactive question: {question}',
+            f'<fieldset><legend>{html.escape(question)}</legend>{panels}<ul>{same}</ul>'
+            '<p><button type="button" hidden>Check my pick</button></p></fieldset><p '
+            'class="nnx-v" role="status"></p>'
+            + _answer(
+                packed[len(known) + labels.index(answer)], dots, limits, log, box, key,
+                alt, title, (xlabel, ylabel), why)
+            + f'<script>{_JS_Q % data}</script>',
+        )
+        + '</div>'
+    )
+    _check_size(
+        page,
+        f"give curves of fewer points ({max(len(x) for x, _ in curves.values())} now)")
     return Prediction(question, says, answer, page)

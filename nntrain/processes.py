@@ -36,22 +36,32 @@ def part_of(
     world:int   # into how many parts, at least 1
 )->slice:       # the rows of that part
     "Cut `n` rows into `world` parts whose sizes differ by at most one"
-    if not 0 <= rank < world: raise ValueError(f'rank must lie from 0 to world-1, got rank {rank} of {world}')
-    return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up: the first part is never the smaller one
+    if not 0 <= rank < world:
+        raise ValueError(f'rank must lie from 0 to world-1, got rank {rank} of {world}')
+    # rounded up: the first part is never the smaller one
+    return slice(-(-n*rank//world), -(-n*(rank+1)//world))
 
 # %% ../nbs/18_distributed.ipynb #3a2c5a01
 def _loopback():
-    "Tell gloo, which connects the processes, to use the network interface that no other machine can reach"
-    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, 'if_nameindex') else []
+    """Tell gloo, which connects the processes, to use the network interface that no
+    other machine can reach"""
+    names = (
+        [name for _, name in socket.if_nameindex()] if hasattr(socket, 'if_nameindex')
+        else [])
     return {'GLOO_SOCKET_IFNAME': name for name in names if name in ('lo', 'lo0')}
 
 def _serve():
-    "What each process does: join the others, then run the functions that come through stdin and answer through stdout"
+    """What each process does: join the others, then run the functions that come through
+    stdin and answer through stdout"""
     replies = os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)                             # whatever else writes to stdout goes to the log
+    # whatever else writes to stdout goes to the log
+    os.dup2(2, 1)
     rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    dist.init_process_group('gloo', init_method=os.environ['NNTRAIN_STORE'], rank=rank, world_size=world)
-    space = vars(sys.modules['__main__'])     # so that pickled objects of a notebook's classes are found
+    dist.init_process_group(
+        'gloo', init_method=os.environ['NNTRAIN_STORE'], rank=rank, world_size=world)
+    space = vars(
+        sys.modules['__main__']
+    )  # so that pickled objects of a notebook's classes are found
     space.update(torch=torch, nn=nn, dist=dist, rank=rank, world=world)
     while True:
         try: source, name, args = pickle.load(sys.stdin.buffer)
@@ -66,7 +76,8 @@ def _serve():
         replies.write(answer)
         replies.flush()
     dist.destroy_process_group()
-    os._exit(0)                               # nothing is left to tidy up: leave at once
+    # nothing is left to tidy up: leave at once
+    os._exit(0)
 
 # %% ../nbs/18_distributed.ipynb #f3a78c01
 def _stop(procs, folder):
@@ -78,26 +89,45 @@ def _stop(procs, folder):
     folder.cleanup()
 
 class Processes:
-    "Python processes on this machine that can send each other tensors; they stay until `close`"
+    """Python processes on this machine that can send each other tensors; they stay
+    until `close`"""
     def __init__(self,
         n:int=2,        # how many
         threads:int=1   # of torch, in each
     ):
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        store = (Path(folder.name)/'store').as_uri()          # they find each other through a file
-        env = os.environ | _loopback() | dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), NNTRAIN_STORE=store, OMP_NUM_THREADS=str(threads),
-                                              CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_CPU='true')
-        self.logs, self.procs = [Path(folder.name)/f'{rank}.log' for rank in range(n)], []
+        store = (
+            Path(folder.name) / 'store').as_uri()  # they find each other through a file
+        env = (
+            os.environ
+            | _loopback()
+            | dict(
+                WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), NNTRAIN_STORE=store,
+                OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='',
+                ACCELERATE_USE_CPU='true'))
+        self.logs, self.procs = (
+            [Path(folder.name) / f'{rank}.log' for rank in range(n)], [])
         for rank, log in enumerate(self.logs):
             with log.open('wb') as err:
-                self.procs.append(subprocess.Popen([sys.executable, '-c', 'from nntrain.distributed import _serve; _serve()'], stderr=err,
-                                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
-        self.close = weakref.finalize(self, _stop, self.procs, folder)   # also when the notebook ends
+                self.procs.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable, '-c',
+                            'from nntrain.distributed import _serve; _serve()'],
+                        stderr=err,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                    )
+                )
+        # also when the notebook ends
+        self.close = weakref.finalize(self, _stop, self.procs, folder)
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
 # %% ../nbs/18_distributed.ipynb #4b048401
-def _source(code): return code if isinstance(code, str) else textwrap.dedent(inspect.getsource(code))
+def _source(code):
+    return code if isinstance(code, str) else textwrap.dedent(inspect.getsource(code))
 
 @patch
 def run(self:Processes,
@@ -106,16 +136,27 @@ def run(self:Processes,
     timeout:float=300,  # seconds; who takes longer is stopped, together with the others
     show:bool=True      # print what the processes printed?
 )->list:                # what the function returned, process by process
-    "Run `code` in all processes at once. It knows torch, nn, dist, rank, world, and what was run before: imports, functions, variables"
-    if not self.close.alive: raise RuntimeError('these processes have ended: start new ones with Processes()')
+    """Run `code` in all processes at once. It knows torch, nn, dist, rank, world, and
+    what was run before: imports, functions, variables"""
+    if not self.close.alive:
+        raise RuntimeError(
+            'these processes have ended: start new ones with Processes()')
     for p in self.procs:
-        with contextlib.suppress(BrokenPipeError):            # it has died: its log says why, see below
-            p.stdin.write(pickle.dumps((_source(code), None if isinstance(code, str) else code.__name__, args)))
+        # it has died: its log says why, see below
+        with contextlib.suppress(BrokenPipeError):
+            p.stdin.write(
+                pickle.dumps(
+                    (
+                        _source(code), None if isinstance(code, str) else code.__name__,
+                        args)))
             p.stdin.flush()
     replies = self._replies(timeout)
     if show:
         for rank, (printed, _) in enumerate(replies):
-            if printed: print(textwrap.indent(printed.rstrip('\n'), f'process {rank} │ ', lambda line: True))
+            if printed:
+                print(
+                    textwrap.indent(
+                        printed.rstrip('\n'), f'process {rank} │ ', lambda line: True))
     return [result for _, result in replies]
 
 @patch
@@ -129,22 +170,33 @@ def define(self:Processes,
 @patch
 def _replies(self:Processes, timeout):
     def reply(rank):
-        try: ok, printed, result = pickle.load(self.procs[rank].stdout)
-        except EOFError: ok, result = False, 'it ended.\n' + self.logs[rank].read_text(errors='replace')[-2000:]
+        try:
+            ok, printed, result = pickle.load(self.procs[rank].stdout)
+        except EOFError:
+            ok, result = (
+                False,
+                'it ended.\n' + self.logs[rank].read_text(errors='replace')[-2000:])
         if not ok: raise RuntimeError(f'process {rank}: {result}')
         return printed, result
     with ThreadPoolExecutor(len(self.procs)) as pool:
         futures = [pool.submit(reply, rank) for rank in range(len(self.procs))]
         done, late = wait(futures, timeout, FIRST_EXCEPTION)
         failed = [f.exception() for f in done if f.exception()]
-        if failed or late:                                    # the others would wait for it in vain
+        # the others would wait for it in vain
+        if failed or late:
             for p in self.procs: p.kill()
     if not failed and not late: return [f.result() for f in futures]
     self.close()
-    raise failed[0] if failed else TimeoutError(f'not all processes answered within {timeout:g} s: does one wait for another that does not come?')
+    raise (
+        failed[0]
+        if failed
+        else TimeoutError(
+            f'not all processes answered within {timeout:g} s: does one wait for '
+            'another that does not come?'))
 
 # %% ../nbs/18_distributed.ipynb #ec712901
-def _launched()->bool:  # by torchrun or `accelerate launch`, which starts several processes with it?
+# by torchrun or `accelerate launch`, which starts several processes with it?
+def _launched()->bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 def world_size()->int:
@@ -152,7 +204,8 @@ def world_size()->int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 def is_main()->bool:
-    "Is this the process that prints and saves? A process that nobody started with others is"
+    """Is this the process that prints and saves? A process that nobody started with
+    others is"""
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
 

@@ -26,14 +26,28 @@ def history_table(
 )->str:
     "The rows of a history as a table; what a row does not have stays empty"
     if not history: return ''
-    cell = lambda k, v: '' if v is None else f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds' else f'{v:.4f}'
-    names = list(dict.fromkeys(k for row in sorted(history, key=len, reverse=True) for k in row))  # in the order of the longest row
+    cell = lambda k, v: (
+        '' if v is None else f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds'
+        else f'{v:.4f}')
+    # in the order of the longest row
+    names = list(
+        dict.fromkeys(k for row in sorted(history, key=len, reverse=True) for k in row))
     rows = [names, *([cell(k, row.get(k)) for k in names] for row in history)]
-    if plain: return '\n'.join('  '.join(f'{c:>{max(len(h), 7)}}' for h, c in zip(rows[0], row)) for row in rows)
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [rows[0], ['--:']*len(rows[0]), *rows[1:]])
+    if plain:
+        return '\n'.join(
+            '  '.join(f'{c:>{max(len(h), 7)}}' for h, c in zip(rows[0], row))
+            for row in rows)
+    return '\n'.join(
+        '| ' + ' | '.join(row) + ' |'
+        for row in [rows[0], ['--:'] * len(rows[0]), *rows[1:]])
 
 # %% ../nbs/05_measuring.ipynb #ed2b8fca
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # told apart by colour-blind readers too
+COLORS = (
+    '#0072B2',
+    '#D55E00',
+    '#009E73',
+    '#CC79A7',
+)  # told apart by colour-blind readers too
 
 def plot_history(
     history,      # rows of `learn.history`
@@ -42,13 +56,17 @@ def plot_history(
 ):
     "Curves of one metric in both phases"
     known = sorted({k.split('_', 1)[1] for row in history for k in row if '_' in k})
-    if what not in known: raise ValueError(f'the history has no metric {what!r}: it has {known}')
+    if what not in known:
+        raise ValueError(f'the history has no metric {what!r}: it has {known}')
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6, 3))[1]
     for phase, marker, color in zip(('train', 'valid'), 'os', COLORS):
         if any(f'{phase}_{what}' in r for r in history):
-            ax.plot([r['epoch']+1 for r in history], [r.get(f'{phase}_{what}', math.nan) for r in history], marker=marker, color=color, label=phase)
+            ax.plot(
+                [r['epoch'] + 1 for r in history],
+                [r.get(f'{phase}_{what}', math.nan) for r in history], marker=marker,
+                color=color, label=phase)
     ax.set(xlabel='epoch', ylabel=what, title=f'{what}, {len(history)} epochs')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
@@ -64,7 +82,9 @@ def last_metric(
     if name in known: return history[-1][name]
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f': did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f'no metric {name!r} in the history{hint}; it has {known}' + ('' if history else ': is MetricsCB among the callbacks?'))
+    raise ValueError(
+        f'no metric {name!r} in the history{hint}; it has {known}'
+        + ('' if history else ': is MetricsCB among the callbacks?'))
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
 def in_notebook()->bool:
@@ -98,38 +118,51 @@ class _TerminalScreen:
     def __init__(self, plot): self.bar, self.head = None, None
     def start(self, title, total, every):
         from tqdm import tqdm
-        self.bar = tqdm(total=total, desc=title, mininterval=every, leave=False, disable=None, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, desc=title, mininterval=every, leave=False, disable=None,
+            dynamic_ncols=True)
     def tick(self): self.bar.update()
     def stop(self):
         if self.bar is not None: self.bar.close()
     def row(self, history):
         lines = history_table(history, plain=True).splitlines()
-        new = lines if self.head is None else [*lines[:1]*(lines[0] != self.head), lines[-1]]  # all rows first: a training that goes on has old ones
+        # all rows first: a training that goes on has old ones
+        new = (
+            lines if self.head is None
+            else [*lines[:1] * (lines[0] != self.head), lines[-1]])
         print('\n'.join(new), flush=True)
         self.head = lines[0]  # new columns get a new header
     def close(self): self.stop()
 
 # %% ../nbs/05_measuring.ipynb #c29f3fce
 class _NotebookScreen:
-    def __init__(self, plot): self.table, self.plain, self.handle, self.curve, self.plot, self.shown = '', '', None, None, plot, 0.
+    def __init__(self, plot):
+        self.table, self.plain, self.handle, self.curve, self.plot, self.shown = (
+            '', '', None, None, plot, 0.0)
     def show(self, meter=''):
         from IPython.display import display
         note = f'\n\n`{meter}`' if meter else ''
-        data = {'text/markdown': (self.table + note) or ' ', 'text/plain': '\n'.join(filter(None, (self.plain, meter)))}
+        data = {
+            'text/markdown': (self.table + note) or ' ',
+            'text/plain': '\n'.join(filter(None, (self.plain, meter)))}
         if self.handle is None: self.handle = display(data, raw=True, display_id=True)
         else: self.handle.update(data, raw=True)
     def start(self, title, total, every):
-        self.title, self.total, self.every, self.n, self.begin = title, total, every, 0, time.perf_counter()
+        self.title, self.total, self.every, self.n, self.begin = (
+            title, total, every, 0, time.perf_counter())
         self.tick(0)
     def tick(self, step=1):
         self.n, now = self.n + step, time.perf_counter()
         if now - self.shown < self.every: return
         from tqdm import tqdm
         self.shown = now
-        self.show(tqdm.format_meter(self.n, self.total, now - self.begin, ncols=80, prefix=self.title))
+        self.show(
+            tqdm.format_meter(
+                self.n, self.total, now - self.begin, ncols=80, prefix=self.title))
     def stop(self): pass
     def row(self, history):
-        self.table, self.plain = history_table(history), history_table(history, plain=True)
+        self.table, self.plain = (
+            history_table(history), history_table(history, plain=True))
         self.show()
         if self.plot: self.draw(history)
     def draw(self, history):
@@ -146,25 +179,36 @@ def _loss(learn): return learn.loss.detach()
 
 def _one_number(name, value):
     if not isinstance(value, Tensor) or value.numel() == 1: return value
-    raise ValueError(f'RecorderCB notes numbers, but {name} gave a tensor of shape {tuple(value.shape)}: '
-                     f'give its mean, or one function for each number')
+    raise ValueError(
+        f'RecorderCB notes numbers, but {name} gave a tensor of shape '
+        f'{tuple(value.shape)}: '
+        f'give its mean, or one function for each number')
 
 class RecorderCB(Callback):
-    "Note the loss and `fns` at each training batch; values are kept on the device until the phase ends"
+    """Note the loss and `fns` at each training batch; values are kept on the device
+    until the phase ends"""
     order, watches = 10, True
     def __init__(self,
         **fns  # name=function of the learner, giving a number or a 0-dim tensor
     ): self.fns = {'loss': _loss} | fns
-    def before_fit(self, learn): self.values, self.new = {name: [] for name in self.fns}, {}
+    def before_fit(self, learn):
+        self.values, self.new = {name: [] for name in self.fns}, {}
     def before_phase(self, learn): self.new = {name: [] for name in self.fns}
     def after_loss(self, learn):
         if learn.training:
-            for name, fn in self.fns.items(): self.new[name].append(_one_number(name, fn(learn)))
+            for name, fn in self.fns.items():
+                self.new[name].append(_one_number(name, fn(learn)))
     def cleanup_phase(self, learn):
         for name, values in self.new.items(): self.values[name] += _to_floats(values)
         self.new = {}
-    def state_dict(self)->dict: return {name: values + _to_floats(self.new.get(name, [])) for name, values in self.values.items()}
-    def load_state_dict(self, state)->None: self.values, self.new = {name: list(values) for name, values in state.items()}, {name: [] for name in self.fns}
+    def state_dict(self) -> dict:
+        return {
+            name: values + _to_floats(self.new.get(name, []))
+            for name, values in self.values.items()}
+    def load_state_dict(self, state) -> None:
+        self.values, self.new = (
+            {name: list(values) for name, values in state.items()},
+            {name: [] for name in self.fns})
     def plot(self, name='loss', ax=None):
         "Plot one recorded quantity over the training batches"
         if ax is None:

@@ -51,7 +51,9 @@ def mlp(
     n_classes:int=10   # outputs
 )->nn.Sequential:      # (N, 1, 28, 28) images -> (N, n_classes) logits
     "One hidden layer"
-    return nn.Sequential(nn.Flatten(), nn.Linear(28*28, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(),
+        nn.Linear(n_hidden, n_classes))
 
 # %% ../nbs/23_recipe.ipynb #fbf8e7d1
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
@@ -62,7 +64,10 @@ OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'adamw': (AdamW, 2e-3)}
 
 # %% ../nbs/23_recipe.ipynb #15sc0002
-SCHEDULES = {'constant': (None, 1), 'one-cycle': (one_cycle, 5)}  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
+SCHEDULES = {
+    'constant': (None, 1),
+    'one-cycle': (one_cycle, 5),
+}  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
 
 # %% ../nbs/23_recipe.ipynb #c44798d3
 def _write_json(values, path):
@@ -70,19 +75,23 @@ def _write_json(values, path):
 
 def _write_history(history, path):
     with open(path, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(dict.fromkeys(name for row in history for name in row)))
+        writer = csv.DictWriter(
+            f, list(dict.fromkeys(name for row in history for name in row)))
         writer.writeheader(); writer.writerows(history)
 
 def _write_curves(history, path):
-    from matplotlib.figure import Figure  # no pyplot: needs no screen and leaves no figure open
+    # no pyplot: needs no screen and leaves no figure open
+    from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3.2), layout='constrained')
-    for ax, what in zip(fig.subplots(1, 2), ('loss', 'accuracy')): plot_history(history, what, ax)
+    for ax, what in zip(fig.subplots(1, 2), ('loss', 'accuracy')):
+        plot_history(history, what, ax)
     fig.savefig(path, dpi=100)
 
 class SaveRunCB(Callback):
     "Write the options into `folder`, and after each epoch history and curves"
     order, needs, watches = After(ProgressCB), (MetricsCB,), True
-    def __init__(self, folder, options): self.folder, self.options = Path(folder), options
+    def __init__(self, folder, options):
+        self.folder, self.options = Path(folder), options
     def before_fit(self, learn): _write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
@@ -103,34 +112,48 @@ def new_run_folder(
             return folder
         except FileExistsError:
             if folder.is_dir(): continue
-            raise OSError(f'cannot write into {out}: it is a file, not a folder; choose another folder with --out') from None
+            raise OSError(
+                f'cannot write into {out}: it is a file, not a folder; choose another '
+                'folder with --out') from None
         except OSError as e: raise OSError(f'cannot write into {out}: {e.strerror or e}; choose another folder with --out') from e
-    raise OSError(f'{out} already has a thousand runs of this second; choose another folder with --out')
+    raise OSError(
+        f'{out} already has a thousand runs of this second; choose another folder '
+        'with --out')
 
 # %% ../nbs/23_recipe.ipynb #b7906ee2
 def _pick(kind, name, table):
-    if name not in table: raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(table)}')
+    if name not in table:
+        raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(table)}')
     return table[name]
 
 def _pick_device(device):
-    try: device = torch.device(device) if device else default_device()
-    except RuntimeError as e: raise ValueError(f'unknown device {device!r}: choose cpu, cuda, cuda:1, … or mps') from e
-    available = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
+    try:
+        device = torch.device(device) if device else default_device()
+    except RuntimeError as e:
+        raise ValueError(
+            f'unknown device {device!r}: choose cpu, cuda, cuda:1, … or mps') from e
+    available = {
+        'cpu': True, 'cuda': torch.cuda.is_available(),
+        'mps': torch.backends.mps.is_available()}
     if not available.get(device.type, False):
-        raise ValueError(f'device {str(device)!r} is not there: choose one of {", ".join(k for k, v in available.items() if v)}')
+        raise ValueError(
+            f'device {str(device)!r} is not there: choose one of '
+            f'{", ".join(k for k, v in available.items() if v)}')
     return device
 
 # %% ../nbs/23_recipe.ipynb #642a54de
 def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
+        raise ValueError(
+            f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
 
 def _load(options, device):
     "Training, held-out and test data; says when it is not the set that was asked for"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        dls = fashion_dls(options['batch_size'], valid='split', source=options['source'],
-                          device=device, normalize=not options['augment'])
+        dls = fashion_dls(
+            options['batch_size'], valid='split', source=options['source'],
+            device=device, normalize=not options['augment'])
     for w in caught: print(f'notice: {w.message}')
     return dls
 
@@ -138,27 +161,35 @@ def _titled(options, dls, device):
     words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
     if options['schedule'] != 'constant': words.append(options['schedule'])
     if options['augment']: words.append('augmented')
-    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held out to '
-            f'validate, {dls.test.n:,} for one test at the end; {", ".join(words)}, {device}')
+    return (
+        f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held '
+        'out to '
+        f'validate, {dls.test.n:,} for one test at the end; {", ".join(words)}, '
+        f'{device}')
 
 def _tested(learn, cbs, path):
     "Loss and accuracy on the test split: measured once, and kept in the file `path`"
     if path.is_file(): return json.loads(path.read_text(encoding='utf-8'))
     dls = DataLoaders(learn.dls.train, learn.dls.test)
-    judge = Learner(learn.model, dls, learn.loss_func, cbs=[MetricsCB(Accuracy()), *cbs])
+    judge = Learner(
+        learn.model, dls, learn.loss_func, cbs=[MetricsCB(Accuracy()), *cbs])
     judge.fit(1, train=False)
     row = judge.history[-1]
-    test = {'images': dls.valid.n, 'loss': row['valid_loss'], 'accuracy': row['valid_accuracy']}
+    test = {
+        'images': dls.valid.n, 'loss': row['valid_loss'],
+        'accuracy': row['valid_accuracy']}
     _write_json(test, path)
     return test
 
 # %% ../nbs/23_recipe.ipynb #642a54d2
 def _train(options, make_folder, cbs=()):
-    "Train with all of `options` in the folder that `make_folder()` gives; go on if it holds a checkpoint"
+    """Train with all of `options` in the folder that `make_folder()` gives; go on if it
+    holds a checkpoint"""
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
-    device, epochs, lr = _pick_device(options['device']), options['epochs'], options['lr']
+    device, epochs, lr = (
+        _pick_device(options['device']), options['epochs'], options['lr'])
     _check_seed(options['seed'])
     dls = _load(options, device)
     set_seed(options['seed'])
@@ -173,25 +204,30 @@ def _train(options, make_folder, cbs=()):
     learn.check_fit(epochs, lr)
     print(_titled(options, dls, device), flush=True)
     folder = make_folder()
-    saving = [SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}),
-              CheckpointCB(folder/'checkpoint.pt')]
+    saving = [
+        SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}),
+        CheckpointCB(folder / 'checkpoint.pt')]
     try:
         learn.fit(epochs, cbs=[*saving, *cbs])
         if finite.stopped:
             raise FloatingPointError(
-                f'{finite.stopped}: the run cannot go on from here; try a smaller learning rate '
+                f'{finite.stopped}: the run cannot go on from here; try a smaller '
+                'learning rate '
                 f'than {lr:g}; {folder} holds the epochs before')
         test = _tested(learn, placed, folder/'test.json')
     except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     valid = learn.history[-1]['valid_accuracy']
-    print(f'valid accuracy {valid:.4f} after {epochs} epochs, on {dls.valid.n:,} held-out images\n'
-          f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images; '
-          f'everything is in {folder}')
+    print(
+        f'valid accuracy {valid:.4f} after {epochs} epochs, on {dls.valid.n:,} '
+        'held-out images\n'
+        f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images; '
+        f'everything is in {folder}')
     return folder
 
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    lr:float=None,           # learning rate, the highest one of a schedule; None: the customary
+    # learning rate, the highest one of a schedule; None: the customary
+    lr:float=None,
                              # one of optimizer and schedule
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
@@ -200,36 +236,44 @@ def train_fashion(
     augment:bool=False,      # shift and flip the training images, each by its own draw?
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
     seed:int=0,              # of the weights and the order, from 0 to 2**64-1
-    device:str=None,         # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
+    # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
+    device:str=None,
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
     """Train a small network on Fashion-MNIST, validate on training images that are held out, and
     test once at the end; prints a row per epoch and keeps the run folder up to date.
     FloatingPointError where a loss is not finite"""
     if lr is None:
-        customary, times = _pick('optimizer', optimizer, OPTIMIZERS)[1], _pick('schedule', schedule, SCHEDULES)[1]
+        customary, times = (
+            _pick('optimizer', optimizer, OPTIMIZERS)[1],
+            _pick('schedule', schedule, SCHEDULES)[1])
         lr = customary*times
-    options = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer,
-                   schedule=schedule, augment=augment, source=source, seed=seed, device=device)
+    options = dict(
+        epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer,
+        schedule=schedule, augment=augment, source=source, seed=seed, device=device)
     return _train(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b02
 def _read_options(folder):
     path = Path(folder)/'options.json'
-    known = [name for name in inspect.signature(train_fashion).parameters if name != 'out']
+    known = [
+        name for name in inspect.signature(train_fashion).parameters if name != 'out']
     if not path.is_file():
-        raise ValueError(f'{folder} is not the folder of a run: it holds no options.json; '
-                         f'give one that nntrain_fit has made')
+        raise ValueError(
+            f'{folder} is not the folder of a run: it holds no options.json; '
+            f'give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
     if not isinstance(options, dict) or set(options) != set(known):
-        raise ValueError(f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
+        raise ValueError(
+            f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
     return options
 
 def resume_fashion(
     run         # folder of a run that was interrupted
 )->Path:        # the same folder
-    "Go on with an interrupted run of `train_fashion`; it ends as it would have ended without the interruption"
+    """Go on with an interrupted run of `train_fashion`; it ends as it would have ended
+    without the interruption"""
     options = _read_options(run)
     return _train(options, lambda: Path(run))
 
@@ -256,12 +300,15 @@ _RATE = _number(float, 'a finite number above 0', lambda lr: 0 < lr < math.inf)
 
 def _parser():
     parser = _Parser(
-        prog='nntrain_fit', argument_default=argparse.SUPPRESS,  # left out: left to train_fashion
-        description='Train a small network on Fashion-MNIST. Validates on training images that are '
-                    'held out, and tests once at the end. Leaves a folder with history.csv, '
-                    'curves.png, test.json, checkpoint.pt and options.json.',
+        prog='nntrain_fit',
+        argument_default=argparse.SUPPRESS,  # left out: left to train_fashion
+        description='Train a small network on Fashion-MNIST. Validates on training '
+        'images that are '
+        'held out, and tests once at the end. Leaves a folder with history.csv, '
+        'curves.png, test.json, checkpoint.pt and options.json.',
         epilog='Exit status: 0 done, 2 a mistake of yours, 3 the loss was not finite, '
-               '130 interrupted, 141 nobody reads the output.')
+        '130 interrupted, 141 nobody reads the output.',
+    )
     parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):
         parameter = parameters.get(name[2:].replace('-', '_'))
@@ -271,21 +318,36 @@ def _parser():
     customary = ', '.join(f'{lr:g} for {name}' for name, (_, lr) in OPTIMIZERS.items())
     times = SCHEDULES['one-cycle'][1]
     add('--epochs', 'rounds through the training data', type=_COUNT)
-    add('--lr', f'learning rate; left out: {customary}; {times} times that at the peak of one-cycle',
-        type=_RATE)
+    add(
+        '--lr',
+        f'learning rate; left out: {customary}; {times} times that at the peak of '
+        'one-cycle', type=_RATE)
     add('--batch-size', 'images per step', type=_COUNT)
-    add('--model', 'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around '
+    add(
+        '--model',
+        'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around '
         'them', choices=MODELS)
     add('--optimizer', 'how gradients become steps', choices=OPTIMIZERS)
-    add('--schedule', 'one-cycle: the learning rate rises, then falls to nearly nothing',
+    add(
+        '--schedule',
+        'one-cycle: the learning rate rises, then falls to nearly nothing',
         choices=SCHEDULES)
-    add('--augment', 'shift and flip each training image by its own draw', action='store_true')
-    add('--source', 'auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else toy; '
+    add(
+        '--augment', 'shift and flip each training image by its own draw',
+        action='store_true')
+    add(
+        '--source',
+        'auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else '
+        'toy; '
         'toy: pictures drawn by code', choices=('auto', 'local', 'hub', 'toy'))
     add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
-    add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
+    add(
+        '--device',
+        'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
     add('--out', "folder in which the run's folder is made")
-    add('--resume', 'go on with the interrupted run of this folder; all other options are those of '
+    add(
+        '--resume',
+        'go on with the interrupted run of this folder; all other options are those of '
         'that run', metavar='FOLDER')
     return parser
 
@@ -299,7 +361,8 @@ def _say_interrupted(folder):
     else: _say('interrupted before the training began: there is nothing to go on with')
 
 def _drop_output():
-    "Write to nowhere from now on: Python would try the closed pipe once more when it ends"
+    """Write to nowhere from now on: Python would try the closed pipe once more when it
+    ends"""
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError): pass  # no file behind it, as in a notebook
 
@@ -312,15 +375,19 @@ def nntrain_fit(
     try:
         given = vars(_parser().parse_args(argv))
         run = given.pop('resume', None)
-        if run is None: train_fashion(**given)
+        if run is None:
+            train_fashion(**given)
         elif given:
             words = ', '.join(f'--{name.replace("_", "-")}' for name in given)
-            raise ValueError(f"--resume takes all options from the run's folder: leave out {words}")
-        else: resume_fashion(run)
+            raise ValueError(
+                f"--resume takes all options from the run's folder: leave out {words}")
+        else:
+            resume_fashion(run)
         sys.stdout.flush()
     except KeyboardInterrupt as e:
         print(file=sys.stderr)
-        _say_interrupted(str(e) or run)  # before the training there is at most the folder asked for
+        # before the training there is at most the folder asked for
+        _say_interrupted(str(e) or run)
         return 130
     except BrokenPipeError:
         _drop_output()

@@ -26,45 +26,71 @@ class PadChannels(nn.Module):
         n_out:int  # channels of the output, at least 1
     ):
         super().__init__()
-        if isinstance(n_out, bool) or not isinstance(n_out, int) or n_out < 1: raise ValueError(f'n_out must be a whole number of at least 1, got {n_out!r}')
+        if isinstance(n_out, bool) or not isinstance(n_out, int) or n_out < 1:
+            raise ValueError(
+                f'n_out must be a whole number of at least 1, got {n_out!r}')
         self.n_out = n_out
-    def forward(self, x:Tensor)->Tensor: return F.pad(x, (0, 0, 0, 0, 0, self.n_out - x.shape[1]))  # (N, C, H, W) -> (N, n_out, H, W)
+    # (N, C, H, W) -> (N, n_out, H, W)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, self.n_out - x.shape[1]))
     def extra_repr(self): return f'{self.n_out}'
 
 # %% ../nbs/19_resnet.ipynb #669a9f01
-def _halve(stride): return [nn.AvgPool2d(2, ceil_mode=True)] if stride == 2 else []  # ⌈H/2⌉, like a convolution of stride 2
-def _conv1(n_in, n_out, norm, stride=1): return [conv_block(n_in, n_out, ks=1, stride=stride, norm=norm, act=None)]
+# ⌈H/2⌉, like a convolution of stride 2
+def _halve(stride): return [nn.AvgPool2d(2, ceil_mode=True)] if stride == 2 else []
+def _conv1(n_in, n_out, norm, stride=1):
+    return [conv_block(n_in, n_out, ks=1, stride=stride, norm=norm, act=None)]
 
-def pool_conv(n_in, n_out, stride, norm=None): return _halve(stride) + (_conv1(n_in, n_out, norm) if n_in != n_out else [])
-def conv_pool(n_in, n_out, stride, norm=None): return (_conv1(n_in, n_out, norm) if n_in != n_out else []) + _halve(stride)
-def strided_conv(n_in, n_out, stride, norm=None): return _conv1(n_in, n_out, norm, stride) if n_in != n_out or stride == 2 else []
-def pool_pad(n_in, n_out, stride, norm=None): return _halve(stride) + ([PadChannels(n_out)] if n_in != n_out else [])
+def pool_conv(n_in, n_out, stride, norm=None):
+    return _halve(stride) + (_conv1(n_in, n_out, norm) if n_in != n_out else [])
+def conv_pool(n_in, n_out, stride, norm=None):
+    return (_conv1(n_in, n_out, norm) if n_in != n_out else []) + _halve(stride)
+def strided_conv(n_in, n_out, stride, norm=None):
+    return _conv1(n_in, n_out, norm, stride) if n_in != n_out or stride == 2 else []
+def pool_pad(n_in, n_out, stride, norm=None):
+    return _halve(stride) + ([PadChannels(n_out)] if n_in != n_out else [])
 
 IDENTITIES = {f.__name__: f for f in (pool_conv, conv_pool, strided_conv, pool_pad)}
 
 # %% ../nbs/19_resnet.ipynb #e0d0c801
 class ResBlock(nn.Module):
-    "Two 3×3 convolutions, plus their input, changed no more than the shape of the sum demands; then the activation"
+    """Two 3×3 convolutions, plus their input, changed no more than the shape of the sum
+    demands; then the activation"""
     def __init__(self,
         n_in:int,                 # channels in
         n_out:int,                # channels out
         stride:int=1,             # 1, or 2: halves height and width (rounded up)
         identity:str='pool_conv', # how the input gets the shape of the output: a key of `IDENTITIES`
-        zero_init:bool=True,      # start the last normalisation with weight 0, so that the block starts as its identity path?
+        # start the last normalisation with weight 0, so that the block starts as its
+        # identity path?
+        zero_init:bool=True,
         norm=nn.BatchNorm2d,      # as in `conv_block`
-        act=nn.ReLU               # as in `conv_block`; the last one stands behind the sum
+        # as in `conv_block`; the last one stands behind the sum
+        act=nn.ReLU
     ):
         super().__init__()
-        if isinstance(stride, bool) or stride not in (1, 2): raise ValueError(f'stride must be 1 or 2, got {stride!r}: to shrink more, put blocks of stride 2 one behind the other')
-        if identity not in IDENTITIES: raise ValueError(f'identity must be one of {", ".join(IDENTITIES)}, got {identity!r}')
-        self.convs = nn.Sequential(conv_block(n_in, n_out, stride=stride, norm=norm, act=act), conv_block(n_out, n_out, stride=1, norm=norm, act=None))
-        self.identity = nn.Sequential(*IDENTITIES[identity](n_in, n_out, stride, norm))  # empty: the input as it is
+        if isinstance(stride, bool) or stride not in (1, 2):
+            raise ValueError(
+                f'stride must be 1 or 2, got {stride!r}: to shrink more, put blocks '
+                'of stride 2 one behind the other')
+        if identity not in IDENTITIES:
+            raise ValueError(
+                f'identity must be one of {", ".join(IDENTITIES)}, got {identity!r}')
+        self.convs = nn.Sequential(
+            conv_block(n_in, n_out, stride=stride, norm=norm, act=act),
+            conv_block(n_out, n_out, stride=1, norm=norm, act=None))
+        # empty: the input as it is
+        self.identity = nn.Sequential(*IDENTITIES[identity](n_in, n_out, stride, norm))
         self.act = nn.Identity() if act is None else act()
         self.n_in, last = n_in, self.convs[1][-1]
-        if zero_init and norm is not None and getattr(last, 'weight', None) is not None: nn.init.zeros_(last.weight)
+        if zero_init and norm is not None and getattr(last, 'weight', None) is not None:
+            nn.init.zeros_(last.weight)
 
-    def forward(self, x:Tensor)->Tensor:  # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
-        if x.ndim != 4 or x.shape[1] != self.n_in: raise ValueError(f'this block takes (N, {self.n_in}, H, W), got {tuple(x.shape)}')
+    # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
+    def forward(self, x:Tensor)->Tensor:
+        if x.ndim != 4 or x.shape[1] != self.n_in:
+            raise ValueError(
+                f'this block takes (N, {self.n_in}, H, W), got {tuple(x.shape)}')
         return self.act(self.convs(x) + self.identity(x))
 
 # %% ../nbs/19_resnet.ipynb #664c6e01
@@ -74,31 +100,56 @@ class ResNet(nn.Sequential):
     def forward(self, x:Tensor)->Tensor:
         if self.n_in is not None:
             if x.ndim != 4 or x.shape[1] != self.n_in:
-                raise ValueError(f'this network takes (N, {self.n_in}, H, W), got {tuple(x.shape)}' + (f': for {x.shape[1]} channels make it with n_in={x.shape[1]}' if x.ndim == 4 else ''))
+                raise ValueError(
+                    f'this network takes (N, {self.n_in}, H, W), got {tuple(x.shape)}'
+                    + (
+                        f': for {x.shape[1]} channels make it with n_in={x.shape[1]}'
+                        if x.ndim == 4 else ''))
             if min(x.shape[2:]) <= 2**self.n_halvings:
-                raise ValueError(f'{self.n_halvings} strides of 2 need pictures of more than {2**self.n_halvings} pixels a side, got {x.shape[2]}×{x.shape[3]}: '
-                                 'in smaller ones the last convolutions see little but the border. Use larger pictures, or fewer strides of 2')
+                raise ValueError(
+                    f'{self.n_halvings} strides of 2 need pictures of more than '
+                    f'{2**self.n_halvings} pixels a side, got '
+                    f'{x.shape[2]}×{x.shape[3]}: '
+                    'in smaller ones the last convolutions see little but the border. '
+                    'Use larger pictures, or fewer strides of 2')
         return super().forward(x)
 
 # %% ../nbs/19_resnet.ipynb #6d6b2b01
 def resnet(
     widths=(16, 32, 64, 128, 256),  # channels of the stem, then of each stage
     n_blocks:int=1,                 # `ResBlock`s per stage
-    strides=None,                   # of the stem, then of the first block of each stage, 1 or 2; None: 1 for the stem, 2 for each stage
+    # of the stem, then of the first block of each stage, 1 or 2; None: 1 for the stem,
+    # 2 for each stage
+    strides=None,
     n_in:int=1,                     # channels of the pictures
     n_classes:int=10,               # outputs
     **kwargs                        # as in `ResBlock`: identity, zero_init, norm, act
 )->ResNet:                          # (N, n_in, H, W) images -> (N, n_classes) logits
-    "A 3×3 convolution, stages of `ResBlock`s, and a mean over what is left of the picture"
+    """A 3×3 convolution, stages of `ResBlock`s, and a mean over what is left of the
+    picture"""
     widths = tuple(widths)
     strides = (1,) + (2,)*(len(widths)-1) if strides is None else tuple(strides)
-    if not widths: raise ValueError('widths is empty: give the channels of the stem and of each stage, such as (16, 32, 64)')
-    if len(strides) != len(widths) or not set(strides) <= {1, 2}: raise ValueError(f'strides must be {len(widths)} numbers, 1 or 2, one for each of widths; got {strides}')
+    if not widths:
+        raise ValueError(
+            'widths is empty: give the channels of the stem and of each stage, such '
+            'as (16, 32, 64)')
+    if len(strides) != len(widths) or not set(strides) <= {1, 2}:
+        raise ValueError(
+            f'strides must be {len(widths)} numbers, 1 or 2, one for each of widths; '
+            f'got {strides}')
     for name, value in dict(n_blocks=n_blocks, n_classes=n_classes).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise ValueError(f'{name} must be a whole number of at least 1, got {value!r}')
-    stem = conv_block(n_in, widths[0], stride=strides[0], **{k: v for k, v in kwargs.items() if k in ('norm', 'act')})
-    blocks = [ResBlock(b if i else a, b, 1 if i else s, **kwargs) for a, b, s in zip(widths, widths[1:], strides[1:]) for i in range(n_blocks)]
-    model = ResNet(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_classes))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f'{name} must be a whole number of at least 1, got {value!r}')
+    stem = conv_block(
+        n_in, widths[0], stride=strides[0],
+        **{k: v for k, v in kwargs.items() if k in ('norm', 'act')})
+    blocks = [
+        ResBlock(b if i else a, b, 1 if i else s, **kwargs)
+        for a, b, s in zip(widths, widths[1:], strides[1:]) for i in range(n_blocks)]
+    model = ResNet(
+        stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(widths[-1], n_classes))
     model.n_in, model.n_halvings = n_in, strides.count(2)
     return model
 
@@ -106,13 +157,20 @@ def resnet(
 def dead_weights(
     model:nn.Module,  # tried in training mode; all that it holds is put back afterwards
     shape:tuple,      # of a batch of inputs, such as (8, 1, 28, 28)
-    patience:int=5    # draw weights and inputs anew until this many draws in a row clear no further weight; at least 1
+    # draw weights and inputs anew until this many draws in a row clear no further
+    # weight; at least 1
+    patience:int=5
 )->dict:              # {name of the parameter: mask of its shape, True where the gradient was exactly 0 each time}
     "Find weights that get no gradient whatever the weights are: they can never learn"
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1: raise ValueError(f'patience must be a whole number of at least 1, got {patience!r}')
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise ValueError(
+            f'patience must be a whole number of at least 1, got {patience!r}')
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not params: raise ValueError('the model has no parameter that requires a gradient')
-    dead, device = {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}, next(iter(params.values())).device
+    if not params:
+        raise ValueError('the model has no parameter that requires a gradient')
+    dead, device = (
+        {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()},
+        next(iter(params.values())).device)
     with aside(SimpleNamespace(model=model, cbs=())), torch.enable_grad():
         model.train()
         torch.manual_seed(0)

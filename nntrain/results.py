@@ -23,7 +23,8 @@ from .prediction import Verdict
 __all__ = ['record', 'results', 'result', 'in_band', 'Difference', 'paired_difference', 'results_table']
 
 # %% ../nbs/93_recording.ipynb #07a6af2e
-def _checkout():  # the repository's top folder when the package runs from one, else None
+# the repository's top folder when the package runs from one, else None
+def _checkout():
     import nntrain
     root = Path(nntrain.__file__).resolve().parent.parent
     return root if (root/'settings.ini').exists() and (root/'nbs').is_dir() else None
@@ -33,7 +34,8 @@ def _results_dir():
     root = _checkout()
     return root/'results' if root else Path(nntrain.__file__).resolve().parent/'results'
 
-def _mode(path):  # permissions for a new file: those of the old one, else what the user's umask leaves
+# permissions for a new file: those of the old one, else what the user's umask leaves
+def _mode(path):
     if path.exists(): return path.stat().st_mode & 0o777
     umask = os.umask(0)
     os.umask(umask)
@@ -50,7 +52,9 @@ def _write(path, text):  # all or nothing: a reader never meets half a file
 # %% ../nbs/93_recording.ipynb #6cd8b774
 def _hardware():
     import torch
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {os.cpu_count()} cores'
+    return (
+        torch.cuda.get_device_name() if torch.cuda.is_available()
+        else f'CPU, {os.cpu_count()} cores')
 
 def _versions():
     import platform
@@ -64,32 +68,58 @@ def _versions():
 def _why_not(budget, source, path, folder):  # None = write; else the reason not to
     if folder is not None: return None
     name = getattr(budget, 'name', budget)
-    if not os.environ.get('NNTRAIN_RECORD'): return 'only nntrain_execute with the full budget records'
+    if not os.environ.get('NNTRAIN_RECORD'):
+        return 'only nntrain_execute with the full budget records'
     if name not in (None, 'full'): return f'a {name} budget is not the full one'
     if _checkout() is None: return 'the package does not run from a checkout'
-    if source=='toy' and path.exists() and json.loads(path.read_text(encoding='utf-8'))['source']=='real': return 'a row of real data stands and is kept'
+    if (
+        source == 'toy'
+        and path.exists()
+        and json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'
+    ):
+        return 'a row of real data stands and is kept'
 
-def _row(experiment, values, metric, unit, split, seconds, seeds, source, note, hardware, better, hint, best):
-    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', experiment): raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits, - and _ (it names the file)")
+def _row(
+    experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,
+    better, hint, best):
+    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', experiment):
+        raise ValueError(
+            f"experiment {experiment!r}: use lower-case letters, digits, - and _ (it "
+            "names the file)")
     values = [float(v) for v in (values if np.iterable(values) else [values])]
-    if not values or not np.isfinite(values).all(): raise ValueError(f"{experiment}: values must be finite numbers, one per seed, not {values}")
+    if not values or not np.isfinite(values).all():
+        raise ValueError(
+            f"{experiment}: values must be finite numbers, one per seed, not {values}")
     seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
-    if len(seeds)!=len(values): raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
-    if not math.isfinite(seconds): raise ValueError(f"{experiment}: seconds must be a finite number, not {seconds}")
-    if better not in ('higher', 'lower'): raise ValueError(f"{experiment}: better={better!r} must be 'higher' or 'lower'")
-    if source not in ('real', 'local', 'hub', 'toy'): raise ValueError(f"{experiment}: source={source!r} must be 'real' (or 'local', 'hub') or 'toy'")
+    if len(seeds) != len(values):
+        raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
+    if not math.isfinite(seconds):
+        raise ValueError(
+            f"{experiment}: seconds must be a finite number, not {seconds}")
+    if better not in ('higher', 'lower'):
+        raise ValueError(f"{experiment}: better={better!r} must be 'higher' or 'lower'")
+    if source not in ('real', 'local', 'hub', 'toy'):
+        raise ValueError(
+            f"{experiment}: source={source!r} must be 'real' (or 'local', 'hub') or "
+            "'toy'")
     n = len(values)
-    return dict(experiment=experiment, metric=metric, unit=unit, values=values, mean=float(np.mean(values)), n=n,
-                se=float(np.std(values, ddof=1)/n**.5) if n>1 else None, seeds=seeds, split=split, source='toy' if source=='toy' else 'real',
-                seconds=round(float(seconds), 3), hardware=hardware or _hardware(), versions=_versions(), date=time.strftime('%Y-%m-%d', time.gmtime()),
-                better=better, hint=hint, best=list(best) if best else None, note=note)
+    return dict(
+        experiment=experiment, metric=metric, unit=unit, values=values,
+        mean=float(np.mean(values)), n=n,
+        se=float(np.std(values, ddof=1) / n**0.5) if n > 1 else None, seeds=seeds,
+        split=split, source='toy' if source == 'toy' else 'real',
+        seconds=round(float(seconds), 3), hardware=hardware or _hardware(),
+        versions=_versions(), date=time.strftime('%Y-%m-%d', time.gmtime()),
+        better=better, hint=hint, best=list(best) if best else None, note=note)
 
 # %% ../nbs/93_recording.ipynb #c2a55c3a
 def record(
-    experiment:str,       # name of the row and of its file; lower-case letters, digits, - and _
+    # name of the row and of its file; lower-case letters, digits, - and _
+    experiment:str,
     values,               # one final value per seed, in `unit`
     *,
-    split:str,            # what the values were measured on, such as 'test' or 'valid 5k'
+    # what the values were measured on, such as 'test' or 'valid 5k'
+    split:str,
     seconds:float,        # mean training time of one seed, s
     source:str,           # 'real' (also 'local', 'hub') or 'toy'
     metric:str='accuracy',# what was measured
@@ -97,26 +127,40 @@ def record(
     seeds=None,           # the seeds; default 0, 1, …
     better:str='higher',  # is 'higher' or 'lower' better?
     hint:str='are data, split, budget and seed the same?',  # what to ask a reader whose value is on the bad side
-    best=None,            # (value, who): the best ancestor's figure for the same experiment
+    # (value, who): the best ancestor's figure for the same experiment
+    best=None,
     note:str='',          # anything a reader must know
     hardware:str=None,    # default: this machine's GPU or CPU
-    budget=None,          # the run's budget or its name: only a full one is written; None = what `nntrain_execute` runs
+    # the run's budget or its name: only a full one is written; None = what
+    # `nntrain_execute` runs
+    budget=None,
     folder=None,          # write here in any case (for trying out)
 )->AttrDict:              # the row, written or not
-    "Write `results/<experiment>.json` after a full run under `nntrain_execute` in a checkout; anywhere else say why not and write nothing"
-    row = _row(experiment, values, metric, unit, split, seconds, seeds, source, note, hardware, better, hint, best)
+    """Write `results/<experiment>.json` after a full run under `nntrain_execute` in a
+    checkout; anywhere else say why not and write nothing"""
+    row = _row(
+        experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,
+        better, hint, best)
     path = Path(folder or _results_dir())/f'{experiment}.json'
     why = _why_not(budget, row['source'], path, folder)
-    if why is None: path.parent.mkdir(parents=True, exist_ok=True); _write(path, json.dumps(row, indent=1, ensure_ascii=False)+'\n')
-    print(f"{experiment}: {_pm(row)} ({row['n']} seed{'s'[:row['n']!=1]})" + (f"; not recorded: {why}" if why else "; recorded"))
+    if why is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(row, indent=1, ensure_ascii=False) + '\n')
+    print(
+        f"{experiment}: {_pm(row)} ({row['n']} seed{'s'[: row['n'] != 1]})"
+        + (f"; not recorded: {why}" if why else "; recorded"))
     return AttrDict(row)
 
 def _pm(row, digits=4):  # mean ± SE as text
-    return f"{row['mean']:.{digits}g}" + (f" ± {row['se']:.1g}" if row['se'] is not None else '') + (f" {row['unit']}" if row['unit'] else '')
+    return (
+        f"{row['mean']:.{digits}g}"
+        + (f" ± {row['se']:.1g}" if row['se'] is not None else '')
+        + (f" {row['unit']}" if row['unit'] else ''))
 
 # %% ../nbs/93_recording.ipynb #d2e1bb75
 def results(
-    folder=None,  # default: `results/` of the checkout, else the rows carried in the package
+    # default: `results/` of the checkout, else the rows carried in the package
+    folder=None,
 )->dict:          # {experiment: row}
     "Read all recorded rows"
     paths = sorted(Path(folder or _results_dir()).glob('*.json'))
@@ -130,19 +174,27 @@ def result(
     rows = results(folder)
     if experiment in rows: return rows[experiment]
     near = get_close_matches(experiment, rows, 3) or sorted(rows)[:8]
-    raise ValueError(f"no recorded result {experiment!r}; " + (f"there is {', '.join(near)}" if near else "nothing is recorded yet"))
+    raise ValueError(
+        f"no recorded result {experiment!r}; "
+        + (f"there is {', '.join(near)}" if near else "nothing is recorded yet"))
 
 # %% ../nbs/93_recording.ipynb #90b10001
-def _t_share(t, df):  # share of Student's t distribution between -t and t; `df` degrees of freedom, a whole number
+# share of Student's t distribution between -t and t; `df` degrees of freedom, a whole
+# number
+def _t_share(t, df):
     angle = math.atan(t/df**.5)
-    total, term = (angle, math.sin(angle)*math.cos(angle)) if df%2 else (0., math.sin(angle))
+    total, term = (
+        (angle, math.sin(angle) * math.cos(angle)) if df % 2 else (0.0, math.sin(angle))
+    )
     for k in range(3 if df%2 else 2, df+1, 2):
         total += term
         term *= math.cos(angle)**2*(k-1)/k
     return total*2/math.pi if df%2 else total
 
 def _t_bound(level, df):  # the t with this share between -t and t
-    if not 0<level<1: raise ValueError(f"level={level!r} must be a share between 0 and 1, such as 0.95")
+    if not 0 < level < 1:
+        raise ValueError(
+            f"level={level!r} must be a share between 0 and 1, such as 0.95")
     low, high = 0., 1.
     while _t_share(high, df)<level: high *= 2
     for _ in range(60):
@@ -155,54 +207,80 @@ def in_band(
     value:float,      # your result, in the row's unit
     experiment:str,   # name of the recorded row
     level:float=.95,  # share of runs like ours that the band should hold, in (0, 1)
-    source=None,      # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy with real
+    # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy
+    # with real
+    source=None,
     folder=None,      # as in `results`
 )->Verdict:           # true when normal; prints as a sentence
-    "Say whether your number is what one more run like ours gives (a prediction interval with Student's t); a recorded value is not judged by itself"
+    """Say whether your number is what one more run like ours gives (a prediction
+    interval with Student's t); a recorded value is not judged by itself"""
     row = result(experiment, folder)
     value = float(value)
     if source is not None and (source=='toy')!=(row.source=='toy'):
-        return Verdict(False, f"not comparable: your data are {source}, ours were {row.source}")
+        return Verdict(
+            False, f"not comparable: your data are {source}, ours were {row.source}")
     ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
-    if not math.isfinite(value): return Verdict(False, f"{value} is no number ({ours}): did the loss diverge?")
+    if not math.isfinite(value):
+        return Verdict(False, f"{value} is no number ({ours}): did the loss diverge?")
     if value in row['values']:
         seed = row.seeds[row['values'].index(value)]
-        return Verdict(True, f"{value:.4g} is exactly what seed {seed} gave ({ours}): nothing to judge")
-    if not row.se: raise ValueError(f"{experiment} was recorded with {row.n} seed(s) and has no spread to compare with")
+        return Verdict(
+            True,
+            f"{value:.4g} is exactly what seed {seed} gave ({ours}): nothing to judge")
+    if not row.se:
+        raise ValueError(
+            f"{experiment} was recorded with {row.n} seed(s) and has no spread to "
+            "compare with")
     half = _t_bound(level, row.n-1)*row.se*(row.n+1)**.5  # se·√(n+1) = s·√(1 + 1/n)
-    band = f"{level*100:.4g} % of runs like ours lie between {row.mean-half:.4g} and {row.mean+half:.4g} ({ours})"
+    band = f"{level * 100:.4g} % of runs like ours lie between {row.mean - half:.4g} and {row.mean + half:.4g} ({ours})"
     if abs(value-row.mean)<=half: return Verdict(True, f"{value:.4g} is normal: {band}")
     high = value>row.mean
     better = high==(row.better=='higher')
-    return Verdict(False, f"{value:.4g} is {'high' if high else 'low'}: {band}: " + ("better than ours; what did you change?" if better else row.hint))
+    return Verdict(
+        False, f"{value:.4g} is {'high' if high else 'low'}: {band}: "
+        + ("better than ours; what did you change?" if better else row.hint))
 
 # %% ../nbs/93_recording.ipynb #90b10005
 class Difference(Verdict):
-    "Mean difference of pairs with its interval: true when 0 lies outside of it, prints as a sentence"
+    """Mean difference of pairs with its interval: true when 0 lies outside of it,
+    prints as a sentence"""
     def __init__(self, mean, half, n, level):
-        self.mean,self.low,self.high,self.n,self.level = mean,mean-half,mean+half,n,level
+        self.mean, self.low, self.high, self.n, self.level = (
+            mean, mean - half, mean + half, n, level)
         told = not self.low<=0<=self.high
-        text = f"{mean:+.4f} ({level*100:.4g} % interval {self.low:+.4f} to {self.high:+.4f}, {n} pairs): "
+        text = f"{mean:+.4f} ({level * 100:.4g} % interval {self.low:+.4f} to {self.high:+.4f}, {n} pairs): "
         super().__init__(told, text + ("told apart" if told else "not told apart"))
 
-def _by_seed(runs):  # a row, the result of `run_seeds`, or plain numbers -> {seed: value}
+# a row, the result of `run_seeds`, or plain numbers -> {seed: value}
+def _by_seed(runs):
     if isinstance(runs, dict): seeds,values = runs['seeds'],runs['values']
     elif hasattr(runs, 'seeds'): seeds,values = runs.seeds,runs.values
     else: seeds,values = range(len(runs)),runs
     return dict(zip(seeds, map(float, values)))
 
 def paired_difference(
-    a,                # final values, one per seed: a list, a recorded row, or what `run_seeds` gives
+    # final values, one per seed: a list, a recorded row, or what `run_seeds` gives
+    a,
     b,                # the same for the other method, with the same seeds
-    level:float=.95,  # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
+    # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
+    level:float=.95,
 )->Difference:        # `mean`, `low`, `high` of a-b, `n` pairs; true when 0 lies outside of the interval
-    "Mean difference of two methods that ran with the same seeds, with its interval (Student's t on the differences)"
+    """Mean difference of two methods that ran with the same seeds, with its interval
+    (Student's t on the differences)"""
     a,b = _by_seed(a),_by_seed(b)
-    if set(a)!=set(b): raise ValueError(f"pairs need the same seeds on both sides, not {sorted(a)} and {sorted(b)}")
-    if len(a)<2: raise ValueError(f"a difference needs at least two pairs, not {len(a)}: run more seeds")
+    if set(a) != set(b):
+        raise ValueError(
+            f"pairs need the same seeds on both sides, not {sorted(a)} and {sorted(b)}")
+    if len(a) < 2:
+        raise ValueError(
+            f"a difference needs at least two pairs, not {len(a)}: run more seeds")
     d = np.array([a[seed]-b[seed] for seed in a])
-    if not np.isfinite(d).all(): raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
-    return Difference(float(d.mean()), _t_bound(level, len(d)-1)*float(d.std(ddof=1))/len(d)**.5, len(d), level)
+    if not np.isfinite(d).all():
+        raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
+    return Difference(
+        float(d.mean()),
+        _t_bound(level, len(d) - 1) * float(d.std(ddof=1)) / len(d) ** 0.5, len(d),
+        level)
 
 # %% ../nbs/93_recording.ipynb #cd6736f0
 class _Markdown(str):
@@ -213,12 +291,19 @@ def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
 )->_Markdown:           # one line per row: ours, n, seconds, hardware, the best ancestor's figure, the difference
-    "Make a Markdown table of recorded rows; the difference is at least as uncertain as a single run of ours"
-    res = ['| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
+    """Make a Markdown table of recorded rows; the difference is at least as uncertain
+    as a single run of ours"""
+    res = [
+        '| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | '
+        'best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
     for name in experiments or results(folder):
         r = result(name, folder)
-        best,diff = (f'{r.best[0]:g} ({r.best[1]})', f'{r.mean-r.best[0]:+.3g}') if r.best else ('–', '–')
+        best, diff = (
+            (f'{r.best[0]:g} ({r.best[1]})', f'{r.mean - r.best[0]:+.3g}') if r.best
+            else ('–', '–'))
         ours = _pm(r).replace(' ± ', '\u00a0±\u00a0')  # a number stays on one line
         toy = ', built-in data' if r.source=='toy' else ''
-        res.append(f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | {r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
+        res.append(
+            f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | '
+            f'{r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
     return _Markdown('\n'.join(res))

@@ -29,12 +29,16 @@ def _is_main():  # of several processes that train together, the one that writes
 
 def _file(path):
     "The path of a file that can be written, in words if it is a folder"
-    if Path(path).is_dir(): raise ValueError(f"{path} is a folder: name a file in it, such as {Path(path)/'run'}")
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path} is a folder: name a file in it, such as {Path(path) / 'run'}")
     return Path(path)
 
 def _unfinished(path):
-    "Files that a killed `write_whole` of this path has left: they have names that only it gives"
-    name = re.compile(rf'\.{re.escape(path.stem)}\.unfinished-[0-9a-f]{{32}}{re.escape(path.suffix)}')
+    """Files that a killed `write_whole` of this path has left: they have names that
+    only it gives"""
+    name = re.compile(
+        rf'\.{re.escape(path.stem)}\.unfinished-[0-9a-f]{{32}}{re.escape(path.suffix)}')
     return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
 
 def _sync_folder(folder):  # the new name, on the disk; not every system can do it
@@ -48,7 +52,8 @@ def write_whole(
     path,  # where the file should be
     write  # function of a path: writes the file there
 )->None:
-    "Write a file so that nobody ever meets half of it: first beside its place, then renamed"
+    """Write a file so that nobody ever meets half of it: first beside its place, then
+    renamed"""
     if not _is_main(): return
     path = _file(path)
     mark = f'.{path.stem}.unfinished-{uuid4().hex}'
@@ -56,25 +61,31 @@ def write_whole(
     try:
         write(beside)
         if not beside.exists():
-            raise FileNotFoundError(f'nothing was written to the path that was given: some writers add a suffix '
-                                    f'of their own, so give a path that has it already, not {path.name!r}')
-        with open(beside, 'rb+') as f: os.fsync(f.fileno())  # on the disk before the name points to it
+            raise FileNotFoundError(
+                'nothing was written to the path that was given: some writers add a '
+                'suffix '
+                f'of their own, so give a path that has it already, not {path.name!r}')
+        with open(beside, 'rb+') as f:
+            os.fsync(f.fileno())  # on the disk before the name points to it
         os.replace(beside, path)
         _sync_folder(path.parent)
     finally:
         if path.parent.is_dir():
-            for left in path.parent.iterdir():               # also with a suffix that the writer added
+            # also with a suffix that the writer added
+            for left in path.parent.iterdir():
                 if left.name.startswith(mark): left.unlink()
 
 # %% ../nbs/16_callbacks.ipynb #6fd18d01
-def _short(name):  # without the part that torch.compile adds for the module that it wraps
+# without the part that torch.compile adds for the module that it wraps
+def _short(name):
     return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
 def _model_state(model):
     "The state_dict of a model, with the names that it has without torch.compile"
     state = model.state_dict()
     short = OrderedDict((_short(name), value) for name, value in state.items())
-    short._metadata = {_short(name): its for name, its in getattr(state, '_metadata', {}).items()}
+    short._metadata = {
+        _short(name): its for name, its in getattr(state, '_metadata', {}).items()}
     return short
 
 def _load_model_state(model, state):
@@ -82,7 +93,8 @@ def _load_model_state(model, state):
     own = model.state_dict()
     names = {_short(name): name for name in own}
     modules = {_short(name): name for name in getattr(own, '_metadata', {})}
-    theirs = OrderedDict((names.get(_short(name), name), value) for name, value in state.items())
+    theirs = OrderedDict(
+        (names.get(_short(name), name), value) for name, value in state.items())
     theirs._metadata = {modules.get(_short(name), name): its
                         for name, its in getattr(state, '_metadata', {}).items()}
     model.load_state_dict(theirs)
@@ -96,7 +108,8 @@ class SaveBestCB(MonitorCB):
         mode:str=None,             # as in `MonitorCB`
         min_delta:float=0.,        # as in `MonitorCB`
         *,
-        restore:bool=False         # put the best weights into the model when the fit ends, however it ends?
+        # put the best weights into the model when the fit ends, however it ends?
+        restore:bool=False
     ):
         super().__init__(monitor, mode, min_delta)
         self.path, self.restore, self.saved = _file(path), restore, False
@@ -106,16 +119,28 @@ class SaveBestCB(MonitorCB):
         self.path.parent.mkdir(parents=True, exist_ok=True)
     def after_epoch(self, learn):
         super().after_epoch(learn)
-        if self.best_epoch != learn.epoch or 'train' not in learn.phases: return  # to validate only must not replace the file
-        averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready] if 'valid' in learn.phases else []
-        with averages[0].averaged(learn.model) if averages else contextlib.nullcontext():
+        if self.best_epoch != learn.epoch or 'train' not in learn.phases:
+            return  # to validate only must not replace the file
+        averages = (
+            [
+                cb for cb in learn.active
+                if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready]
+            if 'valid' in learn.phases
+            else []
+        )
+        with (
+            averages[0].averaged(learn.model) if averages else contextlib.nullcontext()
+        ):
             write_whole(self.path, partial(torch.save, _model_state(learn.model)))
         self.saved = True
     def cleanup_fit(self, learn):
-        saved, self.saved = self.saved, False                    # a later fit that fails early has none
+        # a later fit that fails early has none
+        saved, self.saved = self.saved, False
         if not (self.restore and saved): return
         if not self.path.exists():
-            print(f'{self.path} is gone: the weights are those of the last epoch, not of the best ({self.best_epoch})')
+            print(
+                f'{self.path} is gone: the weights are those of the last epoch, not '
+                f'of the best ({self.best_epoch})')
             return
         best = torch.load(self.path, map_location=learn.device, weights_only=True)
         _load_model_state(learn.model, best)

@@ -26,14 +26,16 @@ __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponentia
 # %% ../nbs/15_schedulers.ipynb #d0537b01
 def _check_numbers(**numbers):
     for name, value in numbers.items():
-        number = isinstance(value, Tensor) and value.numel() == 1 or isinstance(value, Real)
+        number = (
+            isinstance(value, Tensor) and value.numel() == 1 or isinstance(value, Real))
         if isinstance(value, bool) or not number or not math.isfinite(value):
             raise ValueError(f'{name} must be a finite number, got {value!r}')
 
 def _check_above_0(why='', **numbers):
     _check_numbers(**numbers)
     for name, value in numbers.items():
-        if not value > 0: raise ValueError(f'{name} must be above 0, got {value!r}{why}')
+        if not value > 0:
+            raise ValueError(f'{name} must be above 0, got {value!r}{why}')
 
 def _check_share(high=1., **numbers):
     _check_numbers(**numbers)
@@ -49,8 +51,9 @@ def _check_count(**numbers):
 
 def _check_schedule(schedule, name='this'):
     if not callable(schedule):
-        raise TypeError(f'{name}={schedule!r} is no schedule: give a function of progress, '
-                        f'such as constant({schedule!r})')
+        raise TypeError(
+            f'{name}={schedule!r} is no schedule: give a function of progress, '
+            f'such as constant({schedule!r})')
 
 def at_steps(
     schedule,   # function: progress in [0, 1] -> value
@@ -66,7 +69,8 @@ def constant(
     value:float  # at all times; a tuple of numbers for `betas`
 ):               # schedule: progress -> value
     "The same value all the time"
-    for one in value if isinstance(value, tuple) else (value,): _check_numbers(value=one)
+    for one in value if isinstance(value, tuple) else (value,):
+        _check_numbers(value=one)
     return lambda progress: value
 
 def linear(
@@ -92,7 +96,8 @@ def cosine(
 def polynomial(
     start:float,    # value at progress 0
     end:float,      # value at progress 1
-    power:float=2.  # of what is left, above 0; 1 is linear, above 1 comes to the end slowly
+    # of what is left, above 0; 1 is linear, above 1 comes to the end slowly
+    power:float=2.
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
     _check_numbers(start=start, end=end)
@@ -119,7 +124,8 @@ def time_decay(
     """Time-based decay `start/(1 + k*progress)`, with the k that leads to `end`:
     quick at first, then slower and slower"""
     _check_above_0(': it comes near 0 but never there', start=start, end=end)
-    def schedule(progress):  # start*end/((1-progress)*end + progress*start), with exact ends
+    # start*end/((1-progress)*end + progress*start), with exact ends
+    def schedule(progress):
         w = (1-progress)*end/((1-progress)*end + progress*start)
         return w*start + (1-w)*end
     return schedule
@@ -159,9 +165,11 @@ def join(
     and both end points are exact"""
     fractions, schedules = list(fractions), list(schedules)
     if len(fractions) != len(schedules) or not fractions:
-        raise ValueError(f'one fraction for each schedule: got {len(fractions)} fractions '
-                         f'and {len(schedules)} schedules')
-    for k, schedule in enumerate(schedules): _check_schedule(schedule, f'schedules[{k}]')
+        raise ValueError(
+            f'one fraction for each schedule: got {len(fractions)} fractions '
+            f'and {len(schedules)} schedules')
+    for k, schedule in enumerate(schedules):
+        _check_schedule(schedule, f'schedules[{k}]')
     fractions = [float(f) for f in fractions]
     if not all(f >= 0 for f in fractions):
         raise ValueError(f'fractions must be at least 0, got {fractions}')
@@ -231,10 +239,16 @@ def plot_schedules(
     if not schedules: raise ValueError('give at least one schedule: {name: schedule}')
     ncols = min(ncols, len(schedules))
     nrows = math.ceil(len(schedules)/ncols)
-    fig, axs = plt.subplots(nrows, ncols, figsize=(2*ncols, 1.6*nrows+.3), sharex=True, sharey=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(
+        nrows, ncols, figsize=(2 * ncols, 1.6 * nrows + 0.3), sharex=True, sharey=True,
+        squeeze=False, layout='constrained')
     for ax in axs.flat[len(schedules):]: ax.set_axis_off()
     for ax, (name, schedule) in zip(axs.flat, schedules.items()):
-        ax.plot([i/(n_steps-1) for i in range(n_steps)], at_steps(schedule, n_steps), color='#0072B2')
+        ax.plot(
+            [i / (n_steps - 1) for i in range(n_steps)],
+            at_steps(schedule, n_steps),
+            color='#0072B2',
+        )
         ax.set_title(name, fontsize=9)
         ax.set_yscale(yscale)
     fig.supxlabel('progress', fontsize=9), fig.supylabel('value', fontsize=9)
@@ -243,7 +257,9 @@ def plot_schedules(
 # %% ../nbs/15_schedulers.ipynb #3d185501
 def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
     _check_share(.5 if three_phase else 1., pct_start=pct_start)
-    return [pct_start, pct_start, 1-2*pct_start] if three_phase else [pct_start, 1-pct_start]
+    return (
+        [pct_start, pct_start, 1 - 2 * pct_start] if three_phase
+        else [pct_start, 1 - pct_start])
 
 def one_cycle(
     max_lr:float,           # value at the peak
@@ -257,20 +273,24 @@ def one_cycle(
     "Up to `max_lr`, then down far below the start; for the learning rate"
     _check_numbers(max_lr=max_lr)
     _check_above_0(div=div, div_final=div_final)
-    start, end, fractions = max_lr/div, max_lr/div_final, _phases(pct_start, three_phase)
+    start, end, fractions = (
+        max_lr / div, max_lr / div_final, _phases(pct_start, three_phase))
     down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
     return join(fractions, [anneal(a, b) for a, b in [(start, max_lr), *down]])
 
 def momentum_cycle(
-    moms:tuple=(.95, .85, .95),  # momentum at the start, at the peak of the rate, and at
+    # momentum at the start, at the peak of the rate, and at
+    moms:tuple=(.95, .85, .95),
                                  # the end; each in [0, 1)
     pct_start:float=.25,         # as in `one_cycle`
     anneal=cosine,               # as in `one_cycle`
-    three_phase:bool=False       # as in `one_cycle`: the third phase stays at the end value
+    # as in `one_cycle`: the third phase stays at the end value
+    three_phase:bool=False
 ):                               # schedule: progress -> value
     "Down while the rate goes up, then up again; for momentum"
     if not isinstance(moms, (list, tuple)) or len(moms) != 3:
-        raise ValueError(f'moms must be three numbers, for start, peak and end, got {moms!r}')
+        raise ValueError(
+            f'moms must be three numbers, for start, peak and end, got {moms!r}')
     check_hyper('moms', moms, 0, 1)
     (start, low, end), fractions = moms, _phases(pct_start, three_phase)
     stay = [constant(end)]*three_phase
@@ -281,8 +301,12 @@ def torch_pct_start(
     pct_start:float,  # as `OneCycleLR` takes it
     n_steps:int       # its total_steps, at least 2
 )->float:             # the `pct_start` with which `one_cycle` takes the same values
-    "Where `OneCycleLR` has its peak, as a share of progress; ValueError where its first phase is shorter than a step"
-    if n_steps < 2 or pct_start*n_steps < 1: raise ValueError(f'with pct_start {pct_start} the first phase of {n_steps} steps holds {pct_start*n_steps:g} steps: it needs at least one')
+    """Where `OneCycleLR` has its peak, as a share of progress; ValueError where its
+    first phase is shorter than a step"""
+    if n_steps < 2 or pct_start * n_steps < 1:
+        raise ValueError(
+            f'with pct_start {pct_start} the first phase of {n_steps} steps holds '
+            f'{pct_start * n_steps:g} steps: it needs at least one')
     return (pct_start*n_steps - 1)/(n_steps-1)
 
 # %% ../nbs/15_schedulers.ipynb #25a7d901
@@ -290,18 +314,27 @@ def hyper_names(
     group:dict  # a parameter group of an optimizer
 )->list:        # names that `find_hyper` accepts
     "Names of the hyperparameters that a schedule may write"
-    names = [k for k, v in group.items() if isinstance(v, (Real, Tensor, tuple)) and not isinstance(v, bool) and k not in SCHEDULER_KEYS]
+    names = [
+        k for k, v in group.items() if isinstance(v, (Real, Tensor, tuple))
+        and not isinstance(v, bool) and k not in SCHEDULER_KEYS]
     if 'betas' in names: names += ['beta1', 'beta2']
-    return names + ['momentum']*('momentum' not in names and ('betas' in names or 'beta' in names))
+    return names + ['momentum'] * (
+        'momentum' not in names and ('betas' in names or 'beta' in names))
 
 def find_hyper(
     group:dict,     # a parameter group of an optimizer
-    name:str,       # a key of the group; or beta1, beta2; or momentum where the group has betas (the first) or beta
+    # a key of the group; or beta1, beta2; or momentum where the group has betas (the
+    # first) or beta
+    name:str,
     who='the group' # whose group, for the message
 )->tuple:           # (key of the group, position in the tuple there; None: the whole value)
-    "Where a hyperparameter is kept; raises TypeError with the nearest name if there is none of that name"
+    """Where a hyperparameter is kept; raises TypeError with the nearest name if there
+    is none of that name"""
     known = hyper_names(group)
-    if name == 'momentum' and name not in known: raise TypeError(f'{who} has no momentum: leave it out (fit_one_cycle: moms=None), or take an optimizer with momentum or betas. There are: {", ".join(known)}')
+    if name == 'momentum' and name not in known:
+        raise TypeError(
+            f'{who} has no momentum: leave it out (fit_one_cycle: moms=None), or take '
+            f'an optimizer with momentum or betas. There are: {", ".join(known)}')
     check_names([name], known, who)
     if name in group: return name, None
     if name == 'momentum' and 'betas' not in group: return 'beta', None
@@ -309,11 +342,14 @@ def find_hyper(
 
 # %% ../nbs/15_schedulers.ipynb #24757101
 def _checked_value(group, name, value, ranges):
-    "Where a value belongs in the group, and the value as numbers, if it may be written there"
+    """Where a value belongs in the group, and the value as numbers, if it may be
+    written there"""
     key, i = find_hyper(group, name)
     whole = i is None and isinstance(group[key], tuple)
-    try: value = tuple(map(float, value)) if whole else float(value)
-    except TypeError as e: raise TypeError(f'{name} must be a number, got {value!r}') from e
+    try:
+        value = tuple(map(float, value)) if whole else float(value)
+    except TypeError as e:
+        raise TypeError(f'{name} must be a number, got {value!r}') from e
     if whole and len(value) != len(group[key]):
         raise ValueError(f'{name} needs {len(group[key])} values, got {value}')
     check_hyper(name, value, *(ranges or {}).get(key, (-math.inf, math.inf)))
@@ -323,22 +359,27 @@ def set_hyper(
     group:dict,  # a parameter group of an optimizer, changed in place
     name:str,    # as in `find_hyper`
     value,       # finite number, or a tuple of such for `betas`
-    ranges=None  # {key: (low, high)}: allowed is low <= value < high; None: any finite number
+    # {key: (low, high)}: allowed is low <= value < high; None: any finite number
+    ranges=None
 ):               # the value that was written
-    "Write one hyperparameter; raises ValueError for what is no finite number or outside its range"
+    """Write one hyperparameter; raises ValueError for what is no finite number or
+    outside its range"""
     key, i, value = _checked_value(group, name, value, ranges)
     old = group[key]
-    if isinstance(old, Tensor): old.fill_(value)  # whoever holds the tensor sees it change
+    # whoever holds the tensor sees it change
+    if isinstance(old, Tensor): old.fill_(value)
     elif i is None: group[key] = value
     else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
 
 # %% ../nbs/15_schedulers.ipynb #fa787a01
 class ScheduleCB(Callback):
-    "Write hyperparameters before each training batch; `values` has what the steps really used"
+    """Write hyperparameters before each training batch; `values` has what the steps
+    really used"""
     watches = True  # `lr_find` leaves it out: it moves the rate itself
     def __init__(self,
-        **schedules  # name of a hyperparameter = schedule, or a list with one per parameter group
+        # name of a hyperparameter = schedule, or a list with one per parameter group
+        **schedules
     ):
         if not schedules:
             raise ValueError('nothing to schedule: give at least one, '
@@ -355,7 +396,8 @@ class ScheduleCB(Callback):
                 for name, given in self.schedules.items()}
     def settings(self)->dict: return self._along(lambda one: at_steps(one, 257))
     def __repr__(self):  # each schedule at five points of the way
-        def short(value): return f'{value:.4g}' if isinstance(value, Real) else str(value)
+        def short(value):
+            return f'{value:.4g}' if isinstance(value, Real) else str(value)
         looks = self._along(lambda one: ' → '.join(map(short, at_steps(one, 5))))
         shown = ', '.join(f'{name}: {look}' for name, look in looks.items())
         return f'{type(self).__name__}({shown})'
@@ -364,21 +406,25 @@ class ScheduleCB(Callback):
         self.plan = []
         if 'train' not in learn.phases: return
         self.values = {name: [] for name in self.schedules}
-        self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)  # torch's have none
+        self.ranges = getattr(
+            learn.opt, 'ranges', Optimizer.ranges)  # torch's have none
         for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
-        for schedule, k, name, _ in self.plan: self._look_ahead(learn, schedule, k, name)
+        for schedule, k, name, _ in self.plan:
+            self._look_ahead(learn, schedule, k, name)
 
     def before_batch(self, learn):
         if not learn.training: return
         if learn.n_steps is None:
-            raise ValueError('the training loader has no length, so nobody knows how far the '
-                             'training is: set learn.n_steps in the before_fit of a callback '
-                             'of order below 0')
+            raise ValueError(
+                'the training loader has no length, so nobody knows how far the '
+                'training is: set learn.n_steps in the before_fit of a callback '
+                'of order below 0')
         progress = min(learn.n_taken/max(1, learn.n_steps-1), 1.)
         self.used = {name: [] for name in self.values}
         for schedule, k, name, _ in self.plan:
             group = learn.opt.param_groups[k]
-            self.used[name].append(set_hyper(group, name, schedule(progress), self.ranges))
+            self.used[name].append(
+                set_hyper(group, name, schedule(progress), self.ranges))
 
     def after_step(self, learn):
         for name, values in self.used.items():
@@ -387,25 +433,31 @@ class ScheduleCB(Callback):
 # %% ../nbs/15_schedulers.ipynb #fa787a03
 @patch
 def _add_to_plan(self:ScheduleCB, learn, name, given):
-    "Find where `name` is kept in each group; refuse a place that has a schedule already"
+    """Find where `name` is kept in each group; refuse a place that has a schedule
+    already"""
     groups, who = learn.opt.param_groups, f'an optimizer {type(learn.opt).__name__}'
     each = list(given) if isinstance(given, (list, tuple)) else [given]*len(groups)
     if len(each) != len(groups):
-        raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter groups: '
-                         f'give one for each, or a single one for all')
+        raise ValueError(
+            f'{name}: {len(each)} schedules for {len(groups)} parameter groups: '
+            f'give one for each, or a single one for all')
     earlier = learn.active[:learn.active.index(self)]
-    taken = [row for cb in (*earlier, self) if isinstance(cb, ScheduleCB) for row in cb.plan]
+    taken = [
+        row for cb in (*earlier, self) if isinstance(cb, ScheduleCB) for row in cb.plan]
     for k, schedule in enumerate(each):
         key, i = find_hyper(groups[k], name, who)
         for _, other_k, other, (other_key, other_i) in taken:
-            if (other_k, other_key) == (k, key) and (i == other_i or None in (i, other_i)):
+            if (other_k, other_key) == (k, key) and (
+                i == other_i or None in (i, other_i)
+            ):
                 raise ValueError(f'{other} and {name} would both write {key} of {who}: '
                                  f'keep one of them')
         self.plan.append((schedule, k, name, (key, i)))
 
 @patch
 def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
-    "Refuse a schedule that would fail on the way, or leave the range of its hyperparameter"
+    """Refuse a schedule that would fail on the way, or leave the range of its
+    hyperparameter"""
     last = 256 if learn.n_steps is None else max(1, learn.n_steps-1)
     steps = range(last+1) if last <= 256 else [j*last//256 for j in range(257)]
     for progress in (step/last for step in steps):
@@ -419,43 +471,54 @@ def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
 
 # %% ../nbs/15_schedulers.ipynb #28d86f01
 @patch
-def state_dict(self:ScheduleCB)->dict: return {'values': {name: list(values) for name, values in self.values.items()}}
+def state_dict(self: ScheduleCB) -> dict:
+    return {'values': {name: list(values) for name, values in self.values.items()}}
 
 @patch
-def load_state_dict(self:ScheduleCB, state)->None: self.values = {name: list(values) for name, values in state['values'].items()}
+def load_state_dict(self: ScheduleCB, state) -> None:
+    self.values = {name: list(values) for name, values in state['values'].items()}
 
 # %% ../nbs/15_schedulers.ipynb #e4483601
 class TorchSchedulerCB(Callback):
-    "Run one of torch's schedulers: a step of its own after each optimizer step, or after each epoch"
-    order, watches = After(MetricsCB), True  # `lr_find` leaves it out: it moves the rate itself
+    """Run one of torch's schedulers: a step of its own after each optimizer step, or
+    after each epoch"""
+    # `lr_find` leaves it out: it moves the rate itself
+    order, watches = After(MetricsCB), True
     owns = ('lr',)
     def __init__(self,
         factory,          # (optimizer) or (optimizer, n_steps=…) -> scheduler,
                           # such as partial(StepLR, step_size=2)
         per:str='batch',  # 'batch': after each step that was taken; 'epoch': after each epoch
                           # in which one was
-        metric:str=None   # key of the history, such as 'valid_loss', for ReduceLROnPlateau,
+        # key of the history, such as 'valid_loss', for ReduceLROnPlateau,
+        metric:str=None
                           # which needs per='epoch'
     ):
         if per not in ('batch', 'epoch'):
             raise ValueError(f"per must be 'batch' or 'epoch', got {per!r}")
         if metric is not None and per != 'epoch':
-            raise ValueError(f"metric {metric!r} is known once per epoch: say per='epoch'")
+            raise ValueError(
+                f"metric {metric!r} is known once per epoch: say per='epoch'")
         self.factory, self.per, self.metric = factory, per, metric
         self.needs = (MetricsCB,) if metric is not None else ()
         self.made = {}  # kind and settings of the newest scheduler
-    def settings(self)->dict: return dict(per=self.per, metric=self.metric, scheduler=self.made)
+    def settings(self) -> dict:
+        return dict(per=self.per, metric=self.metric, scheduler=self.made)
 
     def before_fit(self, learn):
         self.scheduler, self.n_done, self.n_before = None, 0, 0
         if 'train' not in learn.phases: return
         n = learn.n_steps if self.per == 'batch' else learn.n_epochs
-        more = {'n_steps': n} if 'n_steps' in inspect.signature(self.factory).parameters else {}
+        more = (
+            {'n_steps': n} if 'n_steps' in inspect.signature(self.factory).parameters
+            else {})
         self.scheduler = self.factory(learn.opt, **more)
         if not all(hasattr(self.scheduler, name) for name in ('step', 'state_dict')):
-            raise TypeError(f'the factory must return a scheduler, got {self.scheduler!r}')
+            raise TypeError(
+                f'the factory must return a scheduler, got {self.scheduler!r}')
         self._check_scheduler(learn, n)
-        self.made = {'kind': type(self.scheduler).__name__} | self.scheduler.state_dict()
+        self.made = {
+            'kind': type(self.scheduler).__name__} | self.scheduler.state_dict()
         self.n_last = None if n is None else n-1  # one value is there from the start
 
     def after_step(self, learn):
@@ -463,14 +526,17 @@ class TorchSchedulerCB(Callback):
     def before_epoch(self, learn): self.n_before = learn.n_taken
     def after_epoch(self, learn):
         if self.per != 'epoch' or learn.n_taken == self.n_before: return
-        self._advance(*[last_metric(learn.history, name) for name in [self.metric] if name])
+        self._advance(
+            *[last_metric(learn.history, name) for name in [self.metric] if name])
     def _advance(self, *metric):
-        if self.n_last is None or self.n_done < self.n_last: self.scheduler.step(*metric)
+        if self.n_last is None or self.n_done < self.n_last:
+            self.scheduler.step(*metric)
         self.n_done += 1
 
 @patch
 def _check_scheduler(self:TorchSchedulerCB, learn, n):
-    "Refuse a scheduler that does not fit to the metric, the length or the other callbacks"
+    """Refuse a scheduler that does not fit to the metric, the length or the other
+    callbacks"""
     scheduler, kind = self.scheduler, type(self.scheduler).__name__
     has = 'metrics' in inspect.signature(scheduler.step).parameters
     if has and self.metric is None:
@@ -485,13 +551,19 @@ def _check_scheduler(self:TorchSchedulerCB, learn, n):
     cycling = any(getattr(one, 'cycle_momentum', False)
                   for one in (scheduler, *getattr(scheduler, '_schedulers', ())))
     for cb in learn.active if cycling else ():
-        if cb is self or not {'momentum', 'beta1', 'betas'} & set(getattr(cb, 'owns', ())): continue
-        raise ValueError(f'{kind} cycles the momentum, and {cb} writes it too: '
-                         f'make the scheduler with cycle_momentum=False, or leave the other out')
+        if cb is self or not {'momentum', 'beta1', 'betas'} & set(
+            getattr(cb, 'owns', ())
+        ):
+            continue
+        raise ValueError(
+            f'{kind} cycles the momentum, and {cb} writes it too: '
+            f'make the scheduler with cycle_momentum=False, or leave the other out')
 
 @patch
 def state_dict(self:TorchSchedulerCB)->dict:
-    return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done, 'n_before': self.n_before}
+    return {
+        'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done,
+        'n_before': self.n_before}
 
 @patch
 def load_state_dict(self:TorchSchedulerCB, state)->None:
@@ -501,18 +573,24 @@ def load_state_dict(self:TorchSchedulerCB, state)->None:
 # %% ../nbs/15_schedulers.ipynb #700f2c01
 def _listed(lr):  # one rate for all parameter groups, or one for each
     rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
-    if not rates: raise ValueError('lr is an empty list: give one rate for each parameter group')
-    _check_numbers(**{f'lr[{k}]' if len(rates) > 1 else 'lr': rate for k, rate in enumerate(rates)})
+    if not rates:
+        raise ValueError('lr is an empty list: give one rate for each parameter group')
+    _check_numbers(
+        **{f'lr[{k}]' if len(rates) > 1 else 'lr': rate for k, rate in enumerate(rates)}
+    )
     return rates
 
 @patch
 def fit_one_cycle(self:Learner,
     n_epochs:int,                # how many epochs, at least 1
-    lr=None,                     # peak of the learning rate, or a list with one for each parameter group; None: the learner's own
+    # peak of the learning rate, or a list with one for each parameter group; None: the
+    # learner's own
+    lr=None,
     pct_start:float=.25,         # share of the training before the peak
     div:float=25.,               # starts at lr/div; above 0
     div_final:float=1e5,         # ends at lr/div_final; above 0
-    moms:tuple=(.95, .85, .95),  # momentum (Adam's beta1) at the start, the peak and the end; None: left as it is
+    # momentum (Adam's beta1) at the start, the peak and the end; None: left as it is
+    moms:tuple=(.95, .85, .95),
     cbs=(),                      # further callbacks, for this fit only
     **kwargs                     # as in `fit`: train, valid, opt
 )->None:
@@ -526,7 +604,9 @@ def fit_one_cycle(self:Learner,
 @patch
 def fit_flat_cos(self:Learner,
     n_epochs:int,         # how many epochs, at least 1
-    lr=None,              # learning rate of the flat part, or a list with one for each parameter group; None: the learner's own
+    # learning rate of the flat part, or a list with one for each parameter group; None:
+    # the learner's own
+    lr=None,
     pct_start:float=.75,  # share of the training at that rate
     div_final:float=1e5,  # ends at lr/div_final; above 0
     cbs=(),               # further callbacks, for this fit only
@@ -536,7 +616,10 @@ def fit_flat_cos(self:Learner,
     highs = _listed(self.lr if lr is None else lr)
     _check_share(pct_start=pct_start)
     _check_above_0(div_final=div_final)
-    def flat_cos(high): return join([pct_start, 1-pct_start], [constant(high), cosine(high, high/div_final)])
+    def flat_cos(high):
+        return join(
+            [pct_start, 1 - pct_start], [constant(high), cosine(high, high / div_final)]
+        )
     flats = [flat_cos(high) for high in highs]
     if not isinstance(lr, (list, tuple)): flats = flats[0]
     self.fit(n_epochs, max(highs), cbs=[ScheduleCB(lr=flats), *cbs], **kwargs)

@@ -17,29 +17,43 @@ __all__ = ['ModelResetCB', 'RNNRegularizerCB']
 class ModelResetCB(Callback):
     "Call the model's `reset()` before each phase: no memory of the last one"
     def before_fit(self, learn):
-        if not callable(getattr(learn.model, 'reset', None)): raise TypeError(f'{type(learn.model).__name__} has no method reset() that empties its memory: write one, or leave {self} out')
+        if not callable(getattr(learn.model, 'reset', None)):
+            raise TypeError(
+                f'{type(learn.model).__name__} has no method reset() that empties its '
+                f'memory: write one, or leave {self} out')
     def before_phase(self, learn): learn.model.reset()
 
 # %% ../nbs/91_sequences.ipynb #8f88b801
 class RNNRegularizerCB(Callback):
-    "Take predictions apart that are (logits, states, dropped states), and add what large or jumpy states cost to the training loss"
+    """Take predictions apart that are (logits, states, dropped states), and add what
+    large or jumpy states cost to the training loss"""
     order = After(MetricsCB)  # metrics see the loss without the penalties
     shows = 'alpha', 'beta'
     def __init__(self,
-        alpha:float=2.,  # weight of the mean square of the states after dropout (AR), at least 0
-        beta:float=1.    # weight of the mean square of their change from one place to the next, before dropout (TAR), at least 0
+        # weight of the mean square of the states after dropout (AR), at least 0
+        alpha:float=2.,
+        # weight of the mean square of their change from one place to the next, before
+        # dropout (TAR), at least 0
+        beta:float=1.
     ):
-        if not (0 <= alpha < math.inf and 0 <= beta < math.inf): raise ValueError(f'alpha and beta must be finite and at least 0, got {alpha} and {beta}')
+        if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
+            raise ValueError(
+                f'alpha and beta must be finite and at least 0, got {alpha} and {beta}')
         self.alpha, self.beta = alpha, beta
     def after_predict(self, learn):
         if not isinstance(learn.preds, (tuple, list)) or len(learn.preds) != 3:
-            raise TypeError(f'the model must return (logits, states, dropped states), got a {type(learn.preds).__name__}')
+            raise TypeError(
+                'the model must return (logits, states, dropped states), got a '
+                f'{type(learn.preds).__name__}')
         learn.preds, self.states, self.dropped = learn.preds
     def after_loss(self, learn):
         if not learn.training: return
         change = self.states[:, 1:] - self.states[:, :-1]            # (N, T-1, H)
-        if self.alpha: learn.loss = learn.loss + self.alpha*self.dropped.float().pow(2).mean()
-        if self.beta and change.numel(): learn.loss = learn.loss + self.beta*change.float().pow(2).mean()
-    def cleanup_batch(self, learn):                                  # keep the values, not the graph
+        if self.alpha:
+            learn.loss = learn.loss + self.alpha * self.dropped.float().pow(2).mean()
+        if self.beta and change.numel():
+            learn.loss = learn.loss + self.beta * change.float().pow(2).mean()
+    # keep the values, not the graph
+    def cleanup_batch(self, learn):
         for name in 'states', 'dropped':
             if hasattr(self, name): setattr(self, name, getattr(self, name).detach())

@@ -30,7 +30,8 @@ def agree(
 
 # %% ../nbs/18_distributed.ipynb #03fd5101
 class TensorShard(TensorLoader):
-    "The batches of `loader` in the same order, but of each only the rows of one part: none, where there are fewer rows than parts"
+    """The batches of `loader` in the same order, but of each only the rows of one part:
+    none, where there are fewer rows than parts"""
     def __init__(self,
         loader:TensorLoader,  # stays as it is; the tensors are shared
         rank:int,             # which part
@@ -40,37 +41,54 @@ class TensorShard(TensorLoader):
         part_of(0, rank, world)
         vars(self).update(vars(loader))
         self.rank, self.world = rank, world
-        if device is not None: self.x, self.y, self.stats, self.device = *to_device((self.x, self.y, self.stats), device), torch.device(device)
+        if device is not None:
+            self.x, self.y, self.stats, self.device = (
+                *to_device((self.x, self.y, self.stats), device), torch.device(device))
     def _part(self, i):
         whole = super()._part(i)
         part = part_of(whole.stop - whole.start, self.rank, self.world)
         return slice(whole.start + part.start, whole.start + part.stop)
     def order(self, epoch):
         own = super().order
-        return own(epoch) if self.seed is not None else agree(lambda: own(epoch).cpu()).to(self.device)
+        return (
+            own(epoch) if self.seed is not None
+            else agree(lambda: own(epoch).cpu()).to(self.device))
 
 # %% ../nbs/18_distributed.ipynb #188bab01
-_NO_WAY = ('no way to cut the batches of a {}: give it a method shard(rank, world) that returns a '
-           'loader of that part of each batch, of as many batches in every process; or use a '
-           'TensorLoader, a DataLoader with a dataset that can be indexed, or a list of batches')
+_NO_WAY = (
+    'no way to cut the batches of a {}: give it a method shard(rank, world) that '
+    'returns a '
+    'loader of that part of each batch, of as many batches in every process; or use a '
+    'TensorLoader, a DataLoader with a dataset that can be indexed, or a list of '
+    'batches')
 
 def _can_be_indexed(loader):
-    stream = isinstance(getattr(loader, 'dataset', None), torch.utils.data.IterableDataset)
-    return hasattr(loader, 'dataset') and not stream and getattr(loader, 'batch_sampler', None) is not None
+    stream = isinstance(
+        getattr(loader, 'dataset', None), torch.utils.data.IterableDataset)
+    return (
+        hasattr(loader, 'dataset') and not stream
+        and getattr(loader, 'batch_sampler', None) is not None)
 
 class _BatchShard:
-    "The index lists of a batch sampler, drawn by the main process, of each only the part"
-    def __init__(self, batches, rank, world): self.batches, self.rank, self.world = batches, rank, world
+    """The index lists of a batch sampler, drawn by the main process, of each only the
+    part"""
+    def __init__(self, batches, rank, world):
+        self.batches, self.rank, self.world = batches, rank, world
     def __len__(self): return len(self.batches)
-    def __iter__(self):                       # a generator: starts with the first batch, when the DataLoader has drawn its own seed
+    # a generator: starts with the first batch, when the DataLoader has drawn its own
+    # seed
+    def __iter__(self):
         self.empty = []
         for indices in agree(lambda: [list(b) for b in self.batches]):
             own = indices[part_of(len(indices), self.rank, self.world)]
             self.empty.append(not own)
-            yield own or indices[:1]          # a DataLoader cannot make a batch of nothing: one row is borrowed, and cut off below
+            # a DataLoader cannot make a batch of nothing: one row is borrowed, and cut
+            # off below
+            yield own or indices[:1]
 
 class LoaderShard:
-    "As `TensorShard`, for torch's DataLoader: each process loads only the rows of its part"
+    """As `TensorShard`, for torch's DataLoader: each process loads only the rows of its
+    part"""
     def __init__(self,
         loader,     # a DataLoader with a dataset that can be indexed
         rank:int,   # which part
@@ -78,48 +96,65 @@ class LoaderShard:
     ):
         part_of(0, rank, world)
         if not _can_be_indexed(loader): raise TypeError(_NO_WAY.format('DataLoader'))
-        self.whole, self.batches = loader, _BatchShard(loader.batch_sampler, rank, world)
+        self.whole, self.batches = (
+            loader, _BatchShard(loader.batch_sampler, rank, world))
         kept = {k: getattr(loader, k) for k in (
             'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
             'multiprocessing_context', 'prefetch_factor', 'persistent_workers')}
-        generator = loader.generator if rank == 0 else None   # workers augment with seeds of their own
-        self.loader = torch.utils.data.DataLoader(loader.dataset, batch_sampler=self.batches, generator=generator, **kept)
-    def __getattr__(self, name): return getattr(self.__dict__['whole'], name)     # dataset, batch_size, …
+        # workers augment with seeds of their own
+        generator = loader.generator if rank == 0 else None
+        self.loader = torch.utils.data.DataLoader(
+            loader.dataset, batch_sampler=self.batches, generator=generator, **kept)
+    def __getattr__(self, name):
+        return getattr(self.__dict__['whole'], name)  # dataset, batch_size, …
     def __len__(self): return len(self.batches)
     def __iter__(self):
-        for i, batch in enumerate(self.loader): yield _rows(batch, slice(0)) if self.batches.empty[i] else batch
+        for i, batch in enumerate(self.loader):
+            yield _rows(batch, slice(0)) if self.batches.empty[i] else batch
 
 # %% ../nbs/18_distributed.ipynb #17d76201
 def _rows(batch, part):
     "The rows `part` of each tensor of a batch"
     if isinstance(batch, Tensor): return batch[part]
     if isinstance(batch, dict): return {k: _rows(v, part) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*(_rows(v, part) for v in batch))
-    return type(batch)(_rows(v, part) for v in batch) if isinstance(batch, (tuple, list)) else batch
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
+        return type(batch)(*(_rows(v, part) for v in batch))
+    return (
+        type(batch)(_rows(v, part) for v in batch) if isinstance(batch, (tuple, list))
+        else batch)
 
 def _like(batch):
     "A batch of one row of zeros, in the form of an empty one"
     if isinstance(batch, Tensor): return batch.new_zeros(1, *batch.shape[1:])
     if isinstance(batch, dict): return {k: _like(v) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'): return type(batch)(*map(_like, batch))
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
+        return type(batch)(*map(_like, batch))
     return type(batch)(map(_like, batch)) if isinstance(batch, (tuple, list)) else batch
 
 class ListShard:
     "As `TensorShard`, for a list of batches"
-    def __init__(self, batches, rank, world): self.batches, self.rank, self.world = batches, rank, world
+    def __init__(self, batches, rank, world):
+        self.batches, self.rank, self.world = batches, rank, world
     def __len__(self): return len(self.batches)
-    def __iter__(self): return (_rows(b, part_of(len(next(_tensors(b))), self.rank, self.world)) for b in self.batches)
+    def __iter__(self):
+        return (
+            _rows(b, part_of(len(next(_tensors(b))), self.rank, self.world))
+            for b in self.batches)
 
 # %% ../nbs/18_distributed.ipynb #568db901
 def shard(
-    loader,      # a TensorLoader, a DataLoader with a dataset that can be indexed, a list of batches, or any loader with a method `shard(rank, world)`
+    # a TensorLoader, a DataLoader with a dataset that can be indexed, a list of
+    # batches, or any loader with a method `shard(rank, world)`
+    loader,
     rank:int,    # which part
     world:int,   # of how many
     device=None  # where a part of a TensorLoader works; None: where the loader does
 ):               # a loader of as many batches
-    "The part of each batch of `loader` that belongs to one process; TypeError if there is no way to cut this kind"
+    """The part of each batch of `loader` that belongs to one process; TypeError if
+    there is no way to cut this kind"""
     if hasattr(loader, 'shard'): return loader.shard(rank, world)
-    if type(loader) is TensorLoader: return TensorShard(loader, rank, world, device)   # a class derived from it may make its batches in another way
+    # a class derived from it may make its batches in another way
+    if type(loader) is TensorLoader: return TensorShard(loader, rank, world, device)
     if isinstance(loader, (list, tuple)): return ListShard(loader, rank, world)
     if _can_be_indexed(loader): return LoaderShard(loader, rank, world)
     raise TypeError(_NO_WAY.format(type(loader).__name__))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #b128596e
 def show_image(
-    im,             # tensor or array H×W, C×H×W or H×W×C (1 or 3 channels), or a PIL picture
+    # tensor or array H×W, C×H×W or H×W×C (1 or 3 channels), or a PIL picture
+    im,
     ax=None,        # matplotlib axes to draw into; None: a new figure
     title=None,     # text above
     figsize=None,   # of the new figure, in inches
@@ -27,7 +28,10 @@ def show_image(
     a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
     if a.ndim==3 and a.shape[0] in (1,3): a = a.transpose(1,2,0)
     if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
-    if a.ndim not in (2,3): raise ValueError(f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or H×W×C; for a batch use show_images")
+    if a.ndim not in (2, 3):
+        raise ValueError(
+            f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or H×W×C; for a "
+            "batch use show_images")
     if ax is None: _, ax = plt.subplots(figsize=figsize or (2,2))
     ax.imshow(a, **({'cmap':'gray'} | kwargs))
     ax.set_xticks([]); ax.set_yticks([])
@@ -49,9 +53,12 @@ def show_images(
     ncols = ncols or math.ceil(math.sqrt(len(ims)))
     nrows = math.ceil(len(ims)/ncols)
     titles = [] if titles is None else list(titles)
-    size = ncols*imsize, nrows*imsize+.25*math.ceil(len(titles)/ncols)    # room for the rows with titles
-    fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout='constrained')
+    # room for the rows with titles
+    size = ncols*imsize, nrows*imsize+.25*math.ceil(len(titles)/ncols)
+    fig, axs = plt.subplots(
+        nrows, ncols, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat[len(ims):]: ax.set_axis_off()
-    for i,(ax,im) in enumerate(zip(axs.flat, ims)): show_image(im, ax, titles[i] if i < len(titles) else None, **kwargs)
+    for i, (ax, im) in enumerate(zip(axs.flat, ims)):
+        show_image(im, ax, titles[i] if i < len(titles) else None, **kwargs)
     if suptitle: fig.suptitle(suptitle, fontsize=11)
     return fig

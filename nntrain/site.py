@@ -29,17 +29,26 @@ class ColabLinkProc:
         s = _settings(root)
         url = f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/{path.relative_to(root).as_posix()}"
         at = 1 if cells[0].cell_type=='raw' else 0
-        cells.insert(at, AttrDict(cell_type='markdown', id='colab-link', idx_=at, metadata={}, directives_={}, source=f'[Open in Colab]({url})'))
+        cells.insert(
+            at,
+            AttrDict(
+                cell_type='markdown', id='colab-link', idx_=at, metadata={},
+                directives_={}, source=f'[Open in Colab]({url})'))
 
 # %% ../nbs/94_tools.ipynb #d5d4f35f
-_linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links a name
+_linked = re.compile(
+    r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)'
+)  # as nbdev links a name
 
 _title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
 
 def _prose(source, id):  # a markdown cell as nbdev's processors know it
-    return AttrDict(cell_type='markdown', id=id, idx_=0, metadata={}, directives_={}, source=source)
+    return AttrDict(
+        cell_type='markdown', id=id, idx_=0, metadata={}, directives_={}, source=source)
 
-def _alone(cell):  # the cell that holds the title -> [title and promise in one line each, what else stood there]
+# the cell that holds the title -> [title and promise in one line each, what else stood
+# there]
+def _alone(cell):
     head = _title.search(cell.source)
     title,_,promise = head[0].strip().partition('\n')
     promise = ' '.join(line.lstrip('> ') for line in promise.split('\n')).strip()
@@ -51,64 +60,112 @@ def _alone(cell):  # the cell that holds the title -> [title and promise in one 
     return [cell, more]
 
 class TitleProc:
-    "nbdev docs processor: the chapter's own number in the title, the promise under it, only links that lead to what they name"
+    """nbdev docs processor: the chapter's own number in the title, the promise under
+    it, only links that lead to what they name"""
     def __init__(self, nb):  # nbdev makes all processors before the first one runs
         self.nb = nb
-        at = next((i for i,c in enumerate(nb.cells) if c.cell_type=='markdown' and _title.search(c.source)), None)
+        at = next(
+            (
+                i for i, c in enumerate(nb.cells)
+                if c.cell_type == 'markdown' and _title.search(c.source)),
+            None,
+        )
         if at is not None: nb.cells[at:at+1] = _alone(nb.cells[at])
     def begin(self):
         import yaml
-        cells, number = self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name)
+        cells, number = (
+            self.nb.cells, re.match(r'0*(\d+[a-z]?)_', Path(self.nb.path_).name))
         if cells[0].cell_type!='raw': return
         meta = yaml.safe_load(cells[0].source.strip().strip('-'))
         if meta.get('description'):  # else cards beside a link show the book's description
-            for card in ('open-graph', 'twitter-card'): meta[card] = {'description': meta['description']}
-        if not number:  # the first page: Quarto shows the book's own title; other sites show the card beside a link
-            cells[0].source = f"---\n{yaml.safe_dump({**meta, 'image': 'images/card.png'}, allow_unicode=True)}---\n"
+            for card in ('open-graph', 'twitter-card'):
+                meta[card] = {'description': meta['description']}
+        # the first page: Quarto shows the book's own title; other sites show the card
+        # beside a link
+        if not number:
+            cells[
+                0
+            ].source = f"---\n{yaml.safe_dump({**meta, 'image': 'images/card.png'}, allow_unicode=True)}---\n"
             return
         chapter = f'{number[1]} ' if int(re.match(r'\d+', number[1])[0])<90 else ''
-        texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]  # Quarto reads this mark in a heading only
-        if meta.get('description'): texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")
+        texts = [
+            f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"
+        ]  # Quarto reads this mark in a heading only
+        if meta.get('description'):
+            texts.append(f"::: {{.lead}}\n{meta['description']}\n:::")
         cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
         cells[1:1] = [_prose(t, f'title-{i}') for i,t in enumerate(texts)]
-    def __call__(self, cell):  # nbdev links every name in backticks: one without documentation such as `_run`, one that is a link already, and in tables and in what a cell shows those of other libraries, too
+    # nbdev links every name in backticks: one without documentation such as `_run`, one
+    # that is a link already, and in tables and in what a cell shows those of other
+    # libraries, too
+    def __call__(self, cell):
         if cell.cell_type=='markdown':
             text = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source)
-            text = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', text)
-            if '| here |' in text: text = re.sub(r'^(\|[^|\n]*)(\|.*)', lambda m: m[1]+_linked.sub(r'\1', m[2]), text, flags=re.M)  # right of our names stand those of others
+            text = re.sub(
+                r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(', r'[\1\2\3](', text)
+            if '| here |' in text:
+                text = re.sub(
+                    r'^(\|[^|\n]*)(\|.*)', lambda m: m[1] + _linked.sub(r'\1', m[2]),
+                    text, flags=re.M)  # right of our names stand those of others
             cell.source = text
         for o in cell.get('outputs', []):
             data = o.get('data', {})
-            if 'text/markdown' in data: data['text/markdown'] = _linked.sub(r'\1', ''.join(data['text/markdown']))
+            if 'text/markdown' in data:
+                data['text/markdown'] = _linked.sub(
+                    r'\1', ''.join(data['text/markdown']))
 
 # %% ../nbs/94_tools.ipynb #36180f92
-_outside = re.compile(r'''<(script|img|iframe|link)\b[^>]*\s(src|href)=["']?(https?:)?//|\b(requirejs|require|jQuery)\(|@import''', re.I)
+_outside = re.compile(
+    r'''<(script|img|iframe|link)\b[^>]*\s(src|href)=["']?(https?:)?//|\b(requirejs|require|jQuery)\(|@import''',
+    re.I,
+)
 
 class InlineHTMLProc:
-    "nbdev docs processor: hand self-contained HTML outputs to Quarto as raw HTML, so that it adds no require.js and jQuery"
+    """nbdev docs processor: hand self-contained HTML outputs to Quarto as raw HTML, so
+    that it adds no require.js and jQuery"""
     def __init__(self, nb): self.nb = nb
-    def begin(self): self.nb.metadata.pop('widgets', None)  # nbdev adds one even when there are no widgets
+    def begin(self):
+        self.nb.metadata.pop(
+            'widgets', None)  # nbdev adds one even when there are no widgets
     def __call__(self, cell):
         for o in cell.get('outputs', []):
             data = o.get('data', {})
             text = ''.join(data.get('text/html', ''))
             if text and not _outside.search(text):
                 data.pop('text/html')
-                text = re.sub('<p class="nnx-n">.*?</p>', '', text)  # the words in place of a figure; here the figure is there, and the search should not find them
+                text = re.sub(
+                    '<p class="nnx-n">.*?</p>', '', text
+                )  # the words in place of a figure; here the figure is there, and the search should not find them
                 data['text/markdown'] = f'````{{=html}}\n{text}\n````'
 
 # %% ../nbs/94_tools.ipynb #90bx0002
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
-_fold = re.compile(r'^<details><summary>([^<\n]+)</summary>\n\n(.+?)\n\n</details>$', re.M|re.S)
+_fold = re.compile(
+    r'^<details><summary>([^<\n]+)</summary>\n\n(.+?)\n\n</details>$', re.M | re.S)
 
-def _for_quarto(text):  # boxes and diagrams in the form that viewers of notebooks know -> in Quarto's
-    def callout(kind, title, body): return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::'
-    text = _box.sub(lambda m: callout('warning' if m[1] else 'note', m[2], re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)) + '\n'*m[3].endswith('\n'), text)
+# boxes and diagrams in the form that viewers of notebooks know -> in Quarto's
+def _for_quarto(text):
+    def callout(kind, title, body):
+        return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::'
+    text = _box.sub(
+        lambda m: (
+            callout(
+                'warning' if m[1] else 'note', m[2],
+                re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M))
+            + '\n' * m[3].endswith('\n')
+        ),
+        text,
+    )
     text = re.sub('^```mermaid$', '```{mermaid}', text, flags=re.M)
-    return _fold.sub(lambda m: callout('tip' if m[1]=='Hint' else 'note', m[1], m[2]).replace(' title=', ' collapse="true" title=', 1), text)
+    return _fold.sub(
+        lambda m: callout('tip' if m[1] == 'Hint' else 'note', m[1], m[2]).replace(
+            ' title=', ' collapse="true" title=', 1),
+        text,
+    )
 
 class BoxesProc:
-    "nbdev docs processor: quotations with a bold first line and `<details>` become Quarto's boxes, ` ```mermaid` its diagrams"
+    """nbdev docs processor: quotations with a bold first line and `<details>` become
+    Quarto's boxes, ` ```mermaid` its diagrams"""
     def __init__(self, nb):
         for c in nb.cells:
             if c.cell_type=='markdown': c.source = _for_quarto(c.source)
@@ -118,20 +175,35 @@ class SkipTryoutsProc:
     "nbdev docs processor: do not run cells that import something and go on to use it"
     def __init__(self, nb):  # nbdev makes all processors before the first one runs
         for c in nb.cells:
-            if c.cell_type!='code' or c.directives_.keys() & {'export', 'exports', 'exporti', 'exec_doc'}: continue
+            if c.cell_type != 'code' or c.directives_.keys() & {
+                'export',
+                'exports',
+                'exporti',
+                'exec_doc',
+            }:
+                continue
             try: tree = ast.parse(c.source)
             except SyntaxError: continue  # magics: nbdev does not run these either
             is_import = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
-            if any(map(is_import, ast.walk(tree))) and not all(map(is_import, tree.body)): c.directives_['eval:'] = ['false']
+            if any(map(is_import, ast.walk(tree))) and not all(
+                map(is_import, tree.body)
+            ):
+                c.directives_['eval:'] = ['false']
 
 # %% ../nbs/94_tools.ipynb #dddaf18f
 class ShowExportsProc:
-    "nbdev docs processor: pages show the source of exported cells, not only their documentation"
+    """nbdev docs processor: pages show the source of exported cells, not only their
+    documentation"""
     def __init__(self, nb):
         for c in nb.cells:
-            if c.cell_type=='code' and 'export' in c.directives_: c.directives_['exports'] = c.directives_.pop('export')
+            if c.cell_type == 'code' and 'export' in c.directives_:
+                c.directives_['exports'] = c.directives_.pop('export')
     def __call__(self, cell):
-        "nbdev asks Quarto to fold each of them; where the author says so, too, his line wins (Quarto refuses a doubled option)"
+        """nbdev asks Quarto to fold each of them; where the author says so, too, his
+        line wins (Quarto refuses a doubled option)"""
         lines = cell.source.splitlines(keepends=True)
         keys = [(re.match(r'#\|\s*([\w-]+):', l) or [None, None])[1] for l in lines]
-        if cell.cell_type=='code': cell.source = ''.join(l for i,(l,k) in enumerate(zip(lines, keys)) if k is None or k not in keys[i+1:])
+        if cell.cell_type == 'code':
+            cell.source = ''.join(
+                l for i, (l, k) in enumerate(zip(lines, keys))
+                if k is None or k not in keys[i + 1 :])

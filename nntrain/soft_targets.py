@@ -28,8 +28,17 @@ def smooth_labels(
     "Soft targets: 1-eps for the class, and eps spread over all classes"
     _check_share('eps', eps)
     if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f'targets must be class numbers of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}')
-    if n_classes < 2 or len(targets) and not 0 <= targets.min() <= targets.max() < n_classes: raise ValueError(f'class numbers must lie in 0 … {n_classes-1} and n_classes be at least 2')
+        raise ValueError(
+            f'targets must be class numbers of shape (N,), got {targets.dtype} of '
+            f'shape {tuple(targets.shape)}')
+    if (
+        n_classes < 2
+        or len(targets)
+        and not 0 <= targets.min() <= targets.max() < n_classes
+    ):
+        raise ValueError(
+            f'class numbers must lie in 0 … {n_classes - 1} and n_classes be at least 2'
+        )
     return nn.functional.one_hot(targets.long(), n_classes)*(1-eps) + eps/n_classes
 
 # %% ../nbs/21_predictions.ipynb #e7066a01
@@ -39,7 +48,10 @@ def mixup(
     lam:Tensor     # (N,) share of the image itself, in [0, 1]
 )->tuple:          # mixed images, and `lam` as it was
     "Blend each image with another one of its batch"
-    if not x.is_floating_point(): raise ValueError(f'mixup blends float images, got {x.dtype}: divide bytes by 255, or normalise first')
+    if not x.is_floating_point():
+        raise ValueError(
+            f'mixup blends float images, got {x.dtype}: divide bytes by 255, or '
+            'normalise first')
     lam_x = lam.to(x.dtype)[:, None, None, None]
     return lam_x*x + (1-lam_x)*x[other], lam
 
@@ -49,14 +61,16 @@ def cutmix(
     lam:Tensor     # (N,) wanted share of the image itself, in [0, 1]
 )->tuple:          # mixed images, and the share (N,) of pixels that are the image's own:
                    # at least `lam`, since rectangles at the border are cut
-    "Replace a rectangle of each image by that of another one; any pixel may be its centre"
+    """Replace a rectangle of each image by that of another one; any pixel may be its
+    centre"""
     n, _, h, w = x.shape
     parts = []
     for side in (h, w):
         half = ((1-lam).sqrt()*side/2).floor().long()                         # (N,)
         centre = torch.randint(side, (n,), device=x.device)
         first, length = (centre-half)[:, None], 2*half[:, None]
-        parts.append(_spans(first, length, side)[:, 0])                       # (N, side)
+        # (N, side)
+        parts.append(_spans(first, length, side)[:, 0])
     rows, columns = parts
     own = 1 - (rows.sum(1)*columns.sum(1)).to(lam.dtype)/(h*w)
     return torch.where((rows[:, :, None] & columns[:, None])[:, None], x[other], x), own
@@ -69,23 +83,38 @@ def mix_targets(
 )->Tensor:           # (N, C) probabilities
     "Soft targets of mixed images"
     lam = lam[:, None]
-    return lam*smooth_labels(targets, n_classes, 0.) + (1-lam)*smooth_labels(targets[other], n_classes, 0.)
+    return lam * smooth_labels(targets, n_classes, 0.0) + (1 - lam) * smooth_labels(
+        targets[other], n_classes, 0.0)
 
 # %% ../nbs/21_predictions.ipynb #173bdc01
 class MixUpCB(Callback):
-    "Blend the images of a training batch and compute the loss with soft targets; the batch gets the class with the larger share, for metrics"
+    """Blend the images of a training batch and compute the loss with soft targets; the
+    batch gets the class with the larger share, for metrics"""
     order, shows = -8, ('alpha',)  # after AugmentCB and NormalizeCB
     mix = staticmethod(mixup)
     def __init__(self,
-        alpha:float=.4  # of Beta(alpha, alpha), from which each image's share comes; above 0; 1: every share equally likely, smaller: purer images
+        # of Beta(alpha, alpha), from which each image's share comes; above 0; 1: every
+        # share equally likely, smaller: purer images
+        alpha:float=.4
     ):
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf: raise ValueError(f'alpha must be a finite number above 0, got {alpha!r}; to train without mixing leave {type(self).__name__} out')
-        self.alpha, self.shares = alpha, torch.distributions.Beta(float(alpha), float(alpha))
+        if (
+            isinstance(alpha, bool)
+            or not isinstance(alpha, Real)
+            or not 0 < alpha < math.inf
+        ):
+            raise ValueError(
+                f'alpha must be a finite number above 0, got {alpha!r}; to train '
+                f'without mixing leave {type(self).__name__} out')
+        self.alpha, self.shares = (
+            alpha, torch.distributions.Beta(float(alpha), float(alpha)))
     def before_batch(self, learn):
         if not learn.training: return
         x, y = _first_input(learn.batch), learn.yb
         _check_images(x, type(self).__name__)
-        if y.ndim != 1 or y.is_floating_point(): raise ValueError(f'{type(self).__name__} wants class numbers of shape (N,) as targets, got {y.dtype} of shape {tuple(y.shape)}')
+        if y.ndim != 1 or y.is_floating_point():
+            raise ValueError(
+                f'{type(self).__name__} wants class numbers of shape (N,) as targets, '
+                f'got {y.dtype} of shape {tuple(y.shape)}')
         self.classes, self.other = y, torch.randperm(len(x), device=x.device)
         x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
         larger = torch.where(self.lam < .5, y[self.other], y)
@@ -99,9 +128,11 @@ class MixUpCB(Callback):
         learn.loss = learn.loss_func(learn.preds, soft)
 
 class CutMixCB(MixUpCB):
-    "Replace a rectangle of each training image by that of another one; loss and metrics as in `MixUpCB`"
+    """Replace a rectangle of each training image by that of another one; loss and
+    metrics as in `MixUpCB`"""
     mix = staticmethod(cutmix)
     def __init__(self,
-        alpha:float=1.  # of Beta(alpha, alpha), from which each image's share comes; above 0
+        # of Beta(alpha, alpha), from which each image's share comes; above 0
+        alpha:float=1.
     ): super().__init__(alpha)
     def _draw(self, n): return self.shares.sample((n,))  # a hole is not like its frame

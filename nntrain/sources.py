@@ -23,90 +23,137 @@ from torch import Tensor
 from .budgets import budget
 from .toy import _toy_tensors
 
-FASHION_CLASSES = ('T - shirt / top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
-FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of all training pixels on a scale from 0 to 1: computed further down
+FASHION_CLASSES = (
+    'T - shirt / top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
+    'Sneaker', 'Bag', 'Ankle boot')
+# of all training pixels on a scale from 0 to 1: computed further down
+FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_MEAN', 'FASHION_STD', 'read_idx', 'toy_fashion', 'FashionTensors', 'fashion_tensors',
            'fashion_mnist']
 
 # %% ../nbs/90_pictures.ipynb #f7ba87a1
-_HELP = ("Get the real set: let this machine reach huggingface.co once (it is cached), or put the four *-ubyte.gz files of "
-         "https://github.com/zalandoresearch/fashion-mnist into FOLDER/fashion-mnist and set NNTRAIN_DATA=FOLDER.")
+_HELP = (
+    "Get the real set: let this machine reach huggingface.co once (it is cached), or "
+    "put the four *-ubyte.gz files of "
+    "https://github.com/zalandoresearch/fashion-mnist into FOLDER/fashion-mnist and "
+    "set NNTRAIN_DATA=FOLDER.")
 
 def read_idx(
     path,            # file in gzipped IDX format
     md5:str=None,    # expected MD5 of the uncompressed content; None: not checked
 )->Tensor:           # uint8, of the shape that the file's header gives
-    "Read and check one gzipped IDX file; raises FileNotFoundError, or ValueError for a damaged file"
+    """Read and check one gzipped IDX file; raises FileNotFoundError, or ValueError for
+    a damaged file"""
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path.name} not found in {path.parent}. {_HELP}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} not found in {path.parent}. {_HELP}")
     fix = f"Delete {path} and download it again. {_HELP}"
-    try: raw = gzip.decompress(path.read_bytes())
-    except (EOFError, OSError, zlib.error) as e: raise ValueError(f"{path.name} is damaged or cut short: {e}. {fix}") from e
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (EOFError, OSError, zlib.error) as e:
+        raise ValueError(f"{path.name} is damaged or cut short: {e}. {fix}") from e
     if raw[:3] != b'\0\0\x08' or len(raw) < 4+4*raw[3]:
-        raise ValueError(f"{path.name} is no IDX file of bytes: it starts with {raw[:4].hex()}, expected 000008 and the number of axes. {fix}")
+        raise ValueError(
+            f"{path.name} is no IDX file of bytes: it starts with {raw[:4].hex()}, "
+            f"expected 000008 and the number of axes. {fix}")
     start = 4+4*raw[3]
     shape = struct.unpack(f'>{raw[3]}I', raw[4:start])     # big-endian, 4 bytes each
     if len(raw)-start != math.prod(shape):
-        raise ValueError(f"{path.name} has {len(raw)-start:,} bytes of data, but its header {shape} promises {math.prod(shape):,}. {fix}")
+        raise ValueError(
+            f"{path.name} has {len(raw) - start:,} bytes of data, but its header "
+            f"{shape} promises {math.prod(shape):,}. {fix}")
     got = hashlib.md5(raw).hexdigest()
-    if md5 not in (None, got): raise ValueError(f"{path.name} has MD5 {got}, expected {md5}: not the published file. {fix}")
+    if md5 not in (None, got):
+        raise ValueError(
+            f"{path.name} has MD5 {got}, expected {md5}: not the published file. {fix}")
     return torch.tensor(np.frombuffer(raw, np.uint8, offset=start).reshape(shape))
 
-_MD5 = {'train-images-idx3-ubyte.gz': 'f4a8712d7a061bf5bd6d2ca38dc4d50a', 'train-labels-idx1-ubyte.gz': '9018921c3c673c538a1fc5bad174d6f9',
-        't10k-images-idx3-ubyte.gz':  '8181f5470baa50b63fa0f6fddb340f0a', 't10k-labels-idx1-ubyte.gz':  '15d484375f8d13e6eb1aabb0c3f46965'}
+_MD5 = {
+    'train-images-idx3-ubyte.gz': 'f4a8712d7a061bf5bd6d2ca38dc4d50a',
+    'train-labels-idx1-ubyte.gz': '9018921c3c673c538a1fc5bad174d6f9',
+    't10k-images-idx3-ubyte.gz': '8181f5470baa50b63fa0f6fddb340f0a',
+    't10k-labels-idx1-ubyte.gz': '15d484375f8d13e6eb1aabb0c3f46965'}
 
 def _local_tensors(folder):
     "The four files of `folder`/fashion-mnist as {split: (x, y)}"
     root = Path(folder).expanduser()/'fashion-mnist'
     missing = [f for f in _MD5 if not (root/f).is_file()]
-    if missing: raise FileNotFoundError(f"NNTRAIN_DATA={folder}: {', '.join(missing)} not found in {root}. {_HELP}")
+    if missing:
+        raise FileNotFoundError(
+            f"NNTRAIN_DATA={folder}: {', '.join(missing)} not found in {root}. {_HELP}")
     x, y, test_x, test_y = [read_idx(root/f, md5) for f,md5 in _MD5.items()]
-    return dict(train=(x[:,None], y.long()), test=(test_x[:,None], test_y.long()))   # N×1×28×28, N
+    # N×1×28×28, N
+    return dict(train=(x[:,None], y.long()), test=(test_x[:,None], test_y.long()))
 
 # %% ../nbs/90_pictures.ipynb #3d0ceba4
 def _pngs(x):
     "Grey PNG files of (n, h, w) bytes: like PIL's, but three times faster to make"
-    def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(kind+data))
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data
+            + struct.pack('>I', zlib.crc32(kind + data)))
     n, h, w = x.shape
     rows = np.zeros((n, h, w+1), np.uint8)
     rows[:,:,1:] = x
-    head = b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0))
-    return [head+chunk(b'IDAT', zlib.compress(r.tobytes(), 1))+chunk(b'IEND', b'') for r in rows]
+    head = b'\x89PNG\r\n\x1a\n' + chunk(
+        b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0))
+    return [
+        head + chunk(b'IDAT', zlib.compress(r.tobytes(), 1)) + chunk(b'IEND', b'')
+        for r in rows]
 
 def _to_dataset_dict(tensors):
     "{split: (x, y)} as a DatasetDict of PNG pictures, like the one on the hub"
     import datasets, pyarrow as pa
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(FASHION_CLASSES)))
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list(FASHION_CLASSES)))
     def table(x, y):
         files = [dict(bytes=b, path=None) for b in _pngs(x[:,0].numpy())]
-        return pa.table(dict(image=pa.array(files, features['image'].pa_type), label=y.numpy()), schema=features.arrow_schema)
-    return datasets.DatasetDict({k: datasets.Dataset(table(x, y)) for k,(x,y) in tensors.items()})
+        return pa.table(
+            dict(image=pa.array(files, features['image'].pa_type), label=y.numpy()),
+            schema=features.arrow_schema)
+    return datasets.DatasetDict(
+        {k: datasets.Dataset(table(x, y)) for k, (x, y) in tensors.items()})
 
 def toy_fashion(
     n_train:int=30_000,  # training pictures
     n_test:int=5_000,    # test pictures
     seed:int=0,          # same seed, same bytes, on every platform
 ):                       # datasets.DatasetDict with splits train and test, features as Fashion-MNIST
-    "Ten classes of 28×28 clothes drawn by code: stands in for Fashion-MNIST where there is no network"
-    return _to_dataset_dict(dict(train=_toy_tensors(n_train, [seed,0]), test=_toy_tensors(n_test, [seed,1])))
+    """Ten classes of 28×28 clothes drawn by code: stands in for Fashion-MNIST where
+    there is no network"""
+    return _to_dataset_dict(
+        dict(
+            train=_toy_tensors(n_train, [seed, 0]), test=_toy_tensors(n_test, [seed, 1])
+        )
+    )
 
 # %% ../nbs/90_pictures.ipynb #530b3d03
 _HUB_ID = 'zalando-datasets/fashion_mnist'
 
 def _hub_problem(
-    timeout=6,   # seconds after which the answer is "no answer", even when a name look-up hangs
+    # seconds after which the answer is "no answer", even when a name look-up hangs
+    timeout=6,
 ):
     "Why the hub cannot be asked, or None"
     import huggingface_hub.constants as hub
     from huggingface_hub.utils import get_session
-    if hub.HF_HUB_OFFLINE: return 'offline mode is on (HF_HUB_OFFLINE) and the data set is not in the cache'
+    if hub.HF_HUB_OFFLINE:
+        return (
+            'offline mode is on (HF_HUB_OFFLINE) and the data set is not in the cache')
     answer = []
     def ask():
-        try: code = get_session().get(f'{hub.ENDPOINT}/api/datasets/{_HUB_ID}', timeout=timeout-1).status_code
-        except Exception as e: answer.append(f'{hub.ENDPOINT} cannot be reached ({type(e).__name__}: {e})')
-        else: answer.append(None if code==200 else f'{hub.ENDPOINT} answered with status {code}')
+        try:
+            code = (
+                get_session()
+                .get(f'{hub.ENDPOINT}/api/datasets/{_HUB_ID}', timeout=timeout - 1)
+                .status_code)
+        except Exception as e:
+            answer.append(f'{hub.ENDPOINT} cannot be reached ({type(e).__name__}: {e})')
+        else:
+            answer.append(
+                None if code == 200 else f'{hub.ENDPOINT} answered with status {code}')
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -115,22 +162,29 @@ def _hub_problem(
 def _cached_dataset():
     "The data set from the hub's cache without any network; None if it is not there"
     import datasets, huggingface_hub.constants as hub
-    old, level = (datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE), datasets.logging.get_verbosity()
+    old, level = (
+        (datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE),
+        datasets.logging.get_verbosity())
     datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
-    datasets.logging.set_verbosity_error()    # it would warn that the hub "could not be reached"
+    # it would warn that the hub "could not be reached"
+    datasets.logging.set_verbosity_error()
     try: return datasets.load_dataset(_HUB_ID)
-    except Exception: return None             # absent or incomplete: the caller asks the network
+    # absent or incomplete: the caller asks the network
+    except Exception: return None
     finally:
         datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = old
         datasets.logging.set_verbosity(level)
 
 @functools.lru_cache(1)
 def _hub_dataset():
-    "The data set from the hub or its cache; ConnectionError within ten seconds if the hub does not answer"
+    """The data set from the hub or its cache; ConnectionError within ten seconds if the
+    hub does not answer"""
     dd = _cached_dataset()
     if dd is not None: return dd
     problem = _hub_problem()
-    if problem: raise ConnectionError(f"no Fashion-MNIST from the Hugging Face hub: {problem}. {_HELP}")
+    if problem:
+        raise ConnectionError(
+            f"no Fashion-MNIST from the Hugging Face hub: {problem}. {_HELP}")
     import datasets
     return datasets.load_dataset(_HUB_ID)
 
@@ -139,7 +193,9 @@ _SOURCES = ('auto', 'local', 'hub', 'toy')
 
 @functools.cache    # one warning a session is enough: `.source` tells every time
 def _warn_toy(reason):
-    warnings.warn(f"Not Fashion-MNIST but toy_fashion, pictures drawn by code: {reason} {_HELP}", stacklevel=4)
+    warnings.warn(
+        f"Not Fashion-MNIST but toy_fashion, pictures drawn by code: {reason} {_HELP}",
+        stacklevel=4)
 
 @functools.cache
 def _no_hub():
@@ -149,12 +205,17 @@ def _no_hub():
 
 def _resolve(source, bud=None):
     "Which of local, hub and toy `source` means here, and now"
-    if source not in _SOURCES: raise ValueError(f"unknown source {source!r}: choose one of {', '.join(_SOURCES)}")
+    if source not in _SOURCES:
+        raise ValueError(
+            f"unknown source {source!r}: choose one of {', '.join(_SOURCES)}")
     folder = os.environ.get('NNTRAIN_DATA')
-    if source=='local' and not folder: raise ValueError(f"source 'local' needs the variable NNTRAIN_DATA. {_HELP}")
+    if source == 'local' and not folder:
+        raise ValueError(f"source 'local' needs the variable NNTRAIN_DATA. {_HELP}")
     if source!='auto': return source
     if folder: return 'local'
-    reason = 'the quick budget does not use the network.' if (bud or budget()).name=='quick' else _no_hub()
+    reason = (
+        'the quick budget does not use the network.'
+        if (bud or budget()).name == 'quick' else _no_hub())
     if reason is None: return 'hub'
     _warn_toy(reason)
     return 'toy'
@@ -163,7 +224,9 @@ def _resolve(source, bud=None):
 def _tensors(source, folder=None):
     "{split: (x, y)} of a resolved source; kept, since chapters ask again and again"
     if source=='local': return _local_tensors(folder)
-    if source=='toy': return dict(train=_toy_tensors(30_000, [0,0]), test=_toy_tensors(5_000, [0,1]))
+    if source == 'toy':
+        return dict(
+            train=_toy_tensors(30_000, [0, 0]), test=_toy_tensors(5_000, [0, 1]))
     import datasets, io
     from PIL import Image
     def decode(ds):
@@ -173,10 +236,15 @@ def _tensors(source, folder=None):
     return {k: decode(ds) for k,ds in _hub_dataset().items()}
 
 class FashionTensors(dict):
-    "{split: (x, y)} with x uint8 (N, 1, 28, 28) and y int64 (N,); `.source` says where they come from, `.classes` names the labels"
+    """{split: (x, y)} with x uint8 (N, 1, 28, 28) and y int64 (N,); `.source` says
+    where they come from, `.classes` names the labels"""
     def __init__(self, source):
         folder = os.environ.get('NNTRAIN_DATA') if source=='local' else None
-        super().__init__({k: (x.clone(), y.clone()) for k,(x,y) in _tensors(source, folder).items()})
+        super().__init__(
+            {
+                k: (x.clone(), y.clone())
+                for k, (x, y) in _tensors(source, folder).items()}
+        )
         self.source, self.classes = source, FASHION_CLASSES
 
 def fashion_tensors(
@@ -188,6 +256,7 @@ def fashion_tensors(
 def fashion_mnist(
     source:str='auto',  # local (folder in NNTRAIN_DATA), hub, toy, or auto: the first of them that can be had
 ):                      # datasets.DatasetDict with splits train and test; features image (28×28, grey) and label
-    "Fashion-MNIST as Hugging Face data set; only 'auto' ever falls back, and then it warns"
+    """Fashion-MNIST as Hugging Face data set; only 'auto' ever falls back, and then it
+    warns"""
     source = _resolve(source)
     return _hub_dataset() if source=='hub' else _to_dataset_dict(FashionTensors(source))

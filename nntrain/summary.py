@@ -29,27 +29,42 @@ def layer_macs(
     inputs:tuple,      # what went in
     output             # what came out
 )->int:                # multiply-adds of this call, for the whole batch; None: a layer with weights of a kind that is not known
-    "Multiply-adds with weights: each weight of a convolution or linear layer is used once per position. Everything else counts 0"
-    if isinstance(module, _ConvTransposeNd): positions = next(_tensors(inputs)).numel()//module.in_channels
-    elif isinstance(module, _ConvNd): positions = output.numel()//module.out_channels
-    elif isinstance(module, nn.Linear): positions = output.numel()//module.out_features
-    elif isinstance(module, nn.Embedding) or all(p.ndim < 2 for p in module.parameters(recurse=False)): return 0
-    else: return None
+    """Multiply-adds with weights: each weight of a convolution or linear layer is used
+    once per position. Everything else counts 0"""
+    if isinstance(module, _ConvTransposeNd):
+        positions = next(_tensors(inputs)).numel() // module.in_channels
+    elif isinstance(module, _ConvNd):
+        positions = output.numel() // module.out_channels
+    elif isinstance(module, nn.Linear):
+        positions = output.numel() // module.out_features
+    elif isinstance(module, nn.Embedding) or all(
+        p.ndim < 2 for p in module.parameters(recurse=False)
+    ):
+        return 0
+    else:
+        return None
     return positions*module.weight.numel()
 
 # %% ../nbs/19_resnet.ipynb #7ddaaf01
 @contextlib.contextmanager
-def _as_written(model):  # the model without what torch.compile has made of it, so that hooks are called
+# the model without what torch.compile has made of it, so that hooks are called
+def _as_written(model):
     compiled = any(map(_is_compiled, model.modules()))
-    with torch.compiler.set_stance('force_eager') if compiled else contextlib.nullcontext():
+    with (
+        torch.compiler.set_stance('force_eager')
+        if compiled
+        else contextlib.nullcontext()
+    ):
         yield getattr(model, '_orig_mod', model)
 
 @contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
 ):
-    "Run the model in eval mode without gradients, then put back all that it holds, and random state (see `aside`)"
-    with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad(): yield model.eval()
+    """Run the model in eval mode without gradients, then put back all that it holds,
+    and random state (see `aside`)"""
+    with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad():
+        yield model.eval()
 
 # %% ../nbs/19_resnet.ipynb #58239801
 @dataclass
@@ -63,7 +78,8 @@ class LayerRow:
     params:int   # parameters of its own; shared ones count where they come first
     macs:int     # multiply-adds per sample; None: not known
 
-def _count(n): return '?' if n is None else f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
+def _count(n):
+    return '?' if n is None else f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
 
 @dataclass
 class Summary:
@@ -75,74 +91,134 @@ class Summary:
     @property
     def params(self)->int: "All parameters"; return sum(row.params for row in self.rows)
     @property
-    def macs(self)->int: "Multiply-adds per sample, of the layers where they are known"; return sum(row.macs or 0 for row in self.rows)
+    def macs(self) -> int:
+        "Multiply-adds per sample, of the layers where they are known"
+        return sum(row.macs or 0 for row in self.rows)
     @property
-    def exact(self)->bool: "Is the cost of every layer known?"; return all(row.macs is not None for row in self.rows)
+    def exact(self) -> bool:
+        "Is the cost of every layer known?"
+        return all(row.macs is not None for row in self.rows)
 
     def _table(self):
-        rows = [(row.name, row.kind + (f' ({row.calls} calls)' if row.calls > 1 else ''), row.input, row.output if row.calls else 'never ran', _count(row.params), _count(row.macs)) for row in self.rows]
-        return [('layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'), *rows, ('total', '', '', '', _count(self.params), ('' if self.exact else '≥ ') + _count(self.macs))]
+        rows = [
+            (
+                row.name, row.kind + (f' ({row.calls} calls)' if row.calls > 1 else ''),
+                row.input, row.output if row.calls else 'never ran', _count(row.params),
+                _count(row.macs))
+            for row in self.rows
+        ]
+        return [
+            ('layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'),
+            *rows,
+            (
+                'total', '', '', '', _count(self.params),
+                ('' if self.exact else '≥ ') + _count(self.macs)),
+        ]
 
     def __repr__(self):
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table)]
-        lines = ['  '.join(c.rjust(w) if i > 3 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in table]
+        lines = [
+            '  '.join(
+                c.rjust(w) if i > 3 else c.ljust(w)
+                for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+            for row in table
+        ]
         rule = '-'*max(map(len, lines))
         return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1], self._note()])
 
     def _repr_markdown_(self):
         head, *rows, total = (('| ' + ' | '.join(row) + ' |') for row in self._table())
-        return '\n'.join([head, '|:--|:--|:--|:--|--:|--:|', *rows, total, '', self._note()])
+        return '\n'.join(
+            [head, '|:--|:--|:--|:--|--:|--:|', *rows, total, '', self._note()])
 
     def _note(self):
-        note = f'Batch of {self.n_samples}. {self.params-self.trainable:,} of {self.params:,} parameters are frozen.' if self.params > self.trainable else f'Batch of {self.n_samples}.'
-        return note if self.exact else note + ' ? = a kind of layer whose cost is not known here.'
+        note = (
+            f'Batch of {self.n_samples}. {self.params - self.trainable:,} of '
+            f'{self.params:,} parameters are frozen.' if self.params > self.trainable
+            else f'Batch of {self.n_samples}.')
+        return (
+            note if self.exact
+            else note + ' ? = a kind of layer whose cost is not known here.')
 
 # %% ../nbs/19_resnet.ipynb #98a83f01
-def _shapes(obj): return ', '.join('×'.join(map(str, t.shape)) or 'scalar' for t in _tensors(obj)) or '–'
+def _shapes(obj):
+    return (
+        ', '.join('×'.join(map(str, t.shape)) or 'scalar' for t in _tensors(obj)) or '–'
+    )
 
 def _check_ready(model):
-    lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(p)]
-    if lazy: raise ValueError(f'{lazy[0]} has no shape yet, and a first batch would give it one: run the model once before')
+    lazy = [
+        name for name, p in (*model.named_parameters(), *model.named_buffers())
+        if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f'{lazy[0]} has no shape yet, and a first batch would give it one: run '
+            'the model once before')
 
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
-    batch             # one batch as a loader gives it, inputs and target, or only the input, a tensor
+    # one batch as a loader gives it, inputs and target, or only the input, a tensor
+    batch
 )->Summary:           # a table in a terminal and in a notebook; also `.rows`, `.params`, `.macs`
-    "What each layer takes, gives, holds and costs, from one forward pass without training"
+    """What each layer takes, gives, holds and costs, from one forward pass without
+    training"""
     _check_ready(model)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     inputs = (batch,) if isinstance(batch, Tensor) else unpack(batch)[0]
     inputs = to_device(inputs, device) if device is not None else inputs
-    layers = {name: m for name, m in _modules_of(model).items()
-              if next(m.children(), None) is None or next(m.parameters(recurse=False), None) is not None or isinstance(m, (_ConvNd, nn.Linear))}
+    layers = {
+        name: m for name, m in _modules_of(model).items()
+        if next(m.children(), None) is None
+        or next(m.parameters(recurse=False), None) is not None
+        or isinstance(m, (_ConvNd, nn.Linear))}
     rows, running, total = {}, [], {}
     n = next((len(t) for t in _tensors(inputs) if t.ndim), 1)
     if n == 0: raise ValueError('the batch is empty: its first axis has length 0')
 
-    def start(module, args, kwargs, name): running.append((name, module, (*args, *kwargs.values())))
+    def start(module, args, kwargs, name):
+        running.append((name, module, (*args, *kwargs.values())))
     def note(hook, module, inputs, output):
         running.pop()
-        row = rows.setdefault(hook.name, LayerRow(hook.name, type(module).__name__, 0, _shapes(inputs), _shapes(output), 0, 0))
+        row = rows.setdefault(
+            hook.name,
+            LayerRow(
+                hook.name, type(module).__name__, 0, _shapes(inputs), _shapes(output),
+                0, 0))
         macs = layer_macs(module, inputs, output)
-        row.calls, total[hook.name] = row.calls + 1, None if macs is None else total.get(hook.name, 0) + macs
+        row.calls, total[hook.name] = (
+            row.calls + 1, None if macs is None else total.get(hook.name, 0) + macs)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model))
         as_written = stack.enter_context(_as_written(model))
-        for name, m in layers.items(): stack.callback(m.register_forward_pre_hook(partial(start, name=name), with_kwargs=True).remove)
+        for name, m in layers.items():
+            stack.callback(
+                m.register_forward_pre_hook(
+                    partial(start, name=name), with_kwargs=True).remove)
         stack.enter_context(Hooks(layers, note))
-        try: as_written(*inputs)
+        try:
+            as_written(*inputs)
         except Exception as e:
-            if not running: raise
+            if not running:
+                raise
             name, module, given = running[-1]
-            raise ValueError(f'the model fails in layer {name!r}, {module}, which was given {_shapes(given)}: {e}') from e
+            raise ValueError(
+                f'the model fails in layer {name!r}, {module}, which was given '
+                f'{_shapes(given)}: {e}') from e
 
     counted = set()
     for name, m in layers.items():
-        own = {id(p): p.numel() for p in m.parameters(recurse=False) if id(p) not in counted}
+        own = {
+            id(p): p.numel() for p in m.parameters(recurse=False)
+            if id(p) not in counted}
         counted |= set(own)
-        if name not in rows and own: rows[name] = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
+        if name not in rows and own:
+            rows[name] = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
         if name in rows: rows[name].params = sum(own.values())
-    for name, macs in total.items(): rows[name].macs = macs if macs is None else macs//n if macs % n == 0 else macs/n
-    return Summary(list(rows.values()), n, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    for name, macs in total.items():
+        rows[name].macs = (
+            macs if macs is None else macs // n if macs % n == 0 else macs / n)
+    return Summary(
+        list(rows.values()), n,
+        sum(p.numel() for p in model.parameters() if p.requires_grad))

@@ -26,7 +26,8 @@ __all__ = ['nntrain_execute', 'nntrain_sync', 'start_fit']
 # %% ../nbs/94_tools.ipynb #c06e7f7c
 def _root():
     root = _checkout()
-    if root is None: raise SystemExit("this command works in a checkout of the repository only")
+    if root is None:
+        raise SystemExit("this command works in a checkout of the repository only")
     return root
 
 def _settings(root):  # settings.ini as a mapping
@@ -34,28 +35,39 @@ def _settings(root):  # settings.ini as a mapping
     cfg.read(Path(root)/'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']
 
-def _dumps(nb): return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)+'\n'  # as nbdev_clean writes it
+def _dumps(nb):
+    return (
+        json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
+    )  # as nbdev_clean writes it
 
-def _small_png(png):  # base64 of a PNG -> the same picture with 128 colours, if that is smaller and nothing shines through
+# base64 of a PNG -> the same picture with 128 colours, if that is smaller and nothing
+# shines through
+def _small_png(png):
     from PIL import Image
     raw, out = base64.b64decode(png), io.BytesIO()
     picture = Image.open(io.BytesIO(raw)).convert('RGBA')
     if picture.getchannel('A').getextrema()[0] < 255: return png
-    picture.convert('RGB').quantize(128, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    picture.convert('RGB').quantize(128, dither=Image.Dither.NONE).save(
+        out, 'PNG', optimize=True)
     return base64.b64encode(min(raw, out.getvalue(), key=len)).decode()
 
 def _clean_output(o):  # None for noise that no reader needs
     if o.get('output_type')=='stream' and o['name']=='stderr': return None
     if 'data' in o:
-        live = o['data'].pop('application/vnd.jupyter.widget-view+json', None) is not None
+        live = (
+            o['data'].pop('application/vnd.jupyter.widget-view+json', None) is not None)
         if live and 'text/html' not in o['data']: return None
-        if 'image/png' in o['data']: o['data']['image/png'] = _small_png(''.join(o['data']['image/png']))
+        if 'image/png' in o['data']:
+            o['data']['image/png'] = _small_png(''.join(o['data']['image/png']))
         o['metadata'] = {}
     if 'execution_count' in o: o['execution_count'] = None
     return o
 
-def _clean(nb):  # a notebook as it is committed: cells and outputs, nothing about the run
-    nb['metadata'] = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+# a notebook as it is committed: cells and outputs, nothing about the run
+def _clean(nb):
+    nb['metadata'] = {
+        'kernelspec': {
+            'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     for c in nb['cells']:
         c['metadata'] = {}
         if c['cell_type']!='code': continue
@@ -66,16 +78,21 @@ def _clean(nb):  # a notebook as it is committed: cells and outputs, nothing abo
 # %% ../nbs/94_tools.ipynb #5c81f2a7
 _skip = re.compile(r'^#\|\s*eval:\s*false|^\s*(nbdev\.)?nbdev_export\(', re.M)
 
-def _run(path, timeout):  # execute one notebook in its folder and write it back, cleaned; an exception leaves the file alone
+# execute one notebook in its folder and write it back, cleaned; an exception leaves the
+# file alone
+def _run(path, timeout):
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
-        if c.cell_type=='code' and _skip.search(c.source): c.metadata['tags'] = ['skip-execution']
+        if c.cell_type == 'code' and _skip.search(c.source):
+            c.metadata['tags'] = ['skip-execution']
     env = {'NNTRAIN_BUDGET': 'full', **os.environ, 'NNTRAIN_STATIC': '1'}
     env.pop('IN_TEST', None)
     env['NNTRAIN_RECORD'] = '1' if env['NNTRAIN_BUDGET']=='full' else ''
-    client = NotebookClient(nb, timeout=timeout or None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}, record_timing=False)
+    client = NotebookClient(
+        nb, timeout=timeout or None, kernel_name='python3',
+        resources={'metadata': {'path': str(path.parent)}}, record_timing=False)
     client.execute(env=env)
     clean = _clean(json.loads(nbformat.writes(nb)))
     try: from nbdev.clean import clean_nb
@@ -87,89 +104,176 @@ def _run(path, timeout):  # execute one notebook in its folder and write it back
 def nntrain_execute(
     argv:list=None,  # the command's arguments; default: those of the command line
 ):
-    "Run notebooks in a real kernel and store their outputs (NNTRAIN_BUDGET=full unless set); a notebook that fails is left as it was"
-    parser = argparse.ArgumentParser('nntrain_execute', description=nntrain_execute.__doc__)  # fastcore 1 and 2 disagree on lists of arguments
-    parser.add_argument('paths', nargs='*', type=Path, help='notebooks or folders (default: every chapter)')
-    parser.add_argument('--timeout', type=int, default=3600, help='seconds that one cell may take; 0 = no limit (default: %(default)s)')
+    """Run notebooks in a real kernel and store their outputs (NNTRAIN_BUDGET=full
+    unless set); a notebook that fails is left as it was"""
+    parser = argparse.ArgumentParser(
+        'nntrain_execute', description=nntrain_execute.__doc__
+    )  # fastcore 1 and 2 disagree on lists of arguments
+    parser.add_argument(
+        'paths', nargs='*', type=Path,
+        help='notebooks or folders (default: every chapter)')
+    parser.add_argument(
+        '--timeout', type=int, default=3600,
+        help='seconds that one cell may take; 0 = no limit (default: %(default)s)')
     args = parser.parse_args(argv)
     found = args.paths or [_root()/'nbs']
-    files = [f for p in found for f in (sorted(p.glob('*.ipynb')) if p.is_dir() else [p])]
+    files = [
+        f for p in found for f in (sorted(p.glob('*.ipynb')) if p.is_dir() else [p])]
     bad = [str(f) for f in files if not f.is_file()]
-    if bad or not files: raise SystemExit(f"no such notebook: {', '.join(bad) or found[0]}")
+    if bad or not files:
+        raise SystemExit(f"no such notebook: {', '.join(bad) or found[0]}")
     failed = 0
     for f in files:
         began = time.time()
-        try: _run(f.resolve(), args.timeout)
+        try:
+            _run(f.resolve(), args.timeout)
         except Exception as e:
             failed += 1
-            print(f'{f.name}: failed after {time.time()-began:.0f} s, file unchanged\n' + re.sub(r'\x1b\[[0-9;]*m', '', str(e)), file=sys.stderr)
-        else: print(f'{f.name}: {time.time()-began:.0f} s')
+            print(
+                f'{f.name}: failed after {time.time() - began:.0f} s, file unchanged\n'
+                + re.sub(r'\x1b\[[0-9;]*m', '', str(e)), file=sys.stderr)
+        else:
+            print(f'{f.name}: {time.time() - began:.0f} s')
     if failed: raise SystemExit(1)
 
 # %% ../nbs/94_tools.ipynb #611d7a80
 def _setup_cell(s):
-    return (f"#| hide\n# Colab and other fresh machines: install what is missing (an installed torch is kept)\n"
-            f"try: import {s['lib_name']}\nexcept ImportError:\n    %pip install -q git+{s['git_url']}")
+    return (
+        "#| hide\n# Colab and other fresh machines: install what is missing (an "
+        "installed torch is kept)\n"
+        f"try: import {s['lib_name']}\nexcept ImportError:\n    %pip install -q "
+        f"git+{s['git_url']}"
+    )
 
-def _with_setup(nb, source):  # the notebook with its set-up cell as it should be, after the title and `default_exp`
+# the notebook with its set-up cell as it should be, after the title and `default_exp`
+def _with_setup(nb, source):
     cells = nb['cells']
-    at = next((i for i,c in enumerate(cells) if '# Colab and other fresh machines' in ''.join(c['source'])), None)
+    at = next(
+        (
+            i
+            for i, c in enumerate(cells)
+            if '# Colab and other fresh machines' in ''.join(c['source'])
+        ),
+        None,
+    )
     if at is None:
-        at = 1+max([i for i,c in enumerate(cells[:3]) if 'default_exp' in ''.join(c['source'])] or [0])
-        cells.insert(at, {'cell_type': 'code', 'execution_count': None, 'id': 'setup', 'metadata': {}, 'outputs': []})
+        at = 1 + max(
+            [
+                i for i, c in enumerate(cells[:3])
+                if 'default_exp' in ''.join(c['source'])]
+            or [0]
+        )
+        cells.insert(
+            at,
+            {
+                'cell_type': 'code', 'execution_count': None, 'id': 'setup',
+                'metadata': {}, 'outputs': []},
+        )
     cells[at]['source'] = source.splitlines(keepends=True)
     return nb
 
 _is_folded = re.compile(r'(#\|.*\n)*#\|\s*(code-fold:\s*true|echo:\s*false)\b')
 
-def _with_folds(nb):  # the notebook with those code cells folded in JupyterLab and in Colab that the site folds or does not show, and no others
+# the notebook with those code cells folded in JupyterLab and in Colab that the site
+# folds or does not show, and no others
+def _with_folds(nb):
     for c in nb['cells']:
         if c['cell_type']!='code': continue
-        c['metadata'] = {k: v for k,v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
-        if _is_folded.match(''.join(c['source'])): c['metadata'] |= {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
+        c['metadata'] = {
+            k: v for k, v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
+        if _is_folded.match(''.join(c['source'])):
+            c['metadata'] |= {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
     return nb
 
 # %% ../nbs/94_tools.ipynb #871099e6
 def _readme_cell(c):  # the Markdown of one cell of index.ipynb
     src = ''.join(c['source'])
     if c['cell_type']=='markdown': return src
-    if c['cell_type']=='raw' or re.search(r'^#\|\s*(hide|default_exp|include:\s*false)', src, re.M): return ''
+    if c['cell_type'] == 'raw' or re.search(
+        r'^#\|\s*(hide|default_exp|include:\s*false)', src, re.M
+    ):
+        return ''
     code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
-    res = [f'```python\n{code}\n```'] if code and not re.search(r'^#\|\s*echo:\s*false', src, re.M) else []
+    res = (
+        [f'```python\n{code}\n```']
+        if code and not re.search(r'^#\|\s*echo:\s*false', src, re.M)
+        else []
+    )
     for o in c['outputs']:
         data = o.get('data', {})
-        if any(k.startswith('image/') for k in data): raise SystemExit("index.ipynb: README.md cannot hold a picture from an output; save it in nbs/images and link it")
-        if 'text/markdown' in data: res.append(''.join(data['text/markdown']))
-        elif 'text/plain' in data or 'text' in o: res.append('```\n'+''.join(data.get('text/plain') or o['text']).rstrip()+'\n```')
+        if any(k.startswith('image/') for k in data):
+            raise SystemExit(
+                "index.ipynb: README.md cannot hold a picture from an output; save it "
+                "in nbs/images and link it")
+        if 'text/markdown' in data:
+            res.append(''.join(data['text/markdown']))
+        elif 'text/plain' in data or 'text' in o:
+            res.append(
+                '```\n' + ''.join(data.get('text/plain') or o['text']).rstrip()
+                + '\n```')
     return '\n\n'.join(res)
 
-def _readme(nb, nbs):  # README.md from index.ipynb: links point into the folder `nbs`, what only Quarto reads is dropped
+# README.md from index.ipynb: links point into the folder `nbs`, what only Quarto reads
+# is dropped
+def _readme(nb, nbs):
     text = '\n\n'.join(p for p in map(_readme_cell, nb['cells']) if p.strip())
     text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
     text = re.sub(r'(\]\([^)]+\))\{[^}]*\}', r'\1', text)
-    text = re.sub(r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?', lambda m: m[1]+('' if m[2] else nbs+'/'), text)
-    return f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n'
+    text = re.sub(
+        r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?',
+        lambda m: m[1] + ('' if m[2] else nbs + '/'),
+        text,
+    )
+    return (
+        f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n')
 
 # %% ../nbs/94_tools.ipynb #0dea0bf5
 def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
     site = s['doc_host']+s['doc_baseurl']
-    for key,value in {'title': s['title'], 'author': s['author'], 'description': s['description'], 'site-url': site,
-                      'repo-url': s['git_url'], 'repo-branch': s['branch'], 'repo-subdir': s['nbs_path']}.items():
-        text,n = re.subn(rf'^  {key}:.*$', lambda _: f'  {key}: {json.dumps(value)}', text, count=1, flags=re.M)
+    for key, value in {
+        'title': s['title'],
+        'author': s['author'],
+        'description': s['description'],
+        'site-url': site,
+        'repo-url': s['git_url'],
+        'repo-branch': s['branch'],
+        'repo-subdir': s['nbs_path'],
+    }.items():
+        text, n = re.subn(
+            rf'^  {key}:.*$', lambda _: f'  {key}: {json.dumps(value)}', text, count=1,
+            flags=re.M)
         if not n: raise SystemExit(f"_quarto.yml needs a line '  {key}: …' under book")
     return text
 
-def _llms(text, s, nbs):  # the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
+# the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
+def _llms(text, s, nbs):
     site = s['doc_host']+s['doc_baseurl']
-    res = [f"# {s['title']}", '', f"> {s['description']}", '', f"Each page is a Jupyter notebook in {s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells are the package `{s['lib_name']}`.", '']
-    for part,name in re.findall(r'^ *(?:- part: "?|(?=appendices:))([^":\n]+)|^ *- (\S+\.ipynb)$', text, re.M):
+    res = [
+        f"# {s['title']}",
+        '',
+        f"> {s['description']}",
+        '',
+        "Each page is a Jupyter notebook in "
+        f"{s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells are "
+        f"the package `{s['lib_name']}`.",
+        '',
+    ]
+    for part, name in re.findall(
+        r'^ *(?:- part: "?|(?=appendices:))([^":\n]+)|^ *- (\S+\.ipynb)$', text, re.M
+    ):
         if part: res += ['', f'## {part.capitalize()}', '']
         if not (nbs/name).is_file(): continue
-        first = ''.join(json.loads((nbs/name).read_text(encoding='utf-8'))['cells'][0]['source'])
-        title, promise = re.search('^# (.*)', first, re.M), re.search('^> (.*)', first, re.M)
+        first = ''.join(
+            json.loads((nbs / name).read_text(encoding='utf-8'))['cells'][0]['source'])
+        title, promise = (
+            re.search('^# (.*)', first, re.M),
+            re.search('^> (.*)', first, re.M),
+        )
         number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
         chapter = f'{number} ' if number and name<'90' else ''
-        res.append(f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)" + (f': {promise[1]}' if promise else ''))
+        res.append(
+            f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)"
+            + (f': {promise[1]}' if promise else ''))
     return '\n'.join(res)+'\n'
 
 def _in_step(root, s):  # {path: the text it should have}
@@ -177,22 +281,32 @@ def _in_step(root, s):  # {path: the text it should have}
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
     res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
-        res[path] = _dumps(_with_folds(_with_setup(json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
+        res[path] = _dumps(
+            _with_folds(
+                _with_setup(
+                    json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
     index = nbs/'index.ipynb'
     if index.exists():
-        home = _with_setup(json.loads(index.read_text(encoding='utf-8')), _setup_cell(s))
-        res |= {index: _dumps(_with_folds(home)), root/'README.md': _readme(home, s['nbs_path'])}
+        home = _with_setup(
+            json.loads(index.read_text(encoding='utf-8')), _setup_cell(s))
+        res |= {
+            index: _dumps(_with_folds(home)),
+            root / 'README.md': _readme(home, s['nbs_path'])}
     return res
 
 # %% ../nbs/94_tools.ipynb #295c9daf
 @call_parse
 def nntrain_sync(
     check:bool=False, # write nothing; exit with status 1 when something is out of step
-    root:str=None,    # folder of settings.ini; default: the checkout that the package runs from
+    # folder of settings.ini; default: the checkout that the package runs from
+    root:str=None,
 ):
-    "Bring README.md (from index.ipynb), each chapter's set-up cell and folds, _quarto.yml and llms.txt in step with settings.ini and the chapters"
+    """Bring README.md (from index.ipynb), each chapter's set-up cell and folds,
+    _quarto.yml and llms.txt in step with settings.ini and the chapters"""
     root = Path(root) if root else _root()
-    stale = {p: text for p,text in _in_step(root, _settings(root)).items() if not p.exists() or p.read_text(encoding='utf-8')!=text}
+    stale = {
+        p: text for p, text in _in_step(root, _settings(root)).items()
+        if not p.exists() or p.read_text(encoding='utf-8') != text}
     for p,text in stale.items():
         if not check: _write(p, text)
         print(f"{'out of step' if check else 'written'}: {p.relative_to(root)}")

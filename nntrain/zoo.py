@@ -24,7 +24,8 @@ from .parts import (adam_direction, at_least_float32, average_grad,
 @stat(weight1=scalar(0.), weight2=scalar(0.))
 def weight_sums(weight1, weight2, *, betas=(.9, .999)):
     "Stat: what the weights in the two averages of Adam add up to"
-    for weight, beta in (weight1, betas[0]), (weight2, betas[1]): weight.mul_(beta).add_(1-beta)
+    for weight, beta in (weight1, betas[0]), (weight2, betas[1]):
+        weight.mul_(beta).add_(1 - beta)
 
 def exact_adam_step(p, exp_avg, exp_avg_sq, weight1, weight2, *, lr, eps=1e-8):
     "Step: Adam's, debiased by the true sums"
@@ -43,20 +44,27 @@ def trust_ratio(
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
-    "Euclidean length of a whole tensor, also of one that is spread over several devices"
+    """Euclidean length of a whole tensor, also of one that is spread over several
+    devices"""
     norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
-    return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # else: of the piece on this device
+    return (
+        norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+    )  # else: of the piece on this device
 
-@stat(trust=scalar(1.))  # kept to be looked at
-def lamb_step(p, exp_avg, exp_avg_sq, step, trust, *, lr, betas=(.9, .999), eps=1e-6, weight_decay=0., max_trust=10.):
+@stat(trust=scalar(1.0))  # kept to be looked at
+def lamb_step(
+    p, exp_avg, exp_avg_sq, step, trust, *, lr, betas=(0.9, 0.999), eps=1e-6,
+    weight_decay=0.0, max_trust=10.0):
     "Step: Adam's direction, as long as the share `lr` of the weights"
     u = adam_direction(exp_avg, exp_avg_sq, step, betas, eps) + weight_decay*p
     trust.copy_(trust_ratio(length(p), length(u)).clamp(max=max_trust))
     p -= lr*trust*u
 
 class LAMB(Composed):
-    "Adam whose step in each layer is a share `lr` of the length of its weights; safe for weights and updates of length 0"
-    parts, hypers = (average_grad, average_sqr_grad, step_count, lamb_step), dict(lr=1e-3)
+    """Adam whose step in each layer is a share `lr` of the length of its weights; safe
+    for weights and updates of length 0"""
+    parts, hypers = (
+        (average_grad, average_sqr_grad, step_count, lamb_step), dict(lr=1e-3))
 
 # %% ../nbs/13_composing.ipynb #3ed4f700
 def lars_grad(p, grad, *, trust=1e-3, weight_decay=0.):
@@ -65,7 +73,8 @@ def lars_grad(p, grad, *, trust=1e-3, weight_decay=0.):
     return trust*ratio*(grad + weight_decay*p)
 
 class LARS(Composed):
-    "Momentum on gradients that are as long as a share `trust` of the weights, layer by layer"
+    """Momentum on gradients that are as long as a share `trust` of the weights, layer
+    by layer"""
     parts = lars_grad, sum_grad, momentum_step
 
 # %% ../nbs/13_composing.ipynb #d50cd4e0
@@ -81,7 +90,8 @@ class Lion(Composed):
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
 def radam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
-    "Step: Adam's direction without the root at first, then scaled down for how few squares its average holds"
+    """Step: Adam's direction without the root at first, then scaled down for how few
+    squares its average holds"""
     t, (beta1, beta2) = step.item(), betas
     most = 2/(1-beta2) - 1
     held = most - 2*t*beta2**t/(1-beta2**t)  # about how many squares the average holds
@@ -92,14 +102,18 @@ def radam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
     p -= lr*update
 
 class RAdam(Composed):
-    "Adam that leaves the root out while its average of squares is young; equals `torch.optim.RAdam`"
-    parts, hypers = (l2_reg, average_grad, average_sqr_grad, step_count, radam_step), dict(lr=1e-3)
-    torch_keys = {**Optimizer.torch_keys, 'decoupled_weight_decay': False, 'capturable': False}
+    """Adam that leaves the root out while its average of squares is young; equals
+    `torch.optim.RAdam`"""
+    parts, hypers = (
+        (l2_reg, average_grad, average_sqr_grad, step_count, radam_step), dict(lr=1e-3))
+    torch_keys = {
+        **Optimizer.torch_keys, 'decoupled_weight_decay': False, 'capturable': False}
 
 # %% ../nbs/13_composing.ipynb #8bf38591
 @stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: step_counter())
 def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
-    "Step: every `k` steps, move slow weights a share `slow_lr` of the way to the fast ones, and start from there"
+    """Step: every `k` steps, move slow weights a share `slow_lr` of the way to the fast
+    ones, and start from there"""
     since_sync += 1
     if since_sync < k: return
     slow.lerp_(p, slow_lr)
@@ -110,6 +124,9 @@ def with_lookahead(
     cls:type  # a subclass of `Composed`
 )->type:      # another one, with the further hyperparameters `k` and `slow_lr`
     "Append `lookahead` to the parts of an optimizer"
-    made = dict(parts=(*cls.parts, lookahead), hypers=dict(cls.hypers), __doc__=f'{cls.__name__} with Lookahead',
-                _recipe=(with_lookahead, (cls,)))
-    return ComposedType('Lookahead' + cls.__name__, (cls,), made)  # keeps what else `cls` has of its own
+    made = dict(
+        parts=(*cls.parts, lookahead), hypers=dict(cls.hypers),
+        __doc__=f'{cls.__name__} with Lookahead', _recipe=(with_lookahead, (cls,)))
+    return ComposedType(
+        'Lookahead' + cls.__name__, (cls,), made
+    )  # keeps what else `cls` has of its own

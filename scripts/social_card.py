@@ -13,18 +13,29 @@ from nntrain.results import result
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = ROOT/'nbs/images/card.png'
-ROWS = {'two layers,\nsmall steps': 'measuring-mlp-sgd-lr01', 'larger\nsteps': 'measuring-mlp-sgd-lr1', 'momentum': 'measuring-mlp-momentum-lr1',
-        'convolutions,\nBatchNorm': 'initialization-cnn', 'one-cycle\nschedule': 'schedulers-one-cycle'}
+ROWS = {
+    'two layers,\nsmall steps': 'measuring-mlp-sgd-lr01',
+    'larger\nsteps': 'measuring-mlp-sgd-lr1', 'momentum': 'measuring-mlp-momentum-lr1',
+    'convolutions,\nBatchNorm': 'initialization-cnn',
+    'one-cycle\nschedule': 'schedulers-one-cycle'}
 
 
-def numbers(): return json.dumps({name: f'{result(name).mean:.3f} ± {result(name).se:.3f} (n = {result(name).n})' for name in ROWS.values()}, ensure_ascii=False)
+def numbers():
+    return json.dumps(
+        {
+            name: f'{result(name).mean:.3f} ± {result(name).se:.3f} (n = '
+            f'{result(name).n})' for name in ROWS.values()},
+        ensure_ascii=False,
+    )
 
 def stale(card=CARD):
     "What is wrong with the card: nothing, or a sentence"
     if not card.exists(): return f'no {card.name}: run scripts/social_card.py'
     with Image.open(card) as picture:
-        if picture.text.get('Rows') != numbers(): return f"{card.name} shows {picture.text.get('Rows')}, the rows say {numbers()}: run scripts/social_card.py"
-        if picture.size != (1200, 630): return f'{card.name} has {picture.size} pixels, not 1200×630'
+        if picture.text.get('Rows') != numbers():
+            return f"{card.name} shows {picture.text.get('Rows')}, the rows say {numbers()}: run scripts/social_card.py"
+        if picture.size != (1200, 630):
+            return f'{card.name} has {picture.size} pixels, not 1200×630'
     if card.stat().st_size > 200_000: return f'{card.name} is larger than 200 KB'
 
 def draw(card=CARD):
@@ -34,28 +45,45 @@ def draw(card=CARD):
     blue, orange = '#0072B2', '#D55E00'
     fig = plt.figure(figsize=(12, 6.3), dpi=100)
     fig.text(.06, .82, 'nntrain', fontsize=58, weight='bold', color=blue)
-    fig.text(.06, .72, 'How training a neural network really works:\na book of notebooks that builds a library, and checks every step', fontsize=21, va='center', linespacing=1.4)
+    fig.text(
+        0.06, 0.72,
+        'How training a neural network really works:\na book of notebooks that builds '
+        'a library, and checks every step', fontsize=21, va='center', linespacing=1.4)
     ax = fig.add_axes([.09, .2, .85, .4])
     rows = [result(name) for name in ROWS.values()]
     at = range(len(rows))
     ax.plot(at, [r.mean for r in rows], '-', color=blue, lw=3, alpha=.35)
-    ax.errorbar(at, [r.mean for r in rows], yerr=[r.se for r in rows], fmt='o', ms=15, lw=3, capsize=8, color=blue, mfc=orange, mec='w', mew=2)
-    for i, r in enumerate(rows): ax.annotate(f'{r.mean:.3f}', (i, r.mean), (0, 16), textcoords='offset points', ha='center', fontsize=19, weight='bold')
+    ax.errorbar(
+        at, [r.mean for r in rows], yerr=[r.se for r in rows], fmt='o', ms=15, lw=3,
+        capsize=8, color=blue, mfc=orange, mec='w', mew=2)
+    for i, r in enumerate(rows):
+        ax.annotate(
+            f'{r.mean:.3f}', (i, r.mean), (0, 16), textcoords='offset points',
+            ha='center', fontsize=19, weight='bold')
     ax.set_xticks(at, ROWS, fontsize=17)
     ax.set(xlim=(-.4, len(rows)-.6), ylim=(.6, 1), yticks=(.6, .7, .8, .9))
     ax.tick_params(axis='y', labelsize=15)
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='y', alpha=.3)
-    fig.text(.06, .03, f'Fashion-MNIST, accuracy after five epochs, mean ± standard error, n = {rows[0].n}', fontsize=15, color='#555')
+    fig.text(
+        0.06,
+        0.03,
+        'Fashion-MNIST, accuracy after five epochs, mean ± standard error, n = '
+        f'{rows[0].n}',
+        fontsize=15,
+        color='#555',
+    )
     fig.savefig(card, metadata={'Rows': numbers(), 'Software': None})
-    with Image.open(card) as picture: picture, text = picture.convert('RGB').quantize(64), picture.text
+    with Image.open(card) as picture:
+        picture, text = picture.convert('RGB').quantize(64), picture.text
     from PIL.PngImagePlugin import PngInfo
     info = PngInfo()
     for k, v in text.items(): info.add_itxt(k, v)
     picture.save(card, optimize=True, pnginfo=info)
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
     if not parser.parse_args().check: draw()
     if problem := stale(): raise SystemExit(problem)

@@ -23,7 +23,9 @@ settings.load_profile('patient')
 # ---- in parallel (pytest-xdist) ------------------------------------------------------
 
 MAX_WORKERS = 4
-SINGLE = 'test_notebook_runs_alone['   # each of these is handed out alone, behind the files
+SINGLE = (
+    'test_notebook_runs_alone['  # each of these is handed out alone, behind the files
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,7 +36,8 @@ def pytest_xdist_auto_num_workers(config):
     if chosen or any('.py' in arg for arg in config.args): return 0
     try: cores = len(os.sched_getaffinity(0))
     except AttributeError: cores = os.cpu_count() or 1
-    return max(2, min(cores, MAX_WORKERS))   # many tests only wait: two on one core, too
+    # many tests only wait: two on one core, too
+    return max(2, min(cores, MAX_WORKERS))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,7 +55,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     "Small units of work come last: so the workers end at nearly the same time"
-    items.sort(key=lambda item: SINGLE in item.nodeid)   # stable: otherwise as collected
+    # stable: otherwise as collected
+    items.sort(key=lambda item: SINGLE in item.nodeid)
 
 
 # ---- shared by the files of tests ----------------------------------------------------
@@ -64,23 +68,35 @@ def root():
 
 
 def notebook(*sources, outputs=()):
-    "A clean notebook: sources that start with `# ` or `> ` are prose, the others code; `outputs` belong to the last cell"
+    """A clean notebook: sources that start with `# ` or `> ` are prose, the others
+    code; `outputs` belong to the last cell"""
     cells = []
     for i, src in enumerate(sources):
-        cell = dict(cell_type='markdown', id=f'c{i}', metadata={}, source=src.splitlines(True))
-        if not src.startswith(('# ', '> ')): cell |= dict(cell_type='code', execution_count=None, outputs=[])
+        cell = dict(
+            cell_type='markdown', id=f'c{i}', metadata={}, source=src.splitlines(True))
+        if not src.startswith(('# ', '> ')):
+            cell |= dict(cell_type='code', execution_count=None, outputs=[])
         cells.append(cell)
     if outputs: cells[-1]['outputs'] = list(outputs)
-    return dict(cells=cells, metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')), nbformat=4, nbformat_minor=5)
+    return dict(
+        cells=cells,
+        metadata=dict(
+            kernelspec=dict(display_name='python3', language='python', name='python3')),
+        nbformat=4,
+        nbformat_minor=5,
+    )
 
 
 def write_notebook(path, nb):
     "Write as nbdev does"
-    path.write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    path.write_text(
+        json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n',
+        encoding='utf-8')
 
 
 def made_once(factory, name, make):
-    "Folder that `make(folder)` fills for the worker that asks first; the others wait for it"
+    """Folder that `make(folder)` fills for the worker that asks first; the others wait
+    for it"""
     from filelock import FileLock   # comes with torch
     base = factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent   # all workers see it
@@ -102,9 +118,25 @@ def exported(tmp_path_factory):
     for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, top)
     (top/'nbs').mkdir(), (top/'nntrain').mkdir()
     shutil.copy(ROOT/'nntrain/__init__.py', top/'nntrain')
-    write_notebook(top/'nbs/01_one.ipynb', notebook('# One\n\n> Adds one', '#| default_exp one', '#| export\ndef inc(x): return x + 1', 'assert inc(1) == 2'))
-    write_notebook(top/'nbs/02_two.ipynb', notebook('# Two\n\n> Adds two', '#| default_exp two', '#| export\nfrom nntrain.one import inc',
-                                                    '#| export\ndef inc2(x): return inc(inc(x))', 'assert inc2(1) == 3'))
+    write_notebook(
+        top / 'nbs/01_one.ipynb',
+        notebook(
+            '# One\n\n> Adds one',
+            '#| default_exp one',
+            '#| export\ndef inc(x): return x + 1',
+            'assert inc(1) == 2',
+        ),
+    )
+    write_notebook(
+        top / 'nbs/02_two.ipynb',
+        notebook(
+            '# Two\n\n> Adds two',
+            '#| default_exp two',
+            '#| export\nfrom nntrain.one import inc',
+            '#| export\ndef inc2(x): return inc(inc(x))',
+            'assert inc2(1) == 3',
+        ),
+    )
     done = run(top, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()')
     assert done.returncode == 0, done.stderr
     return top

@@ -17,22 +17,27 @@ from types import SimpleNamespace
 config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
 SCRIPTS = dict(line.split('=') for line in config['DEFAULT']['console_scripts'].split())
-PRELOAD = ['torch', 'torch._dynamo', 'torchmetrics', 'matplotlib.pyplot', 'nntrain.recipe']
+PRELOAD = [
+    'torch', 'torch._dynamo', 'torchmetrics', 'matplotlib.pyplot', 'nntrain.recipe']
 CAN_FORK = 'forkserver' in multiprocessing.get_all_start_methods()
 
 
 def command(script='nntrain_fit'):
     "The command as a list, for `subprocess`: as pip installs it, but for this checkout"
     module, function = SCRIPTS[script].split(':')
-    return [sys.executable, '-c', f'import sys; from {module} import {function}; sys.exit({function}())']
+    return [
+        sys.executable, '-c',
+        f'import sys; from {module} import {function}; sys.exit({function}())']
 
 
 def run(*words, env=os.environ, cwd=None, timeout=300, script='nntrain_fit'):
-    "Like `subprocess.run([…], capture_output=True, text=True)` -> returncode, stdout, stderr"
+    """Like `subprocess.run([…], capture_output=True, text=True)` -> returncode, stdout,
+    stderr"""
     words = list(map(str, words))
     if not CAN_FORK:
-        return subprocess.run([*command(script), *words], env=env, cwd=cwd, timeout=timeout,
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [*command(script), *words], env=env, cwd=cwd, timeout=timeout,
+            capture_output=True, text=True)
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:

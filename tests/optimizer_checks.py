@@ -17,7 +17,8 @@ from nntrain.zoo import (LAMB, LARS, Lion, RAdam, exact_adam_step, weight_sums,
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD, Optimizer
 
-# float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose last bit alone is above
+# float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose
+# last bit alone is above
 # the first
 ATOL, RTOL = 1e-12, 1e-13
 
@@ -26,7 +27,8 @@ adam = average_grad, average_sqr_grad, step_count, adam_step
 
 class OneAdam(Composed):
     parts, hypers = (l2_reg, *adam), dict(lr=1e-3)
-    torch_keys = Optimizer.torch_keys | dict(amsgrad=False, capturable=False, decoupled_weight_decay=False)
+    torch_keys = Optimizer.torch_keys | dict(
+        amsgrad=False, capturable=False, decoupled_weight_decay=False)
 
 class OneAdamW(Composed):
     parts, hypers = (weight_decay, *adam), dict(lr=1e-3, weight_decay=1e-2)
@@ -34,7 +36,8 @@ class OneAdamW(Composed):
 
 class OneRMSProp(Composed):
     parts, hypers = (l2_reg, square_average, step_count, rms_prop_step), dict(lr=1e-2)
-    torch_keys = Optimizer.torch_keys | dict(momentum=0, centered=False, capturable=False)
+    torch_keys = Optimizer.torch_keys | dict(
+        momentum=0, centered=False, capturable=False)
 
 class OneMomentum(Composed):
     parts, hypers = (l2_reg, sum_grad, momentum_step), dict(lr=1e-3)
@@ -50,16 +53,17 @@ class Users(Composed):
     def doubled(self): return 2*self.param_groups[0]['lr']
 
 
-Exact = compose(average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact', lr=1e-3)
+Exact = compose(
+    average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact', lr=1e-3)
 
 # every optimizer of the book: called with parameters and, if need be, lr and foreach
 ALL = {
-    'SGD': SGD, 'Momentum': Momentum, 'Nesterov': partial(Momentum, nesterov=True), 'EMAMomentum': EMAMomentum,
-    'RMSProp': RMSProp, 'Adam': Adam, 'AdamW': AdamW, 'AdamAnnealed': AdamAnnealed,
-    'OneSGD': OneSGD, 'OneMomentum': OneMomentum, 'OneRMSProp': OneRMSProp, 'OneAdam': OneAdam,
-    'OneAdamW': OneAdamW, 'LAMB': LAMB, 'LARS': partial(LARS, trust=.1), 'Lion': Lion, 'RAdam': RAdam,
-    'Exact': Exact, 'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users),
-}
+    'SGD': SGD, 'Momentum': Momentum, 'Nesterov': partial(Momentum, nesterov=True),
+    'EMAMomentum': EMAMomentum, 'RMSProp': RMSProp, 'Adam': Adam, 'AdamW': AdamW,
+    'AdamAnnealed': AdamAnnealed, 'OneSGD': OneSGD, 'OneMomentum': OneMomentum,
+    'OneRMSProp': OneRMSProp, 'OneAdam': OneAdam, 'OneAdamW': OneAdamW, 'LAMB': LAMB,
+    'LARS': partial(LARS, trust=0.1), 'Lion': Lion, 'RAdam': RAdam, 'Exact': Exact,
+    'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users)}
 
 
 def class_of(make): return make.func if isinstance(make, partial) else make
@@ -67,14 +71,19 @@ def class_of(make): return make.func if isinstance(make, partial) else make
 
 def parameters(seed=0, shapes=((3, 4), (4,), (), (2, 2, 2)), dtype=torch.float64):
     gen = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype)) for shape in shapes]
+    return [
+        nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype))
+        for shape in shapes]
 
 
 def set_gradients(gen, *lists, missing=.3, rows=False):
-    "The same random gradients for the parameters of all `lists`; some are missing, or (`rows`) touch only one row"
+    """The same random gradients for the parameters of all `lists`; some are missing, or
+    (`rows`) touch only one row"""
     for ps in zip(*lists, strict=True):
         absent = torch.rand((), generator=gen) < missing
-        grad = None if absent else torch.randn(ps[0].shape, generator=gen, dtype=torch.float64)
+        grad = (
+            None if absent
+            else torch.randn(ps[0].shape, generator=gen, dtype=torch.float64))
         if grad is not None and rows and grad.ndim > 0:
             keep = torch.zeros_like(grad)
             keep[0] = 1
@@ -104,7 +113,8 @@ def step_alike(*runs):
 
 
 def train(seed, n_steps, *runs, missing=.3, before=lambda group, t: None):
-    "The same random gradients, some of them missing, for each (parameters, optimizer); all agree after each step"
+    """The same random gradients, some of them missing, for each (parameters,
+    optimizer); all agree after each step"""
     gen = torch.Generator().manual_seed(seed)
     for t in range(n_steps):
         set_gradients(gen, *(ps for ps, _ in runs), missing=missing)

@@ -17,21 +17,29 @@ from functools import lru_cache
 import yaml
 
 MAX_NOTEBOOK = 500_000                                             # bytes
-HEAVY = 'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas', 'torchmetrics'  # must load only when used
-FASTCORE = {'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr', 'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
+HEAVY = (
+    'matplotlib', 'datasets', 'torchvision', 'ipywidgets', 'pandas',
+    'torchmetrics')  # must load only when used
+FASTCORE = {
+    'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr',
+    'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 # Appendices whose modules any chapter may import; they import no chapter
 SHARED_PAGES = {'90_pictures', '92_figures', '93_recording', '94_tools'}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
-# ruff: undefined and unused names, mutable defaults, useless comparisons and expressions,
-# `global`, comparisons with None and True, bare except, plain errors, forgotten breakpoints
+# ruff: undefined and unused names, mutable defaults, useless comparisons and
+# expressions,
+# `global`, comparisons with None and True, bare except, plain errors, forgotten
+# breakpoints
 RULES = 'F,B006,B015,B018,PLW0603,E71,E72,PLE,T10'
 SNEAKY = {'globals', 'locals', 'sys._getframe', 'inspect.currentframe', 'inspect.stack'}
 EVENT = re.compile(r'(before|after|cleanup)_')
 CHECK_CALL = re.compile(r'(test|assert|check)_\w+|expect_fail')
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------------------
+# ---- reading
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
 def settings(root):
     "The values of settings.ini"
@@ -41,7 +49,9 @@ def settings(root):
 
 def notebooks(root):
     "{path: notebook as a dict}, in the order of the book"
-    return {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted((root/'nbs').glob('*.ipynb'))}
+    return {
+        p: json.loads(p.read_text(encoding='utf-8'))
+        for p in sorted((root / 'nbs').glob('*.ipynb'))}
 
 def code_cells(nb):
     "Sources of the code cells"
@@ -52,7 +62,9 @@ def directive(src, name):
     found = re.search(rf'^#\|\s*{name}\b:?[ \t]*(.*)$', src, re.M)
     return found and found[1].strip()
 
-def is_export(src): return any(directive(src, name) is not None for name in ('export', 'exports', 'exporti'))
+def is_export(src):
+    return any(
+        directive(src, name) is not None for name in ('export', 'exports', 'exporti'))
 
 @lru_cache(None)
 def parse(src):
@@ -60,9 +72,12 @@ def parse(src):
     return ast.parse(re.sub(r'^([ \t]*)[%!].*$', r'\1pass', src, flags=re.M))
 
 def chapter(path):
-    "Place of a chapter in the book, 11b_x behind 11_x; a page without a number stands behind all of them"
+    """Place of a chapter in the book, 11b_x behind 11_x; a page without a number stands
+    behind all of them"""
     found = re.match(r'(\d+)([a-z]?)_', path.name)
-    return int(found[1]) + (ord(found[2]) - ord('a') + 1)/100 if found and found[2] else int(found[1]) if found else math.inf
+    return (
+        int(found[1]) + (ord(found[2]) - ord('a') + 1) / 100 if found and found[2]
+        else int(found[1]) if found else math.inf)
 
 def exporting_to(nb):
     "[(module, source)] of the exported cells of a notebook, in order"
@@ -89,24 +104,38 @@ def shared_modules(root):
             for name, _ in exporting_to(nb)}
 
 def project_files(root):
-    "Text files that belong to the project: those that git knows or would add; without git none"
+    """Text files that belong to the project: those that git knows or would add; without
+    git none"""
     listed = git(root, 'ls-files', '-z', '--cached', '--others', '--exclude-standard')
     files = [root/name for name in listed.split('\0') if name]
-    return [f for f in files if f.is_file() and f.suffix not in {'.png', '.ico', '.jpg', '.webp', '.woff2'}]
+    return [
+        f for f in files
+        if f.is_file() and f.suffix not in {'.png', '.ico', '.jpg', '.webp', '.woff2'}]
 
 def git(root, *args):
     if not (root/'.git').exists(): return ''
-    return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ['git', '-C', str(root), *args], capture_output=True, text=True, check=True
+    ).stdout
 
 def run(root, *args):
-    "Run a command of this environment in `root`, as a person would: not under nbdev's test flag"
+    """Run a command of this environment in `root`, as a person would: not under nbdev's
+    test flag"""
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    return subprocess.run([sys.executable, '-m', *args] if args[0] != '-c' else [sys.executable, *args],
-                          cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, '-m', *args] if args[0] != '-c' else [sys.executable, *args],
+        cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300)
 
 def copy_project(root, to):
     "Copy what nbdev reads and writes"
-    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', '_quarto.yml'):
+    for name in (
+        'settings.ini',
+        'setup.py',
+        'pyproject.toml',
+        'README.md',
+        '_quarto.yml',
+    ):
         if (root/name).exists(): shutil.copy(root/name, to)
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_*', '.*')
     shutil.copytree(root/'nbs', to/'nbs', ignore=skip)
@@ -115,25 +144,37 @@ def copy_project(root, to):
     return to
 
 
-# ---- notebooks and package in step ---------------------------------------------------------------------------------------------------
+# ---- notebooks and package in step
+#
+# ---------------------------------------------------------------------------------------------------
 
 def out_of_step(root, tmp):
     "Modules that are not what `nbdev_export` makes of the notebooks"
     fresh = copy_project(root, tmp)
     done = run(fresh, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()')
     if done.returncode: return [f'nbdev_export fails: {done.stderr.strip()[-500:]}']
-    def modules(folder): return {p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8') for p in folder.rglob('*.py')}
+    def modules(folder):
+        return {
+            p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8')
+            for p in folder.rglob('*.py')}
     want, have = modules(fresh/'nntrain'), modules(root/'nntrain')
-    return [f"nntrain/{name} {'is missing' if name not in have else 'comes from no notebook' if name not in want else 'differs from its notebook'}: run nbdev_export"
-            for name in sorted(want | have) if want.get(name) != have.get(name)]
+    return [
+        f"nntrain/{name} "
+        f"{'is missing' if name not in have else 'comes from no notebook' if name not in want else 'differs from its notebook'}: run nbdev_export"
+        for name in sorted(want | have)
+        if want.get(name) != have.get(name)
+    ]
 
 def not_clean(root, tmp):
     "Notebooks that `nbdev_clean` would change"
     fresh = copy_project(root, tmp)
     done = run(fresh, '-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()')
-    if done.returncode or 'Failed to clean' in done.stderr: return [f'nbdev_clean fails: {done.stderr.strip()[-500:]}']
-    return [f'nbs/{p.name} is not clean: run nbdev_clean' for p in notebooks(root)
-            if p.read_text(encoding='utf-8') != (fresh/'nbs'/p.name).read_text(encoding='utf-8')]
+    if done.returncode or 'Failed to clean' in done.stderr:
+        return [f'nbdev_clean fails: {done.stderr.strip()[-500:]}']
+    return [
+        f'nbs/{p.name} is not clean: run nbdev_clean' for p in notebooks(root)
+        if p.read_text(encoding='utf-8')
+        != (fresh / 'nbs' / p.name).read_text(encoding='utf-8')]
 
 def backward_imports(root):
     "Modules and cells that import what comes later; chapters in shared modules"
@@ -147,8 +188,9 @@ def backward_imports(root):
                                   'which no chapter exports')
                 elif (own in shared) == (module in shared):
                     if places[module] >= places[own]:
-                        problem(path, f'nntrain.{own} imports nntrain.{module} of '
-                                      f'chapter {places[module][0]:02}: not an earlier one')
+                        problem(
+                            path, f'nntrain.{own} imports nntrain.{module} of '
+                            f'chapter {places[module][0]:02}: not an earlier one')
                 elif own in shared:
                     problem(path, f'nntrain.{own} may import no chapter, '
                                   f'but imports nntrain.{module}')
@@ -163,53 +205,94 @@ def imported_modules(src):
     "Modules of the package that a piece of code imports, wherever in it"
     found = set()
     for node in ast.walk(parse(src)):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, ['nntrain' if node.level else '', node.module]))
-            names = [base] if base != 'nntrain' else [f'{base}.{a.name}' for a in node.names]
-        else: continue
+            base = '.'.join(
+                filter(None, ['nntrain' if node.level else '', node.module]))
+            names = (
+                [base] if base != 'nntrain'
+                else [f'{base}.{a.name}' for a in node.names])
+        else:
+            continue
         found |= {n.split('.')[1] for n in names if n.startswith('nntrain.')}
     return {m for m in found if not m.startswith('__')}
 
 
-# ---- one notebook ----------------------------------------------------------------------------------------------------------------------
+# ---- one notebook
+#
+# ----------------------------------------------------------------------------------------------------------------------
 
 def untidy(nb, size=0):
     "What must not be stored in a notebook of `size` bytes"
     ids = [cell.get('id') for cell in nb['cells']]
-    problems = [f'{ids.count(i)} cells have the id {i}' for i in sorted(set(ids), key=str) if ids.count(i) > 1]
+    problems = [
+        f'{ids.count(i)} cells have the id {i}' for i in sorted(set(ids), key=str)
+        if ids.count(i) > 1]
     if size > MAX_NOTEBOOK: problems.append(f'{size:,} bytes, over {MAX_NOTEBOOK:,}')
-    if set(nb['metadata']) - {'kernelspec'}: problems.append(f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only kernelspec belongs there")
+    if set(nb['metadata']) - {'kernelspec'}:
+        problems.append(
+            f"metadata {sorted(set(nb['metadata']) - {'kernelspec'})}: only "
+            "kernelspec belongs there")
     for i, cell in enumerate(nb['cells']):
-        if found := MACHINE_PATH.search(''.join(cell['source'])): problems.append(f'cell {i}: machine path {found[0]}')
-        if cell['cell_type'] == 'markdown' and re.search('^:::', ''.join(cell['source']), re.M): problems.append(f'cell {i}: a box of Quarto, which other viewers print; CONTRIBUTING.md says how boxes are written')
-        if cell['cell_type'] == 'code' and directive(''.join(cell['source']), 'cuda') is not None and 'is_available()' not in ''.join(cell['source']):
-            problems.append(f'cell {i}: a cuda cell that fails for readers without a GPU; put it under `if torch.cuda.is_available():`')
-        if cell.get('attachments'): problems.append(f'cell {i}: an attachment; use a file in nbs/images')
+        if found := MACHINE_PATH.search(''.join(cell['source'])):
+            problems.append(f'cell {i}: machine path {found[0]}')
+        if cell['cell_type'] == 'markdown' and re.search(
+            '^:::', ''.join(cell['source']), re.M
+        ):
+            problems.append(
+                f'cell {i}: a box of Quarto, which other viewers print; '
+                'CONTRIBUTING.md says how boxes are written')
+        if (
+            cell['cell_type'] == 'code'
+            and directive(''.join(cell['source']), 'cuda') is not None
+            and 'is_available()' not in ''.join(cell['source'])
+        ):
+            problems.append(
+                f'cell {i}: a cuda cell that fails for readers without a GPU; put it '
+                'under `if torch.cuda.is_available():`')
+        if cell.get('attachments'):
+            problems.append(f'cell {i}: an attachment; use a file in nbs/images')
         for out in cell.get('outputs', ()):
-            if out['output_type'] == 'error': problems.append(f"cell {i}: stored error {out.get('ename')}")
-            if out.get('name') == 'stderr': problems.append(f"cell {i}: stored stderr {''.join(out['text'])[:60]!r}")
-            if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}): problems.append(f'cell {i}: a widget without a kernel; store its HTML')
-            text = [''.join(v) if isinstance(v, list) else json.dumps(v) for k, v in out.get('data', {}).items() if not k.startswith('image/p')]
-            if found := MACHINE_PATH.search(''.join(text + list(out.get('text', [])))): problems.append(f'cell {i}: machine path {found[0]} in the output')
+            if out['output_type'] == 'error':
+                problems.append(f"cell {i}: stored error {out.get('ename')}")
+            if out.get('name') == 'stderr':
+                problems.append(
+                    f"cell {i}: stored stderr {''.join(out['text'])[:60]!r}")
+            if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}):
+                problems.append(f'cell {i}: a widget without a kernel; store its HTML')
+            text = [
+                ''.join(v) if isinstance(v, list) else json.dumps(v)
+                for k, v in out.get('data', {}).items() if not k.startswith('image/p')]
+            if found := MACHINE_PATH.search(''.join(text + list(out.get('text', [])))):
+                problems.append(f'cell {i}: machine path {found[0]} in the output')
     return problems
 
 def unchecked_exports(nb):
     "Public names and patched public methods that no check cell uses"
     cells = code_cells(nb)
-    names = {name for src in cells if is_export(src) and directive(src, 'exporti') is None for name in public_names(src)}
+    names = {
+        name for src in cells if is_export(src) and directive(src, 'exporti') is None
+        for name in public_names(src)}
     checked = set().union(*(used_names(src) for src in cells if is_check(src)))
     def used(name):
         owner, _, member = name.rpartition('.')
-        return (owner if EVENT.match(member) else member) in checked  # a callback's events run when the callback is used
-    return [f'{name}: no check cell names it' for name in sorted(names) if not used(name)]
+        # a callback's events run when the callback is used
+        return (owner if EVENT.match(member) else member) in checked
+    return [
+        f'{name}: no check cell names it' for name in sorted(names) if not used(name)]
 
 def public_names(src):
     "Names that a cell exports; a method added with @patch as Class.method"
     for node in parse(src).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = [qualified(node)]
-        elif isinstance(node, ast.Assign): names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        else: continue
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [qualified(node)]
+        elif isinstance(node, ast.Assign):
+            names = [
+                n.id for t in node.targets for n in ast.walk(t)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        else:
+            continue
         yield from (n for n in names if not n.split('.')[-1].startswith('_'))
 
 def qualified(node):
@@ -221,13 +304,20 @@ def qualified(node):
 def is_check(src):
     "Does the cell run a check? Comments and skipped cells do not count"
     if is_export(src) or directive(src, 'eval') == 'false': return False
-    return any(isinstance(n, ast.Assert) or isinstance(n, ast.Call) and CHECK_CALL.fullmatch(ast.unparse(n.func).split('.')[-1]) for n in ast.walk(parse(src)))
+    return any(
+        isinstance(n, ast.Assert) or isinstance(n, ast.Call)
+        and CHECK_CALL.fullmatch(ast.unparse(n.func).split('.')[-1])
+        for n in ast.walk(parse(src)))
 
 def used_names(src):
-    return {getattr(n, 'id', None) or getattr(n, 'attr', None) for n in ast.walk(parse(src)) if isinstance(n, (ast.Name, ast.Attribute))}
+    return {
+        getattr(n, 'id', None) or getattr(n, 'attr', None) for n in ast.walk(parse(src))
+        if isinstance(n, (ast.Name, ast.Attribute))}
 
 
-# ---- the package -----------------------------------------------------------------------------------------------------------------------
+# ---- the package
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
 _IMPORT = '''
 import importlib, json, sys
@@ -247,110 +337,190 @@ print(json.dumps(problems))
 def bad_imports(root):
     "Modules that cannot be imported alone, and light ones that load heavy packages"
     first = 'learner', 'data', 'figures', 'results', 'tools', 'site'
-    modules = sorted((p.stem for p in (root/'nntrain').glob('*.py') if not p.stem.startswith('_')), key=lambda m: (m not in first, m))
+    modules = sorted(
+        (p.stem for p in (root / 'nntrain').glob('*.py') if not p.stem.startswith('_')),
+        key=lambda m: (m not in first, m))
     done = run(root, '-c', _IMPORT, json.dumps(modules), json.dumps(HEAVY))
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [done.stderr.strip()[-500:]]
+    return (
+        json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0
+        else [done.stderr.strip()[-500:]])
 
 def lint(root):
     "What ruff's `RULES` find in the package; for F811 see `defined_twice`"
-    done = run(root, 'ruff', 'check', '--isolated', '--no-cache', '--select', RULES, '--ignore', 'F811',
-               '--output-format', 'concise', 'nntrain')
-    return [line for line in done.stdout.splitlines() if re.search(r':\d+:\d+: ', line)] or [done.stdout + done.stderr] if done.returncode else []
+    done = run(
+        root, 'ruff', 'check', '--isolated', '--no-cache', '--select', RULES,
+        '--ignore', 'F811', '--output-format', 'concise', 'nntrain')
+    return (
+        [line for line in done.stdout.splitlines() if re.search(r':\d+:\d+: ', line)]
+        or [done.stdout + done.stderr] if done.returncode else [])
 
 def defined_twice(path):
-    "Functions and classes that a module defines again. Ruff's F811 takes methods of one name that @patch adds to two classes for one"
+    """Functions and classes that a module defines again. Ruff's F811 takes methods of
+    one name that @patch adds to two classes for one"""
     seen, problems = set(), []
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             name = qualified(node)
-            if name in seen: problems.append(f'{path.name}:{node.lineno}: {name} is defined again')
+            if name in seen:
+                problems.append(f'{path.name}:{node.lineno}: {name} is defined again')
             seen.add(name)
     return problems
 
 def fragile_fastcore(nb):
-    "Names that exported code takes from fastcore and that may be missing in another line of it"
-    return [f'fastcore.{a.name}: use one of {sorted(FASTCORE)} or the standard library' for src in code_cells(nb) if is_export(src)
-            for node in ast.walk(parse(src)) if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'fastcore'
-            for a in node.names if a.name not in FASTCORE]
+    """Names that exported code takes from fastcore and that may be missing in another
+    line of it"""
+    return [
+        f'fastcore.{a.name}: use one of {sorted(FASTCORE)} or the standard library'
+        for src in code_cells(nb) if is_export(src) for node in ast.walk(parse(src))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or '').split('.')[0] == 'fastcore' for a in node.names
+        if a.name not in FASTCORE]
 
 def misnamed_callbacks(nb):
     "Exported callbacks whose name does not say that they are one"
-    return [f'{node.name} is a callback: {node.name}CB' for src in code_cells(nb) if is_export(src)
-            for node in parse(src).body if isinstance(node, ast.ClassDef) and not node.name.endswith('CB')
-            and any(re.search(r'(Callback|CB)$', ast.unparse(base)) for base in node.bases)]
+    return [
+        f'{node.name} is a callback: {node.name}CB' for src in code_cells(nb)
+        if is_export(src) for node in parse(src).body if isinstance(node, ast.ClassDef)
+        and not node.name.endswith('CB')
+        and any(re.search(r'(Callback|CB)$', ast.unparse(base)) for base in node.bases)]
 
 def sneaky_calls(nb):
     "Exported code that reads the names or frames of its caller"
-    return [f'{ast.unparse(node)}: pass in what is needed' for src in code_cells(nb) if is_export(src)
-            for node in ast.walk(parse(src)) if isinstance(node, ast.Call) and ast.unparse(node.func) in SNEAKY]
+    return [
+        f'{ast.unparse(node)}: pass in what is needed' for src in code_cells(nb)
+        if is_export(src) for node in ast.walk(parse(src))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SNEAKY]
 
 def wrong_versions(root, installed=None):
     "Places where the version differs from settings.ini"
     version = settings(root)['version']
-    found = {'nntrain/__init__.py': re.findall(r'__version__ = "(.+)"', (root/'nntrain/__init__.py').read_text(encoding='utf-8')),
-             'CHANGELOG.md': re.findall(r'^## (\d\S*)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[:1]}
+    found = {
+        'nntrain/__init__.py': re.findall(
+            r'__version__ = "(.+)"',
+            (root / 'nntrain/__init__.py').read_text(encoding='utf-8')),
+        'CHANGELOG.md': re.findall(
+            r'^## (\d\S*)', (root / 'CHANGELOG.md').read_text(encoding='utf-8'), re.M
+        )[:1],
+    }
     if installed: found['the installed package'] = [installed]
-    return [f"{place} says {' '.join(v) or 'nothing'}, settings.ini {version}" for place, v in found.items() if v != [version]]
+    return [
+        f"{place} says {' '.join(v) or 'nothing'}, settings.ini {version}"
+        for place, v in found.items() if v != [version]]
 
 def bad_result(path):
     "What is wrong with one row of results/"
     try: row = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: return [f'{path.name}: no JSON: {e}']
-    needed = {'experiment', 'metric', 'unit', 'values', 'mean', 'se', 'n', 'seeds', 'split', 'source', 'seconds', 'hardware', 'versions', 'date'}
-    if not isinstance(row, dict) or needed - set(row): return [f'{path.name}: lacks {sorted(needed - set(row if isinstance(row, dict) else ()))}']
+    needed = {
+        'experiment', 'metric', 'unit', 'values', 'mean', 'se', 'n', 'seeds', 'split',
+        'source', 'seconds', 'hardware', 'versions', 'date'}
+    if not isinstance(row, dict) or needed - set(row):
+        return [
+            f'{path.name}: lacks '
+            f'{sorted(needed - set(row if isinstance(row, dict) else ()))}']
     def bad_date():
         try: date.fromisoformat(row['date'])
         except (TypeError, ValueError): return True
     n, values, problems = row['n'], row['values'], []
     if row['experiment'] != path.stem: problems.append(f"is named {row['experiment']}")
-    if not values or len(values) != n or len(set(row['seeds'])) != n: problems.append(f"n={n}, but {len(values)} values and {len(set(row['seeds']))} seeds")
-    elif not all(map(math.isfinite, values)): problems.append(f'values {values} are not all finite')
+    if not values or len(values) != n or len(set(row['seeds'])) != n:
+        problems.append(
+            f"n={n}, but {len(values)} values and {len(set(row['seeds']))} seeds")
+    elif not all(map(math.isfinite, values)):
+        problems.append(f'values {values} are not all finite')
     else:
-        mean = sum(values)/n
-        se = (sum((v - mean)**2 for v in values)/(n - 1)/n)**.5 if n > 1 else None
-        if not math.isclose(row['mean'], mean, rel_tol=1e-6): problems.append(f"mean {row['mean']} is not that of the values, {mean}")
-        if (se is None) != (row['se'] is None) or se is not None and not math.isclose(row['se'], se, rel_tol=1e-6, abs_tol=1e-12):
+        mean = sum(values) / n
+        se = (
+            (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5 if n > 1
+            else None)
+        if not math.isclose(row['mean'], mean, rel_tol=1e-6):
+            problems.append(f"mean {row['mean']} is not that of the values, {mean}")
+        if (
+            (se is None) != (row['se'] is None)
+            or se is not None
+            and not math.isclose(row['se'], se, rel_tol=1e-6, abs_tol=1e-12)
+        ):
             problems.append(f"se {row['se']} is not that of the values, {se}")
-    if row['source'] not in ('real', 'toy'): problems.append(f"source {row['source']!r} is neither real nor toy")
+    if row['source'] not in ('real', 'toy'):
+        problems.append(f"source {row['source']!r} is neither real nor toy")
     if not row['seconds'] >= 0: problems.append(f"seconds {row['seconds']}")
-    problems += [f'{key} is empty' for key in ('metric', 'split', 'hardware') if not row[key]]
-    if not {'python', 'torch'} <= set(row['versions']): problems.append('versions lack python or torch')
+    problems += [
+        f'{key} is empty' for key in ('metric', 'split', 'hardware') if not row[key]]
+    if not {'python', 'torch'} <= set(row['versions']):
+        problems.append('versions lack python or torch')
     if bad_date(): problems.append(f"date {row['date']!r} is not YYYY-MM-DD")
     return [f'{path.name}: {p}' for p in problems]
 
 
-# ---- repository and texts ----------------------------------------------------------------------------------------------------------------
+# ---- repository and texts
+#
+# ----------------------------------------------------------------------------------------------------------------
 
 def tracked_artefacts(root):
     "Files in git that .gitignore keeps out"
-    return [f'{name} is ignored, but tracked' for name in git(root, 'ls-files', '--cached', '--ignored', '--exclude-standard').splitlines()]
+    return [
+        f'{name} is ignored, but tracked'
+        for name in git(
+            root, 'ls-files', '--cached', '--ignored', '--exclude-standard'
+        ).splitlines()
+    ]
 
 def machine_paths(files):
     "Files that name a folder of one machine"
-    return [f'{f.name}: machine path {found[0]}' for f in files if (found := MACHINE_PATH.search(f.read_text(encoding='utf-8', errors='replace')))]
+    return [
+        f'{f.name}: machine path {found[0]}'
+        for f in files
+        if (
+            found := MACHINE_PATH.search(
+                f.read_text(encoding='utf-8', errors='replace')))
+    ]
 
 def dead_links(page):
     "Relative links and images of a Markdown page that lead nowhere"
-    text = re.sub(r'^```.*?^```', '', page.read_text(encoding='utf-8'), flags=re.M | re.S)
-    targets = re.findall(r'\]\(<?([^)>\s]+)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
-    return [f'{page.name} links to {t}, which is not there' for t in targets
-            if not re.match(r'[a-z]+:|#', t) and not (page.parent/t.split('#')[0]).exists()]
+    text = re.sub(
+        r'^```.*?^```', '', page.read_text(encoding='utf-8'), flags=re.M | re.S)
+    targets = re.findall(r'\]\(<?([^)>\s]+)', text) + re.findall(
+        r'(?:src|href)="([^"]+)"', text)
+    return [
+        f'{page.name} links to {t}, which is not there'
+        for t in targets
+        if not re.match(r'[a-z]+:|#', t)
+        and not (page.parent / t.split('#')[0]).exists()
+    ]
 
 def foreign_home(files, user, repo):
     "Links to a home of this project other than the one in settings.ini"
-    home = re.compile(rf'(?:(?:github|githubusercontent)\.com|colab\.research\.google\.com/github)/([\w.-]+)/{repo}\b|\b([\w-]+)\.github\.io/{repo}\b')
-    return [f'{f.name}: {m[0]} (settings.ini says {user})' for f in files
-            for m in home.finditer(f.read_text(encoding='utf-8', errors='replace')) if (m[1] or m[2]) != user]
+    home = re.compile(
+        rf'(?:(?:github|githubusercontent)\.com|colab\.research\.google\.com/github)/([\w.-]+)/{repo}\b|\b([\w-]+)\.github\.io/{repo}\b'
+    )
+    return [
+        f'{f.name}: {m[0]} (settings.ini says {user})' for f in files
+        for m in home.finditer(f.read_text(encoding='utf-8', errors='replace'))
+        if (m[1] or m[2]) != user]
 
 def bad_workflow(text):
     "What is wrong with a GitHub workflow"
     try: flow = yaml.safe_load(text)
     except yaml.YAMLError as e: return [f'no YAML: {e}']
     if not isinstance(flow, dict): return ['no mapping']
-    problems = [f'lacks {key}' for key, there in (('name', 'name' in flow), ('on', True in flow), ('jobs', flow.get('jobs')), ('permissions', 'permissions' in flow)) if not there]
+    problems = [
+        f'lacks {key}'
+        for key, there in (
+            ('name', 'name' in flow),
+            ('on', True in flow),
+            ('jobs', flow.get('jobs')),
+            ('permissions', 'permissions' in flow),
+        )
+        if not there
+    ]
     for name, job in (flow.get('jobs') or {}).items():
-        problems += [f'job {name} lacks {key}' for key in ('runs-on', 'steps', 'timeout-minutes') if not job.get(key)]
+        problems += [
+            f'job {name} lacks {key}' for key in ('runs-on', 'steps', 'timeout-minutes')
+            if not job.get(key)]
         for step in job.get('steps', ()):
-            if ('uses' in step) == ('run' in step): problems.append(f'job {name}: a step must either use or run something: {step}')
-            if 'uses' in step and '@' not in step['uses']: problems.append(f"job {name}: {step['uses']} names no version")
+            if ('uses' in step) == ('run' in step):
+                problems.append(
+                    f'job {name}: a step must either use or run something: {step}')
+            if 'uses' in step and '@' not in step['uses']:
+                problems.append(f"job {name}: {step['uses']} names no version")
     return problems

@@ -22,7 +22,9 @@ compiler = shutil.which('g++') or shutil.which('c++')
 
 
 def parameters():
-    return [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((3, 2), (), (0,))]
+    return [
+        nn.Parameter(torch.ones(shape, dtype=torch.float64))
+        for shape in ((3, 2), (), (0,))]
 
 
 @every
@@ -36,7 +38,8 @@ def test_torch_compile_traces_the_first_step_too(kind):
         torch._dynamo.reset()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            step = torch.compile(lambda: compiled.step(), backend='eager', fullgraph=True)
+            step = torch.compile(
+                lambda: compiled.step(), backend='eager', fullgraph=True)
             for t in range(3):
                 for p, q in zip(a, b): p.grad = q.grad = torch.full_like(p, t - .5)
                 step(); plain.step()
@@ -52,7 +55,8 @@ def test_no_step_of_adam_is_longer_than_the_limit(kind, betas):
     p = nn.Parameter(torch.zeros(50, dtype=torch.float64))
     opt = kind([p], lr=1., betas=betas, eps=0.)
     zeros = torch.zeros_like(p)
-    opt.state[p] = dict(step=torch.tensor(1e6), exp_avg=zeros.clone(), exp_avg_sq=zeros.clone())
+    opt.state[p] = dict(
+        step=torch.tensor(1e6), exp_avg=zeros.clone(), exp_avg_sq=zeros.clone())
     gen, longest = torch.Generator().manual_seed(0), 0.
     growth = torch.linspace(.9, 1.5, 50, dtype=torch.float64)*beta2/beta1
     for t in range(100):
@@ -68,9 +72,11 @@ def test_two_that_write_the_rate_do_not_train_together():
     batches = [(torch.ones(2, 1), torch.zeros(2, 1))]
     def learner(*cbs):
         dls = DataLoaders(batches, batches)
-        return Learner(nn.Linear(1, 1), dls, nn.functional.mse_loss, SGD, lr=.1, cbs=cbs)
+        return Learner(
+            nn.Linear(1, 1), dls, nn.functional.mse_loss, SGD, lr=0.1, cbs=cbs)
     class Half(Callback):
         owns = ('lr',)
     for pair in [AnnealCB(), Half()], [AnnealCB(per='epoch'), AnnealCB()]:
-        with pytest.raises(ValueError, match="would both write lr"): learner(*pair).fit(1)
+        with pytest.raises(ValueError, match="would both write lr"):
+            learner(*pair).fit(1)
     learner(AnnealCB()).fit(1)

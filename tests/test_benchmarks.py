@@ -21,23 +21,37 @@ def clock(monkeypatch):
 
 def test_ratio_per_round_cancels_a_slow_machine(clock, capsys):
     calls = []
-    def slowing(name, seconds): calls.append(name); clock(seconds * (10 if len(calls) > 4 else 1))  # the machine becomes ten times slower
-    found = _timing.compare({'a': lambda: slowing('a', 2), 'b': lambda: slowing('b', 3)}, rounds=4, warmup=0, limits={'b': 1.2}, per=2, unit='batch')
+    # the machine becomes ten times slower
+    def slowing(name, seconds):
+        calls.append(name)
+        clock(seconds * (10 if len(calls) > 4 else 1))
+    found = _timing.compare(
+        {'a': lambda: slowing('a', 2), 'b': lambda: slowing('b', 3)}, rounds=4,
+        warmup=0, limits={'b': 1.2}, per=2, unit='batch')
     assert calls == list('abbaabba')
-    assert found['b']['ratio'] == pytest.approx(1.5) and found['b']['ratio_low'] == pytest.approx(found['b']['ratio_high'])
-    assert found['a']['median'] == pytest.approx((1 + 10)/2) and found['a']['ok'] is None and found['b']['ok'] is False
+    assert found['b']['ratio'] == pytest.approx(1.5) and found['b'][
+        'ratio_low'] == pytest.approx(found['b']['ratio_high'])
+    assert (
+        found['a']['median'] == pytest.approx((1 + 10) / 2) and found['a']['ok'] is None
+        and found['b']['ok'] is False)
     assert 'MISSED (limit 1.2×)' in capsys.readouterr().out
 
 
 def test_warmup_is_thrown_away_and_sync_is_inside(clock):
     costs = iter([100, 1, 1, 1])
-    found = _timing.compare({'a': lambda: clock(next(costs))}, rounds=3, warmup=1, sync=lambda: clock(.5))
-    assert found['a']['median'] == pytest.approx(1.5)  # the second call of sync waits for the work: it counts
+    found = _timing.compare(
+        {'a': lambda: clock(next(costs))}, rounds=3, warmup=1, sync=lambda: clock(0.5))
+    assert found['a']['median'] == pytest.approx(
+        1.5)  # the second call of sync waits for the work: it counts
 
 
-@pytest.mark.parametrize('arguments, problem', [
-    (dict(candidates={}), 'at least one'), (dict(candidates={'a': print}, rounds=0), 'rounds=0'), (dict(candidates={'a': print}, limits={'b': 1}), "unknown candidates ['b']"),
-])
+@pytest.mark.parametrize(
+    'arguments, problem',
+    [
+        (dict(candidates={}), 'at least one'),
+        (dict(candidates={'a': print}, rounds=0), 'rounds=0'),
+        (dict(candidates={'a': print}, limits={'b': 1}), "unknown candidates ['b']")],
+)
 def test_wrong_arguments(arguments, problem):
     with pytest.raises(ValueError) as e: _timing.compare(**arguments)
     assert problem in str(e.value)
@@ -45,21 +59,37 @@ def test_wrong_arguments(arguments, problem):
 
 def test_recorded_rows_are_rows(clock, tmp_path, capsys):
     costs = iter([1, 1.5, 1.75, 1, 1, 1.25])
-    _timing.compare({'torch, plain': lambda: clock(2e-5*next(costs)), 'Ours': lambda: clock(2e-5*next(costs))}, rounds=3, warmup=0, limits={'Ours': 1.6},
-                    unit='step', title='a test', record='Probe', folder=tmp_path)
+    _timing.compare(
+        {
+            'torch, plain': lambda: clock(2e-5 * next(costs)),
+            'Ours': lambda: clock(2e-5 * next(costs))},
+        rounds=3,
+        warmup=0,
+        limits={'Ours': 1.6},
+        unit='step',
+        title='a test',
+        record='Probe',
+        folder=tmp_path,
+    )
     assert [p.name for p in tmp_path.iterdir()] == ['bench-probe-ours.json']
     assert not bad_result(tmp_path/'bench-probe-ours.json')
     row = json.loads((tmp_path/'bench-probe-ours.json').read_text(encoding='utf-8'))
-    assert row['values'] == pytest.approx([1.5, 1.75, 1.25]) and row['seconds'] == pytest.approx(3e-5)
-    assert (row['against'], row['limit'], row['better'], row['n']) == ('torch, plain', 1.6, 'lower', 3)
+    assert row['values'] == pytest.approx([1.5, 1.75, 1.25]) and row[
+        'seconds'] == pytest.approx(3e-5)
+    assert (row['against'], row['limit'], row['better'], row['n']) == (
+        'torch, plain', 1.6, 'lower', 3)
 
 
 def test_nothing_is_recorded_unless_asked(clock, tmp_path):
-    _timing.compare({'a': lambda: clock(1), 'b': lambda: clock(1)}, rounds=1, warmup=0, folder=tmp_path)
+    _timing.compare(
+        {'a': lambda: clock(1), 'b': lambda: clock(1)}, rounds=1, warmup=0,
+        folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('script', sorted((Path(_timing.__file__).parent).glob('bench_*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'script', sorted((Path(_timing.__file__).parent).glob('bench_*.py')),
+    ids=lambda p: p.stem)
 def test_every_script_can_record(script):
     text = script.read_text(encoding='utf-8')
     assert "'--record'" in text and 'record=' in text

@@ -23,12 +23,20 @@ NBS = ROOT/'nbs'
 ALT = 'A line that moves when the slider moves.'
 
 
-# ---- figures to try ---------------------------------------------------------------------------------------------------------------
+# ---- figures to try
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 def waves(shift, shape):
     x = np.linspace(0, 6, 40)
     y = {'sine': np.sin, 'cosine': np.cos}[shape]
-    return {f'<wave> {i}': (x, y(x+shift+i) + (np.where(x > 3, np.nan, 0) if i == 3 else 0)) for i in range(4)}
+    return {
+        f'<wave> {i}': (
+            x, y(x + shift + i) + (np.where(x > 3, np.nan, 0) if i == 3 else 0))
+        for i in range(4)
+    }
 
 def spiral(turn):
     t = np.linspace(0, 1, 30)
@@ -47,7 +55,9 @@ def cloud(angle):
 
 def tosses(n, way):
     draws = np.random.default_rng(0).normal(size=(n, 2))
-    return {'first': draws[:, 0], 'second': draws[:, 1] if way == 'values' else draws[:n//2, 1]}
+    return {
+        'first': draws[:, 0],
+        'second': draws[:, 1] if way == 'values' else draws[: n // 2, 1]}
 
 def hill(width, tilt):
     x, y = np.logspace(-2, 2, 9), np.linspace(-1, 1, 6)
@@ -57,39 +67,73 @@ def hill(width, tilt):
 
 def greys(power, flip):
     p = np.linspace(0, 1, 30).reshape(5, 6)**power
-    return {'<left>': p[:, ::-1] if flip == 'yes' else p, 'right': p.T[:5, :5].repeat(2, 1)[:, :6]}
+    return {
+        '<left>': p[:, ::-1] if flip == 'yes' else p,
+        'right': p.T[:5, :5].repeat(2, 1)[:, :6]}
 
 def colours(red):
     p = np.random.default_rng(0).integers(0, 256, size=(3, 3, 4, 5)).astype(np.uint8)
     p[:, 0] = red
     return p  # a batch in torch's order
 
-def waves_figure(): return explore(waves, shift=[0, .5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'}, title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT)
+def waves_figure():
+    return explore(
+        waves, shift=[0, 0.5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'},
+        title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT)
 
 def figures():
     axis = np.linspace(-1, 1, 21)
-    return [explore(cloud, kind='scatter', angle=[0, .5, 1], title='Clouds', xlabel='a', ylabel='b', alt=ALT),
-            explore(tosses, kind='hist', n=[10, 100], way=['values', 'half'], start=dict(n=100, way='half'), n_bins=12, xlabel='value', ylabel='count', alt=ALT),
-            explore(hill, kind='heat', width=[.5, 1, 2], tilt=[0, .5], start=dict(width=1, tilt=.5), xlog=True, xlabel='rate', ylabel='<b>', zlabel='height (m)', shades=17, alt=ALT),
-            explore(greys, kind='image', power=[1, 2, .5], flip=['no', 'yes'], title='Greys', alt=ALT),
-            explore(colours, kind='image', red=[0, 99, 200], ncols=2, alt=ALT),
-            waves_figure(),
-            explore(spiral, kind='path', turn=[1, 3, 6, 9], start=3, step=True, surface=(axis, axis, axis[None]**2+axis[:, None]**2), xlabel='a', ylabel='b', alt=ALT),
-            explore(steep, rate=[.01, .1, 1], xlog=True, ylim=(0, 5), dots=['noise'], xlabel='rate', ylabel='loss', alt=ALT)]
+    return [
+        explore(
+            cloud, kind='scatter', angle=[0, 0.5, 1], title='Clouds', xlabel='a',
+            ylabel='b', alt=ALT),
+        explore(
+            tosses, kind='hist', n=[10, 100], way=['values', 'half'],
+            start=dict(n=100, way='half'), n_bins=12, xlabel='value', ylabel='count',
+            alt=ALT),
+        explore(
+            hill, kind='heat', width=[0.5, 1, 2], tilt=[0, 0.5],
+            start=dict(width=1, tilt=0.5), xlog=True, xlabel='rate', ylabel='<b>',
+            zlabel='height (m)', shades=17, alt=ALT),
+        explore(
+            greys, kind='image', power=[1, 2, 0.5], flip=['no', 'yes'], title='Greys',
+            alt=ALT),
+        explore(colours, kind='image', red=[0, 99, 200], ncols=2, alt=ALT),
+        waves_figure(),
+        explore(
+            spiral, kind='path', turn=[1, 3, 6, 9], start=3, step=True,
+            surface=(axis, axis, axis[None] ** 2 + axis[:, None] ** 2), xlabel='a',
+            ylabel='b', alt=ALT),
+        explore(
+            steep, rate=[0.01, 0.1, 1], xlog=True, ylim=(0, 5), dots=['noise'],
+            xlabel='rate', ylabel='loss', alt=ALT),
+    ]
 
 def as_page(body, dark=False):
-    colours = 'background:#181a1f;color:#dcdfe4' if dark else 'background:#fff;color:#222'
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>'
-            f'<link rel="icon" href="data:,"><style>body{{margin:8px;{colours}}}</style><body>{body}')
+    colours = (
+        'background:#181a1f;color:#dcdfe4' if dark else 'background:#fff;color:#222'
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width"><title>t</title>'
+        '<link rel="icon" '
+        f'href="data:,"><style>body{{margin:8px;{colours}}}</style><body>{body}')
 
 def stored_figures(path, mark='/*data*/'):
-    "HTML of the interactive figures stored in a notebook; those of `predict` have another mark"
+    """HTML of the interactive figures stored in a notebook; those of `predict` have
+    another mark"""
     nb = json.loads(path.read_text(encoding='utf-8'))
-    html = (''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells'] for o in c.get('outputs', ()))
+    html = (
+        ''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells']
+        for o in c.get('outputs', ()))
     return [h for h in html if mark in h]
 
 
-# ---- what explore refuses ---------------------------------------------------------------------------------------------------------
+# ---- what explore refuses
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------
 
 def line(a): return {'y': [0., a]}
 def two_lengths(a): return {'y': np.ones(a)}
@@ -101,53 +145,98 @@ def torn(a): return {'y': (np.arange(3), np.arange(4))}
 def negative(a): return {'y': [-1, -a]}
 def long_line(a): return {'y': np.arange(500.)*a}
 def one_picture(a): return [np.full((2, 3), a)]
-def strips(a): return np.random.default_rng(a).integers(0, 256, size=(4, 60, 60)).astype(np.uint8)
+def strips(a):
+    return np.random.default_rng(a).integers(0, 256, size=(4, 60, 60)).astype(np.uint8)
 def labelled(a): return {f'a long label {i}': np.ones((2, 2)) for i in range(6)}
 def matrix(a): return np.full((2, 3), a, dtype=float)
 def other_x(a): return [0, a], [0, 1], np.eye(2)
 def falling(a): return [1, 0], [0, 1], np.eye(2)
 
-@pytest.mark.parametrize('message, make', [
-    ("unknown kind 'lin': did you mean 'line'", lambda: explore(line, kind='lin', alt=ALT, a=[1])),
-    ('too short', lambda: explore(line, alt='line', a=[1])),
-    ('too short', lambda: explore(line, alt=None, a=[1])),
-    ('no parameters', lambda: explore(line, alt=ALT)),
-    ('a has an empty range', lambda: explore(line, alt=ALT, a=[])),
-    ('list of values', lambda: explore(line, alt=ALT, a=.5)),
-    ('a value twice', lambda: explore(line, alt=ALT, a=[1, 1])),
-    ('not on its grid: use one of 1, 2', lambda: explore(line, alt=ALT, a=[1, 2], start=1.5)),
-    ("start names ['b']", lambda: explore(line, alt=ALT, a=[1, 2], start={'b': 1})),
-    ('write start=dict(', lambda: explore(waves, alt=ALT, shift=[0, 1], shape=['sine'], start=0)),
-    ('only_nan(a=1): \'y\' holds no finite point', lambda: explore(only_nan, alt=ALT, a=[1])),
-    ('same series and lengths', lambda: explore(two_lengths, alt=ALT, a=[1, 2])),
-    ('same series and lengths', lambda: explore(two_names, alt=ALT, a=[1, 2])),
-    ('1 to 4 series', lambda: explore(five, alt=ALT, a=[1])),
-    ('must return a dict', lambda: explore(bare, alt=ALT, a=[1])),
-    ('equally long', lambda: explore(torn, alt=ALT, a=[1])),
-    ('ylog=True needs positive', lambda: explore(negative, alt=ALT, a=[1], ylog=True)),
-    ('low < high', lambda: explore(line, alt=ALT, a=[1], ylim=(1, 0))),
-    ("dots=['z'] names no series", lambda: explore(line, alt=ALT, a=[1], dots=['z'])),
-    ('shape (T, 2)', lambda: explore(line, kind='path', alt=ALT, a=[1])),
-    ("step=True needs kind='path'", lambda: explore(line, alt=ALT, step=True)),
-    ('1001 frames are too many', lambda: explore(line, alt=ALT, a=range(1001))),
-    ('thin a range (a has 100 values)', lambda: explore(long_line, alt=ALT, a=range(100))),
-    ('named function', lambda: explore(lambda a: a, alt=ALT, a=[1])),
-    ("did you mean 'heat'", lambda: explore(matrix, kind='heart', alt=ALT, a=[1])),
-    ("n_bins=5 needs kind='hist', not 'line'", lambda: explore(line, alt=ALT, a=[1], n_bins=5)),
-    ("xlim=(0, 1) needs kind='line' or 'path' or 'scatter' or 'hist', not 'image'", lambda: explore(one_picture, kind='image', alt=ALT, a=[1], xlim=(0, 1))),
-    ('from 0 to 2, not from 0 to 1: undo the normalisation', lambda: explore(one_picture, kind='image', alt=ALT, a=[0, 2.])),
-    ('shades=300 must be from 2 to 256', lambda: explore(one_picture, kind='image', alt=ALT, a=[1], shades=300)),
-    ('return smaller or fewer pictures, or set shades', lambda: explore(strips, kind='image', alt=ALT, a=range(10))),
-    ("label 'a long label 0' is too long for 6 pictures in a row: at most 9 letters", lambda: explore(labelled, kind='image', alt=ALT, a=[1])),
-    ("picture 0 must be (H, W)", lambda: explore(bare, kind='image', alt=ALT, a=[1])),
-    ('matrix(a=nan) holds no finite value', lambda: explore(matrix, kind='heat', alt=ALT, a=[1, np.nan])),
-    ('zlog=True needs positive z', lambda: explore(matrix, kind='heat', alt=ALT, a=[-1, -2], zlog=True)),
-    ('x of a heat map must be the same', lambda: explore(other_x, kind='heat', alt=ALT, a=[1, 2])),
-    ('x of a heat map must rise in even steps', lambda: explore(falling, kind='heat', alt=ALT, a=[1])),
-    ('must return a matrix or (x, y, z), not shape (2,)', lambda: explore(bare, kind='heat', alt=ALT, a=[1])),
-    ("'y': (edges, counts) needs rising edges", lambda: explore(torn, kind='hist', alt=ALT, a=[1])),
-    ('no finite point', lambda: explore(only_nan, kind='hist', alt=ALT, a=[1])),
-])
+@pytest.mark.parametrize(
+    'message, make',
+    [
+        (
+            "unknown kind 'lin': did you mean 'line'",
+            lambda: explore(line, kind='lin', alt=ALT, a=[1])),
+        ('too short', lambda: explore(line, alt='line', a=[1])),
+        ('too short', lambda: explore(line, alt=None, a=[1])),
+        ('no parameters', lambda: explore(line, alt=ALT)),
+        ('a has an empty range', lambda: explore(line, alt=ALT, a=[])),
+        ('list of values', lambda: explore(line, alt=ALT, a=0.5)),
+        ('a value twice', lambda: explore(line, alt=ALT, a=[1, 1])),
+        (
+            'not on its grid: use one of 1, 2',
+            lambda: explore(line, alt=ALT, a=[1, 2], start=1.5)),
+        ("start names ['b']", lambda: explore(line, alt=ALT, a=[1, 2], start={'b': 1})),
+        (
+            'write start=dict(',
+            lambda: explore(waves, alt=ALT, shift=[0, 1], shape=['sine'], start=0)),
+        (
+            'only_nan(a=1): \'y\' holds no finite point',
+            lambda: explore(only_nan, alt=ALT, a=[1])),
+        ('same series and lengths', lambda: explore(two_lengths, alt=ALT, a=[1, 2])),
+        ('same series and lengths', lambda: explore(two_names, alt=ALT, a=[1, 2])),
+        ('1 to 4 series', lambda: explore(five, alt=ALT, a=[1])),
+        ('must return a dict', lambda: explore(bare, alt=ALT, a=[1])),
+        ('equally long', lambda: explore(torn, alt=ALT, a=[1])),
+        (
+            'ylog=True needs positive',
+            lambda: explore(negative, alt=ALT, a=[1], ylog=True)),
+        ('low < high', lambda: explore(line, alt=ALT, a=[1], ylim=(1, 0))),
+        (
+            "dots=['z'] names no series",
+            lambda: explore(line, alt=ALT, a=[1], dots=['z'])),
+        ('shape (T, 2)', lambda: explore(line, kind='path', alt=ALT, a=[1])),
+        ("step=True needs kind='path'", lambda: explore(line, alt=ALT, step=True)),
+        ('1001 frames are too many', lambda: explore(line, alt=ALT, a=range(1001))),
+        (
+            'thin a range (a has 100 values)',
+            lambda: explore(long_line, alt=ALT, a=range(100))),
+        ('named function', lambda: explore(lambda a: a, alt=ALT, a=[1])),
+        ("did you mean 'heat'", lambda: explore(matrix, kind='heart', alt=ALT, a=[1])),
+        (
+            "n_bins=5 needs kind='hist', not 'line'",
+            lambda: explore(line, alt=ALT, a=[1], n_bins=5)),
+        (
+            "xlim=(0, 1) needs kind='line' or 'path' or 'scatter' or 'hist', not "
+            "'image'",
+            lambda: explore(one_picture, kind='image', alt=ALT, a=[1], xlim=(0, 1))),
+        (
+            'from 0 to 2, not from 0 to 1: undo the normalisation',
+            lambda: explore(one_picture, kind='image', alt=ALT, a=[0, 2.0])),
+        (
+            'shades=300 must be from 2 to 256',
+            lambda: explore(one_picture, kind='image', alt=ALT, a=[1], shades=300)),
+        (
+            'return smaller or fewer pictures, or set shades',
+            lambda: explore(strips, kind='image', alt=ALT, a=range(10))),
+        (
+            "label 'a long label 0' is too long for 6 pictures in a row: at most 9 "
+            "letters", lambda: explore(labelled, kind='image', alt=ALT, a=[1])),
+        (
+            "picture 0 must be (H, W)",
+            lambda: explore(bare, kind='image', alt=ALT, a=[1])),
+        (
+            'matrix(a=nan) holds no finite value',
+            lambda: explore(matrix, kind='heat', alt=ALT, a=[1, np.nan])),
+        (
+            'zlog=True needs positive z',
+            lambda: explore(matrix, kind='heat', alt=ALT, a=[-1, -2], zlog=True)),
+        (
+            'x of a heat map must be the same',
+            lambda: explore(other_x, kind='heat', alt=ALT, a=[1, 2])),
+        (
+            'x of a heat map must rise in even steps',
+            lambda: explore(falling, kind='heat', alt=ALT, a=[1])),
+        (
+            'must return a matrix or (x, y, z), not shape (2,)',
+            lambda: explore(bare, kind='heat', alt=ALT, a=[1])),
+        (
+            "'y': (edges, counts) needs rising edges",
+            lambda: explore(torn, kind='hist', alt=ALT, a=[1])),
+        ('no finite point', lambda: explore(only_nan, kind='hist', alt=ALT, a=[1])),
+    ],
+)
 def test_explore_refuses(message, make):
     with pytest.raises(ValueError, match=re.escape(message)): make()
 
@@ -156,14 +245,16 @@ def test_figures_are_deterministic_small_and_self_contained():
         assert one.to_html() == again.to_html()
         assert len(one.to_html()) < 60_000
         assert not book._outside.search(one.to_html())
-        assert not re.search('<(wave|height|two|left|b)>', one.to_html())  # names are escaped
+        assert not re.search(
+            '<(wave|height|two|left|b)>', one.to_html())  # names are escaped
         check_frames(one)
         check_frames(one.to_html(), one.fn)
         assert figure_data(one.to_html()).series == one.data['series']
 
 def test_check_frames_finds_drift():
     fig = explore(line, alt=ALT, a=[1, 2])
-    with pytest.raises(ValueError, match='source of line changed'): check_frames(fig, bare)
+    with pytest.raises(ValueError, match='source of line changed'):
+        check_frames(fig, bare)
     fig.data['series'][0]['y'][1] = fig.data['series'][0]['y'][0]
     with pytest.raises(ValueError, match='other frames'): check_frames(fig)
 
@@ -173,12 +264,20 @@ def driven_picture(a): return [np.array([[0, 1], [a, gain]])]
 def driven_colour(a): return [np.full((2, 2, 3), [a, gain, 0.])]
 def driven_bars(a): return np.array([a, gain, gain])
 
-@pytest.mark.parametrize('fn, kind', [(driven, 'heat'), (driven_picture, 'image'), (driven_colour, 'image'), (driven_bars, 'hist')])
+@pytest.mark.parametrize(
+    'fn, kind',
+    [
+        (driven, 'heat'), (driven_picture, 'image'), (driven_colour, 'image'),
+        (driven_bars, 'hist')],
+)
 def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
-    stored = explore(fn, kind=kind, a=[0, .5], shades=20 if kind == 'image' else None, alt=ALT).to_html()
+    stored = explore(
+        fn, kind=kind, a=[0, 0.5], shades=20 if kind == 'image' else None, alt=ALT
+    ).to_html()
     check_frames(stored, fn)
     monkeypatch.setitem(globals(), 'gain', .999)
-    if kind != 'hist': check_frames(stored, fn)  # rounding of the last shade is no drift
+    if kind != 'hist':
+        check_frames(stored, fn)  # rounding of the last shade is no drift
     monkeypatch.setitem(globals(), 'gain', .7)
     with pytest.raises(ValueError, match='other frames'): check_frames(stored, fn)
 
@@ -189,8 +288,12 @@ def test_same_tile_is_stored_once():
 
 def test_one_colour_bar_for_all_frames():
     fig = next(f for f in figures() if f.fn is hill)
-    assert fig.data['zlim'] == [min(np.nanmin(hill(w, t)[2]) for w in (.5, 1, 2) for t in (0, .5)), max(np.nanmax(hill(w, t)[2]) for w in (.5, 1, 2) for t in (0, .5))]
-    assert 'height (m)' in fig.to_html() and fig.to_html().count('data:image/png') == 2  # the tiles and the bar
+    assert fig.data['zlim'] == [
+        min(np.nanmin(hill(w, t)[2]) for w in (0.5, 1, 2) for t in (0, 0.5)),
+        max(np.nanmax(hill(w, t)[2]) for w in (0.5, 1, 2) for t in (0, 0.5))]
+    assert (
+        'height (m)' in fig.to_html() and fig.to_html().count('data:image/png') == 2
+    )  # the tiles and the bar
 
 def test_live_view_of_tiles():
     pytest.importorskip('ipywidgets')
@@ -202,71 +305,156 @@ def test_live_view_of_tiles():
 
 def test_only_python_and_numpy_are_loaded():
     code = "import sys, nntrain.figures; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    assert (
+        subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == '[]'
+    )
 
 def test_works_without_nbdev():
     code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.figures as b; print(b.ColabLinkProc.__name__)"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'ColabLinkProc'
+    assert (
+        subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == 'ColabLinkProc'
+    )
 
 
-# ---- predict ----------------------------------------------------------------------------------------------------------------------
+# ---- predict
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------------------------
 
 UP, DOWN = '<up> & away', 'down'
 
 def question(n=3, **kw):
     x = np.linspace(0, 1, 30)
-    options = dict(list({UP: (x, x), DOWN: (x, -x), 'flat': (x, 0*x), 'late': (x, x**4)}.items())[:n])
-    return predict('Which <curve> is it?', options, DOWN, 'The sign is "minus" & stays.', remarks={UP: 'Look at the <sign>.'}, title='It falls', xlabel='x (s)', ylabel='<y>',
-                   alt='A straight line that falls from nought to minus one.', **{'given': {'seen': np.zeros(5)}, **kw})
+    options = dict(
+        list(
+            {UP: (x, x), DOWN: (x, -x), 'flat': (x, 0 * x), 'late': (x, x**4)}.items()
+        )[:n]
+    )
+    return predict(
+        'Which <curve> is it?', options, DOWN, 'The sign is "minus" & stays.',
+        remarks={UP: 'Look at the <sign>.'}, title='It falls', xlabel='x (s)',
+        ylabel='<y>', alt='A straight line that falls from nought to minus one.',
+        **{'given': {'seen': np.zeros(5)}, **kw})
 
-@pytest.mark.parametrize('message, make', [
-    ('2 to 4 curves {label: y or (x, y)}, not dict of 1', lambda: predict('q', {'a': [0, 1]}, 'a', 'w', alt=ALT)),
-    ('2 to 4 curves {label: y or (x, y)}, not list', lambda: predict('q', [[0, 1], [1, 0]], 'a', 'w', alt=ALT)),
-    ('not dict of 5', lambda: predict('q', {str(i): [0, i] for i in range(5)}, '1', 'w', alt=ALT)),
-    ("answer='dwn' is none of the options: did you mean 'down'", lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, 'dwn', 'w', alt=ALT)),
-    ('too short', lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt='')),
-    ('need words', lambda: predict(' ', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt=ALT)),
-    ('no finite point', lambda: predict('q', {DOWN: [1, 0], UP: [np.nan]*2}, DOWN, 'w', alt=ALT)),
-    ('at least two finite points', lambda: predict('q', {DOWN: [1, 0], UP: [1, np.nan]}, DOWN, 'w', alt=ALT)),
-    ('equally long', lambda: predict('q', {DOWN: [1, 0], UP: (np.arange(2), np.arange(3))}, DOWN, 'w', alt=ALT)),
-    ('the same curve', lambda: predict('q', {DOWN: [1, 0], UP: [1, 0]}, DOWN, 'w', alt=ALT)),
-    ('low < high', lambda: question(ylim=(1, 0))),
-    ('positive y', lambda: predict('q', {DOWN: [-1, 0], UP: [-2, -1]}, DOWN, 'w', alt=ALT, ylog=True)),
-    ('at most 60): give curves of fewer points (4000 now)', lambda: predict('q', {DOWN: -np.arange(4000), UP: np.arange(4000)}, DOWN, 'w', alt=ALT)),
-])
+@pytest.mark.parametrize(
+    'message, make',
+    [
+        (
+            '2 to 4 curves {label: y or (x, y)}, not dict of 1',
+            lambda: predict('q', {'a': [0, 1]}, 'a', 'w', alt=ALT)),
+        (
+            '2 to 4 curves {label: y or (x, y)}, not list',
+            lambda: predict('q', [[0, 1], [1, 0]], 'a', 'w', alt=ALT)),
+        (
+            'not dict of 5',
+            lambda: predict('q', {str(i): [0, i] for i in range(5)}, '1', 'w', alt=ALT),
+        ),
+        (
+            "answer='dwn' is none of the options: did you mean 'down'",
+            lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, 'dwn', 'w', alt=ALT)),
+        (
+            'too short',
+            lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt='')),
+        (
+            'need words',
+            lambda: predict(' ', {DOWN: [1, 0], UP: [0, 1]}, DOWN, 'w', alt=ALT)),
+        (
+            'no finite point',
+            lambda: predict('q', {DOWN: [1, 0], UP: [np.nan] * 2}, DOWN, 'w', alt=ALT)),
+        (
+            'at least two finite points',
+            lambda: predict('q', {DOWN: [1, 0], UP: [1, np.nan]}, DOWN, 'w', alt=ALT)),
+        (
+            'equally long',
+            lambda: predict(
+                'q', {DOWN: [1, 0], UP: (np.arange(2), np.arange(3))}, DOWN, 'w',
+                alt=ALT)),
+        (
+            'the same curve',
+            lambda: predict('q', {DOWN: [1, 0], UP: [1, 0]}, DOWN, 'w', alt=ALT)),
+        ('low < high', lambda: question(ylim=(1, 0))),
+        (
+            'positive y',
+            lambda: predict(
+                'q', {DOWN: [-1, 0], UP: [-2, -1]}, DOWN, 'w', alt=ALT, ylog=True)),
+        (
+            'at most 60): give curves of fewer points (4000 now)',
+            lambda: predict(
+                'q', {DOWN: -np.arange(4000), UP: np.arange(4000)}, DOWN, 'w', alt=ALT),
+        ),
+    ],
+)
 def test_predict_refuses(message, make):
     with pytest.raises(ValueError, match=re.escape(message)): make()
 
 def test_prediction_is_deterministic_small_and_self_contained():
     html = question().to_html()
-    assert html == question().to_html() and len(html) < 20_000 and not book._outside.search(html)
-    assert '<up>' not in html and '<curve>' not in html and '<sign>' not in html and '<y>' not in html  # what the author writes is text
+    assert (
+        html == question().to_html() and len(html) < 20_000
+        and not book._outside.search(html))
+    assert (
+        '<up>' not in html and '<curve>' not in html and '<sign>' not in html
+        and '<y>' not in html)  # what the author writes is text
     text = question()._repr_mimebundle_()['text/plain']
-    assert text.splitlines() == ['Which <curve> is it?', f'- {UP}', '- down', '- flat', "Pick one: .check('…') answers."]
+    assert text.splitlines() == [
+        'Which <curve> is it?', f'- {UP}', '- down', '- flat',
+        "Pick one: .check('…') answers."]
 
 
-# ---- in a browser -------------------------------------------------------------------------------------------------------------------
+# ---- in a browser
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='browser checks need: pip install playwright')
-    path = next((p for p in ('/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome') if os.path.exists(p)), None)
+    api = pytest.importorskip(
+        'playwright.sync_api', reason='browser checks need: pip install playwright')
+    path = next(
+        (
+            p
+            for p in (
+                '/usr/bin/chromium',
+                '/usr/bin/chromium-browser',
+                '/usr/bin/google-chrome',
+            )
+            if os.path.exists(p)
+        ),
+        None,
+    )
     with api.sync_playwright() as p:
-        try: b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
-        except api.Error as e: pytest.skip(f'no Chromium to start: {str(e).splitlines()[0]}')
+        try:
+            b = p.chromium.launch(
+                executable_path=path,
+                args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
+        except api.Error as e:
+            pytest.skip(f'no Chromium to start: {str(e).splitlines()[0]}')
         yield b
         b.close()
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    "open_page(html, …) -> page; `page.problems` lists console errors, exceptions and requests to anybody else"
+    """open_page(html, …) -> page; `page.problems` lists console errors, exceptions and
+    requests to anybody else"""
     contexts = []
     def go(html, width=800, hash='', **kw):
         context = browser.new_context(viewport=dict(width=width, height=900), **kw)
         contexts.append(context)
         page = context.new_page()
         page.problems = []
-        page.on('console', lambda m: page.problems.append(f'console {m.type}: {m.text}') if m.type in ('error', 'warning') else None)
+        page.on(
+            'console',
+            lambda m: (
+                page.problems.append(f'console {m.type}: {m.text}')
+                if m.type in ('error', 'warning') else None))
         page.on('pageerror', lambda e: page.problems.append(f'exception: {e}'))
         def route(r):
             if r.request.url.startswith('file:'): return r.continue_()
@@ -281,40 +469,56 @@ def open_page(browser, tmp_path):
 
 LOOK = '[...f.querySelectorAll(".sr, .nnx-i")].map(p => p.getAttribute("d") ?? p.getAttribute("y"))'  # lines and markers; which tile stands in a window
 
-def drawn(page): return page.evaluate('() => { const f = document; return ' + LOOK + '}')
+def drawn(page):
+    return page.evaluate('() => { const f = document; return ' + LOOK + '}')
 
 def slider_problems(page):
-    "Move every slider by keyboard; each must have a name, change its own picture and say its value"
+    """Move every slider by keyboard; each must have a name, change its own picture and
+    say its value"""
     bad = []
     for i in range(page.locator('input[type=range]').count()):
         s = page.locator('input[type=range]').nth(i)
-        name = s.evaluate('e => (e.labels[0] || {}).textContent || e.getAttribute("aria-label")')
+        name = s.evaluate(
+            'e => (e.labels[0] || {}).textContent || e.getAttribute("aria-label")')
         if not name: bad.append(f'slider {i} has no name')
-        figure = s.locator('xpath=ancestor::*[contains(concat(" ", @class, " "), " nnx ")]')
-        look = lambda: (figure.first.evaluate('f => '+LOOK+'.join()') if figure.count() else page.locator('svg').first.inner_html())
+        figure = s.locator(
+            'xpath=ancestor::*[contains(concat(" ", @class, " "), " nnx ")]')
+        look = lambda: (
+            figure.first.evaluate('f => ' + LOOK + '.join()') if figure.count()
+            else page.locator('svg').first.inner_html())
         start, last = s.evaluate('e => [e.value, e.value == e.max]')
         if s.get_attribute('max') == '0': continue
         before, value = look(), s.get_attribute('aria-valuetext')
         s.focus()
         page.keyboard.press('Home' if last else 'End')
         if look() == before: bad.append(f'slider {name} does not change the picture')
-        if s.get_attribute('aria-valuetext') == value: bad.append(f'slider {name} does not say its value')
-        s.evaluate('(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: true})) }', start)  # others may need this one where it was
+        if s.get_attribute('aria-valuetext') == value:
+            bad.append(f'slider {name} does not say its value')
+        s.evaluate(
+            '(e, v) => { e.value = v; e.dispatchEvent(new Event("input", {bubbles: '
+            'true})) }', start)  # others may need this one where it was
     return bad
 
 def test_browser_checks_can_fail(open_page):
-    page = open_page(as_page('<svg><path d="M0 0"/></svg><input type="range"><script src="https://cdn.example/x.js"></script><script>nothing()</script>'))
+    page = open_page(
+        as_page(
+            '<svg><path d="M0 0"/></svg><input type="range"><script '
+            'src="https://cdn.example/x.js"></script><script>nothing()</script>'))
     assert len(slider_problems(page)) == 3
-    assert any('request: https://cdn.example' in p for p in page.problems) and any('nothing is not defined' in p for p in page.problems)
+    assert any('request: https://cdn.example' in p for p in page.problems) and any(
+        'nothing is not defined' in p for p in page.problems)
 
 @pytest.mark.parametrize('width, dark', [(800, False), (800, True), (360, False)])
 def test_sliders_move_by_keyboard(open_page, width, dark):
     page = open_page(as_page(''.join(f.to_html() for f in figures()), dark), width)
     assert slider_problems(page) == [] and page.problems == []
-    assert page.evaluate('document.scrollingElement.scrollWidth') <= width, 'the page is wider than the screen'
-    colours = page.eval_on_selector_all('.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]')
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= width, (
+        'the page is wider than the screen')
+    colours = page.eval_on_selector_all(
+        '.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]')
     assert colours == [page.evaluate('getComputedStyle(document.body).color')]
-    small = page.eval_on_selector_all('.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
+    small = page.eval_on_selector_all(
+        '.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
     assert small >= 9, f'text {small} pixels high'
 
 @pytest.mark.parametrize('which', range(8))
@@ -323,49 +527,87 @@ def test_javascript_draws_what_python_draws(open_page, which):
     page = open_page(as_page(fig.to_html()))
     params, scale = fig.data['params'], fig.data['box'][2:]
     for at in np.ndindex(*[min(len(p['texts']), 6) for p in params]):
-        page.evaluate('at => { const I = [...document.querySelectorAll(".nnx input")]; I.forEach((e, i) => e.value = at[i]); I[0].dispatchEvent(new Event("input")) }', list(map(int, at)))
+        page.evaluate(
+            'at => { const I = [...document.querySelectorAll(".nnx input")]; '
+            'I.forEach((e, i) => e.value = at[i]); I[0].dispatchEvent(new '
+            'Event("input")) }', list(map(int, at)))
         frame, n = 0, None
         for p,i in zip(params, at):
             if p['step']: n = i+1
             else: frame = frame*len(p['texts'])+i
-        tile = lambda s: [str(-k*s['pitch']) for k in book._decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
-        assert drawn(page) == [d for s in fig.data['series'] for d in (tile(s) if 'cells' in s else book._paths(s, frame, n, scale))]
+        tile = lambda s: [
+            str(-k * s['pitch'])
+            for k in book._decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
+        assert drawn(page) == [
+            d for s in fig.data['series']
+            for d in (tile(s) if 'cells' in s else book._paths(s, frame, n, scale))]
 
 def test_first_frame_needs_no_javascript(open_page):
     html = as_page(''.join(f.to_html() for f in figures()))
     without, with_js = open_page(html, java_script_enabled=False), open_page(html)
-    assert [p.get_attribute('d') or p.get_attribute('y') or '' for p in without.locator('.sr, .nnx-i').all()] == drawn(with_js)
-    assert not without.locator('.nnx-c').first.is_visible() and with_js.locator('.nnx-c').first.is_visible()
+    assert [
+        p.get_attribute('d') or p.get_attribute('y') or ''
+        for p in without.locator('.sr, .nnx-i').all()] == drawn(with_js)
+    assert (
+        not without.locator('.nnx-c').first.is_visible()
+        and with_js.locator('.nnx-c').first.is_visible())
 
-@pytest.mark.parametrize('make, kind, dark', [(hill, 'heat', True), (greys, 'image', False), (colours, 'image', False)])
+@pytest.mark.parametrize(
+    'make, kind, dark',
+    [(hill, 'heat', True), (greys, 'image', False), (colours, 'image', False)])
 def test_pixels_of_tiles(open_page, make, kind, dark):
     "What the browser paints in the middle of every cell, after the slider has moved"
     Image = pytest.importorskip('PIL.Image', reason='reads the screenshot')
     fig = next(f for f in figures() if f.fn is make)
     page = open_page(as_page(fig.to_html(), dark), 800)
     page.locator('input').first.press('End')
-    values = {n: v[i] for (n,v,_),i in zip(fig.grid, [len(fig.grid[0][1])-1, *fig.start[1:]])}
+    values = {
+        n: v[i]
+        for (n, v, _), i in zip(fig.grid, [len(fig.grid[0][1]) - 1, *fig.start[1:]])}
     want = [v[-1] for v in book._series(make(**values), kind, 'f()').values()]
     seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
-    at = page.evaluate('() => { const s = document.querySelector(".nnx-d > svg"), r = s.getBoundingClientRect(); return [r.x, r.y, r.width/s.viewBox.baseVal.width] }')
-    places = [(at[0]+x*at[2], at[1]+y*at[2], w*at[2], h*at[2]) for x,y,w,h in book._places(fig.data)]
+    at = page.evaluate(
+        '() => { const s = document.querySelector(".nnx-d > svg"), r = '
+        's.getBoundingClientRect(); return [r.x, r.y, '
+        'r.width/s.viewBox.baseVal.width] }')
+    places = [
+        (at[0] + x * at[2], at[1] + y * at[2], w * at[2], h * at[2])
+        for x, y, w, h in book._places(fig.data)]
     assert len(places) == len(want) and at[2] > .05
     palette = book._palette('heat', 17)
     for (x, y, w, h), a in zip(places, want):
         if kind == 'heat': a = a[::-1]
         for i, j in np.ndindex(*a.shape[:2]):
-            got = seen.getpixel((int(x+(j+.5)*w/a.shape[1]), int(y+(i+.5)*h/a.shape[0])))
-            if kind == 'heat': right = palette[round(float((a[i, j]-fig.data['zlim'][0])/np.ptp(fig.data['zlim'])*16))] if np.isfinite(a[i, j]) else None
-            else: right = np.broadcast_to(a[i, j]*255, 3)
-            if right is None: assert np.ptp(got) < 12 and max(got) < 70  # an empty cell shows the dark page and the grid
+            got = seen.getpixel(
+                (
+                    int(x + (j + 0.5) * w / a.shape[1]),
+                    int(y + (i + 0.5) * h / a.shape[0])))
+            if kind == 'heat':
+                right = (
+                    palette[
+                        round(
+                            float(
+                                (a[i, j] - fig.data['zlim'][0])
+                                / np.ptp(fig.data['zlim']) * 16))
+                    ]
+                    if np.isfinite(a[i, j])
+                    else None
+                )
+            else:
+                right = np.broadcast_to(a[i, j] * 255, 3)
+            # an empty cell shows the dark page and the grid
+            if right is None: assert np.ptp(got) < 12 and max(got) < 70
             else: assert np.abs(np.array(got)-right).max() <= 2, (i, j, got, right)
 
 def test_names_for_a_screen_reader(open_page):
     page = open_page(as_page(waves_figure().to_html()))
     assert page.get_by_role('img', name=ALT).count() == 1
-    assert page.get_by_role('slider', name='shape').get_attribute('aria-valuetext') == 'cosine'
+    assert (
+        page.get_by_role('slider', name='shape').get_attribute('aria-valuetext')
+        == 'cosine')
     assert page.get_by_role('group', name='Four & more waves').count() == 1
-    assert page.locator('output').all_text_contents() == ['0', 'cosine']  # an output is a live region
+    assert page.locator('output').all_text_contents() == [
+        '0', 'cosine']  # an output is a live region
 
 def test_state_in_the_address(open_page):
     html = as_page(waves_figure().to_html())
@@ -375,14 +617,23 @@ def test_state_in_the_address(open_page):
     hash = page.evaluate('location.hash')
     assert re.fullmatch(r'#[\w-]+--shift_0_5--shape_cosine', hash)
     again = open_page(html, hash=hash)
-    assert again.locator('output').all_text_contents() == ['0.5', 'cosine'] and drawn(again) == drawn(page)
-    assert open_page(html, hash='#elsewhere--shift_1').locator('output').all_text_contents() == ['0', 'cosine']
+    assert again.locator('output').all_text_contents() == ['0.5', 'cosine'] and drawn(
+        again) == drawn(page)
+    assert open_page(html, hash='#elsewhere--shift_1').locator(
+        'output'
+    ).all_text_contents() == ['0', 'cosine']
 
-@pytest.mark.parametrize('width, dark, n', [(800, False, 2), (800, True, 3), (800, False, 4), (360, False, 3), (360, True, 4)])
+@pytest.mark.parametrize(
+    'width, dark, n',
+    [(800, False, 2), (800, True, 3), (800, False, 4), (360, False, 3), (360, True, 4)])
 def test_predict_by_keyboard(open_page, width, dark, n):
     page = open_page(as_page(question(n).to_html(), dark), width)
-    says, picture = page.get_by_role('status'), page.get_by_role('img', name='A straight line that falls')
-    assert page.get_by_role('group', name='Which <curve> is it?').count() == 1 and not picture.is_visible() and says.text_content() == ''
+    says, picture = (
+        page.get_by_role('status'),
+        page.get_by_role('img', name='A straight line that falls'))
+    assert (
+        page.get_by_role('group', name='Which <curve> is it?').count() == 1
+        and not picture.is_visible() and says.text_content() == '')
     page.keyboard.press('Tab')
     assert page.evaluate('document.activeElement.type') == 'radio'
     page.keyboard.press('Tab')
@@ -392,42 +643,83 @@ def test_predict_by_keyboard(open_page, width, dark, n):
     page.keyboard.press('Space')
     page.keyboard.press('Tab')
     page.keyboard.press('Enter')
-    assert says.text_content() == f'Not “{UP}”. Look at the <sign>. It is “down”. The sign is "minus" & stays.' == str(question(n).check(UP))
-    assert picture.is_visible() and page.get_by_role('radio', name=f'{UP} ✗ your pick').count() == page.get_by_role('radio', name='down ✓ this one').count() == 1
-    panels = page.eval_on_selector_all('.nnx-o .sr', 'ps => ps.map(p => p.getAttribute("d"))')
-    mine, _, truth, _ = page.eval_on_selector_all('details .sr', 'ps => ps.map(p => p.getAttribute("d"))')
-    assert [mine, truth] == panels[:2] and page.get_by_text('your pick', exact=True).is_visible()
+    assert (
+        says.text_content()
+        == f'Not “{UP}”. Look at the <sign>. It is “down”. The sign is "minus" & stays.'
+        == str(question(n).check(UP)))
+    assert (
+        picture.is_visible()
+        and page.get_by_role('radio', name=f'{UP} ✗ your pick').count()
+        == page.get_by_role('radio', name='down ✓ this one').count() == 1)
+    panels = page.eval_on_selector_all(
+        '.nnx-o .sr', 'ps => ps.map(p => p.getAttribute("d"))')
+    mine, _, truth, _ = page.eval_on_selector_all(
+        'details .sr', 'ps => ps.map(p => p.getAttribute("d"))')
+    assert [mine, truth] == panels[:2] and page.get_by_text(
+        'your pick', exact=True).is_visible()
     page.get_by_role('radio', name=UP).focus()
     page.keyboard.press('ArrowDown')  # the browser's own way to pick the next one
     page.get_by_role('button', name='Check my pick').press('Enter')
     assert says.text_content() == 'Right: “down”. The sign is "minus" & stays.'
-    assert page.locator('.nnx-m').get_attribute('d') == '' and not page.locator('.nnx-k').is_visible() and page.get_by_role('radio', name=UP, exact=True).count() == 1
-    assert page.problems == [] and page.evaluate('document.scrollingElement.scrollWidth') <= width
+    assert (
+        page.locator('.nnx-m').get_attribute('d') == ''
+        and not page.locator('.nnx-k').is_visible()
+        and page.get_by_role('radio', name=UP, exact=True).count() == 1)
+    assert (
+        page.problems == []
+        and page.evaluate('document.scrollingElement.scrollWidth') <= width)
     colour = page.evaluate('getComputedStyle(document.body).color')
-    assert page.eval_on_selector_all('.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]') == [colour]
-    assert page.locator('.nnx-o .sr').first.evaluate('p => getComputedStyle(p).stroke') == page.locator('.nnx button').evaluate('b => getComputedStyle(b).color') == colour
-    assert page.eval_on_selector_all('.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))') >= 9
+    assert page.eval_on_selector_all(
+        '.nnx text', 'ts => [...new Set(ts.map(t => getComputedStyle(t).fill))]'
+    ) == [colour]
+    assert (
+        page.locator('.nnx-o .sr').first.evaluate('p => getComputedStyle(p).stroke')
+        == page.locator('.nnx button').evaluate('b => getComputedStyle(b).color')
+        == colour)
+    assert (
+        page.eval_on_selector_all(
+            '.nnx text',
+            'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
+        >= 9
+    )
 
 def test_predict_without_javascript_and_on_paper(open_page):
     html = as_page(question().to_html() + explore(line, a=[1, 2], alt=ALT).to_html())
     page = open_page(html, java_script_enabled=False)
-    assert page.locator('.nnx-o svg').count() == 3 and page.locator('.nnx-o svg').first.is_visible()
-    assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible()
+    assert (
+        page.locator('.nnx-o svg').count() == 3
+        and page.locator('.nnx-o svg').first.is_visible())
+    assert (
+        not page.locator('input[type=radio]').first.is_visible()
+        and not page.locator('button').is_visible())
     page.locator('summary').press('Enter')
-    assert page.get_by_text('The sign is "minus" & stays.').is_visible() and page.get_by_role('img', name='A straight line that falls').is_visible()
+    assert (
+        page.get_by_text('The sign is "minus" & stays.').is_visible()
+        and page.get_by_role('img', name='A straight line that falls').is_visible())
     page = open_page(html)
     page.emulate_media(media='print')
-    assert not page.locator('input[type=radio]').first.is_visible() and not page.locator('button').is_visible() and page.locator('.nnx-o svg').first.is_visible()
+    assert (
+        not page.locator('input[type=radio]').first.is_visible()
+        and not page.locator('button').is_visible()
+        and page.locator('.nnx-o svg').first.is_visible())
 
 def stripped(html):
-    "What a viewer shows that does not trust the page: no styles, no scripts, and of a drawing only the words"
-    return re.sub(r'<(style|script)>.*?</\1>|</?(svg|path|text|g|use|defs|image|clipPath|rect)\b[^>]*>', '', html, flags=re.S)
+    """What a viewer shows that does not trust the page: no styles, no scripts, and of a
+    drawing only the words"""
+    return re.sub(
+        r'<(style|script)>.*?</\1>|</?(svg|path|text|g|use|defs|image|clipPath|rect)\b[^>]*>',
+        '',
+        html,
+        flags=re.S,
+    )
 
 def test_untrusted_figure_says_what_it_is(open_page):
     figure, asked = waves_figure(), question()
-    text = open_page(as_page(stripped(figure.to_html() + asked.to_html()))).inner_text('body')
+    text = open_page(as_page(stripped(figure.to_html() + asked.to_html()))).inner_text(
+        'body')
     lines = text.split('\n\n')
-    assert len(lines) == 2 and all('Run this cell to see it' in line for line in lines), text
+    assert len(lines) == 2 and all(
+        'Run this cell to see it' in line for line in lines), text
     assert figure.alt.rstrip('.') in lines[0] and asked.question in lines[1]
     text = open_page(as_page(figure.to_html() + asked.to_html())).inner_text('body')
     assert 'Run this cell' not in text and figure.title in text
@@ -435,42 +727,59 @@ def test_untrusted_figure_says_what_it_is(open_page):
 def test_print_hides_the_sliders(open_page):
     page = open_page(as_page(waves_figure().to_html()))
     page.emulate_media(media='print')
-    assert not page.locator('.nnx-c').is_visible() and page.locator('.nnx svg').first.is_visible()
+    assert (
+        not page.locator('.nnx-c').is_visible()
+        and page.locator('.nnx svg').first.is_visible())
 
-@pytest.mark.parametrize('path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    'path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p)],
+    ids=lambda p: p.name)
 def test_stored_figures(open_page, path):
     html = stored_figures(path)
     ids = [figure_data(h).id for h in html]
-    assert len(set(ids)) == len(ids), 'the same figure twice on a page: its sliders share ids'
+    assert len(set(ids)) == len(ids), (
+        'the same figure twice on a page: its sliders share ids')
     page = open_page(as_page(''.join(html)), 360)
     assert slider_problems(page) == [] and page.problems == []
     assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
 
 QUESTION = 'class="nnx nnx-q"'
 
-@pytest.mark.parametrize('path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p, QUESTION)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    'path', [p for p in sorted(NBS.glob('*.ipynb')) if stored_figures(p, QUESTION)],
+    ids=lambda p: p.name)
 def test_stored_predictions(open_page, path):
     page = open_page(as_page(''.join(stored_figures(path, QUESTION))), 360)
     for f in page.locator('.nnx-q').all():
         for i in range(f.get_by_role('radio').count()):
             f.get_by_role('radio').nth(i).check()
             f.get_by_role('button').press('Enter')
-            assert re.match('Right: |Not “', f.get_by_role('status').text_content()) and f.get_by_role('img').is_visible()
+            assert (
+                re.match('Right: |Not “', f.get_by_role('status').text_content())
+                and f.get_by_role('img').is_visible())
     ids = page.eval_on_selector_all('[id]', 'es => es.map(e => e.id)')
     assert len(set(ids)) == len(ids), 'the same question twice on a page'
-    assert page.problems == [] and page.evaluate('document.scrollingElement.scrollWidth') <= 360
+    assert (
+        page.problems == []
+        and page.evaluate('document.scrollingElement.scrollWidth') <= 360)
 
 def test_colours_stand_out():
     def light(h):
         c = [int(h[i:i+2], 16)/255 for i in (1, 3, 5)]
-        return np.dot([.2126, .7152, .0722], [v/12.92 if v <= .03928 else ((v+.055)/1.055)**2.4 for v in c])
+        return np.dot(
+            [0.2126, 0.7152, 0.0722],
+            [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in c])
     for colour in book._COLOURS:
         for ground in ('#ffffff', '#181a1f'):
             low, high = sorted([light(colour), light(ground)])
             assert (high+.05)/(low+.05) >= 3, (colour, ground)
 
 
-# ---- results --------------------------------------------------------------------------------------------------------------------------
+# ---- results
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------------
 
 KW = dict(split='test', seconds=1., source='real')
 
@@ -478,30 +787,46 @@ def test_record_writes_only_for_a_full_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(book, '_results_dir', lambda: tmp_path)
     monkeypatch.delenv('NNTRAIN_RECORD', raising=False)
     record('a', [.1, .2], **KW)
-    assert not list(tmp_path.iterdir()) and 'not recorded: only nntrain_execute' in capsys.readouterr().out
+    assert (
+        not list(tmp_path.iterdir())
+        and 'not recorded: only nntrain_execute' in capsys.readouterr().out)
     monkeypatch.setenv('NNTRAIN_RECORD', '1')
     record('a', [.1, .2], budget='quick', **KW)
     assert not list(tmp_path.iterdir()) and 'a quick budget' in capsys.readouterr().out
     record('a', [.1, .2], budget='full', **KW)
     assert [p.name for p in tmp_path.iterdir()] == ['a.json']
     record('a', [.5, .6], **{**KW, 'source': 'toy'})
-    assert result('a', tmp_path)['values'] == [.1, .2] and 'real data stands' in capsys.readouterr().out
+    assert (
+        result('a', tmp_path)['values'] == [0.1, 0.2]
+        and 'real data stands' in capsys.readouterr().out)
     monkeypatch.setattr(book, '_checkout', lambda: None)
     record('b', [.1], **KW)
     assert 'checkout' in capsys.readouterr().out and list(results(tmp_path)) == ['a']
 
-@pytest.mark.parametrize('message, kw', [
-    ('finite', dict(values=[float('inf')])), ('finite', dict(values=[])), ('seeds', dict(values=[1.], seeds=[0, 1])), ('names the file', dict(experiment='A b')),
-    ('seconds', dict(seconds=float('nan'))), ('better', dict(better='more')), ('source', dict(source='somewhere'))])
+@pytest.mark.parametrize(
+    'message, kw',
+    [
+        ('finite', dict(values=[float('inf')])), ('finite', dict(values=[])),
+        ('seeds', dict(values=[1.0], seeds=[0, 1])),
+        ('names the file', dict(experiment='A b')),
+        ('seconds', dict(seconds=float('nan'))), ('better', dict(better='more')),
+        ('source', dict(source='somewhere'))],
+)
 def test_record_refuses(tmp_path, message, kw):
-    with pytest.raises(ValueError, match=message): record(**{**dict(experiment='a', values=[.1], folder=tmp_path), **KW, **kw})
+    with pytest.raises(ValueError, match=message):
+        record(**{**dict(experiment='a', values=[0.1], folder=tmp_path), **KW, **kw})
     assert not list(tmp_path.iterdir())
 
 def test_in_band_needs_a_spread(tmp_path):
     record('one-seed', [.5], folder=tmp_path, **KW)
-    with pytest.raises(ValueError, match='no spread'): in_band(.6, 'one-seed', folder=tmp_path)
-    record('loss', [.5, .6], better='lower', hint='is the rate right?', folder=tmp_path, **KW)
-    assert 'is the rate right?' in str(in_band(2., 'loss', folder=tmp_path)) and 'better than ours' in str(in_band(-2., 'loss', folder=tmp_path))
+    with pytest.raises(ValueError, match='no spread'):
+        in_band(0.6, 'one-seed', folder=tmp_path)
+    record(
+        'loss', [0.5, 0.6], better='lower', hint='is the rate right?', folder=tmp_path,
+        **KW)
+    assert 'is the rate right?' in str(
+        in_band(2.0, 'loss', folder=tmp_path)
+    ) and 'better than ours' in str(in_band(-2.0, 'loss', folder=tmp_path))
 
 def test_bands_hold_as_many_healthy_runs_as_they_say(tmp_path):
     """3 sd of three runs raise the alarm for 9 healthy runs in 100, not for 0.3: the few runs know their spread badly"""
@@ -509,14 +834,17 @@ def test_bands_hold_as_many_healthy_runs_as_they_say(tmp_path):
     outside = {level: 0 for level in (.9, .95)}
     for i,(*ours,yours) in enumerate(draws):
         record('drawn', ours, folder=tmp_path, **KW)
-        for level in outside: outside[level] += not in_band(yours, 'drawn', level=level, folder=tmp_path)
+        for level in outside:
+            outside[level] += not in_band(yours, 'drawn', level=level, folder=tmp_path)
     for level,n in outside.items(): assert abs(n/1000-(1-level)) < .03, (level, n)
 
 def test_a_recorded_value_is_not_judged_by_the_band_that_it_made(tmp_path):
     record('drawn', [.5, .6, .9], seeds=[4, 7, 5], folder=tmp_path, **KW)
-    assert str(in_band(.9, 'drawn', folder=tmp_path)).startswith('0.9 is exactly what seed 5 gave (ours: ')
+    assert str(in_band(0.9, 'drawn', folder=tmp_path)).startswith(
+        '0.9 is exactly what seed 5 gave (ours: ')
     assert 'nothing to judge' in str(in_band(.9, 'drawn', folder=tmp_path))
-    with pytest.raises(ValueError, match='level=3 must be a share'): in_band(.7, 'drawn', level=3, folder=tmp_path)
+    with pytest.raises(ValueError, match='level=3 must be a share'):
+        in_band(0.7, 'drawn', level=3, folder=tmp_path)
 
 def test_t_bounds_hold_their_share_of_the_density():
     for df in (1, 2, 3, 4, 7, 30, 99):
@@ -536,9 +864,13 @@ def test_pairs_are_made_by_seed(tmp_path, capsys):
     a = record('a', [.1, .2, .3], seeds=[2, 0, 1], folder=tmp_path, **KW)
     b = record('b', [.2, .3, .1], seeds=[0, 1, 2], folder=tmp_path, **KW)
     same = paired_difference(a, result('b', tmp_path))
-    assert (same.mean, same.low, same.high, same.n) == (0, 0, 0, 3) and not same and 'not told apart' in str(same)
-    with pytest.raises(ValueError, match='same seeds on both sides'): paired_difference(a, [.1, .2])
-    with pytest.raises(ValueError, match='must be a share'): paired_difference(a, b, level=95)
+    assert (
+        (same.mean, same.low, same.high, same.n) == (0, 0, 0, 3) and not same
+        and 'not told apart' in str(same))
+    with pytest.raises(ValueError, match='same seeds on both sides'):
+        paired_difference(a, [0.1, 0.2])
+    with pytest.raises(ValueError, match='must be a share'):
+        paired_difference(a, b, level=95)
 
 @pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
 def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
@@ -554,41 +886,74 @@ def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
 
 def test_recorded_rows_are_complete():
     for name,row in results().items():
-        assert row.experiment == name and row.n == len(row['values']) == len(row.seeds) and row.hardware and row.versions['torch']
+        assert (
+            row.experiment == name and row.n == len(row['values']) == len(row.seeds)
+            and row.hardware and row.versions['torch'])
 
 
-# ---- nntrain_execute --------------------------------------------------------------------------------------------------------------------
+# ---- nntrain_execute
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------
 
 def write_notebook(path, *cells):
-    cell = lambda i,src: dict(cell_type='code', id=f'c{i}', source=src, metadata={'tags': ['x']}, outputs=[], execution_count=7)
-    path.write_text(json.dumps(dict(cells=[cell(i, s) for i,s in enumerate(cells)], metadata={'kernelspec': {'name': 'python3', 'display_name': 'x'}, 'widgets': {}}, nbformat=4, nbformat_minor=5)))
+    cell = lambda i, src: dict(
+        cell_type='code', id=f'c{i}', source=src, metadata={'tags': ['x']}, outputs=[],
+        execution_count=7)
+    path.write_text(
+        json.dumps(
+            dict(
+                cells=[cell(i, s) for i, s in enumerate(cells)],
+                metadata={
+                    'kernelspec': {'name': 'python3', 'display_name': 'x'},
+                    'widgets': {}},
+                nbformat=4,
+                nbformat_minor=5,
+            )
+        )
+    )
 
 @pytest.fixture
 def no_env(monkeypatch):
     pytest.importorskip('nbclient', reason='nntrain_execute needs nbclient')
     pytest.importorskip('ipykernel', reason='nntrain_execute needs a kernel')
-    for name in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD'): monkeypatch.delenv(name, raising=False)
+    for name in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD'):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('IN_TEST', '1')
 
 FIGURE = "from nntrain.figures import explore\ndef f(a): return {'y': [0, a]}\nexplore(f, a=[1, 2], alt='A line that moves with its slider')"
 
 def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
     nb = tmp_path/'a.ipynb'
-    write_notebook(nb, "import os, sys\nprint(*[os.environ.get(n) for n in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD', 'IN_TEST')])\nprint('noise', file=sys.stderr)",
-                   FIGURE, "#| eval: false\n1/0", 'import ipywidgets; ipywidgets.IntSlider()', '#| code-fold: true\n1+1')
+    write_notebook(
+        nb,
+        "import os, sys\nprint(*[os.environ.get(n) for n in ('NNTRAIN_BUDGET', "
+        "'NNTRAIN_STATIC', 'NNTRAIN_RECORD', 'IN_TEST')])\nprint('noise', "
+        "file=sys.stderr)",
+        FIGURE,
+        "#| eval: false\n1/0",
+        'import ipywidgets; ipywidgets.IntSlider()',
+        '#| code-fold: true\n1+1',
+    )
     nntrain_execute([str(nb)])
     assert re.search(r'a\.ipynb: \d+ s', capsys.readouterr().out)
     got = json.loads(nb.read_text())
-    assert got['cells'][0]['outputs'] == [dict(output_type='stream', name='stdout', text=['full 1 1 None\n'])]
+    assert got['cells'][0]['outputs'] == [
+        dict(output_type='stream', name='stdout', text=['full 1 1 None\n'])]
     assert set(got['cells'][1]['outputs'][0]['data']) == {'text/html', 'text/plain'}
     assert got['cells'][2]['outputs'] == [] and got['cells'][3]['outputs'] == []
-    assert got['metadata'] == {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    assert got['metadata'] == {
+        'kernelspec': {
+            'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     assert all(c['execution_count'] is None for c in got['cells'])
-    assert [c['metadata'] for c in got['cells']] == [{}, {}, {}, {}, dict(jupyter=dict(source_hidden=True), cellView='form')]
+    assert [c['metadata'] for c in got['cells']] == [
+        {}, {}, {}, {}, dict(jupyter=dict(source_hidden=True), cellView='form')]
     before = nb.read_bytes()
     if shutil.which('nbdev_clean'):
         subprocess.run(['nbdev_clean', '--fname', str(nb)], cwd=ROOT, check=True)
-        assert nb.read_bytes() == before, 'nbdev_clean would change what nntrain_execute writes'
+        assert nb.read_bytes() == before, (
+            'nbdev_clean would change what nntrain_execute writes')
 
 def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
     good, bad = tmp_path/'b.ipynb', tmp_path/'a.ipynb'
@@ -596,46 +961,103 @@ def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
     write_notebook(bad, 'print(1)', '1/0')
     before = bad.read_bytes()
     with pytest.raises(SystemExit) as e: nntrain_execute([str(tmp_path)])
-    assert e.value.code == 1 and bad.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['a.ipynb', 'b.ipynb']
-    assert 'ZeroDivisionError' in capsys.readouterr().err and json.loads(good.read_text())['cells'][0]['outputs']
+    assert (
+        e.value.code == 1 and bad.read_bytes() == before
+        and sorted(p.name for p in tmp_path.iterdir()) == ['a.ipynb', 'b.ipynb'])
+    assert (
+        'ZeroDivisionError' in capsys.readouterr().err
+        and json.loads(good.read_text())['cells'][0]['outputs'])
 
 def test_live_kernel_shows_the_widget(tmp_path, no_env):
-    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    nbformat, nbclient = (
+        pytest.importorskip('nbformat'), pytest.importorskip('nbclient'))
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIGURE)])
-    nbclient.NotebookClient(nb, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
-    assert {'text/html', 'text/plain', 'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
+    nbclient.NotebookClient(
+        nb, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
+    ).execute()
+    assert {
+        'text/html', 'text/plain',
+        'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
 
 
-# ---- nntrain_sync -----------------------------------------------------------------------------------------------------------------------
+# ---- nntrain_sync
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def small_project(tmp_path):
     (tmp_path/'nbs').mkdir()
     for name in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/name, tmp_path)
-    code = lambda src,*outputs: dict(cell_type='code', id='x', source=src, metadata={}, outputs=list(outputs), execution_count=None)
-    show = dict(output_type='execute_result', data={'text/markdown': '| a |\n|---|'}, metadata={}, execution_count=None)
-    index = [dict(cell_type='raw', id='r', metadata={}, source='---\ntitle: x\n---'), dict(cell_type='markdown', id='m', metadata={}, source='# T\n\n::: {.callout-tip}\n[c](01_a.ipynb)\n:::'),
-             code('#| hide\nsecret()'), code('#| echo: false\ntable()', show), code('train()')]
-    for name,cells in {'index': index, '01_a': [dict(cell_type='markdown', id='m', metadata={}, source='# A'), code('#| default_exp a'), code('1+1'), code('#| code-fold: true\n2')]}.items():
-        (tmp_path/f'nbs/{name}.ipynb').write_text(book._dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    code = lambda src, *outputs: dict(
+        cell_type='code', id='x', source=src, metadata={}, outputs=list(outputs),
+        execution_count=None)
+    show = dict(
+        output_type='execute_result', data={'text/markdown': '| a |\n|---|'},
+        metadata={}, execution_count=None)
+    index = [
+        dict(cell_type='raw', id='r', metadata={}, source='---\ntitle: x\n---'),
+        dict(
+            cell_type='markdown',
+            id='m',
+            metadata={},
+            source='# T\n\n::: {.callout-tip}\n[c](01_a.ipynb)\n:::',
+        ),
+        code('#| hide\nsecret()'),
+        code('#| echo: false\ntable()', show),
+        code('train()'),
+    ]
+    for name, cells in {
+        'index': index,
+        '01_a': [
+            dict(cell_type='markdown', id='m', metadata={}, source='# A'),
+            code('#| default_exp a'),
+            code('1+1'),
+            code('#| code-fold: true\n2'),
+        ],
+    }.items():
+        (tmp_path / f'nbs/{name}.ipynb').write_text(
+            book._dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     return tmp_path
 
 def test_sync(small_project, capsys):
     with pytest.raises(SystemExit): nntrain_sync(check=True, root=small_project)
-    assert 'out of step: README.md' in capsys.readouterr().out and not (small_project/'README.md').exists()
+    assert (
+        'out of step: README.md' in capsys.readouterr().out
+        and not (small_project / 'README.md').exists())
     nntrain_sync(root=small_project)
     nntrain_sync(check=True, root=small_project)
     readme = (small_project/'README.md').read_text()
-    assert readme.endswith('# T\n\n[c](nbs/01_a.ipynb)\n\n| a |\n|---|\n\n```python\ntrain()\n```\n') and 'secret' not in readme
+    assert (
+        readme.endswith(
+            '# T\n\n[c](nbs/01_a.ipynb)\n\n| a |\n|---|\n\n```python\ntrain()\n```\n'
+        )
+        and 'secret' not in readme
+    )
     cells = json.loads((small_project/'nbs/01_a.ipynb').read_text())['cells']
-    assert [''.join(c['source']).splitlines()[0] for c in cells] == ['# A', '#| default_exp a', '#| hide', '1+1', '#| code-fold: true']
+    assert [''.join(c['source']).splitlines()[0] for c in cells] == [
+        '# A',
+        '#| default_exp a',
+        '#| hide',
+        '1+1',
+        '#| code-fold: true',
+    ]
 
-@pytest.mark.parametrize('path, old, new', [('README.md', 'train()', 'tran()'), ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'), ('nbs/01_a.ipynb', '%pip', '%pop'),
-                                            ('nbs/01_a.ipynb', '"source_hidden": true', '"source_hidden": false')])
+@pytest.mark.parametrize(
+    'path, old, new',
+    [
+        ('README.md', 'train()', 'tran()'),
+        ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'),
+        ('nbs/01_a.ipynb', '%pip', '%pop'),
+        ('nbs/01_a.ipynb', '"source_hidden": true', '"source_hidden": false')],
+)
 def test_sync_check_finds_what_is_out_of_step(small_project, path, old, new, capsys):
     nntrain_sync(root=small_project)
     text = (small_project/path).read_text()
     assert old in text
     (small_project/path).write_text(text.replace(old, new))
     with pytest.raises(SystemExit) as e: nntrain_sync(check=True, root=small_project)
-    assert e.value.code and f'out of step: {path}' in capsys.readouterr().out and new in (small_project/path).read_text()
+    assert (
+        e.value.code and f'out of step: {path}' in capsys.readouterr().out
+        and new in (small_project / path).read_text())

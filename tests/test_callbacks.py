@@ -32,27 +32,43 @@ from nntrain.progress import ProgressCB, RecorderCB
 from nntrain.schedule import ScheduleCB, linear
 
 
-def learner(*cbs, n=50, batch_size=8, model=None, opt_func=torch.optim.SGD, lr=.1, cls=Learner, **kwargs):
+def learner(
+    *cbs, n=50, batch_size=8, model=None, opt_func=torch.optim.SGD, lr=0.1, cls=Learner,
+    **kwargs):
     set_seed(0)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(n, 4, generator=g), torch.randint(0, 3, (n,), generator=g)
-    dls = DataLoaders.from_tensors((x, y), (x[:20], y[:20]), batch_size=batch_size, seed=0)
-    return cls(model or nn.Linear(4, 3), dls, F.cross_entropy, opt_func, lr, cbs, **kwargs)
+    dls = DataLoaders.from_tensors(
+        (x, y), (x[:20], y[:20]), batch_size=batch_size, seed=0)
+    return cls(
+        model or nn.Linear(4, 3), dls, F.cross_entropy, opt_func, lr, cbs, **kwargs)
 
-def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+def weights(learn):
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 
 class EndCB(Callback):
     "Note weights after each epoch, the steps taken, what is planned"
     order = 500
     def before_fit(self, learn): self.weights, self.lrs = [], []
-    def after_epoch(self, learn): self.weights.append(weights(learn)); self.lrs.append(learn.opt.param_groups[0]['lr'] if learn.opt else None)
+    def after_epoch(self, learn):
+        self.weights.append(weights(learn))
+        self.lrs.append(learn.opt.param_groups[0]['lr'] if learn.opt else None)
 
 
-# ---- orders --------------------------------------------------------------------------------------------------------------------------
+# ---- orders
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------------
 
 def all_callbacks(tmp_path):
-    return [BatchLimitCB(5), GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16), GradientClipCB(1.), StopOnNonFiniteCB(), WeightAveragingCB(.9), ScheduleCB(lr=linear(.1, .01)),
-            MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv'), EarlyStoppingCB(), SaveBestCB(tmp_path/'best.pt', restore=True), ConfusionMatrixCB('abc'), RecorderCB()]
+    return [
+        BatchLimitCB(5), GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16),
+        GradientClipCB(1.0), StopOnNonFiniteCB(), WeightAveragingCB(0.9),
+        ScheduleCB(lr=linear(0.1, 0.01)), MetricsCB(Accuracy()),
+        CSVLogCB(tmp_path / 'log.csv'), EarlyStoppingCB(),
+        SaveBestCB(tmp_path / 'best.pt', restore=True), ConfusionMatrixCB('abc'),
+        RecorderCB()]
 
 @settings(max_examples=15, deadline=None)
 @given(st.randoms(use_true_random=False))
@@ -64,15 +80,33 @@ def test_given_order_does_not_matter(tmp_path_factory, random):
         if shuffle: random.shuffle(cbs)
         learn = learner(*cbs)
         learn.fit(3)
-        fits.append((weights(learn).tolist(), [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history], learn.n_taken))
+        fits.append(
+            (
+                weights(learn).tolist(),
+                [
+                    {k: v for k, v in row.items() if k != 'seconds'}
+                    for row in learn.history],
+                learn.n_taken,
+            )
+        )
     assert fits[0] == fits[1] and fits[0][2] == 9
 
 def test_gradient_passes_accumulation_scaling_clipping_in_this_order():
-    names = [type(cb).__name__ for cb in sort_callbacks([GradientClipCB(1.), Callback(), MixedPrecisionCB(), GradientAccumulationCB(2), BatchLimitCB(1)])]
-    assert names == ['BatchLimitCB', 'GradientAccumulationCB', 'MixedPrecisionCB', 'GradientClipCB', 'Callback']
+    names = [
+        type(cb).__name__
+        for cb in sort_callbacks(
+            [
+                GradientClipCB(1.0), Callback(), MixedPrecisionCB(),
+                GradientAccumulationCB(2), BatchLimitCB(1)]
+        )
+    ]
+    assert names == [
+        'BatchLimitCB', 'GradientAccumulationCB', 'MixedPrecisionCB', 'GradientClipCB',
+        'Callback']
 
 def test_lr_find_works_with_all_of_them(tmp_path):
-    learn = learner(*all_callbacks(tmp_path), EarlyStoppingCB(patience=1), ReduceOnPlateauCB())
+    learn = learner(
+        *all_callbacks(tmp_path), EarlyStoppingCB(patience=1), ReduceOnPlateauCB())
     before = weights(learn)
     assert len(learn.lr_find(n_steps=20).losses) > 1
     assert_close(weights(learn), before, rtol=0, atol=0)
@@ -90,19 +124,30 @@ def test_no_handler_leaks_into_the_next_fit(tmp_path):
     assert states[0][1] == states[1][1] == 2
 
 
-# ---- accumulation ---------------------------------------------------------------------------------------------------------------------
+# ---- accumulation
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5))
 def test_accumulation_equals_the_large_batch_for_any_sizes(sizes, n_batches):
     g = torch.Generator().manual_seed(sum(sizes))
-    batches = [(torch.randn(k, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (k,), generator=g)) for k in sizes]
+    batches = [
+        (
+            torch.randn(k, 4, generator=g, dtype=torch.float64),
+            torch.randint(0, 3, (k,), generator=g))
+        for k in sizes
+    ]
     groups = [batches[i:i+n_batches] for i in range(0, len(batches), n_batches)]
     large = [tuple(torch.cat(part) for part in zip(*group)) for group in groups]
     fits = []
     for train, cbs in (batches, [GradientAccumulationCB(n_batches)]), (large, []):
         set_seed(0)
-        learn = Learner(nn.Linear(4, 3).double(), DataLoaders(train, train), F.cross_entropy, torch.optim.Adam, .05, cbs)
+        learn = Learner(
+            nn.Linear(4, 3).double(), DataLoaders(train, train), F.cross_entropy,
+            torch.optim.Adam, 0.05, cbs)
         learn.fit(2)
         fits.append((weights(learn), learn.n_taken))
     assert_close(fits[0][0], fits[1][0], rtol=0, atol=1e-10)
@@ -114,41 +159,61 @@ def test_accumulation_survives_left_out_batches():
             if learn.training and learn.iter in (1, 2): raise CancelBatch()
     class Grads(Callback):
         def __init__(self): self.grads = []
-        def after_backward(self, learn): self.grads.append(learn.model.weight.grad.clone())
-    learn = learner(GradientAccumulationCB(2), SkipCB(), grads := Grads(), n=40, lr=1e-9)      # batches 0, 3 | 4
+        def after_backward(self, learn):
+            self.grads.append(learn.model.weight.grad.clone())
+    # batches 0, 3 | 4
+    learn = learner(
+        GradientAccumulationCB(2), SkipCB(), grads := Grads(), n=40, lr=1e-9)
     learn.fit(1, valid=False)
     order = learn.dls.train.order(0)
     x, y = learn.dls.train.x[order], learn.dls.train.y[order]
     for grad, rows in zip(grads.grads, ([*range(8), *range(24, 32)], [*range(32, 40)])):
-        learn.model.zero_grad(); F.cross_entropy(learn.model(x[rows]), y[rows]).backward()
+        learn.model.zero_grad()
+        F.cross_entropy(learn.model(x[rows]), y[rows]).backward()
         assert_close(grad, learn.model.weight.grad, rtol=0, atol=1e-6)
     assert learn.n_taken == 2
 
 def test_accumulation_takes_samples_of_all_processes_if_it_is_told():
     class ToldCB(Callback):
         order = -30
-        def after_loss(self, learn): learn.n_samples = torch.tensor(float(3 if learn.iter == 0 else 1))
+        def after_loss(self, learn):
+            learn.n_samples = torch.tensor(float(3 if learn.iter == 0 else 1))
     learn = learner(GradientAccumulationCB(2), ToldCB(), seen := GradsCB(), n=16)
     learn.fit(1, valid=False)
     a, b = seen.single
     assert_close(seen.grads[0], (3*a + b)/4, rtol=0, atol=1e-6)
 
-losses = {'weights': partial(F.cross_entropy, weight=torch.tensor([1., 2., 7.]).double()),
-          'ignored': partial(F.cross_entropy, ignore_index=2), 'usual': F.cross_entropy,
-          'module': nn.CrossEntropyLoss(torch.tensor([1., 2., 7.]).double(), label_smoothing=.1),
-          'probabilities': lambda preds, y: F.cross_entropy(preds, F.one_hot(y.clamp(min=0), 3).double())}
+losses = {
+    'weights': partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 7.0]).double()),
+    'ignored': partial(F.cross_entropy, ignore_index=2),
+    'usual': F.cross_entropy,
+    'module': nn.CrossEntropyLoss(
+        torch.tensor([1.0, 2.0, 7.0]).double(), label_smoothing=0.1),
+    'probabilities': lambda preds, y: F.cross_entropy(
+        preds, F.one_hot(y.clamp(min=0), 3).double()),
+}
 
 @pytest.mark.parametrize('kind', losses)
 def test_accumulation_weighs_as_the_loss_does(kind):
     g = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(n, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (n,), generator=g)) for n in (5, 8, 3, 7, 8)]
-    batches[1][1][2:] = batches[2][1][:] = 2                # with 'ignored' a batch without any target
+    batches = [
+        (
+            torch.randn(n, 4, generator=g, dtype=torch.float64),
+            torch.randint(0, 3, (n,), generator=g))
+        for n in (5, 8, 3, 7, 8)
+    ]
+    # with 'ignored' a batch without any target
+    batches[1][1][2:] = batches[2][1][:] = 2
     if kind in ('usual', 'module'): batches[0][1][:2] = batches[3][1][:] = -100
-    large = [tuple(torch.cat(part) for part in zip(*group)) for group in (batches[:3], batches[3:])]
+    large = [
+        tuple(torch.cat(part) for part in zip(*group))
+        for group in (batches[:3], batches[3:])]
     fits = []
     for train, cbs in (batches, [GradientAccumulationCB(3)]), (large, []):
         set_seed(0)
-        learn = Learner(nn.Linear(4, 3).double(), DataLoaders(train, train), losses[kind], torch.optim.Adam, .05, cbs)
+        learn = Learner(
+            nn.Linear(4, 3).double(), DataLoaders(train, train), losses[kind],
+            torch.optim.Adam, 0.05, cbs)
         learn.fit(2)
         fits.append(weights(learn))
     assert_close(*fits, rtol=0, atol=1e-10)
@@ -157,15 +222,25 @@ class GradsCB(Callback):
     "The gradient of each batch by itself, and those that reach the step"
     def before_fit(self, learn): self.single, self.grads = [], []
     def after_loss(self, learn):
-        if learn.training: self.single.append(torch.autograd.grad(learn.loss, learn.model.weight, retain_graph=True)[0])
+        if learn.training:
+            self.single.append(
+                torch.autograd.grad(learn.loss, learn.model.weight, retain_graph=True)[
+                    0]
+            )
     def after_backward(self, learn): self.grads.append(learn.model.weight.grad.clone())
 
 
-# ---- mixed precision ------------------------------------------------------------------------------------------------------------------
+# ---- mixed precision
+#
+#
+#
+# ------------------------------------------------------------------------------------------------------------------
 
 class FakeScaler:
     "Scales by 4; says of the given steps that they overflow"
-    def __init__(self, bad=()): self.scale_now, self.bad, self.i, self.unscaled, self.calls = 4., bad, 0, False, []
+    def __init__(self, bad=()):
+        self.scale_now, self.bad, self.i, self.unscaled, self.calls = (
+            4.0, bad, 0, False, [])
     def scale(self, loss): return loss*self.scale_now
     def get_scale(self): return self.scale_now
     def unscale_(self, opt):
@@ -182,10 +257,15 @@ class FakeScaler:
         self.unscaled = False
 
 def test_skipped_steps_count_nowhere():
-    schedule, average, clip = ScheduleCB(lr=linear(.1, .01)), WeightAveragingCB(1.), GradientClipCB(.5)
-    learn = learner(MixedPrecisionCB(torch.float16, FakeScaler(bad=(0, 1, 4))), schedule, average, clip, GradientAccumulationCB(2), MetricsCB(), n=64)
+    schedule, average, clip = (
+        ScheduleCB(lr=linear(0.1, 0.01)), WeightAveragingCB(1.0), GradientClipCB(0.5))
+    learn = learner(
+        MixedPrecisionCB(torch.float16, FakeScaler(bad=(0, 1, 4))), schedule, average,
+        clip, GradientAccumulationCB(2), MetricsCB(), n=64)
     learn.fit(2)
-    assert (learn.n_taken, learn.n_steps, average.average.weight, len(schedule.values['lr']), len(clip.norms)) == (5, 8, 5., 5, 8)
+    assert (
+        learn.n_taken, learn.n_steps, average.average.weight,
+        len(schedule.values['lr']), len(clip.norms)) == (5, 8, 5.0, 5, 8)
     assert_close(torch.tensor(schedule.values['lr']), torch.linspace(.1, .01, 8)[:5])
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
 
@@ -198,16 +278,25 @@ def test_gradients_of_a_skipped_step_are_gone_also_with_a_momentum_learner():
     mixed = MixedPrecisionCB(torch.float16, scaler)
     learn = learner(mixed, SpoilCB(), cls=MomentumLearner, momentum=.9)
     learn.fit(1)
-    assert mixed.n_skipped == 1 and learn.n_taken == 6 and weights(learn).isfinite().all()
+    assert (
+        mixed.n_skipped == 1 and learn.n_taken == 6 and weights(learn).isfinite().all())
 
 @pytest.mark.parametrize('n_acc', [1, 2])
 def test_float16_scaling_changes_nothing_that_float32_can_hold(n_acc):
     class PlainLoss(nn.Module):
         def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(4, 3))
-        def forward(self, x): return (x[:, :, None]*self.w).sum(1)            # no matrix product: not autocast
+        # no matrix product: not autocast
+        def forward(self, x): return (x[:, :, None]*self.w).sum(1)
     fits = []
-    for cbs in [MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8))], []:
-        learn = learner(*cbs, GradientAccumulationCB(n_acc), GradientClipCB(.4), model=PlainLoss())
+    for cbs in (
+        [
+            MixedPrecisionCB(
+                torch.float16, torch.amp.GradScaler('cpu', init_scale=2.0**8))
+        ],
+        [],
+    ):
+        learn = learner(
+            *cbs, GradientAccumulationCB(n_acc), GradientClipCB(0.4), model=PlainLoss())
         learn.fit(2)
         fits.append(weights(learn))
     assert_close(*fits, rtol=0, atol=1e-6)
@@ -222,7 +311,11 @@ def test_scaler_state_goes_on():
 
 def test_without_a_dtype_a_training_goes_on_in_its_own():
     "Another kind of device would have chosen another one"
-    for theirs, dtype in (torch.amp.GradScaler('cpu', init_scale=8.).state_dict(), torch.float16), ({}, torch.bfloat16):
+    for theirs, dtype in (
+        (torch.amp.GradScaler('cpu', init_scale=8.0).state_dict(), torch.float16),
+        ({}, torch.bfloat16),
+    ):
+
         class LoadCB(Callback):
             order = 1000
             def before_fit(self, learn): mixed.load_state_dict(theirs)
@@ -231,7 +324,9 @@ def test_without_a_dtype_a_training_goes_on_in_its_own():
         learn.fit(1)
         assert (mixed.scaler is not None) == bool(theirs) and learn.n_taken
         with pytest.raises(ValueError, match='same dtype'):
-            learner(mixed := MixedPrecisionCB(torch.bfloat16 if theirs else torch.float16), LoadCB()).fit(1)
+            learner(
+                mixed := MixedPrecisionCB(torch.bfloat16 if theirs else torch.float16),
+                LoadCB()).fit(1)
 
 @pytest.mark.parametrize('cancel', [CancelStep, CancelBatch, CancelFit])
 def test_a_given_scaler_survives_a_last_step_that_was_cancelled(cancel):
@@ -239,37 +334,54 @@ def test_a_given_scaler_survives_a_last_step_that_was_cancelled(cancel):
         order = 10
         def after_backward(self, learn):
             if learn.iter == 6: raise cancel()
-    learn = learner(MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8)), LastCB())
+    learn = learner(
+        MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.0**8)),
+        LastCB())
     learn.fit(1)
     learn.fit(1, opt=learn.opt)
     assert learn.n_taken == 6 and weights(learn).isfinite().all()
 
-@pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_backward', 'after_batch'])
+@pytest.mark.parametrize(
+    'event',
+    ['before_batch', 'after_predict', 'after_loss', 'after_backward', 'after_batch'])
 def test_autocast_is_left_whatever_happens(event):
     class FailCB(Callback): order = -100 if event == 'before_batch' else 0
     setattr(FailCB, event, lambda self, learn: 1/0)
-    with pytest.raises(ZeroDivisionError): learner(MixedPrecisionCB(torch.bfloat16), FailCB()).fit(1)
+    with pytest.raises(ZeroDivisionError):
+        learner(MixedPrecisionCB(torch.bfloat16), FailCB()).fit(1)
     assert not torch.is_autocast_enabled('cpu')
 
 def test_only_one_may_do_the_backward():
-    with pytest.raises(ValueError, match='backward'): learner(MixedPrecisionCB(), TrainCB()).fit(1)
+    with pytest.raises(ValueError, match='backward'):
+        learner(MixedPrecisionCB(), TrainCB()).fit(1)
 
 
-# ---- averages and files ---------------------------------------------------------------------------------------------------------------
+# ---- averages and files
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 def test_average_covers_batchnorm_and_leaves_integers():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     average, states = WeightAveragingCB(1., validates=False), []
     class StatesCB(Callback):
-        def after_step(self, learn): states.append(copy.deepcopy(learn.model.state_dict()))
+        def after_step(self, learn):
+            states.append(copy.deepcopy(learn.model.state_dict()))
     learner(average, StatesCB(), model=model).fit(2)
     with average.averaged(model):
         for name, value in model.state_dict().items():
-            if value.is_floating_point(): assert_close(value, torch.stack([s[name] for s in states]).mean(0), rtol=0, atol=1e-6)
-            else: assert value == states[-1][name]
-    for name, value in model.state_dict().items(): assert_close(value, states[-1][name], rtol=0, atol=0)
+            if value.is_floating_point():
+                assert_close(
+                    value, torch.stack([s[name] for s in states]).mean(0), rtol=0,
+                    atol=1e-6)
+            else:
+                assert value == states[-1][name]
+    for name, value in model.state_dict().items():
+        assert_close(value, states[-1][name], rtol=0, atol=0)
 
-@pytest.mark.parametrize('cancel', [CancelPhase, CancelFit, CancelBatch, KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    'cancel', [CancelPhase, CancelFit, CancelBatch, KeyError, KeyboardInterrupt])
 def test_trained_weights_come_back(cancel):
     class InValidCB(Callback):
         def after_loss(self, learn):
@@ -280,8 +392,11 @@ def test_trained_weights_come_back(cancel):
     assert_close(weights(learn), weights(reference), rtol=0, atol=0)
 
 def test_of_two_averages_one_can_be_validated():
-    with pytest.raises(ValueError, match='validates=False'): learner(WeightAveragingCB(.9), WeightAveragingCB(.99)).fit(1)
-    reference, learn = learner(), learner(WeightAveragingCB(.9), WeightAveragingCB(.99, validates=False))
+    with pytest.raises(ValueError, match='validates=False'):
+        learner(WeightAveragingCB(0.9), WeightAveragingCB(0.99)).fit(1)
+    reference, learn = (
+        learner(),
+        learner(WeightAveragingCB(0.9), WeightAveragingCB(0.99, validates=False)))
     for it in reference, learn: it.fit(2)
     assert_close(weights(learn), weights(reference), rtol=0, atol=0)
 
@@ -290,13 +405,17 @@ def test_validating_only_uses_the_average_and_keeps_it():
     learn.fit(2)
     last, before = learn.history[-1]['valid_loss'], average.average.weight
     learn.fit(1, train=False)
-    assert learn.history[-1]['valid_loss'] == pytest.approx(last, abs=1e-7) and average.average.weight == before
+    assert (
+        learn.history[-1]['valid_loss'] == pytest.approx(last, abs=1e-7)
+        and average.average.weight == before)
 
 def test_weights_of_best_epoch_are_restored_after_errors_too(tmp_path):
     class FailCB(Callback):
         def before_epoch(self, learn):
             if learn.epoch == 3: raise KeyError()
-    learn = learner(MetricsCB(), end := EndCB(), best := SaveBestCB(tmp_path/'best.pt', restore=True), FailCB(), lr=2.)
+    learn = learner(
+        MetricsCB(), end := EndCB(),
+        best := SaveBestCB(tmp_path / 'best.pt', restore=True), FailCB(), lr=2.0)
     with pytest.raises(KeyError): learn.fit(5)
     assert_close(weights(learn), end.weights[best.best_epoch], rtol=0, atol=0)
 
@@ -316,11 +435,15 @@ def test_a_file_of_another_training_is_not_restored(tmp_path):
         def reset(self): pass
         def update(self, preds, targets): pass
         def compute(self): return torch.tensor(math.nan)
-    learner(MetricsCB(score=NaNScore()), SaveBestCB(tmp_path/'best.pt', 'valid_score', restore=True)).fit(2)
+    learner(
+        MetricsCB(score=NaNScore()),
+        SaveBestCB(tmp_path / 'best.pt', 'valid_score', restore=True)).fit(2)
     assert torch.load(tmp_path/'best.pt') == {'foreign': 1}
 
 def test_nothing_old_is_restored_when_a_second_fit_is_refused(tmp_path):
-    learn = learner(metrics := MetricsCB(Accuracy()), SaveBestCB(tmp_path/'best.pt', 'valid_accuracy', mode='max', restore=True))
+    learn = learner(
+        metrics := MetricsCB(Accuracy()),
+        SaveBestCB(tmp_path / 'best.pt', 'valid_accuracy', mode='max', restore=True))
     learn.fit(1)
     with torch.no_grad(): learn.model.weight.zero_()
     del metrics.metrics['accuracy']
@@ -328,17 +451,23 @@ def test_nothing_old_is_restored_when_a_second_fit_is_refused(tmp_path):
     assert not learn.model.weight.any()
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    for name in 'is_initialized', 'get_rank': monkeypatch.setattr(torch.distributed, name, lambda: 1)
+    for name in 'is_initialized', 'get_rank':
+        monkeypatch.setattr(torch.distributed, name, lambda: 1)
     learner(MetricsCB(), best := SaveBestCB(tmp_path/'best.pt')).fit(1)
-    assert not (tmp_path/'best.pt').exists() and best.best_epoch == 0 and CSVLogCB.main_only
+    assert (
+        not (tmp_path / 'best.pt').exists() and best.best_epoch == 0
+        and CSVLogCB.main_only)
 
 def test_a_variable_of_the_environment_makes_no_process(tmp_path, monkeypatch):
-    monkeypatch.setenv('RANK', '8')                       # left over from something else
-    learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt'), CSVLogCB(tmp_path/'log.csv')).fit(1)
+    monkeypatch.setenv('RANK', '8')  # left over from something else
+    learner(
+        MetricsCB(), SaveBestCB(tmp_path / 'best.pt'), CSVLogCB(tmp_path / 'log.csv')
+    ).fit(1)
     assert (tmp_path/'best.pt').exists() and (tmp_path/'log.csv').exists()
 
 def test_write_whole_leaves_nothing_behind(tmp_path):
-    with pytest.raises(FileNotFoundError): write_whole(tmp_path/'missing/a.txt', lambda path: path.write_text('x'))
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / 'missing/a.txt', lambda path: path.write_text('x'))
     def fail(path): path.write_text('half'); raise OSError('disk full')
     with pytest.raises(OSError, match='disk full'): write_whole(tmp_path/'a.txt', fail)
     assert list(tmp_path.iterdir()) == []
@@ -346,7 +475,8 @@ def test_write_whole_leaves_nothing_behind(tmp_path):
 def test_log_has_every_digit_and_every_column(tmp_path):
     learn = learner(MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv'), ProgressCB())
     learn.fit(3)
-    with open(tmp_path/'log.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    with open(tmp_path / 'log.csv', newline='', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
     assert [{k: float(v) for k, v in row.items()} for row in rows] == learn.history
 
 
@@ -361,8 +491,14 @@ def test_the_average_of_ones_is_one_in_every_type(tmp_path, dtype, beta):
     with torch.no_grad():
         for p in model.parameters(): p.fill_(1)
     x = torch.ones(3000, 1, dtype=dtype)
-    learn = Learner(model, DataLoaders.from_tensors((x, x), (x[:1], x[:1]), batch_size=1), F.mse_loss,
-                    cbs=[StillCB(), average := WeightAveragingCB(beta), MetricsCB(), SaveBestCB(tmp_path/'best.pt')])
+    learn = Learner(
+        model,
+        DataLoaders.from_tensors((x, x), (x[:1], x[:1]), batch_size=1),
+        F.mse_loss,
+        cbs=[
+            StillCB(), average := WeightAveragingCB(beta), MetricsCB(),
+            SaveBestCB(tmp_path / 'best.pt')],
+    )
     learn.fit(1)
     assert_close(average.average.mean[0], torch.ones(1, 1), rtol=0, atol=1e-3)
     saved = torch.load(tmp_path/'best.pt')['weight']
@@ -371,7 +507,9 @@ def test_the_average_of_ones_is_one_in_every_type(tmp_path, dtype, beta):
 
 class Wave(nn.Module):
     "A complex weight, and a state that is no tensor"
-    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.tensor([1+1j, 2-1j, .5j, 1.]))
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1 + 1j, 2 - 1j, 0.5j, 1.0]))
     def forward(self, x): return (x*self.w).sum(1).abs()
     def get_extra_state(self): return {'note': 'mine'}
     def set_extra_state(self, state): pass
@@ -381,19 +519,23 @@ def test_complex_weights_are_averaged():
         def before_fit(self, learn): self.path = []
         def after_step(self, learn): self.path.append(learn.model.w.detach().clone())
     x = torch.randn(40, 4)
-    learn = Learner(Wave(), DataLoaders.from_tensors((x, x[:, 0]), (x, x[:, 0]), batch_size=8), F.mse_loss, lr=.3,
-                    cbs=[path := PathCB(), average := WeightAveragingCB(1.)])
+    learn = Learner(
+        Wave(), DataLoaders.from_tensors((x, x[:, 0]), (x, x[:, 0]), batch_size=8),
+        F.mse_loss, lr=0.3, cbs=[path := PathCB(), average := WeightAveragingCB(1.0)])
     learn.fit(1)
     assert_close(average.average.mean[0], torch.stack(path.path).mean(0))
-    with average.averaged(learn.model): assert_close(learn.model.w.detach(), torch.stack(path.path).mean(0))
-    assert WeightAveragingCB.changes_model                  # predictions are made with what was validated
+    with average.averaged(learn.model):
+        assert_close(learn.model.w.detach(), torch.stack(path.path).mean(0))
+    # predictions are made with what was validated
+    assert WeightAveragingCB.changes_model
 
 def test_the_best_of_an_earlier_fit_is_not_restored_over_other_weights(tmp_path):
     class RefuseCB(Callback):
         def __init__(self, order): self.order = order
         def before_fit(self, learn): raise ZeroDivisionError
     learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True))
-    for order in -50, 50:                                   # before and after SaveBestCB has begun
+    # before and after SaveBestCB has begun
+    for order in -50, 50:
         learn.fit(1)
         with torch.no_grad(): learn.model.weight.zero_()
         with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[RefuseCB(order)])
@@ -403,7 +545,8 @@ def test_a_best_file_that_is_gone_is_named(tmp_path, capsys):
     class DeleteCB(Callback):
         order = 500
         def after_fit(self, learn): (tmp_path/'best.pt').unlink()
-    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True), DeleteCB())
+    learn = learner(
+        MetricsCB(), SaveBestCB(tmp_path / 'best.pt', restore=True), DeleteCB())
     learn.fit(1)
     assert 'best.pt is gone' in capsys.readouterr().out
 
@@ -411,40 +554,59 @@ def test_a_best_file_that_is_gone_is_named(tmp_path, capsys):
 def test_compiled_models_are_saved_under_their_own_names(tmp_path, part):
     def model(compiled):
         body, norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
-        compile = partial(torch.compile, backend='eager') if compiled else lambda module: module
-        return nn.Sequential(compile(body), norm) if part else compile(nn.Sequential(body, norm))
-    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'best.pt', restore=True), model=model(True))
+        compile = (
+            partial(torch.compile, backend='eager') if compiled
+            else lambda module: module)
+        return (
+            nn.Sequential(compile(body), norm) if part
+            else compile(nn.Sequential(body, norm)))
+    learn = learner(
+        MetricsCB(), SaveBestCB(tmp_path / 'best.pt', restore=True), model=model(True))
     learn.fit(1)
     saved = torch.load(tmp_path/'best.pt')
     plain = model(False)
-    assert list(saved) == list(plain.state_dict()) and saved._metadata == plain.state_dict()._metadata
+    assert (
+        list(saved) == list(plain.state_dict())
+        and saved._metadata == plain.state_dict()._metadata)
     plain.load_state_dict(saved)
-    for a, b in zip(plain.parameters(), learn.model.parameters()): assert_close(a, b, rtol=0, atol=0)
+    for a, b in zip(plain.parameters(), learn.model.parameters()):
+        assert_close(a, b, rtol=0, atol=0)
 
 @pytest.mark.parametrize('name', ['best', 'best.of.all.pt', '.hidden'])
 def test_any_name_of_a_file_will_do_but_no_folder(tmp_path, name):
-    learner(MetricsCB(), SaveBestCB(tmp_path/name, restore=True), CSVLogCB(tmp_path/f'{name}-log')).fit(1)
+    learner(
+        MetricsCB(), SaveBestCB(tmp_path / name, restore=True),
+        CSVLogCB(tmp_path / f'{name}-log')).fit(1)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, f'{name}-log'])
     for kind in SaveBestCB, CSVLogCB:
-        with pytest.raises(ValueError, match='is a folder: name a file in it'): kind(tmp_path)
+        with pytest.raises(ValueError, match='is a folder: name a file in it'):
+            kind(tmp_path)
 
 @pytest.mark.skipif(os.name == 'nt', reason='modes of files')
 def test_written_files_have_the_mode_of_any_new_file(tmp_path):
     (tmp_path/'new').touch()
     write_whole(tmp_path/'a.txt', lambda path: path.write_text('x'))
-    assert stat.S_IMODE((tmp_path/'a.txt').stat().st_mode) == stat.S_IMODE((tmp_path/'new').stat().st_mode)
+    assert stat.S_IMODE((tmp_path / 'a.txt').stat().st_mode) == stat.S_IMODE(
+        (tmp_path / 'new').stat().st_mode)
 
-@pytest.mark.parametrize('spoil', [lambda t: t, lambda t: '\ufeff' + t, lambda t: t.replace(',', '\t'),
-                                   lambda t: t.replace('.', ':').replace(',', ';').replace(':', ',')])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda t: t, lambda t: '\ufeff' + t, lambda t: t.replace(',', '\t'),
+        lambda t: t.replace('.', ':').replace(',', ';').replace(':', ',')],
+)
 def test_a_log_goes_on_after_a_spreadsheet_has_saved_it(tmp_path, spoil):
     path = tmp_path/'log.csv'
     first = learner(MetricsCB(), CSVLogCB(path)); first.fit(2)
     path.write_text(spoil(path.read_text(encoding='utf-8')), encoding='utf-8')
     second = learner(MetricsCB(), CSVLogCB(path, append=True)); second.fit(1)
     with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    assert [{k: float(v) for k, v in row.items()} for row in rows] == first.history + second.history
+    assert [
+        {k: float(v) for k, v in row.items()} for row in rows
+    ] == first.history + second.history
 
-@pytest.mark.parametrize('content', [b'name,price\nbread,3\n', b'\xff\xfe\x00e', b'epoch,a\n1,2,3\n'])
+@pytest.mark.parametrize(
+    'content', [b'name,price\nbread,3\n', b'\xff\xfe\x00e', b'epoch,a\n1,2,3\n'])
 def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
     (tmp_path/'log.csv').write_bytes(content)
     with pytest.raises(ValueError, match='no log of CSVLogCB'):
@@ -452,7 +614,11 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
     assert (tmp_path/'log.csv').read_bytes() == content
 
 
-# ---- monitors -------------------------------------------------------------------------------------------------------------------------
+# ---- monitors
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------------------------
 
 class Script:
     higher_is_better = False
@@ -461,7 +627,9 @@ class Script:
     def update(self, preds, targets): pass
     def compute(self): return torch.tensor(self.values[self.i], dtype=torch.float32)
 
-numbers = st.lists(st.one_of(st.integers(0, 4).map(float), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=9)
+numbers = st.lists(
+    st.one_of(st.integers(0, 4).map(float), st.just(math.nan), st.just(math.inf)),
+    min_size=1, max_size=9)
 
 @settings(max_examples=40, deadline=None)
 @given(numbers, st.integers(1, 3))
@@ -469,10 +637,14 @@ def test_early_stopping_against_a_plain_loop(values, patience):
     best, best_at, epochs = None, None, 0
     for i, v in enumerate(values):
         epochs = i + 1
-        if not math.isnan(v) and (best is None or v < best): best, best_at, waited = v, i, 0
-        else: waited = waited + 1 if i else 1
+        if not math.isnan(v) and (best is None or v < best):
+            best, best_at, waited = v, i, 0
+        else:
+            waited = waited + 1 if i else 1
         if waited >= patience: break
-    learn = learner(MetricsCB(score=Script(values)), stop := EarlyStoppingCB('valid_score', patience=patience), n=8)
+    learn = learner(
+        MetricsCB(score=Script(values)),
+        stop := EarlyStoppingCB('valid_score', patience=patience), n=8)
     learn.fit(len(values), train=False)
     assert (len(learn.history), stop.best, stop.best_epoch) == (epochs, best, best_at)
 
@@ -490,31 +662,51 @@ def test_a_stopped_training_stays_stopped():
 class Share(Script): higher_is_better = True
 class Mute(Script): higher_is_better = None
 
-@pytest.mark.parametrize('metric, monitor, best', [(Accuracy(), 'valid_accuracy', max), (Share([1., 3., 2.]), 'valid_share', max),
-                                                   (Script([3., 1., 2.]), 'valid_script', min), (Accuracy(), 'train_loss', min)])
+@pytest.mark.parametrize(
+    'metric, monitor, best',
+    [
+        (Accuracy(), 'valid_accuracy', max),
+        (Share([1.0, 3.0, 2.0]), 'valid_share', max),
+        (Script([3.0, 1.0, 2.0]), 'valid_script', min),
+        (Accuracy(), 'train_loss', min)],
+)
 @pytest.mark.parametrize('kind', ['stop', 'save', 'reduce'])
 def test_the_metric_says_what_is_better(tmp_path, metric, monitor, best, kind):
     metric = copy.deepcopy(metric)
-    make = dict(stop=partial(EarlyStoppingCB, patience=9), save=partial(SaveBestCB, tmp_path/'best.pt'), reduce=partial(ReduceOnPlateauCB, patience=9))
+    make = dict(
+        stop=partial(EarlyStoppingCB, patience=9),
+        save=partial(SaveBestCB, tmp_path / 'best.pt'),
+        reduce=partial(ReduceOnPlateauCB, patience=9))
     learn = learner(MetricsCB(metric), watch := make[kind](monitor), lr=2.)
     learn.fit(3, train=not isinstance(metric, Script))
     assert watch.best == best(row[monitor] for row in learn.history)
 
 def test_where_nobody_knows_what_is_better_it_is_asked():
     for mode, best in ('min', 1.), ('max', 2.):
-        learner(MetricsCB(Mute([1., 2.])), watch := MonitorCB('valid_mute', mode)).fit(2, train=False)
+        learner(
+            MetricsCB(Mute([1.0, 2.0])), watch := MonitorCB('valid_mute', mode)
+        ).fit(2, train=False)
         assert watch.best == best
-    with pytest.raises(ValueError, match="is a higher valid_mute better.*mode='max' or mode='min'"):
+    with pytest.raises(
+        ValueError, match="is a higher valid_mute better.*mode='max' or mode='min'"
+    ):
         learner(MetricsCB(Mute([1.])), MonitorCB('valid_mute')).fit(1)
 
 def test_the_best_of_another_metric_is_no_best():
     watch = MonitorCB('valid_loss')
     learner(MetricsCB(), watch).fit(1)
     for other in MonitorCB('train_loss'), MonitorCB(mode='max'):
-        with pytest.raises(ValueError, match='is no best of this one'): other.load_state_dict(watch.state_dict())
+        with pytest.raises(ValueError, match='is no best of this one'):
+            other.load_state_dict(watch.state_dict())
 
-@pytest.mark.parametrize('make', [lambda: EarlyStoppingCB('valid_acuracy'), lambda: ReduceOnPlateauCB('accuracy'), lambda: SaveBestCB('x.pt', 'loss'), lambda: MonitorCB('epoch')])
-def test_unknown_metrics_are_refused_before_the_first_batch(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: EarlyStoppingCB('valid_acuracy'), lambda: ReduceOnPlateauCB('accuracy'),
+        lambda: SaveBestCB('x.pt', 'loss'), lambda: MonitorCB('epoch')],
+)
+def test_unknown_metrics_are_refused_before_the_first_batch(
+    make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learn = learner(MetricsCB(Accuracy()), make())
     before = weights(learn)
@@ -523,11 +715,22 @@ def test_unknown_metrics_are_refused_before_the_first_batch(make, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- others ---------------------------------------------------------------------------------------------------------------------------
+# ---- others
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('make', [lambda: BatchLimitCB(0), lambda: EarlyStoppingCB(patience=1.5), lambda: GradientAccumulationCB(-1), lambda: GradientClipCB(), lambda: GradientClipCB(math.inf),
-                                  lambda: MonitorCB(mode='lower'), lambda: ReduceOnPlateauCB(factor=2.), lambda: RNNRegularizerCB(beta=math.nan), lambda: StopOnNonFiniteCB(False),
-                                  lambda: WeightAveragingCB(math.nan), lambda: WeightAveragingCB(every=0), lambda: MixedPrecisionCB('float16')])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: BatchLimitCB(0), lambda: EarlyStoppingCB(patience=1.5),
+        lambda: GradientAccumulationCB(-1), lambda: GradientClipCB(),
+        lambda: GradientClipCB(math.inf), lambda: MonitorCB(mode='lower'),
+        lambda: ReduceOnPlateauCB(factor=2.0), lambda: RNNRegularizerCB(beta=math.nan),
+        lambda: StopOnNonFiniteCB(False), lambda: WeightAveragingCB(math.nan),
+        lambda: WeightAveragingCB(every=0), lambda: MixedPrecisionCB('float16')],
+)
 def test_bad_arguments_are_refused_at_once(make):
     with pytest.raises(ValueError, match='got|give'): make()
 
@@ -540,19 +743,27 @@ def test_non_finite_validation_loss_stops_too():
     learn.fit(3)
     assert stop.stopped == 'valid loss inf in epoch 0, batch 0'
 
-@pytest.mark.parametrize('cbs', [lambda: [BatchLimitCB(4)], lambda: [BatchLimitCB(4, 1)], lambda: [SingleBatchCB()]])
+@pytest.mark.parametrize(
+    'cbs',
+    [
+        lambda: [BatchLimitCB(4)], lambda: [BatchLimitCB(4, 1)],
+        lambda: [SingleBatchCB()]],
+)
 @pytest.mark.parametrize('valid', [True, False])
 def test_non_finite_loss_is_found_though_the_phase_is_left_early(cbs, valid):
     class SpoilCB(Callback):
         order = -10
         def after_loss(self, learn):
-            if learn.training and (learn.epoch, learn.iter) == (1, 0): learn.loss = learn.loss*math.nan
+            if learn.training and (learn.epoch, learn.iter) == (1, 0):
+                learn.loss = learn.loss * math.nan
     learn = learner(stop := StopOnNonFiniteCB(50), SpoilCB(), *cbs())
     learn.fit(5, valid=valid)
     assert (stop.stopped, learn.epoch) == ('train loss nan in epoch 1, batch 0', 1)
 
 def test_limits_of_batches_plan_the_schedule():
-    learn = learner(BatchLimitCB(3, 1), GradientAccumulationCB(2), schedule := ScheduleCB(lr=linear(1., 0.)), MetricsCB())
+    learn = learner(
+        BatchLimitCB(3, 1), GradientAccumulationCB(2),
+        schedule := ScheduleCB(lr=linear(1.0, 0.0)), MetricsCB())
     learn.fit(2)
     assert (learn.n_taken, learn.n_steps, schedule.values['lr'][-1]) == (4, 4, 0.)
     learn = learner(BatchLimitCB(100), MetricsCB()); learn.fit(1)
@@ -570,14 +781,21 @@ def test_memory_is_reset_before_each_phase():
 def test_penalties_keep_no_graph():
     class Net(nn.Module):
         def __init__(self): super().__init__(); self.lin = nn.Linear(4, 3)
-        def forward(self, x): states = self.lin(x)[:, None].expand(-1, 2, -1); return self.lin(x), states, states*1
+        def forward(self, x):
+            states = self.lin(x)[:, None].expand(-1, 2, -1)
+            return self.lin(x), states, states * 1
     learner(penalties := RNNRegularizerCB(), model=Net()).fit(1, valid=False)
-    assert penalties.states.grad_fn is None and copy.deepcopy(penalties).dropped.shape == (2, 2, 3)
+    assert penalties.states.grad_fn is None and copy.deepcopy(
+        penalties).dropped.shape == (2, 2, 3)
 
 def test_confusions_of_the_newest_validation_only():
     learn = learner(table := ConfusionMatrixCB('abc')); learn.fit(2)
-    assert table.matrix.sum() == len(table.preds) == 20 and table.matrix.trace() == (table.preds == table.targets).sum()
-    assert sum(count for count, _, _ in table.most_confused(100)) == (table.preds != table.targets).sum()
+    assert (
+        table.matrix.sum() == len(table.preds) == 20
+        and table.matrix.trace() == (table.preds == table.targets).sum())
+    assert (
+        sum(count for count, _, _ in table.most_confused(100))
+        == (table.preds != table.targets).sum())
 
 def test_a_cancelled_step_keeps_the_gradient_for_the_next():
     class SkipFirstCB(Callback):
@@ -594,7 +812,11 @@ def test_a_cancelled_step_keeps_the_gradient_for_the_next():
     assert_close(*fits, rtol=0, atol=1e-12)
 
 
-# ---- resumed trainings (chapter 11b) ----------------------------------------------------------------------------------------------------
+# ---- resumed trainings (chapter 11b)
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('stop_at', [(1, 0), (1, 3), (2, 1)])
 def test_every_memory_survives_an_interruption(tmp_path, stop_at):
@@ -602,10 +824,15 @@ def test_every_memory_survives_an_interruption(tmp_path, stop_at):
     class KillCB(Callback):
         order, watches = 2000, True
         def before_batch(self, learn):
-            if learn.training and (learn.epoch, learn.iter) == stop_at: raise KeyboardInterrupt
+            if learn.training and (learn.epoch, learn.iter) == stop_at:
+                raise KeyboardInterrupt
     def fit(name, kill=False):
-        cbs = [GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16), GradientClipCB(1.), WeightAveragingCB(.9), MetricsCB(Accuracy()), EarlyStoppingCB(patience=3),
-               ReduceOnPlateauCB(patience=1), SaveBestCB(tmp_path/f'{name}-best.pt', restore=True), checkpoint.CheckpointCB(tmp_path/f'{name}.pt', every_batches=1)]
+        cbs = [
+            GradientAccumulationCB(2), MixedPrecisionCB(torch.bfloat16),
+            GradientClipCB(1.0), WeightAveragingCB(0.9), MetricsCB(Accuracy()),
+            EarlyStoppingCB(patience=3), ReduceOnPlateauCB(patience=1),
+            SaveBestCB(tmp_path / f'{name}-best.pt', restore=True),
+            checkpoint.CheckpointCB(tmp_path / f'{name}.pt', every_batches=1)]
         learn = learner(*cbs, *[KillCB()]*kill, lr=.5, opt_func=torch.optim.Adam)
         with contextlib.suppress(KeyboardInterrupt): learn.fit(4)
         return learn
@@ -613,15 +840,20 @@ def test_every_memory_survives_an_interruption(tmp_path, stop_at):
     fit('cut', kill=True)
     cut = fit('cut')
     assert_close(weights(cut), weights(whole), rtol=0, atol=0)
-    assert [{k: v for k, v in row.items() if k != 'seconds'} for row in cut.history] == [{k: v for k, v in row.items() if k != 'seconds'} for row in whole.history]
+    assert [
+        {k: v for k, v in row.items() if k != 'seconds'} for row in cut.history
+    ] == [{k: v for k, v in row.items() if k != 'seconds'} for row in whole.history]
 
 
 def test_validating_an_average_between_forward_and_backward_keeps_the_graph():
     average = WeightAveragingCB(.5)
-    learn = Learner(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), None, F.cross_entropy)
+    learn = Learner(
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), None,
+        F.cross_entropy)
     x, y = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
     average.average.update([t.detach()*2 for t in learn.model.state_dict().values()])
     loss = F.cross_entropy(learn.model(x), y)
     with average.averaged(learn.model): pass
-    loss.backward()                                # the weights are those of the forward pass
+    # the weights are those of the forward pass
+    loss.backward()
     assert all(p.grad.isfinite().all() for p in learn.model.parameters())

@@ -26,8 +26,9 @@ from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
 from nntrain.logs import BatchLimitCB, CSVLogCB
 from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
 from nntrain.saving import SaveBestCB
-from nntrain.checkpoint import (CheckpointCB, check_facts, load_training_state, plain, random_state, read_checkpoint, set_random_state, training_facts,
-                                training_state, write_checkpoint)
+from nntrain.checkpoint import (
+    CheckpointCB, check_facts, load_training_state, plain, random_state,
+    read_checkpoint, set_random_state, training_facts, training_state, write_checkpoint)
 from nntrain.annealing import AutoAnnealCB
 from nntrain.data import DataLoaders
 from nntrain.batches import BatchTransformCB, DeviceCB, MomentumLearner, NormalizeCB
@@ -105,34 +106,45 @@ for line in sys.stdin:                                   # folder seed how nth
 
 
 def same_bits(a, b, name='state'):
-    if isinstance(a, torch.Tensor): assert a.dtype == b.dtype and torch.equal(a, b), name
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
     elif isinstance(a, dict):
         assert list(a) == list(b), name
-        for k in a: same_bits(a[k], b[k], f'{name}[{k!r}]')
+        for k in a:
+            same_bits(a[k], b[k], f'{name}[{k!r}]')
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), name
-        for i, (v, w) in enumerate(zip(a, b)): same_bits(v, w, f'{name}[{i}]')
-    else: assert a == b, (name, a, b)
+        for i, (v, w) in enumerate(zip(a, b)):
+            same_bits(v, w, f'{name}[{i}]')
+    else:
+        assert a == b, (name, a, b)
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork') or not hasattr(signal, 'SIGKILL'), reason='needs fork and SIGKILL')
+@pytest.mark.skipif(
+    not hasattr(os, 'fork') or not hasattr(signal, 'SIGKILL'),
+    reason='needs fork and SIGKILL')
 def test_killed_at_ten_random_points_and_while_writing(tmp_path):
     (tmp_path/'nursery.py').write_text(NURSERY)
     for name in 'calm', 'hunted': (tmp_path/name).mkdir()
     env = os.environ | {'OMP_NUM_THREADS': '1'}
-    nursery = subprocess.Popen([sys.executable, str(tmp_path/'nursery.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    nursery = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'nursery.py')], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env=env)
     def heard(what):
         for line in iter(nursery.stdout.readline, ''):
             if line.startswith(what): return int(line.split()[1])
         raise AssertionError(f'the nursery ended without saying {what!r}')
     def live(folder, seed, how='random', nth=0, seconds=None):
-        nursery.stdin.write(f'{tmp_path/folder} {seed} {how} {nth}\n'); nursery.stdin.flush()
-        pid = heard('life')                                     # the first checkpoint is there
+        nursery.stdin.write(f'{tmp_path / folder} {seed} {how} {nth}\n')
+        nursery.stdin.flush()
+        pid = heard('life')  # the first checkpoint is there
         if seconds is not None:
             time.sleep(seconds)
-            with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)  # unless it has just finished
+            # unless it has just finished
+            with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
         return heard('ended')
-    def place(): return (c := read_checkpoint(tmp_path/'hunted/run.pt'))['epoch'], c['batch']
+    def place():
+        return (c := read_checkpoint(tmp_path / 'hunted/run.pt'))['epoch'], c['batch']
     try:
         begin = time.perf_counter()
         assert live('calm', 0) == 0
@@ -140,23 +152,37 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
         for seed in range(1000):
             how = {2: 'half_written', 5: 'not_renamed'}.get(n_killed, 'random')
             delays.append(random.uniform(0, duration/20))
-            code = live('hunted', seed, how, random.randint(2, 4), delays[-1] if how == 'random' else None)
+            code = live(
+                'hunted', seed, how, random.randint(2, 4),
+                delays[-1] if how == 'random' else None)
             places.append(place())
             if code == 0: break
             assert code == -signal.SIGKILL, code
             n_killed += 1
-            if how != 'random': assert len(list((tmp_path/'hunted').iterdir())) == 2   # the checkpoint, and what was being written
+            if how != 'random':
+                assert (
+                    len(list((tmp_path / 'hunted').iterdir())) == 2
+                )  # the checkpoint, and what was being written
             if n_killed == 12: assert live('hunted', 10_000) == 0; break
-        assert n_killed >= 10, f'finished after {n_killed} kills; an undisturbed run took {duration:.1f} s, delays {delays}'
+        assert n_killed >= 10, (
+            f'finished after {n_killed} kills; an undisturbed run took {duration:.1f} '
+            f's, delays {delays}')
         assert places == sorted(places) and places[-2] > (0, 0), places
     finally:
         nursery.kill(); nursery.communicate()
-    calm, hunted = (torch.load(tmp_path/name/'result.pt', weights_only=True) for name in ('calm', 'hunted'))
+    calm, hunted = (
+        torch.load(tmp_path / name / 'result.pt', weights_only=True)
+        for name in ('calm', 'hunted'))
     same_bits(calm, hunted, f'after kills at {places}, delays {delays}: state')
-    assert sorted(p.name for p in (tmp_path/'hunted').iterdir()) == ['result.pt', 'run.pt']          # what was half-written is swept away
+    assert sorted(p.name for p in (tmp_path / 'hunted').iterdir()) == [
+        'result.pt', 'run.pt']  # what was half-written is swept away
 
 
-# ---- in one process -------------------------------------------------------------------------------------------------------------------
+# ---- in one process
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------------------
 
 X, Y = torch.randn(50, 4), torch.randint(0, 3, (50,))
 
@@ -168,31 +194,53 @@ class CrashCB(Callback):
     def after_batch(self, learn):
         if (learn.epoch, learn.phase, learn.iter) == self.at: raise PowerFailure()
 
-def net(n=6, p=.3): return nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.Dropout(p), nn.Linear(n, 3))
+def net(n=6, p=0.3):
+    return nn.Sequential(
+        nn.Linear(4, n), nn.BatchNorm1d(n), nn.Dropout(p), nn.Linear(n, 3))
 
-def noise(batch): return batch[0] + .1*random.random() + .1*float(np.random.randn()), batch[1]
+def noise(batch):
+    return batch[0] + 0.1 * random.random() + 0.1 * float(np.random.randn()), batch[1]
 
-def learner(*cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None, batch_size=16, n=50, seed=0, **kwargs):
+def learner(
+    *cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None, batch_size=16,
+    n=50, seed=0, **kwargs):
     set_seed(seed)
     dls = DataLoaders.from_tensors((X[:n], Y[:n]), (X, Y), batch_size=batch_size)
     if train is not None: dls.train = train()
-    return kind(model(), dls, nn.functional.cross_entropy, opt_func, .01, cbs=[MetricsCB(Accuracy()), BatchTransformCB(noise), *cbs], **kwargs)
+    return kind(
+        model(), dls, nn.functional.cross_entropy, opt_func, 0.01,
+        cbs=[MetricsCB(Accuracy()), BatchTransformCB(noise), *cbs], **kwargs)
 
 def result(learn):
-    return plain({'model': learn.model.state_dict(), 'optimizer': learn.opt.state_dict(), 'random': random_state(), 'grads': [p.grad for p in learn.model.parameters()],
-                  'memory': [cb.state_dict() for cb in learn.active if hasattr(cb, 'state_dict') and not isinstance(cb, MetricsCB)],
-                  'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]})
+    return plain(
+        {
+            'model': learn.model.state_dict(),
+            'optimizer': learn.opt.state_dict(),
+            'random': random_state(),
+            'grads': [p.grad for p in learn.model.parameters()],
+            'memory': [
+                cb.state_dict() for cb in learn.active
+                if hasattr(cb, 'state_dict') and not isinstance(cb, MetricsCB)],
+            'history': [
+                {k: v for k, v in row.items() if k != 'seconds'}
+                for row in learn.history],
+        }
+    )
 
 def check_resume(tmp_path, make, at, n_epochs=3, every_batches=1):
     whole = make()
     whole.fit(n_epochs)
     expected, path = result(whole), tmp_path/'c.pt'
     path.unlink(missing_ok=True)
-    with contextlib.suppress(PowerFailure): make().fit(n_epochs, cbs=[CheckpointCB(path, every_batches=every_batches), CrashCB(*at)])
+    with contextlib.suppress(PowerFailure):
+        make().fit(
+            n_epochs,
+            cbs=[CheckpointCB(path, every_batches=every_batches), CrashCB(*at)])
     resumed = make()
     set_seed(random.randrange(1000))
     for p in resumed.model.parameters(): nn.init.normal_(p)
-    resumed.fit(n_epochs, cbs=[callback := CheckpointCB(path, every_batches=every_batches)])
+    resumed.fit(
+        n_epochs, cbs=[callback := CheckpointCB(path, every_batches=every_batches)])
     assert callback.resumed is not None
     same_bits(expected, result(resumed))
 
@@ -201,15 +249,27 @@ class NoisyDataset(torch.utils.data.Dataset):
     def __len__(self): return 40
     def __getitem__(self, i): return X[i] + .1*torch.randn(4), Y[i]
 
-def torch_loader(**kwargs): return torch.utils.data.DataLoader(NoisyDataset(), 8, **kwargs)
+def torch_loader(**kwargs):
+    return torch.utils.data.DataLoader(NoisyDataset(), 8, **kwargs)
 
-@pytest.mark.parametrize('train', [
-    partial(torch_loader, shuffle=True), partial(torch_loader, shuffle=True, num_workers=2),
-    lambda: torch_loader(shuffle=True, generator=torch.Generator().manual_seed(3)),
-    lambda: torch_loader(sampler=torch.utils.data.RandomSampler(range(40), replacement=True, num_samples=40, generator=torch.Generator().manual_seed(3))),
-    lambda: torch_loader(sampler=torch.utils.data.WeightedRandomSampler([1.]*40, 40)),
-    lambda: [(X[:8], Y[:8]), (X[8:16], Y[8:16]), (X[16:24], Y[16:24])],
-], ids=['global generator', 'workers', 'own generator', 'replacement', 'weighted', 'list'])
+@pytest.mark.parametrize(
+    'train',
+    [
+        partial(torch_loader, shuffle=True),
+        partial(torch_loader, shuffle=True, num_workers=2),
+        lambda: torch_loader(shuffle=True, generator=torch.Generator().manual_seed(3)),
+        lambda: torch_loader(
+            sampler=torch.utils.data.RandomSampler(
+                range(40), replacement=True, num_samples=40,
+                generator=torch.Generator().manual_seed(3))),
+        lambda: torch_loader(
+            sampler=torch.utils.data.WeightedRandomSampler([1.0] * 40, 40)),
+        lambda: [(X[:8], Y[:8]), (X[8:16], Y[8:16]), (X[16:24], Y[16:24])],
+    ],
+    ids=[
+        'global generator', 'workers', 'own generator', 'replacement', 'weighted',
+        'list'],
+)
 def test_loaders(tmp_path, train):
     check_resume(tmp_path, lambda: learner(train=train), (1, 'train', 1))
 
@@ -219,54 +279,106 @@ class EveryThirdCB(Callback):
         if learn.iter % 3 != 2: raise CancelStep()
 
 def test_gradients_that_stay(tmp_path):
-    for i in range(4): check_resume(tmp_path, lambda: learner(EveryThirdCB()), (1, 'train', i))
-    check_resume(tmp_path, lambda: learner(kind=MomentumLearner, momentum=.8, opt_func=torch.optim.SGD), (1, 'train', 1))
+    for i in range(4):
+        check_resume(tmp_path, lambda: learner(EveryThirdCB()), (1, 'train', i))
+    check_resume(
+        tmp_path,
+        lambda: learner(kind=MomentumLearner, momentum=0.8, opt_func=torch.optim.SGD),
+        (1, 'train', 1))
 
-@pytest.mark.parametrize('opt_func', [
-    partial(torch.optim.SGD, momentum=.9, nesterov=True), torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad,
-    'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lamb'], ids=str)
+@pytest.mark.parametrize(
+    'opt_func',
+    [
+        partial(torch.optim.SGD, momentum=0.9, nesterov=True), torch.optim.RMSprop,
+        torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, 'SGD', 'Momentum',
+        'RMSProp', 'Adam', 'AdamW', 'Lamb'],
+    ids=str,
+)
 def test_optimizers(tmp_path, opt_func):
     if isinstance(opt_func, str):
-        import nntrain.adaptive, nntrain.compose, nntrain.momentum, nntrain.optimizer  # noqa: E401
-        found = [getattr(m, name) for m in (nntrain.optimizer, nntrain.momentum, nntrain.adaptive, nntrain.compose) for name in (opt_func, opt_func.upper()) if hasattr(m, name)]
+        # noqa: E401
+        import nntrain.adaptive, nntrain.compose, nntrain.momentum, nntrain.optimizer
+        found = [
+            getattr(m, name)
+            for m in (
+                nntrain.optimizer,
+                nntrain.momentum,
+                nntrain.adaptive,
+                nntrain.compose,
+            )
+            for name in (opt_func, opt_func.upper())
+            if hasattr(m, name)
+        ]
         opt_func = found[0]
-    check_resume(tmp_path, lambda: learner(ScheduleCB(lr=one_cycle(.01)), opt_func=opt_func), (1, 'train', 2))
+    check_resume(
+        tmp_path, lambda: learner(ScheduleCB(lr=one_cycle(0.01)), opt_func=opt_func),
+        (1, 'train', 2))
 
 def two_schedulers(opt):
     warm = torch.optim.lr_scheduler.LinearLR(opt, total_iters=3)
     cuts = torch.optim.lr_scheduler.MultiStepLR(opt, [2, 4, 4], gamma=.5)
     return torch.optim.lr_scheduler.SequentialLR(opt, [warm, cuts], [3])
 
-@pytest.mark.parametrize('schedule', [
-    lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=.5)),
-    lambda: TorchSchedulerCB(lambda opt, n_steps: torch.optim.lr_scheduler.OneCycleLR(opt, .02, total_steps=n_steps)),
-    lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0), per='epoch', metric='train_loss'),
-    lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .9**i)),
-    lambda: TorchSchedulerCB(two_schedulers),
-], ids=['step', 'one cycle', 'plateau', 'lambda', 'sequence'])
+@pytest.mark.parametrize(
+    'schedule',
+    [
+        lambda: TorchSchedulerCB(
+            partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)),
+        lambda: TorchSchedulerCB(
+            lambda opt, n_steps: torch.optim.lr_scheduler.OneCycleLR(
+                opt, 0.02, total_steps=n_steps)),
+        lambda: TorchSchedulerCB(
+            partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
+            per='epoch', metric='train_loss'),
+        lambda: TorchSchedulerCB(
+            lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 0.9**i)),
+        lambda: TorchSchedulerCB(two_schedulers),
+    ],
+    ids=['step', 'one cycle', 'plateau', 'lambda', 'sequence'],
+)
 def test_torch_schedulers(tmp_path, schedule):
-    for at in (2, 'train', 1), (1, 'valid', 0): check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
+    for at in (2, 'train', 1), (1, 'valid', 0):
+        check_resume(tmp_path, lambda: learner(schedule()), at, n_epochs=4)
 
 class EverySecondCB(Callback):
     order = 5
     def after_backward(self, learn):
         if learn.iter % 2 == 0: raise CancelStep()
 
-@pytest.mark.parametrize('cbs', [
-    lambda folder: [EarlyStoppingCB(patience=1, min_delta=.5)], lambda folder: [ReduceOnPlateauCB(patience=1, min_delta=.5)], lambda folder: [SaveBestCB(folder/'best.pt', restore=True)],
-    lambda folder: [GradientAccumulationCB(3), GradientClipCB(.1)], lambda folder: [MixedPrecisionCB()], lambda folder: [MixedPrecisionCB(torch.float16), GradientAccumulationCB(2)],
-    lambda folder: [MixedPrecisionCB(torch.float16, torch.amp.GradScaler('cpu', init_scale=2.**8)), EverySecondCB()],
-    lambda folder: [WeightAveragingCB(.9), SaveBestCB(folder/'best.pt')], lambda folder: [WeightAveragingCB(1, start=.4)], lambda folder: [BatchLimitCB(2)],
-    lambda folder: [AutoAnnealCB(share=.99)], lambda folder: [AutoAnnealCB(share=.99, every='batch')],
-], ids=['stop', 'plateau', 'best', 'accumulate and clip', 'bfloat16', 'float16', 'float16 cancelled', 'average', 'mean', 'limit', 'anneal', 'anneal by batch'])
+@pytest.mark.parametrize(
+    'cbs',
+    [
+        lambda folder: [EarlyStoppingCB(patience=1, min_delta=0.5)],
+        lambda folder: [ReduceOnPlateauCB(patience=1, min_delta=0.5)],
+        lambda folder: [SaveBestCB(folder / 'best.pt', restore=True)],
+        lambda folder: [GradientAccumulationCB(3), GradientClipCB(0.1)],
+        lambda folder: [MixedPrecisionCB()],
+        lambda folder: [MixedPrecisionCB(torch.float16), GradientAccumulationCB(2)],
+        lambda folder: [
+            MixedPrecisionCB(
+                torch.float16, torch.amp.GradScaler('cpu', init_scale=2.0**8)),
+            EverySecondCB(),
+        ],
+        lambda folder: [WeightAveragingCB(0.9), SaveBestCB(folder / 'best.pt')],
+        lambda folder: [WeightAveragingCB(1, start=0.4)],
+        lambda folder: [BatchLimitCB(2)],
+        lambda folder: [AutoAnnealCB(share=0.99)],
+        lambda folder: [AutoAnnealCB(share=0.99, every='batch')],
+    ],
+    ids=[
+        'stop', 'plateau', 'best', 'accumulate and clip', 'bfloat16', 'float16',
+        'float16 cancelled', 'average', 'mean', 'limit', 'anneal', 'anneal by batch'],
+)
 def test_callbacks_of_the_gallery(tmp_path, cbs):
-    for at in (1, 'train', 0), (2, 'train', 1), (2, 'valid', 0): check_resume(tmp_path, lambda: learner(*cbs(tmp_path)), at, n_epochs=4)
+    for at in (1, 'train', 0), (2, 'train', 1), (2, 'valid', 0):
+        check_resume(tmp_path, lambda: learner(*cbs(tmp_path)), at, n_epochs=4)
 
 def test_torchmetrics_in_the_middle_of_an_epoch(tmp_path):
     classification = pytest.importorskip('torchmetrics.classification')
     def make():
         learn = learner()
-        learn.cbs[0].metrics['theirs'] = classification.MulticlassAccuracy(num_classes=3)
+        learn.cbs[0].metrics['theirs'] = classification.MulticlassAccuracy(
+            num_classes=3)
         return learn
     check_resume(tmp_path, make, (1, 'train', 1))
 
@@ -275,9 +387,13 @@ def test_metric_without_a_state_is_refused_inside_epochs_only(tmp_path):
         def reset(self): self.n = 0
         def update(self, preds, targets): self.n += len(targets)
         def compute(self): return torch.tensor(float(self.n))
-    def make(): return Learner(net(), DataLoaders.from_tensors((X, Y), (X, Y), batch_size=16), nn.functional.cross_entropy, cbs=[MetricsCB(Count())])
+    def make():
+        return Learner(
+            net(), DataLoaders.from_tensors((X, Y), (X, Y), batch_size=16),
+            nn.functional.cross_entropy, cbs=[MetricsCB(Count())])
     make().fit(1, cbs=[CheckpointCB(tmp_path/'a.pt')])
-    with pytest.raises(TypeError, match="metric 'count' has no state_dict"): make().fit(1, cbs=[CheckpointCB(tmp_path/'b.pt', every_batches=1)])
+    with pytest.raises(TypeError, match="metric 'count' has no state_dict"):
+        make().fit(1, cbs=[CheckpointCB(tmp_path / 'b.pt', every_batches=1)])
 
 def test_resume_again_and_again(tmp_path):
     "One training, cut after every single batch"
@@ -285,7 +401,13 @@ def test_resume_again_and_again(tmp_path):
     whole.fit(2)
     for epoch in range(2):
         for i in range(4):
-            with pytest.raises(PowerFailure): learner(seed=i).fit(2, cbs=[CheckpointCB(tmp_path/'c.pt', every_batches=1), CrashCB(epoch, 'train', i)])
+            with pytest.raises(PowerFailure):
+                learner(seed=i).fit(
+                    2,
+                    cbs=[
+                        CheckpointCB(tmp_path / 'c.pt', every_batches=1),
+                        CrashCB(epoch, 'train', i)],
+                )
     last = learner(seed=99)
     last.fit(2, cbs=[CheckpointCB(tmp_path/'c.pt', every_batches=1)])
     same_bits(result(whole), result(last))
@@ -294,11 +416,16 @@ def test_a_file_of_another_training_touches_nothing(tmp_path):
     path = tmp_path/'c.pt'
     learner().fit(2, cbs=[CheckpointCB(path)])
     content = path.read_bytes()
-    for learn, n_epochs, said in [(learner(model=partial(net, 7)), 2, 'shape of 0.weight was (6, 4), is (7, 4)'), (learner(opt_func=torch.optim.SGD), 2, 'optimizer was Adam, is SGD'),
-                                  (learner(n=49), 2, 'samples of the train data was 50, is 49'), (learner(batch_size=15), 2, 'batch_size of the train data was 16, is 15'),
-                                  (learner(), 3, 'n_epochs was 2, is 3')]:
+    for learn, n_epochs, said in [
+        (learner(model=partial(net, 7)), 2, 'shape of 0.weight was (6, 4), is (7, 4)'),
+        (learner(opt_func=torch.optim.SGD), 2, 'optimizer was Adam, is SGD'),
+        (learner(n=49), 2, 'samples of the train data was 50, is 49'),
+        (learner(batch_size=15), 2, 'batch_size of the train data was 16, is 15'),
+        (learner(), 3, 'n_epochs was 2, is 3'),
+    ]:
         before = copy.deepcopy(learn.model.state_dict())
-        with pytest.raises(ValueError) as error: learn.fit(n_epochs, cbs=[CheckpointCB(path)])
+        with pytest.raises(ValueError) as error:
+            learn.fit(n_epochs, cbs=[CheckpointCB(path)])
         assert said in str(error.value) and 'resume=False' in str(error.value)
         same_bits(dict(before), dict(learn.model.state_dict()))
         assert path.read_bytes() == content
@@ -306,21 +433,55 @@ def test_a_file_of_another_training_touches_nothing(tmp_path):
 def mixes(alpha): return MixUpCB(alpha)
 
 def drop(*at): return ScheduleCB(lr=step_decay(.1, .1, at))
-def steps(size): return TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=size))
-CALLBACKS = [(partial(drop, .3, .8), partial(drop, .45, .95), 'lr of ScheduleCB was (0.1, … 0.1, … '),
-             (partial(EarlyStoppingCB, patience=2), partial(EarlyStoppingCB, patience=9), 'patience of EarlyStoppingCB was 2, is 9'),
-             (EarlyStoppingCB, partial(EarlyStoppingCB, 'train_loss'), "monitor of EarlyStoppingCB was 'valid_loss', is 'train_loss'"),
-             (EarlyStoppingCB, partial(EarlyStoppingCB, mode='max'), "mode of EarlyStoppingCB was None, is 'max'"),
-             (partial(ReduceOnPlateauCB, factor=.1), partial(ReduceOnPlateauCB, factor=.2), 'factor of ReduceOnPlateauCB was 0.1, is 0.2'),
-             (partial(SaveBestCB, 'a.pt'), partial(SaveBestCB, 'a.pt', min_delta=.1), 'min_delta of SaveBestCB was 0.0, is 0.1'),
-             (MixedPrecisionCB, partial(MixedPrecisionCB, torch.bfloat16), 'dtype of MixedPrecisionCB was None, is torch.bfloat16'),
-             (partial(BatchLimitCB, 5), partial(BatchLimitCB, 6), 'n_train of BatchLimitCB was 5, is 6'),
-             (partial(NormalizeCB, .5, 1.), partial(NormalizeCB, .25, 1.), 'mean of NormalizeCB was [0.5], is [0.25]'),
-             (partial(NormalizeCB, torch.zeros(20), torch.ones(20)), partial(NormalizeCB, torch.eye(20)[3], torch.ones(20)), 'mean of NormalizeCB was (20,) #'),
-             (partial(steps, 2), partial(steps, 3), 'StepLR(step_size=2), is StepLR(step_size=3)'),
-             (lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .9**i)),
-              lambda: TorchSchedulerCB(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: .8**i)), 'factory of TorchSchedulerCB was'),
-             (AugmentCB, partial(AugmentCB, on_valid=True), 'on_valid of AugmentCB was False, is True')]
+def steps(size):
+    return TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=size))
+CALLBACKS = [
+    (
+        partial(drop, 0.3, 0.8), partial(drop, 0.45, 0.95),
+        'lr of ScheduleCB was (0.1, … 0.1, … '),
+    (
+        partial(EarlyStoppingCB, patience=2), partial(EarlyStoppingCB, patience=9),
+        'patience of EarlyStoppingCB was 2, is 9'),
+    (
+        EarlyStoppingCB, partial(EarlyStoppingCB, 'train_loss'),
+        "monitor of EarlyStoppingCB was 'valid_loss', is 'train_loss'"),
+    (
+        EarlyStoppingCB, partial(EarlyStoppingCB, mode='max'),
+        "mode of EarlyStoppingCB was None, is 'max'"),
+    (
+        partial(ReduceOnPlateauCB, factor=0.1), partial(ReduceOnPlateauCB, factor=0.2),
+        'factor of ReduceOnPlateauCB was 0.1, is 0.2'),
+    (
+        partial(SaveBestCB, 'a.pt'), partial(SaveBestCB, 'a.pt', min_delta=0.1),
+        'min_delta of SaveBestCB was 0.0, is 0.1'),
+    (
+        MixedPrecisionCB, partial(MixedPrecisionCB, torch.bfloat16),
+        'dtype of MixedPrecisionCB was None, is torch.bfloat16'),
+    (
+        partial(BatchLimitCB, 5), partial(BatchLimitCB, 6),
+        'n_train of BatchLimitCB was 5, is 6'),
+    (
+        partial(NormalizeCB, 0.5, 1.0), partial(NormalizeCB, 0.25, 1.0),
+        'mean of NormalizeCB was [0.5], is [0.25]'),
+    (
+        partial(NormalizeCB, torch.zeros(20), torch.ones(20)),
+        partial(NormalizeCB, torch.eye(20)[3], torch.ones(20)),
+        'mean of NormalizeCB was (20,) #',
+    ),
+    (
+        partial(steps, 2), partial(steps, 3),
+        'StepLR(step_size=2), is StepLR(step_size=3)'),
+    (
+        lambda: TorchSchedulerCB(
+            lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 0.9**i)),
+        lambda: TorchSchedulerCB(
+            lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 0.8**i)),
+        'factory of TorchSchedulerCB was',
+    ),
+    (
+        AugmentCB, partial(AugmentCB, on_valid=True),
+        'on_valid of AugmentCB was False, is True'),
+]
 
 SIGMA, TAU, BLUR = .1, .2, torch.ones(3)
 def scaled(by): return lambda batch: (batch[0]*by, batch[1])
@@ -329,39 +490,100 @@ def more(x): return x + .6
 class Shift:
     def __init__(self, by): self.by, self.n = by, 0
     def __call__(self, batch): self.n += 1; return batch[0] + self.by, batch[1]
-FUNCTIONS = [(scaled(2.), scaled(3.)), (lambda b: (b[0] + .1, b[1]), lambda b: (b[0] + .2, b[1])), (Shift(1.), Shift(2.)),
-             (lambda b: (b[0] + SIGMA, b[1]), lambda b: (b[0] + TAU, b[1])), (lambda b, s=1.: (b[0] + s, b[1]), lambda b, s=2.: (b[0] + s, b[1])),
-             (lambda b: (add(b[0]), b[1]), lambda b: (more(b[0]), b[1])), (partial(map, add), partial(map, more)), (scaled(BLUR), scaled(2*BLUR)),
-             (Shift(1.).__call__, Shift(2.).__call__), (scaled((1, 2)), scaled((1, 3))), (scaled(torch.arange(99.)), scaled(torch.arange(99.) + 1))]
+FUNCTIONS = [
+    (scaled(2.0), scaled(3.0)),
+    (lambda b: (b[0] + 0.1, b[1]), lambda b: (b[0] + 0.2, b[1])),
+    (Shift(1.0), Shift(2.0)),
+    (lambda b: (b[0] + SIGMA, b[1]), lambda b: (b[0] + TAU, b[1])),
+    (lambda b, s=1.0: (b[0] + s, b[1]), lambda b, s=2.0: (b[0] + s, b[1])),
+    (lambda b: (add(b[0]), b[1]), lambda b: (more(b[0]), b[1])),
+    (partial(map, add), partial(map, more)), (scaled(BLUR), scaled(2 * BLUR)),
+    (Shift(1.0).__call__, Shift(2.0).__call__), (scaled((1, 2)), scaled((1, 3))),
+    (scaled(torch.arange(99.0)), scaled(torch.arange(99.0) + 1))]
 
 def augments(p): return AugmentCB(RandomErase(p=p))
 
-@pytest.mark.parametrize('then, now, said', [
-    (dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=.1)), dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=.2)), 'was cross_entropy(label_smoothing=0.1), is cross_entropy(label_smoothing=0.2)'),
-    (dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=nn.CrossEntropyLoss(label_smoothing=.2)), 'label_smoothing=0.2'),
-    (dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 3.]))), 'weight=[1.0, 2.0, 3.0]'),
-    (dict(loss_func=partial(nn.functional.cross_entropy, weight=torch.tensor([1., 2., 3.]))), dict(loss_func=partial(nn.functional.cross_entropy, weight=torch.tensor([1., 2., 4.]))), 'is cross_entropy(weight=[1.0, 2.0, 4.0])'),
-    (dict(model=partial(net, p=.2)), dict(model=partial(net, p=.3)), 'settings of module 2 was p=0.2, inplace=False, is p=0.3, inplace=False'),
-    (dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.01))]), dict(cbs=[lambda: ScheduleCB(lr=one_cycle(.02))]), 'lr of ScheduleCB was'),
-    (dict(cbs=[lambda: GradientClipCB(1.)]), dict(cbs=[lambda: GradientClipCB(2.)]), 'max_norm of GradientClipCB was 1.0, is 2.0'),
-    (dict(cbs=[lambda: GradientAccumulationCB(2)]), dict(cbs=[lambda: GradientAccumulationCB(3)]), 'n_batches of GradientAccumulationCB was 2, is 3'),
-    (dict(cbs=[lambda: WeightAveragingCB(.9)]), dict(cbs=[lambda: WeightAveragingCB(.99)]), 'beta of WeightAveragingCB was 0.9, is 0.99'),
-    (dict(cbs=[lambda: augments(.5)]), dict(cbs=[lambda: augments(.6)]), 'p=0.6'),
-    (dict(cbs=[]), dict(cbs=[lambda: mixes(.4)]), "callbacks was [], is ['MixUpCB']"),
-    (dict(cbs=[lambda: mixes(.4)]), dict(cbs=[lambda: mixes(.3)]), 'alpha of MixUpCB was 0.4, is 0.3'),
-    *[(dict(cbs=[MetricsCB, then]), dict(cbs=[MetricsCB, now]), said) for then, now, said in CALLBACKS],
-    *[(dict(cbs=[partial(BatchTransformCB, then)]), dict(cbs=[partial(BatchTransformCB, now)]), 'tfm of BatchTransformCB was') for then, now in FUNCTIONS]])
+@pytest.mark.parametrize(
+    'then, now, said',
+    [
+        (
+            dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=0.1)),
+            dict(loss_func=partial(nn.functional.cross_entropy, label_smoothing=0.2)),
+            'was cross_entropy(label_smoothing=0.1), is '
+            'cross_entropy(label_smoothing=0.2)'),
+        (
+            dict(loss_func=nn.CrossEntropyLoss()),
+            dict(loss_func=nn.CrossEntropyLoss(label_smoothing=0.2)),
+            'label_smoothing=0.2'),
+        (
+            dict(loss_func=nn.CrossEntropyLoss()),
+            dict(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))),
+            'weight=[1.0, 2.0, 3.0]'),
+        (
+            dict(
+                loss_func=partial(
+                    nn.functional.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0]))),
+            dict(
+                loss_func=partial(
+                    nn.functional.cross_entropy, weight=torch.tensor([1.0, 2.0, 4.0]))),
+            'is cross_entropy(weight=[1.0, 2.0, 4.0])',
+        ),
+        (
+            dict(model=partial(net, p=0.2)), dict(model=partial(net, p=0.3)),
+            'settings of module 2 was p=0.2, inplace=False, is p=0.3, inplace=False'),
+        (
+            dict(cbs=[lambda: ScheduleCB(lr=one_cycle(0.01))]),
+            dict(cbs=[lambda: ScheduleCB(lr=one_cycle(0.02))]), 'lr of ScheduleCB was'),
+        (
+            dict(cbs=[lambda: GradientClipCB(1.0)]),
+            dict(cbs=[lambda: GradientClipCB(2.0)]),
+            'max_norm of GradientClipCB was 1.0, is 2.0'),
+        (
+            dict(cbs=[lambda: GradientAccumulationCB(2)]),
+            dict(cbs=[lambda: GradientAccumulationCB(3)]),
+            'n_batches of GradientAccumulationCB was 2, is 3'),
+        (
+            dict(cbs=[lambda: WeightAveragingCB(0.9)]),
+            dict(cbs=[lambda: WeightAveragingCB(0.99)]),
+            'beta of WeightAveragingCB was 0.9, is 0.99'),
+        (dict(cbs=[lambda: augments(0.5)]), dict(cbs=[lambda: augments(0.6)]), 'p=0.6'),
+        (
+            dict(cbs=[]), dict(cbs=[lambda: mixes(0.4)]),
+            "callbacks was [], is ['MixUpCB']"),
+        (
+            dict(cbs=[lambda: mixes(0.4)]), dict(cbs=[lambda: mixes(0.3)]),
+            'alpha of MixUpCB was 0.4, is 0.3'),
+        *[
+            (dict(cbs=[MetricsCB, then]), dict(cbs=[MetricsCB, now]), said)
+            for then, now, said in CALLBACKS],
+        *[
+            (
+                dict(cbs=[partial(BatchTransformCB, then)]),
+                dict(cbs=[partial(BatchTransformCB, now)]),
+                'tfm of BatchTransformCB was')
+            for then, now in FUNCTIONS
+        ],
+    ],
+)
 def test_other_settings_are_another_training(tmp_path, then, now, said):
     def facts(model=net, loss_func=nn.functional.cross_entropy, cbs=()):
         class FactsCB(Callback):
             order = 1000
-            def before_fit(self, learn): self.facts = training_facts(learn); raise CancelFit()
-        seen, dls = FactsCB(), DataLoaders.from_tensors((X[:9], Y[:9]), (X[:9], Y[:9]), batch_size=3)
-        Learner(model(), dls, loss_func, torch.optim.Adam, .01, cbs=[seen, *(cb() for cb in cbs)]).fit(1)
+            def before_fit(self, learn):
+                self.facts = training_facts(learn)
+                raise CancelFit()
+        seen, dls = (
+            FactsCB(),
+            DataLoaders.from_tensors((X[:9], Y[:9]), (X[:9], Y[:9]), batch_size=3))
+        Learner(
+            model(), dls, loss_func, torch.optim.Adam, 0.01,
+            cbs=[seen, *(cb() for cb in cbs)]).fit(1)
         return seen.facts
     before = facts(**then)
-    check_facts(before, facts(**then), 'c.pt')          # objects that are made anew, at other addresses
-    with pytest.raises(ValueError, match=re.escape(said)): check_facts(before, facts(**now), 'c.pt')
+    check_facts(
+        before, facts(**then), 'c.pt')  # objects that are made anew, at other addresses
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_facts(before, facts(**now), 'c.pt')
 
 def counts(log):
     n = 0
@@ -373,19 +595,30 @@ def counts(log):
 
 def test_what_a_function_notes_is_no_setting(tmp_path):
     "The same objects go on after an interruption"
-    learn = learner(BatchTransformCB(counts([])), BatchTransformCB(Shift(1.)), GradientClipCB(9.))
-    with pytest.raises(PowerFailure): learn.fit(2, cbs=[CheckpointCB(tmp_path/'c.pt'), CrashCB(1, 'train', 1)])
+    learn = learner(
+        BatchTransformCB(counts([])), BatchTransformCB(Shift(1.0)), GradientClipCB(9.0))
+    with pytest.raises(PowerFailure):
+        learn.fit(2, cbs=[CheckpointCB(tmp_path / 'c.pt'), CrashCB(1, 'train', 1)])
     learn.fit(2, cbs=[again := CheckpointCB(tmp_path/'c.pt')])
     assert again.resumed == (1, 0)
 
 def test_where_things_are_and_who_only_looks_on_is_no_setting(tmp_path):
     (tmp_path/'there').mkdir()
-    for folder, cbs in (tmp_path, []), (tmp_path/'there', [CrashCB(9, 'train', 9), CSVLogCB(tmp_path/'log.csv'), ProgressCB()]):
-        if cbs: os.rename(tmp_path/'c.pt', folder/'c.pt'), os.rename(tmp_path/'best.pt', folder/'best.pt')
-        learner(DeviceCB('cpu'), SaveBestCB(folder/'best.pt'), *cbs).fit(1, cbs=[callback := CheckpointCB(folder/'c.pt')])
+    for folder, cbs in (
+        (tmp_path, []),
+        (
+            tmp_path / 'there',
+            [CrashCB(9, 'train', 9), CSVLogCB(tmp_path / 'log.csv'), ProgressCB()])):
+        if cbs:
+            (
+                os.rename(tmp_path / 'c.pt', folder / 'c.pt'),
+                os.rename(tmp_path / 'best.pt', folder / 'best.pt'))
+        learner(DeviceCB('cpu'), SaveBestCB(folder / 'best.pt'), *cbs).fit(
+            1, cbs=[callback := CheckpointCB(folder / 'c.pt')])
     assert callback.resumed == (1, 0)
 
-def tensor_loader(x, y): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8)
+def tensor_loader(x, y):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8)
 def numpy_loader(x, y):
     class Held(torch.utils.data.Dataset):
         def __init__(self): self.data, self.targets = x.numpy(), y.tolist()
@@ -393,27 +626,41 @@ def numpy_loader(x, y):
         def __getitem__(self, i): return torch.from_numpy(self.data[i]), self.targets[i]
     return torch.utils.data.DataLoader(Held(), 8)
 def list_loader(x, y): return list(zip(x.split(8), y.split(8)))
-def part_loader(x, y): return torch.utils.data.DataLoader(torch.utils.data.Subset(torch.utils.data.TensorDataset(x, y), range(40)), 8)
+def part_loader(x, y):
+    return torch.utils.data.DataLoader(
+        torch.utils.data.Subset(torch.utils.data.TensorDataset(x, y), range(40)), 8)
 
-@pytest.mark.parametrize('make', [None, tensor_loader, numpy_loader, list_loader, part_loader])
+@pytest.mark.parametrize(
+    'make', [None, tensor_loader, numpy_loader, list_loader, part_loader])
 @pytest.mark.parametrize('what', ['inputs', 'targets'])
 def test_other_data_of_the_same_size(tmp_path, make, what):
     for changed in False, False, True:
         learn = learner()
-        x, y = (X + 1, Y) if changed and what == 'inputs' else (X, (Y + 1) % 3) if changed else (X, Y)
+        x, y = (
+            (X + 1, Y) if changed and what == 'inputs' else (X, (Y + 1) % 3) if changed
+            else (X, Y))
         if make: learn.dls.train = make(x, y)
         else: learn.dls.train.x, learn.dls.train.y = x, y
         if not changed: learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')]); continue
-        with pytest.raises(ValueError, match='belongs to another training: sample of'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+        with pytest.raises(ValueError, match='belongs to another training: sample of'):
+            learn.fit(1, cbs=[CheckpointCB(tmp_path / 'c.pt')])
 
 def test_settings_of_a_learner_and_of_a_module(tmp_path):
     class Scale(nn.Module):
-        def __init__(self, by): super().__init__(); self.by, self.lin = by, nn.Linear(4, 3)
+        def __init__(self, by):
+            super().__init__()
+            self.by, self.lin = by, nn.Linear(4, 3)
         def forward(self, x): return self.lin(x)*self.by
-    def make(momentum=.8, by=1.): return learner(kind=MomentumLearner, momentum=momentum, model=partial(Scale, by))
+    def make(momentum=0.8, by=1.0):
+        return learner(
+            kind=MomentumLearner, momentum=momentum, model=partial(Scale, by))
     make().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
-    for learn, said in (make(.7), 'momentum of MomentumLearner was 0.8, is 0.7'), (make(by=2.), 'settings of the model was'):
-        with pytest.raises(ValueError, match=said): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    for learn, said in (
+        (make(0.7), 'momentum of MomentumLearner was 0.8, is 0.7'),
+        (make(by=2.0), 'settings of the model was'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            learn.fit(1, cbs=[CheckpointCB(tmp_path / 'c.pt')])
 
 def test_a_state_of_another_class_is_not_taken(tmp_path):
     class One(Callback):
@@ -428,22 +675,33 @@ def test_a_state_of_another_class_is_not_taken(tmp_path):
             if hasattr(self, 'state'): load_training_state(learn, self.state)
     load = LoadCB()
     learner(One()).fit(1, cbs=[load])
-    with pytest.raises(ValueError, match=r"those of .*'One'.*are .*'Other'"): learner(Other()).fit(1, cbs=[load])
+    with pytest.raises(ValueError, match=r"those of .*'One'.*are .*'Other'"):
+        learner(Other()).fit(1, cbs=[load])
 
 def test_a_callback_without_settings_is_told_not_refused(tmp_path, capsys):
     learner(EveryThirdCB()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
     learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
-    assert "callbacks without settings was ['EveryThirdCB'], is []" in capsys.readouterr().out
+    assert (
+        "callbacks without settings was ['EveryThirdCB'], is []"
+        in capsys.readouterr().out)
 
 def test_longer_is_another_plan(tmp_path, capsys):
     learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
-    with pytest.raises(ValueError, match=re.escape('finish it with fit(1). To train further after it: fit(n, opt=learn.opt)')):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            'finish it with fit(1). To train further after it: fit(n, opt=learn.opt)')):
         learner().fit(2, cbs=[CheckpointCB(tmp_path/'c.pt')])
     learn = learner(); learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
-    assert 'nothing is trained. To train further: fit(n, opt=learn.opt) with a CheckpointCB of another path' in capsys.readouterr().out
+    assert (
+        'nothing is trained. To train further: fit(n, opt=learn.opt) with a '
+        'CheckpointCB of another path' in capsys.readouterr().out)
     step = int(learn.opt.state_dict()['state'][0]['step'])
-    learn.fit(2, opt=learn.opt, cbs=[CheckpointCB(tmp_path/'d.pt')])          # what it says works
-    assert learn.opt.state_dict()['state'][0]['step'] == 3*step and len(learn.history) == 2
+    learn.fit(
+        2, opt=learn.opt, cbs=[CheckpointCB(tmp_path / 'd.pt')])  # what it says works
+    assert (
+        learn.opt.state_dict()['state'][0]['step'] == 3 * step
+        and len(learn.history) == 2)
 
 def test_addresses_are_no_settings(tmp_path):
     for _ in range(2):
@@ -470,38 +728,59 @@ def test_lr_find_and_validation_leave_the_file_alone(tmp_path):
 
 def test_persistent_workers_are_refused(tmp_path):
     learn = learner(train=partial(torch_loader, num_workers=1, persistent_workers=True))
-    with pytest.raises(ValueError, match='persistent_workers=False'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(ValueError, match='persistent_workers=False'):
+        learn.fit(1, cbs=[CheckpointCB(tmp_path / 'c.pt')])
     assert list(tmp_path.iterdir()) == []
 
 def test_a_loader_without_a_length(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self): return iter([(X[i] + .1*torch.randn(4), Y[i]) for i in range(40)])
-    check_resume(tmp_path, lambda: learner(train=lambda: torch.utils.data.DataLoader(Stream(), 8)), (1, 'train', 2))
+        def __iter__(self):
+            return iter([(X[i] + 0.1 * torch.randn(4), Y[i]) for i in range(40)])
+    check_resume(
+        tmp_path,
+        lambda: learner(train=lambda: torch.utils.data.DataLoader(Stream(), 8)),
+        (1, 'train', 2))
 
 def test_lazy_layers_are_refused_until_they_know_their_shape(tmp_path):
     learn = learner(model=lambda: nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r'weight.* has no shape before the first batch.*run the model once'): learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(
+        ValueError,
+        match=r'weight.* has no shape before the first batch.*run the model once',
+    ):
+        learn.fit(1, cbs=[CheckpointCB(tmp_path / 'c.pt')])
     learn.model(X)
     learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
 
 def test_compiled_models_keep_their_own_names(tmp_path, capsys):
     "A file of a compiled model is one of the model, and the other way round"
     def compiled(): return torch.compile(net(), backend='eager')
-    for at, (then, now) in enumerate([(compiled, net), (net, compiled), (compiled, compiled)]):
+    for at, (then, now) in enumerate(
+        [(compiled, net), (net, compiled), (compiled, compiled)]
+    ):
         path = tmp_path/f'{at}.pt'
-        with pytest.raises(PowerFailure): learner(model=then).fit(2, cbs=[CheckpointCB(path, every_batches=1), CrashCB(1, 'train', 1)])
+        with pytest.raises(PowerFailure):
+            learner(model=then).fit(
+                2, cbs=[CheckpointCB(path, every_batches=1), CrashCB(1, 'train', 1)])
         state = read_checkpoint(path)
-        assert not any('_orig_mod' in name for name in [*state['model'], *state['grads'], *state['facts']])
+        assert not any(
+            '_orig_mod' in name
+            for name in [*state['model'], *state['grads'], *state['facts']])
         learner(model=now).fit(2, cbs=[CheckpointCB(path, every_batches=1)])
         assert ('compiled was' in capsys.readouterr().out) == (then != now)
 
 def test_a_training_of_a_gpu_goes_on_without_one(tmp_path, capsys):
     path = tmp_path/'c.pt'
-    with pytest.raises(PowerFailure): learner(MixedPrecisionCB()).fit(2, cbs=[CheckpointCB(path), CrashCB(1, 'train', 0)])
+    with pytest.raises(PowerFailure):
+        learner(MixedPrecisionCB()).fit(
+            2, cbs=[CheckpointCB(path), CrashCB(1, 'train', 0)])
     state = read_checkpoint(path)
-    state['circumstances']['device'], state['random']['cuda'] = 'cuda', [torch.get_rng_state()]
-    scaler = torch.amp.GradScaler('cpu', init_scale=8.).state_dict()       # on a GPU it would have chosen float16
-    state['callbacks'] = [[name, scaler if name == 'MixedPrecisionCB' else its] for name, its in state['callbacks']]
+    state['circumstances']['device'], state['random']['cuda'] = (
+        'cuda', [torch.get_rng_state()])
+    scaler = torch.amp.GradScaler(
+        'cpu', init_scale=8.0).state_dict()  # on a GPU it would have chosen float16
+    state['callbacks'] = [
+        [name, scaler if name == 'MixedPrecisionCB' else its]
+        for name, its in state['callbacks']]
     write_checkpoint(state, path)
     learn = learner(mixed := MixedPrecisionCB())
     learn.fit(2, cbs=[CheckpointCB(path)])
@@ -511,7 +790,10 @@ def test_a_training_of_a_gpu_goes_on_without_one(tmp_path, capsys):
 @pytest.mark.parametrize('name', ['model.pt', 'run[1].pt', 'model'])
 def test_only_leftovers_of_its_own_are_swept_away(tmp_path, name):
     suffix, stem = Path(name).suffix, Path(name).stem
-    theirs = [f'.{stem}_backup1{suffix}', f'.{stem}12345678{suffix}', f'.{stem}.unfinished-mine{suffix}', f'.other.unfinished-{"a"*32}{suffix}', '.run1.unfinished-' + 'a'*32 + '.pt']
+    theirs = [
+        f'.{stem}_backup1{suffix}', f'.{stem}12345678{suffix}',
+        f'.{stem}.unfinished-mine{suffix}', f'.other.unfinished-{"a" * 32}{suffix}',
+        '.run1.unfinished-' + 'a' * 32 + '.pt']
     for file in *theirs, f'.{stem}.unfinished-{"a"*32}{suffix}': (tmp_path/file).touch()
     learner().fit(1, cbs=[CheckpointCB(tmp_path/name)])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*theirs, name])
@@ -519,28 +801,49 @@ def test_only_leftovers_of_its_own_are_swept_away(tmp_path, name):
 class Pair(NamedTuple): a: int; b: int
 
 def test_classes_come_back_or_are_refused(tmp_path):
-    given = {'ordered': OrderedDict(a=1), 'counter': Counter([3, 3, 5]), 'size': torch.Size([2, 3]), 'tuple': (1, [2]), 'complex': 1+2j}
+    given = {
+        'ordered': OrderedDict(a=1), 'counter': Counter([3, 3, 5]),
+        'size': torch.Size([2, 3]), 'tuple': (1, [2]), 'complex': 1 + 2j}
     write_checkpoint(plain(given), tmp_path/'c.pt')
     back = read_checkpoint(tmp_path/'c.pt')
-    assert {name: (type(value), value) for name, value in given.items()} == {name: (type(back[name]), back[name]) for name in given}
-    for other in Pair(1, 2), defaultdict(int, a=1), types.MappingProxyType({}), torch.nn.UninitializedParameter():
-        with pytest.raises((TypeError, ValueError), match=r"the state\['it'\]"): plain({'it': other})
+    assert {name: (type(value), value) for name, value in given.items()} == {
+        name: (type(back[name]), back[name]) for name in given}
+    for other in (
+        Pair(1, 2),
+        defaultdict(int, a=1),
+        types.MappingProxyType({}),
+        torch.nn.UninitializedParameter(),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"the state\['it'\]"):
+            plain({'it': other})
 
 def test_random_state_survives_the_file(tmp_path):
     set_seed(1); np.random.randn()
     write_checkpoint({'random': plain(random_state())}, tmp_path/'r.pt')
-    def draw(): return random.random(), np.random.randn(), np.random.randn(), torch.randn(3).tolist()
+    def draw():
+        return (
+            random.random(), np.random.randn(), np.random.randn(),
+            torch.randn(3).tolist())
     expected = draw()
     set_seed(2)
     set_random_state(read_checkpoint(tmp_path/'r.pt')['random'])
     assert draw() == expected
 
 def test_channels_last_and_views(tmp_path):
-    "Saved tensors keep their layout and do not drag along the memory of which they are a part"
+    """Saved tensors keep their layout and do not drag along the memory of which they
+    are a part"""
     big = torch.randn(1000, 100)
-    write_checkpoint(plain({'view': big[:2], 'image': torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}), tmp_path/'v.pt')
+    write_checkpoint(
+        plain(
+            {
+                'view': big[:2],
+                'image': torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+        ),
+        tmp_path / 'v.pt',
+    )
     assert (tmp_path/'v.pt').stat().st_size < 10_000
-    assert read_checkpoint(tmp_path/'v.pt')['image'].is_contiguous(memory_format=torch.channels_last)
+    assert read_checkpoint(tmp_path / 'v.pt')['image'].is_contiguous(
+        memory_format=torch.channels_last)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu(tmp_path):
@@ -550,13 +853,18 @@ def test_gpu(tmp_path):
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
-    "Each is refused or has no effect. torch.load checks no sums, and a mark in the zip's directory, 'this is a folder', makes it give noise for a tensor"
+    """Each is refused or has no effect. torch.load checks no sums, and a mark in the
+    zip's directory, 'this is a folder', makes it give noise for a tensor"""
     write_checkpoint({'w': torch.arange(3), 'n': 1}, tmp_path/'a.pt')
     content = (tmp_path/'a.pt').read_bytes()
     marks = [i+38 for i in range(len(content)) if content[i:i+4] == b'PK\x01\x02']
     assert len(marks) >= 4
-    for i, bit in [*((i, bit) for i in marks for bit in range(8)), *((random.randrange(len(content)), random.randrange(8)) for _ in range(100))]:
-        (tmp_path/'b.pt').write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i+1:])
+    for i, bit in [
+        *((i, bit) for i in marks for bit in range(8)),
+        *((random.randrange(len(content)), random.randrange(8)) for _ in range(100)),
+    ]:
+        (tmp_path / 'b.pt').write_bytes(
+            content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :])
         try: state = read_checkpoint(tmp_path/'b.pt')
         except ValueError: continue
         assert state['w'].tolist() == [0, 1, 2] and state['n'] == 1, (i, bit)

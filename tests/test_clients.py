@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from nntrain.zoo import with_lookahead
 from nntrain.processes import Processes
 
-FEW = ['SGD', 'Nesterov', 'AdamW', 'AdamAnnealed', 'LAMB', 'LARS', 'RAdam', 'LookaheadUsers']
+FEW = [
+    'SGD', 'Nesterov', 'AdamW', 'AdamAnnealed', 'LAMB', 'LARS', 'RAdam',
+    'LookaheadUsers']
 few = pytest.mark.parametrize('name', FEW)
 LR, N_EPOCHS, BATCH = .02, 2, 8
 
@@ -45,7 +47,8 @@ def loader(): return DataLoader(Points(), batch_size=BATCH)
 def weights(model): return [p.detach().clone() for p in model.parameters()]
 
 def plain(name, n_epochs=N_EPOCHS, gamma=1., lr=LR):
-    "What the loop of five lines makes of the network; the rate is multiplied by `gamma` after each step"
+    """What the loop of five lines makes of the network; the rate is multiplied by
+    `gamma` after each step"""
     model = Net()
     opt = ALL[name](model.parameters(), lr=lr)
     for xb, yb in list(loader())*n_epochs:
@@ -68,14 +71,21 @@ def test_lightning(name, tmp_path):
         def __init__(self):
             super().__init__()
             self.net = Net()
-        def training_step(self, batch, i): return F.cross_entropy(self.net(batch[0]), batch[1])
+        def training_step(self, batch, i):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
         def configure_optimizers(self):
             opt = ALL[name](self.parameters(), lr=LR)
             schedule = torch.optim.lr_scheduler.ExponentialLR(opt, .9)
             return [opt], [{'scheduler': schedule, 'interval': 'step'}]
     def trainer(n_epochs):
-        off = dict.fromkeys(('logger', 'enable_checkpointing', 'enable_progress_bar', 'enable_model_summary'), False)
-        return lightning.Trainer(max_epochs=n_epochs, accelerator='cpu', default_root_dir=tmp_path, **off)
+        off = dict.fromkeys(
+            (
+                'logger', 'enable_checkpointing', 'enable_progress_bar',
+                'enable_model_summary'),
+            False,
+        )
+        return lightning.Trainer(
+            max_epochs=n_epochs, accelerator='cpu', default_root_dir=tmp_path, **off)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         first, second = trainer(1), trainer(2)
@@ -93,11 +103,13 @@ def test_fastai(name, tmp_path):
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
-    learn = Learner(DataLoaders(loader(), loader()), model := Net(), F.cross_entropy, path=tmp_path,
-                    opt_func=partial(OptimWrapper, opt=ALL[name]), lr=LR, train_bn=False)
+    learn = Learner(
+        DataLoaders(loader(), loader()), model := Net(), F.cross_entropy, path=tmp_path,
+        opt_func=partial(OptimWrapper, opt=ALL[name]), lr=LR, train_bn=False)
     with learn.no_bar(), learn.no_logging(): learn.fit(N_EPOCHS, lr=LR)
     same(weights(model), plain(name))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr_max=LR)   # writes rate and momentum
+    # writes rate and momentum
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr_max=LR)
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -130,14 +142,16 @@ def test_transformers_trainer(name, tmp_path):
         def __init__(self):
             super().__init__()
             self.net = Net()
-        def forward(self, x, labels): return {'loss': F.cross_entropy(self.net(x), labels)}
+        def forward(self, x, labels):
+            return {'loss': F.cross_entropy(self.net(x), labels)}
     class InOrder(transformers.Trainer):
         def _get_train_sampler(self, *args): return None
     rows = [dict(x=x, labels=y) for x, y in Points()]
     model = WithLoss()
     args = transformers.TrainingArguments(
-        str(tmp_path), num_train_epochs=N_EPOCHS, per_device_train_batch_size=BATCH, use_cpu=True, report_to=[],
-        disable_tqdm=True, lr_scheduler_type='constant', max_grad_norm=0., save_strategy='no', logging_strategy='no')
+        str(tmp_path), num_train_epochs=N_EPOCHS, per_device_train_batch_size=BATCH,
+        use_cpu=True, report_to=[], disable_tqdm=True, lr_scheduler_type='constant',
+        max_grad_norm=0.0, save_strategy='no', logging_strategy='no')
     opt = ALL[name](model.parameters(), lr=LR)
     InOrder(model, args, train_dataset=rows, optimizers=(opt, None)).train()
     same(weights(model), plain(name))
@@ -145,13 +159,15 @@ def test_transformers_trainer(name, tmp_path):
 
 @few
 def test_skorch(name):
-    "Cloned as in a grid search, pickled in the middle, and gone on with; the rate is a setting of the net"
+    """Cloned as in a grid search, pickled in the middle, and gone on with; the rate is
+    a setting of the net"""
     pytest.importorskip('skorch')
     from skorch import NeuralNetClassifier
     from sklearn.base import clone
     if not isinstance(ALL[name], type): pytest.skip('skorch wants a class')
-    net = NeuralNetClassifier(Net, criterion=nn.CrossEntropyLoss, optimizer=ALL[name], lr=9., max_epochs=1,
-                              batch_size=BATCH, train_split=None, iterator_train__shuffle=False, verbose=0)
+    net = NeuralNetClassifier(
+        Net, criterion=nn.CrossEntropyLoss, optimizer=ALL[name], lr=9.0, max_epochs=1,
+        batch_size=BATCH, train_split=None, iterator_train__shuffle=False, verbose=0)
     net = clone(net.set_params(lr=LR))
     x, y = Points().x.numpy(), Points().y.numpy()
     net.fit(x, y)
@@ -164,7 +180,8 @@ def test_a_users_class_with_lookahead_and_its_copies():
     "What libraries do with a class: pickle it, copy it, send it to workers"
     made = with_lookahead(Users)
     for cls in pickle.loads(pickle.dumps(made)), copy.deepcopy(made):
-        assert (cls.__name__, cls.parts, cls.hypers) == (made.__name__, made.parts, made.hypers)
+        assert (cls.__name__, cls.parts, cls.hypers) == (
+            made.__name__, made.parts, made.hypers)
 
 
 # ---- two processes on this machine
@@ -186,10 +203,12 @@ def sharded(names, kind, folder):
     def spread(make):
         model = net()
         if kind == 'FSDP2':
-            for part in model[0], model[2], model: fully_shard(part, mesh=init_device_mesh('cpu', (world,)))
+            for part in model[0], model[2], model:
+                fully_shard(part, mesh=init_device_mesh('cpu', (world,)))
             return model, make(model.parameters(), lr=.05)
         model = nn.parallel.DistributedDataParallel(model)
-        if kind == 'ZeRO': return model, ZeroRedundancyOptimizer(model.parameters(), make, lr=.05)
+        if kind == 'ZeRO':
+            return model, ZeroRedundancyOptimizer(model.parameters(), make, lr=0.05)
         return model, make(model.parameters(), lr=.05)
     def go(model, opt, rows, n=6):
         for _ in range(n):
@@ -209,26 +228,35 @@ def sharded(names, kind, folder):
             model, opt = spread(ALL[name])
             states = dict(zip(('model', 'opt'), get_state_dict(model, opt)))
             dcp.load(states, checkpoint_id=path)
-            set_state_dict(model, opt, model_state_dict=states['model'], optim_state_dict=states['opt'])
+            set_state_dict(
+                model, opt, model_state_dict=states['model'],
+                optim_state_dict=states['opt'])
         go(model, opt, mine)
         whole = [p.full_tensor() if kind == 'FSDP2' else p for p in model.parameters()]
-        gaps[name] = max((p - q).abs().max().item() for p, q in zip(alone.parameters(), whole))
+        gaps[name] = max(
+            (p - q).abs().max().item() for p, q in zip(alone.parameters(), whole))
     return gaps
 
 
 @pytest.fixture(scope='module')
 def two(root):
     with Processes(2) as processes:
-        processes.run(f'import sys, warnings; sys.path.insert(0, {str(root/"tests")!r})')
-        processes.run('warnings.simplefilter("ignore"); from optimizer_checks import ALL')
+        processes.run(
+            f'import sys, warnings; sys.path.insert(0, {str(root / "tests")!r})')
+        processes.run(
+            'warnings.simplefilter("ignore"); from optimizer_checks import ALL')
         yield processes
 
 
 @pytest.mark.parametrize('kind', ['DDP', 'ZeRO', 'FSDP2'])
 def test_two_processes(two, kind, tmp_path):
-    "ZeRO and DDP keep whole parameters; FSDP2 cuts them, and lengths are still those of whole layers"
-    if kind == 'FSDP2' and not hasattr(torch.cpu.Stream, 'record_event'): pytest.skip('FSDP2 of this torch needs a GPU')
-    names = FEW if kind != 'ZeRO' else [name for name in FEW if isinstance(ALL[name], type)]
+    """ZeRO and DDP keep whole parameters; FSDP2 cuts them, and lengths are still those
+    of whole layers"""
+    if kind == 'FSDP2' and not hasattr(torch.cpu.Stream, 'record_event'):
+        pytest.skip('FSDP2 of this torch needs a GPU')
+    names = (
+        FEW if kind != 'ZeRO' else [name for name in FEW if isinstance(ALL[name], type)]
+    )
     for gaps in two.run(sharded, names, kind, str(tmp_path)):
         assert list(gaps) == names and max(gaps.values()) < 1e-5, gaps
 
@@ -240,7 +268,9 @@ def test_lengths_of_sharded_tensors_are_those_of_the_whole(two):
         from torch.distributed.tensor import Shard, distribute_tensor
         def given(shape):
             x = torch.arange(1., 1 + shape[0]*shape[1]).view(shape)
-            return distribute_tensor(x, init_device_mesh('cpu', (world,)), [Shard(0)]) if spread else x
+            return (
+                distribute_tensor(x, init_device_mesh('cpu', (world,)), [Shard(0)])
+                if spread else x)
         moved = {}
         for name in 'LAMB', 'LARS':
             p = nn.Parameter(given((5, 3)))

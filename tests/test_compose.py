@@ -43,15 +43,22 @@ from nntrain.optimizer import SGD
 def dicts(**kw):
     rates = st.one_of(st.just(0.), st.floats(1e-4, .1))
     decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
-    return st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans()) | kw)
+    return st.fixed_dictionaries(
+        dict(lr=rates, weight_decay=decays, maximize=st.booleans()) | kw)
 
 
 shares, floors = st.floats(0, .99), st.floats(1e-6, .1)
 betas = dict(betas=st.tuples(shares, st.floats(.3, .999)), eps=floors)
-PAIRS = {'SGD': (OneSGD, torch.optim.SGD, dicts()), 'Momentum': (OneMomentum, torch.optim.SGD, dicts(momentum=st.floats(.01, .99))),
-         'RMSProp': (OneRMSProp, torch.optim.RMSprop, dicts(alpha=shares, eps=floors)), 'Adam': (OneAdam, torch.optim.Adam, dicts(**betas)),
-         'AdamW': (OneAdamW, torch.optim.AdamW, dicts(**betas)), 'RAdam': (RAdam, torch.optim.RAdam, dicts(**betas))}
-OWN = {'LAMB': LAMB, 'LARS': LARS, 'Lion': Lion, 'Lookahead': with_lookahead(OneAdam), 'Exact': Exact}
+PAIRS = {
+    'SGD': (OneSGD, torch.optim.SGD, dicts()),
+    'Momentum': (OneMomentum, torch.optim.SGD, dicts(momentum=st.floats(0.01, 0.99))),
+    'RMSProp': (OneRMSProp, torch.optim.RMSprop, dicts(alpha=shares, eps=floors)),
+    'Adam': (OneAdam, torch.optim.Adam, dicts(**betas)),
+    'AdamW': (OneAdamW, torch.optim.AdamW, dicts(**betas)),
+    'RAdam': (RAdam, torch.optim.RAdam, dicts(**betas))}
+OWN = {
+    'LAMB': LAMB, 'LARS': LARS, 'Lion': Lion, 'Lookahead': with_lookahead(OneAdam),
+    'Exact': Exact}
 quick = settings(max_examples=10, deadline=None)
 every = pytest.mark.parametrize('name', PAIRS)
 own = pytest.mark.parametrize('name', OWN)
@@ -59,7 +66,9 @@ own = pytest.mark.parametrize('name', OWN)
 
 def pair(name, data, foreach, seed):
     ours, theirs, hypers = PAIRS[name]
-    kw, other = data.draw(hypers), {k: v for k, v in data.draw(hypers).items() if k != 'maximize'}
+    kw, other = (
+        data.draw(hypers),
+        {k: v for k, v in data.draw(hypers).items() if k != 'maximize'})
     a, b = parameters(seed), parameters(seed)
     def groups(ps): return [{'params': ps[:2], **other}, {'params': ps[2:]}]
     return a, ours(groups(a), foreach=foreach, **kw), b, theirs(groups(b), **kw)
@@ -105,7 +114,12 @@ def test_lists_and_one_by_one_agree(name):
     train(0, 30, (a, OWN[name](a, lr=.01)), (b, OWN[name](b, lr=.01, foreach=False)))
 
 
-@pytest.mark.parametrize('cls', [*(ours for ours, *_ in PAIRS.values()), *OWN.values(), compose(l2_reg, *adam, name='Unnamed')])
+@pytest.mark.parametrize(
+    'cls',
+    [
+        *(ours for ours, *_ in PAIRS.values()), *OWN.values(),
+        compose(l2_reg, *adam, name='Unnamed')],
+)
 def test_copies_pickles_and_saved_states_go_on_alike(cls):
     a = parameters()
     opt = cls(a, lr=.01)
@@ -124,7 +138,9 @@ def test_copies_pickles_and_saved_states_go_on_alike(cls):
 def test_torchs_schedulers_and_scaler(cls):
     p = nn.Parameter(torch.ones(3))
     opt = cls([p], lr=.1)
-    schedules = [lr_scheduler.ExponentialLR(opt, .5), lr_scheduler.OneCycleLR(opt, .1, total_steps=5)]
+    schedules = [
+        lr_scheduler.ExponentialLR(opt, 0.5),
+        lr_scheduler.OneCycleLR(opt, 0.1, total_steps=5)]
     scaler = torch.amp.GradScaler('cpu', init_scale=8.)
     for _ in range(3):
         opt.zero_grad()
@@ -136,7 +152,12 @@ def test_torchs_schedulers_and_scaler(cls):
     assert opt.param_groups[0]['lr'] != .1
 
 
-@pytest.mark.parametrize('cls', [*(ours for ours, *_ in PAIRS.values()), LAMB, LARS, OWN['Lookahead'], OWN['Exact']])
+@pytest.mark.parametrize(
+    'cls',
+    [
+        *(ours for ours, *_ in PAIRS.values()), LAMB, LARS, OWN['Lookahead'],
+        OWN['Exact']],
+)
 @pytest.mark.parametrize('foreach', [True, False])
 def test_a_nan_is_not_hidden(cls, foreach):
     p = nn.Parameter(torch.ones(2, dtype=torch.float64))
@@ -149,26 +170,38 @@ def test_a_nan_is_not_hidden(cls, foreach):
 def test_tensor_learning_rate_and_mixed_dtypes(cls):
     for shape in (), (1,):
         a, b = parameters(1), parameters(1)
-        train(1, 5, (a, cls(a, lr=torch.full(shape, .01, dtype=torch.float64))), (b, cls(b, lr=.01)))
-    ps = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+        train(
+            1, 5, (a, cls(a, lr=torch.full(shape, 0.01, dtype=torch.float64))),
+            (b, cls(b, lr=0.01)))
+    ps = [
+        nn.Parameter(torch.ones(3, dtype=dtype))
+        for dtype in (torch.float64, torch.float32, torch.bfloat16)]
     for p in ps: p.grad = torch.full_like(p, .5)
     cls(ps, lr=100. if cls is LARS else .25).step()
     assert all(p[0] != 1 for p in ps)
     assert_close(ps[1].double(), ps[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(shutil.which('g++') is None and shutil.which('c++') is None, reason='torch.compile needs a C++ compiler here')
+@pytest.mark.skipif(
+    shutil.which('g++') is None and shutil.which('c++') is None,
+    reason='torch.compile needs a C++ compiler here')
 @pytest.mark.parametrize('cls', [OneMomentum, OneRMSProp, OneAdamW])
 def test_torch_compile_traces_the_step_whole(cls):
-    torch.compiler.reset()  # else the runs count as one function compiled again and again
+    # else the runs count as one function compiled again and again
+    torch.compiler.reset()
     a, b = parameters(2), parameters(2)
-    compiled, plain = (cls(ps, lr=torch.tensor(.1, dtype=torch.float64), weight_decay=.01) for ps in (a, b))
+    compiled, plain = (
+        cls(ps, lr=torch.tensor(0.1, dtype=torch.float64), weight_decay=0.01)
+        for ps in (a, b))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        step = torch.compile(lambda: compiled.step(), backend='aot_eager', fullgraph=True)
+        step = torch.compile(
+            lambda: compiled.step(), backend='aot_eager', fullgraph=True)
         gen = torch.Generator().manual_seed(2)
         for _ in range(3):
-            for p, q in zip(a, b): p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64); q.grad = p.grad.clone()
+            for p, q in zip(a, b):
+                p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64)
+                q.grad = p.grad.clone()
             step()
             plain.step()
     same_parameters(a, b)
@@ -177,7 +210,9 @@ def test_torch_compile_traces_the_step_whole(cls):
 @given(st.floats(0, 10), st.floats(0, 10))
 @quick
 def test_trust_ratio_is_finite_and_positive(a, b):
-    got = trust_ratio(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).item()
+    got = trust_ratio(
+        torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    ).item()
     assert got == (a/b if a > 0 and b > 0 else 1.)
 
 
@@ -193,10 +228,19 @@ def test_lamb_and_lars_are_safe_at_zero(grad, moves):
 @given(seed=st.integers(0, 1000), cap=st.floats(.5, 20))
 @quick
 def test_lambs_step_is_a_share_of_the_weights(seed, cap):
-    p = nn.Parameter(torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    p = nn.Parameter(
+        torch.randn(
+            5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
     p.grad, before = torch.randn(5, dtype=torch.float64), p.detach().clone()
     LAMB([p], lr=.01, max_trust=cap, eps=0.).step()
-    assert_close((p.detach() - before).norm(), .01*torch.minimum(before.norm(), cap*torch.tensor(5., dtype=torch.float64).sqrt()), rtol=1e-9, atol=0)
+    assert_close(
+        (p.detach() - before).norm(),
+        0.01
+        * torch.minimum(
+            before.norm(), cap * torch.tensor(5.0, dtype=torch.float64).sqrt()),
+        rtol=1e-9,
+        atol=0,
+    )
 
 
 def test_lamb_trust_is_kept_and_bounded():
@@ -213,12 +257,21 @@ def refused(error, text, *parts, **kw):
 
 
 def test_parts_that_do_not_fit_are_refused_when_the_class_is_made():
-    refused(ValueError, "Mine: momentum_step asks for 'momentum_buffer', which no earlier part makes: add a stat", momentum_step)
-    refused(ValueError, 'put sum_grad, which makes it, before momentum_step', momentum_step, sum_grad)
-    refused(ValueError, "average_grad and average_grad both make 'exp_avg'", average_grad, *adam)
+    refused(
+        ValueError,
+        "Mine: momentum_step asks for 'momentum_buffer', which no earlier part makes: "
+        "add a stat", momentum_step)
+    refused(
+        ValueError, 'put sum_grad, which makes it, before momentum_step', momentum_step,
+        sum_grad)
+    refused(
+        ValueError, "average_grad and average_grad both make 'exp_avg'", average_grad,
+        *adam)
     refused(ValueError, 'no part asks for p', sum_grad, step_count)
     refused(ValueError, 'no part asks for p')
-    refused(TypeError, "did you mean 'weight_decay'", weight_decay, sgd_step, weigth_decay=.1)
+    refused(
+        TypeError, "did you mean 'weight_decay'", weight_decay, sgd_step,
+        weigth_decay=0.1)
     refused(TypeError, 'a part must be a function, got 3', sgd_step, 3)
     def greedy(p, grad, **kwargs): ...
     refused(TypeError, r'greedy takes \*\*kwargs', greedy)
@@ -226,7 +279,8 @@ def test_parts_that_do_not_fit_are_refused_when_the_class_is_made():
     def other(p, grad, *, lr=.1): ...
     refused(ValueError, 'lr is 0.5 in mine, but 0.1 in other: say which', mine, other)
     assert compose(mine, other, lr=.3).hypers == dict(lr=.3)
-    for order in [mine, sgd_step], [sgd_step, mine]: assert compose(*order).hypers == dict(lr=.5)
+    for order in [mine, sgd_step], [sgd_step, mine]:
+        assert compose(*order).hypers == dict(lr=0.5)
     def taken(p, *, foreach=1): ...
     refused(ValueError, r"the names \['foreach'\] are taken", taken)
     for name in 'p', 'grad':
@@ -241,10 +295,14 @@ def test_what_the_constructor_refuses():
     ps = parameters()
     make = compose(sum_grad, momentum_step, name='Mine')
     with pytest.raises(TypeError, match='Mine needs a value for lr'): make(ps)
-    with pytest.raises(TypeError, match="did you mean 'momentum'"): make(ps, lr=.1, momentun=.9)
-    with pytest.raises(TypeError, match="did you mean 'momentum'"): make([{'params': ps, 'momentun': .9}], lr=.1)
-    with pytest.raises(ValueError, match='momentum must be'): make(ps, lr=.1, momentum=1.)
-    with pytest.raises(ValueError, match='k must be a number of at least 1'): with_lookahead(OneAdam)(ps, k=0)
+    with pytest.raises(TypeError, match="did you mean 'momentum'"):
+        make(ps, lr=0.1, momentun=0.9)
+    with pytest.raises(TypeError, match="did you mean 'momentum'"):
+        make([{'params': ps, 'momentun': 0.9}], lr=0.1)
+    with pytest.raises(ValueError, match='momentum must be'):
+        make(ps, lr=0.1, momentum=1.0)
+    with pytest.raises(ValueError, match='k must be a number of at least 1'):
+        with_lookahead(OneAdam)(ps, k=0)
     with pytest.raises(ValueError, match='alpha must be'): OneRMSProp(ps, alpha=1.)
     with pytest.raises(TypeError, match='Composed has no parts'): Composed(ps)
     with pytest.raises(ValueError, match='no parameters'): make([], lr=.1)
@@ -259,7 +317,8 @@ def test_returned_inputs_are_refused(foreach):
         ps = parameters()
         opt = compose(part)(ps, lr=.1, foreach=foreach)
         for p in ps: p.grad = torch.ones_like(p)
-        with pytest.raises(TypeError, match='change it in place and return nothing'): opt.step()
+        with pytest.raises(TypeError, match='change it in place and return nothing'):
+            opt.step()
 
 
 def test_a_part_of_your_own_with_and_without_lists():
@@ -268,7 +327,9 @@ def test_a_part_of_your_own_with_and_without_lists():
     def step(p, grad, seen, *, lr, power=.5): p -= lr*grad/seen**power
     make = compose(l2_reg, count, step, lr=.1)
     a, b = parameters(), parameters()
-    train(0, 5, (a, make(a, weight_decay=.1)), (b, make(b, weight_decay=.1, foreach=False)))
+    train(
+        0, 5, (a, make(a, weight_decay=0.1)),
+        (b, make(b, weight_decay=0.1, foreach=False)))
     calls = []
     @multi(step)
     def steps(p, grad, seen, *, lr, power):
@@ -283,9 +344,13 @@ def test_a_part_of_your_own_with_and_without_lists():
 
 
 def test_signature_and_inheritance():
-    assert list(inspect.signature(LAMB).parameters) == ['params', 'betas', 'lr', 'eps', 'weight_decay', 'max_trust', 'maximize', 'foreach']
+    assert list(inspect.signature(LAMB).parameters) == [
+        'params', 'betas', 'lr', 'eps', 'weight_decay', 'max_trust', 'maximize',
+        'foreach']
     class Bolder(LAMB): hypers = dict(lr=.5)
-    assert Bolder.hypers['lr'] == .5 and Bolder.parts == LAMB.parts and LAMB.hypers['lr'] == 1e-3 and lamb_step in Bolder.parts
+    assert (
+        Bolder.hypers['lr'] == 0.5 and Bolder.parts == LAMB.parts
+        and LAMB.hypers['lr'] == 1e-3 and lamb_step in Bolder.parts)
 
 
 @given(k=st.integers(1, 6), alpha=st.floats(.1, 1), n=st.integers(1, 20))
@@ -304,22 +369,28 @@ def test_lookahead_by_hand(k, alpha, n):
 
 def fit(grads, cb, n_epochs=1):
     batches = [(torch.tensor([[g]]), torch.zeros(1, 1)) for g in grads]
-    learn = Learner(nn.Linear(1, 1, bias=False), DataLoaders(batches, []), lambda preds, y: preds.sum(), SGD, lr=1., cbs=[cb])
+    learn = Learner(
+        nn.Linear(1, 1, bias=False), DataLoaders(batches, []),
+        lambda preds, y: preds.sum(), SGD, lr=1.0, cbs=[cb])
     learn.fit(n_epochs, valid=False)
     return cb
 
 
 def test_the_annealer_waits_for_the_running_minimum_to_halve():
-    assert fit([2., 1.5, 1.4, 3., 1., .9], AutoAnnealCB(every='batch')).lrs == [1., 1., .25, .25, .25, .0625]
+    assert fit([2.0, 1.5, 1.4, 3.0, 1.0, 0.9], AutoAnnealCB(every='batch')).lrs == [
+        1.0, 1.0, 0.25, 0.25, 0.25, 0.0625]
     cb = AutoAnnealCB(share=.9, factor=2.)
-    assert fit([2., 1.], cb, n_epochs=3).lrs == [1., 1., 1.]           # the same gradients each epoch: never less
-    assert fit([2., 1.], cb, n_epochs=1).lrs == [1.]                   # a second fit starts fresh
+    # the same gradients each epoch: never less
+    assert fit([2., 1.], cb, n_epochs=3).lrs == [1., 1., 1.]
+    # a second fit starts fresh
+    assert fit([2., 1.], cb, n_epochs=1).lrs == [1.]
     for bad in dict(share=1.), dict(share=0.), dict(factor=1.), dict(every='step'):
         with pytest.raises(ValueError): AutoAnnealCB(**bad)
 
 
 def test_the_annealer_forgets_the_batches_of_an_interrupted_phase():
-    "The first epoch is left after two batches; the mean of the second must not count them"
+    """The first epoch is left after two batches; the mean of the second must not count
+    them"""
     class Leave(Callback):
         order = 90
         def after_batch(self, learn):
@@ -336,7 +407,9 @@ def test_the_annealer_forgets_the_batches_of_an_interrupted_phase():
 def test_the_annealer_cuts_each_rate_once(tensor):
     "Groups that were given no rate of their own share the tensor of the constructor"
     ps = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
-    opt = SGD([{'params': ps[:1]}, {'params': ps[1:]}], lr=torch.tensor(1.) if tensor else 1.)
+    opt = SGD(
+        [{'params': ps[:1]}, {'params': ps[1:]}],
+        lr=torch.tensor(1.0) if tensor else 1.0)
     AutoAnnealCB(factor=4.)._cut(opt.param_groups)
     assert [float(g['lr']) for g in opt.param_groups] == [.25, .25]
     assert AutoAnnealCB.owns == ('lr',)
@@ -346,7 +419,8 @@ def test_gradients_in_float16_do_not_overflow_the_annealer():
     model = nn.Linear(1, 1, bias=False).half()
     cb = AutoAnnealCB(every='batch')
     cb.before_fit(None)
-    model.weight.grad = torch.full((1, 1), 300., dtype=torch.float16)   # its square is above 65,504
+    # its square is above 65,504
+    model.weight.grad = torch.full((1, 1), 300., dtype=torch.float16)
     class Fit: opt = SGD(model.parameters(), lr=1.)
     Fit.model = model
     cb.after_backward(Fit)

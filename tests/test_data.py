@@ -24,13 +24,16 @@ from nntrain.show import show_image, show_images
 from nntrain.sources import FashionTensors, fashion_mnist, fashion_tensors, read_idx
 from nntrain.sources import toy_fashion
 
-sizes = dict(n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.one_of(st.none(), st.integers(0, 2**40)))
+sizes = dict(
+    n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(),
+    drop_last=st.booleans(), seed=st.one_of(st.none(), st.integers(0, 2**40)))
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
     "No variables from outside, no memory of earlier answers"
-    for k in ('NNTRAIN_DATA', 'NNTRAIN_BUDGET', 'IN_TEST', 'HF_HUB_OFFLINE'): monkeypatch.delenv(k, raising=False)
+    for k in ('NNTRAIN_DATA', 'NNTRAIN_BUDGET', 'IN_TEST', 'HF_HUB_OFFLINE'):
+        monkeypatch.delenv(k, raising=False)
     kept = D._hub_dataset, D._no_hub, D._warn_toy, D._tensors
     for f in kept: f.cache_clear()
     yield
@@ -55,7 +58,8 @@ def epoch(loader): return [b.tolist() for _,b in loader]
 @given(**sizes)
 def test_every_index_once(n, bs, shuffle, drop_last, seed):
     if drop_last and n < bs: return
-    loader = TensorLoader(ids(n), ids(n), bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
+    loader = TensorLoader(
+        ids(n), ids(n), bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
     batches = epoch(loader)
     flat = sum(batches, [])
     assert len(batches)==len(loader)
@@ -65,10 +69,13 @@ def test_every_index_once(n, bs, shuffle, drop_last, seed):
     if not shuffle: assert flat==list(range(len(flat)))
 
 
-@given(n=st.integers(2, 100), bs=st.integers(1, 40), seed=st.integers(0, 2**40), k=st.integers(0, 50))
+@given(
+    n=st.integers(2, 100), bs=st.integers(1, 40), seed=st.integers(0, 2**40),
+    k=st.integers(0, 50))
 def test_order_is_a_function_of_seed_and_epoch(n, bs, seed, k):
     a, b = [TensorLoader(ids(n), ids(n), bs, shuffle=True, seed=seed) for _ in range(2)]
-    torch.manual_seed(k)                                    # the global generator has no say
+    # the global generator has no say
+    torch.manual_seed(k)
     for _ in range(3): torch.rand(3); last = epoch(a)
     b.epoch = 2
     assert epoch(b)==last and b.epoch==3
@@ -77,7 +84,13 @@ def test_order_is_a_function_of_seed_and_epoch(n, bs, seed, k):
 
 @given(bs=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_seeds_and_epochs_differ(bs, seed):
-    orders = [tuple(TensorLoader(ids(50), ids(50), bs, shuffle=True, seed=seed+i).order(e).tolist()) for i in range(3) for e in range(3)]
+    orders = [
+        tuple(
+            TensorLoader(ids(50), ids(50), bs, shuffle=True, seed=seed + i) .order(e)
+            .tolist())
+        for i in range(3)
+        for e in range(3)
+    ]
     assert len(set(orders))==9
 
 
@@ -92,12 +105,14 @@ def test_two_passes_at_once_do_not_disturb_each_other():
     loader = TensorLoader(ids(20), ids(20), 3, shuffle=True, seed=1)
     a, b = iter(loader), iter(loader)
     mixed = [(next(a)[1].tolist(), next(b)[1].tolist()) for _ in range(len(loader))]
-    assert [sum(o, []) for o in zip(*mixed)]==[loader.order(0).tolist(), loader.order(1).tolist()]
+    assert [sum(o, []) for o in zip(*mixed)] == [
+        loader.order(0).tolist(), loader.order(1).tolist()]
 
 
 @pytest.mark.parametrize('shuffle', [False, True])
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32, torch.float64, torch.int64])
-@pytest.mark.parametrize('norm', [{}, dict(mean=.5, std=.5)])
+@pytest.mark.parametrize(
+    'dtype', [torch.uint8, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize('norm', [{}, dict(mean=0.5, std=0.5)])
 def test_batches_are_fresh_memory(shuffle, dtype, norm):
     if norm and dtype==torch.int64: return
     x, y = torch.ones(9, 2, dtype=dtype), torch.ones(9)
@@ -115,7 +130,11 @@ def test_bytes_are_scaled_like_a_division(n, bs):
 
 
 def test_other_types_stay_as_they_are():
-    for x in (torch.randn(5, 2), torch.randn(5, 2).double(), torch.randint(0, 1000, (5, 2))):
+    for x in (
+        torch.randn(5, 2),
+        torch.randn(5, 2).double(),
+        torch.randint(0, 1000, (5, 2)),
+    ):
         (xb, _), = TensorLoader(x, ids(5), 8)
         assert xb.dtype==x.dtype and torch.equal(xb, x)
 
@@ -124,22 +143,35 @@ def test_normalisation_per_channel_and_by_a_number():
     x = torch.randint(0, 256, (6,3,4,4), dtype=torch.uint8)
     mean, std = [.1,.2,.3], [.4,.5,.6]
     (xb, _), = TensorLoader(x, ids(6), 8, mean=mean, std=std)
-    torch.testing.assert_close(xb, (x.float()/255-torch.tensor(mean).view(3,1,1))/torch.tensor(std).view(3,1,1))
+    torch.testing.assert_close(
+        xb, (x.float() / 255 - torch.tensor(mean).view(3, 1, 1))
+        / torch.tensor(std).view(3, 1, 1))
     (xb, _), = TensorLoader(x, ids(6), 8, mean=.1, std=.2)
     torch.testing.assert_close(xb, (x.float()/255-.1)/.2)
 
 
-@pytest.mark.parametrize('kw, text', [(dict(batch_size=0), 'at least 1, got 0'), (dict(batch_size=-3), 'got -3'), (dict(batch_size=2.), 'got 2.0'),
-    (dict(batch_size=True), 'got True'), (dict(batch_size='8'), "got '8'"), (dict(batch_size=9, drop_last=True), 'drop_last leaves no batch'),
-    (dict(batch_size=2, mean=.1), 'both mean and std'), (dict(batch_size=2, mean=.1, std=[.1,0.]), 'std must be positive')])
+@pytest.mark.parametrize(
+    'kw, text',
+    [
+        (dict(batch_size=0), 'at least 1, got 0'), (dict(batch_size=-3), 'got -3'),
+        (dict(batch_size=2.0), 'got 2.0'), (dict(batch_size=True), 'got True'),
+        (dict(batch_size='8'), "got '8'"),
+        (dict(batch_size=9, drop_last=True), 'drop_last leaves no batch'),
+        (dict(batch_size=2, mean=0.1), 'both mean and std'),
+        (dict(batch_size=2, mean=0.1, std=[0.1, 0.0]), 'std must be positive')],
+)
 def test_bad_arguments(kw, text):
-    with pytest.raises(ValueError, match=text): TensorLoader(torch.zeros(4,2,1,1), torch.zeros(4), **kw)
+    with pytest.raises(ValueError, match=text):
+        TensorLoader(torch.zeros(4, 2, 1, 1), torch.zeros(4), **kw)
 
 
 def test_bad_tensors():
-    with pytest.raises(ValueError, match='no samples'): TensorLoader(torch.zeros(0,2), torch.zeros(0), 2)
-    with pytest.raises(ValueError, match='no samples'): TensorLoader(torch.tensor(1.), torch.zeros(0), 2)
-    with pytest.raises(ValueError, match='one row per sample.*4.*3'): TensorLoader(torch.zeros(4,2), torch.zeros(3), 2)
+    with pytest.raises(ValueError, match='no samples'):
+        TensorLoader(torch.zeros(0, 2), torch.zeros(0), 2)
+    with pytest.raises(ValueError, match='no samples'):
+        TensorLoader(torch.tensor(1.0), torch.zeros(0), 2)
+    with pytest.raises(ValueError, match='one row per sample.*4.*3'):
+        TensorLoader(torch.zeros(4, 2), torch.zeros(3), 2)
 
 
 # ---- DataLoaders and collate ----
@@ -148,12 +180,20 @@ def test_one_shot_iterators_are_refused():
     ok = [1]
     for bad in ((b for b in ok), iter(ok), map(str, ok), zip(ok)):
         with pytest.raises(TypeError, match='train is a one-shot'): DataLoaders(bad, ok)
-        with pytest.raises(TypeError, match='test is a one-shot'): DataLoaders(ok, ok, bad)
+        with pytest.raises(TypeError, match='test is a one-shot'):
+            DataLoaders(ok, ok, bad)
     with pytest.raises(TypeError, match='valid must be a loader'): DataLoaders(ok, 3)
 
 
-@pytest.mark.parametrize('names, valid, found', [(('train','test'), None, ('test', None)), (('train','validation'), None, ('validation', None)),
-    (('train','validation','test'), None, ('validation','test')), (('train','validation','test'), 'test', ('test', None)), (('train','dev'), 'dev', ('dev', None))])
+@pytest.mark.parametrize(
+    'names, valid, found',
+    [
+        (('train', 'test'), None, ('test', None)),
+        (('train', 'validation'), None, ('validation', None)),
+        (('train', 'validation', 'test'), None, ('validation', 'test')),
+        (('train', 'validation', 'test'), 'test', ('test', None)),
+        (('train', 'dev'), 'dev', ('dev', None))],
+)
 def test_two_or_three_splits(names, valid, found):
     sizes = {k: i+5 for i,k in enumerate(names)}
     dd = {k: [(torch.tensor(float(i)), i) for i in range(n)] for k,n in sizes.items()}
@@ -166,12 +206,20 @@ def test_two_or_three_splits(names, valid, found):
 
 def test_dataset_dict_faults():
     rows = [(torch.zeros(1), 0)]*3
-    for dd, kw in [(dict(train=rows), {}), (dict(test=rows), {}), (dict(train=rows, dev=rows), {}), (dict(train=rows, test=rows), dict(valid='nope')),
-                   (dict(train=rows, test=rows), dict(valid='train'))]:
-        with pytest.raises(ValueError, match="need a split 'train'"): DataLoaders.from_dataset_dict(dd, 2, **kw)
-    with pytest.raises(ValueError, match="split 'train' is empty"): DataLoaders.from_dataset_dict(dict(train=[], test=rows), 2)
+    for dd, kw in [
+        (dict(train=rows), {}),
+        (dict(test=rows), {}),
+        (dict(train=rows, dev=rows), {}),
+        (dict(train=rows, test=rows), dict(valid='nope')),
+        (dict(train=rows, test=rows), dict(valid='train')),
+    ]:
+        with pytest.raises(ValueError, match="need a split 'train'"):
+            DataLoaders.from_dataset_dict(dd, 2, **kw)
+    with pytest.raises(ValueError, match="split 'train' is empty"):
+        DataLoaders.from_dataset_dict(dict(train=[], test=rows), 2)
     for bs in (0, -1, 1.5):
-        with pytest.raises(ValueError, match='batch_size'): DataLoaders.from_dataset_dict(dict(train=rows, test=rows), bs)
+        with pytest.raises(ValueError, match='batch_size'):
+            DataLoaders.from_dataset_dict(dict(train=rows, test=rows), bs)
 
 
 def test_dataset_dict_of_pictures():
@@ -179,90 +227,137 @@ def test_dataset_dict_of_pictures():
     dls = DataLoaders.from_dataset_dict(dd, 8, seed=1)
     (xb, yb), *_ = dls.valid
     x, y = D._toy_tensors(20, [0,1])
-    assert torch.equal(xb, x[:16].float()/255) and torch.equal(yb, y[:16]) and dls.classes==FASHION_CLASSES
+    assert (
+        torch.equal(xb, x[:16].float() / 255) and torch.equal(yb, y[:16])
+        and dls.classes == FASHION_CLASSES)
     again = DataLoaders.from_dataset_dict(dd, 8, seed=1)
     assert epoch(dls.train)==epoch(again.train)
     dd['train'] = dd['train'].map(lambda r: dict(label=-1), keep_in_memory=True)
-    with pytest.raises(ValueError, match='train: label -1 at index 0'): DataLoaders.from_dataset_dict(dd, 8)
+    with pytest.raises(ValueError, match='train: label -1 at index 0'):
+        DataLoaders.from_dataset_dict(dd, 8)
 
 
 def test_from_tensors_checks_labels_and_drops_only_in_training():
     xy = torch.zeros(10, 1), torch.arange(10)
-    with pytest.raises(ValueError, match='valid: label 9 at index 9 is outside the 9 classes 0…8'):
-        DataLoaders.from_tensors((xy[0][:9], xy[1][:9]), xy, batch_size=2, classes=range(9))
-    dls = DataLoaders.from_tensors(xy, xy, xy, batch_size=4, drop_last=True, seed=1, classes=range(10), source='mine')
-    assert (len(dls.train), len(dls.valid), len(dls.test), dls.source)==(2, 2, 2, 'mine')
+    with pytest.raises(
+        ValueError, match='valid: label 9 at index 9 is outside the 9 classes 0…8'
+    ):
+        DataLoaders.from_tensors(
+            (xy[0][:9], xy[1][:9]), xy, batch_size=2, classes=range(9))
+    dls = DataLoaders.from_tensors(
+        xy, xy, xy, batch_size=4, drop_last=True, seed=1, classes=range(10),
+        source='mine')
+    assert (len(dls.train), len(dls.valid), len(dls.test), dls.source) == (
+        2, 2, 2, 'mine')
     assert sum(epoch(dls.test), [])==list(range(10))
 
 
 def test_collate():
     from PIL import Image
-    rows = [dict(image=Image.new('RGB', (5,4), (255,0,51)), label=i, more=(torch.ones(2), 1.)) for i in range(3)]
+    rows = [
+        dict(
+            image=Image.new('RGB', (5, 4), (255, 0, 51)), label=i,
+            more=(torch.ones(2), 1.0))
+        for i in range(3)
+    ]
     out = collate(rows)
-    assert out['image'].shape==(3,3,4,5) and out['image'][0,:,0,0].tolist()==pytest.approx([1,0,.2])
-    assert out['label'].tolist()==[0,1,2] and [o.shape for o in out['more']]==[(3,2),(3,)]
-    assert isinstance(collate_tuple(rows), tuple) and collate_tuple(rows, flat=True)[0].shape==(3,60)
+    assert out['image'].shape == (3, 3, 4, 5) and out['image'][
+        0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    assert out['label'].tolist() == [0, 1, 2] and [o.shape for o in out['more']] == [
+        (3, 2), (3,)]
+    assert isinstance(collate_tuple(rows), tuple) and collate_tuple(rows, flat=True)[
+        0].shape == (3, 60)
     with pytest.raises(ValueError): collate([(1,2),(1,)])
 
 
-@pytest.mark.parametrize('names', [('label', 'image'), ('image', 'label'), ('id', 'label', 'image'),
-                                   ('y', 'image', 'id')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('label', 'image'), ('image', 'label'), ('id', 'label', 'image'),
+        ('y', 'image', 'id')],
+)
 def test_columns_go_by_name(names):
     "The target comes last, wherever it stands in the row"
-    rows = [{k: dict(id=10., image=torch.zeros(2)).get(k, i) for k in names} for i in range(3)]
+    rows = [
+        {k: dict(id=10.0, image=torch.zeros(2)).get(k, i) for k in names}
+        for i in range(3)]
     batch = collate_tuple(rows)
     assert batch[-1].tolist()==[0,1,2] and len(batch)==len(names)
     target = next(k for k in names if k not in ('image', 'id'))
     assert [o.shape for o in collate_tuple(rows, keys=('image', target))]==[(3,2), (3,)]
-    assert list(collate(rows))==list(names)                  # a dict keeps them as they are
+    # a dict keeps them as they are
+    assert list(collate(rows))==list(names)
 
 
 def test_columns_that_cannot_be_told_apart():
     rows = [dict(label=1, labels=2, image=3)]
-    with pytest.raises(ValueError, match="which of \\['label', 'labels'\\] is the target"): collate_tuple(rows)
+    with pytest.raises(
+        ValueError, match="which of \\['label', 'labels'\\] is the target"
+    ):
+        collate_tuple(rows)
     assert [o.item() for o in collate_tuple(rows, keys=('image', 'labels'))]==[3, 2]
-    with pytest.raises(ValueError, match="no column 'text': a row has"): collate_tuple(rows, keys=('text', 'label'))
-    assert [o.item() for o in collate_tuple([dict(b=1, a=2)])]==[1, 2]       # no name of a target: as they are
+    with pytest.raises(ValueError, match="no column 'text': a row has"):
+        collate_tuple(rows, keys=('text', 'label'))
+    # no name of a target: as they are
+    assert [o.item() for o in collate_tuple([dict(b=1, a=2)])]==[1, 2]
     with pytest.raises(ValueError, match='empty list'): collate_tuple([])
 
 
-@pytest.mark.parametrize('value, kind', [('cat', 'str'), (None, 'NoneType'), (b'cat', 'bytes'), ({1}, 'set')])
+@pytest.mark.parametrize(
+    'value, kind', [('cat', 'str'), (None, 'NoneType'), (b'cat', 'bytes'), ({1}, 'set')]
+)
 def test_what_is_no_number_is_named(value, kind):
-    with pytest.raises(TypeError, match=f"values such as .* \\({kind}\\): give numbers"):
+    with pytest.raises(
+        TypeError, match=f"values such as .* \\({kind}\\): give numbers"
+    ):
         collate([dict(image=1., label=value)]*2)
 
 
 def test_arrays_and_numbers_of_numpy():
-    out = collate([(np.ones((2, 3), np.float32), np.int64(i), np.zeros((), np.int16)) for i in range(3)])
-    assert [(o.shape, o.dtype) for o in out]==[((3,2,3), torch.float32), ((3,), torch.int64), ((3,), torch.int16)]
+    out = collate(
+        [
+            (np.ones((2, 3), np.float32), np.int64(i), np.zeros((), np.int16))
+            for i in range(3)]
+    )
+    assert [(o.shape, o.dtype) for o in out] == [
+        ((3, 2, 3), torch.float32), ((3,), torch.int64), ((3,), torch.int16)]
 
 
 def test_what_does_not_fit_together():
     from PIL import Image
-    grey, colour, large = Image.new('L', (4,4)), Image.new('RGB', (4,4)), Image.new('RGB', (5,4))
+    grey, colour, large = (
+        Image.new('L', (4, 4)), Image.new('RGB', (4, 4)), Image.new('RGB', (5, 4)))
     for other, shape in (grey, '(1, 4, 4)'), (large, '(3, 4, 5)'):
-        with pytest.raises(ValueError, match="bring all to one mode and size") as e: collate([dict(image=colour), dict(image=other)])
+        with pytest.raises(ValueError, match="bring all to one mode and size") as e:
+            collate([dict(image=colour), dict(image=other)])
         assert shape in str(e.value) and '(3, 4, 4)' in str(e.value)
     for make in torch.zeros, np.zeros:
-        with pytest.raises(ValueError, match=r'tensors of different shapes, such as \(2,\) and \(3,\)'): collate([make(2), make(3)])
+        with pytest.raises(
+            ValueError, match=r'tensors of different shapes, such as \(2,\) and \(3,\)'
+        ):
+            collate([make(2), make(3)])
 
 
 def test_labels_that_are_names():
     x = torch.zeros(2, 1)
     for y in ['cat', 'dog'], np.array(['cat', 'dog']):
-        with pytest.raises(TypeError, match='y must hold numbers'): TensorLoader(x, y, 2)
+        with pytest.raises(TypeError, match='y must hold numbers'):
+            TensorLoader(x, y, 2)
         with pytest.raises(TypeError, match='the labels must hold numbers'):
             DataLoaders.from_tensors((x, y), (x, y), classes=['cat', 'dog'])
 
 
 def test_target_column_of_any_name_is_checked():
     import datasets
-    features = datasets.Features(labels=datasets.ClassLabel(names=['a', 'b']), x=datasets.Value('float32'))
-    good = datasets.Dataset.from_dict(dict(labels=[0, 1], x=[1., 2.]), features=features)
+    features = datasets.Features(
+        labels=datasets.ClassLabel(names=['a', 'b']), x=datasets.Value('float32'))
+    good = datasets.Dataset.from_dict(
+        dict(labels=[0, 1], x=[1.0, 2.0]), features=features)
     bad = good.map(lambda row: dict(labels=-1), keep_in_memory=True)
     dls = DataLoaders.from_dataset_dict(dict(train=good, test=good), 2)
     assert dls.classes==('a', 'b') and next(iter(dls.valid))[1].tolist()==[0, 1]
-    with pytest.raises(ValueError, match='label -1 at index 0'): DataLoaders.from_dataset_dict(dict(train=good, test=bad), 2)
+    with pytest.raises(ValueError, match='label -1 at index 0'):
+        DataLoaders.from_dataset_dict(dict(train=good, test=bad), 2)
     names = datasets.Dataset.from_dict(dict(label=['a', 'b'], x=[1., 2.]))
     dls = DataLoaders.from_dataset_dict(dict(train=names, test=names), 2)
     with pytest.raises(TypeError, match='class_encode_column'): next(iter(dls.train))
@@ -275,31 +370,44 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def test_streams():
-    dls = DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=[(torch.zeros(1), 0)]*3), 2)
-    assert [yb.tolist() for _, yb in dls.train]==[[0,1], [2,3], [4]] and n_batches(dls.train) is None
+    dls = DataLoaders.from_dataset_dict(
+        dict(train=Stream(5), valid=[(torch.zeros(1), 0)] * 3), 2)
+    assert [yb.tolist() for _, yb in dls.train] == [[0, 1], [2, 3], [4]] and n_batches(
+        dls.train) is None
     assert n_batches(dls.valid)==1
-    dls = DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=Stream(3)), 2, drop_last=True)
+    dls = DataLoaders.from_dataset_dict(
+        dict(train=Stream(5), valid=Stream(3)), 2, drop_last=True)
     assert [len(list(dl)) for dl in (dls.train, dls.valid)]==[2, 1]
     with pytest.raises(ValueError, match='a stream comes in its own order'):
         DataLoaders.from_dataset_dict(dict(train=Stream(5), valid=Stream(3)), 2, seed=0)
 
 
-@pytest.mark.parametrize('loader, n', [([1, 2], 2), (TensorLoader(torch.zeros(5), torch.zeros(5), 2), 3),
-                                       (torch.utils.data.DataLoader(Stream(5), 2), None), (iter([]), None)])
-def test_length_of_any_loader(loader, n): assert n_batches(loader)==n
+@pytest.mark.parametrize(
+    'loader, n',
+    [
+        ([1, 2], 2), (TensorLoader(torch.zeros(5), torch.zeros(5), 2), 3),
+        (torch.utils.data.DataLoader(Stream(5), 2), None), (iter([]), None)],
+)
+def test_length_of_any_loader(loader, n):
+    assert n_batches(loader) == n
 
 
 def test_validation_loses_no_sample():
     rows = [(torch.zeros(1), 0)]*7
-    dls = DataLoaders.from_dataset_dict(dict(train=rows, valid=rows, test=rows), 2, drop_last=True)
-    assert [sum(len(yb) for _, yb in dl) for dl in (dls.train, dls.valid, dls.test)]==[6, 7, 7]
+    dls = DataLoaders.from_dataset_dict(
+        dict(train=rows, valid=rows, test=rows), 2, drop_last=True)
+    assert [
+        sum(len(yb) for _, yb in dl) for dl in (dls.train, dls.valid, dls.test)
+    ] == [6, 7, 7]
 
 
-@pytest.mark.parametrize('dtype', [torch.int16, torch.int64, torch.bool, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    'dtype', [torch.int16, torch.int64, torch.bool, torch.float64, torch.bfloat16])
 def test_normalisation_of_any_type(dtype):
     x = torch.tensor([[0.], [1.]]).to(dtype)
     out, _ = next(iter(TensorLoader(x, torch.zeros(2), 2, mean=.5, std=2.)))
-    assert out.tolist()==[[-.25], [.25]] and out.dtype==(dtype if dtype.is_floating_point else torch.float32)
+    assert out.tolist() == [[-0.25], [0.25]] and out.dtype == (
+        dtype if dtype.is_floating_point else torch.float32)
     assert x.dtype==dtype and x.tolist()==[[0], [1]]
 
 
@@ -308,21 +416,30 @@ def test_batches_that_know_how_to_move():
     class Graph:
         def to(self, device): self.device = device; return self
     moved, graph = to_device((packed, Graph()), 'meta')
-    assert moved.data.device.type=='meta' and moved.batch_sizes.device.type=='cpu' and graph.device=='meta'
+    assert (
+        moved.data.device.type == 'meta' and moved.batch_sizes.device.type == 'cpu'
+        and graph.device == 'meta')
 
 
-@pytest.mark.parametrize('sizes, n, held', [((13, 5, 2), 4, [3, 1, 0]), ((2, 5, 13), 4, [0, 1, 3]), ((7, 7, 6), 4, [2, 1, 1]),
-                                            ((6, 6, 8), 4, [1, 1, 2])])
+@pytest.mark.parametrize(
+    'sizes, n, held',
+    [
+        ((13, 5, 2), 4, [3, 1, 0]), ((2, 5, 13), 4, [0, 1, 3]),
+        ((7, 7, 6), 4, [2, 1, 1]), ((6, 6, 8), 4, [1, 1, 2])],
+)
 def test_the_largest_remainders_are_rounded_up(sizes, n, held):
     y = torch.cat([torch.full((k,), c) for c, k in enumerate(sizes)])
     assert y[stratified_split(y, n)[1]].bincount(minlength=3).tolist()==held
 
 
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=300), st.data(), st.integers(0, 10))
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=300), st.data(), st.integers(0, 10)
+)
 def test_stratified_split(labels, data, seed):
     y, n = torch.tensor(labels), data.draw(st.integers(1, len(labels)-1))
     train, valid = stratified_split(y, n, seed)
-    assert len(valid)==n and sorted([*train.tolist(), *valid.tolist()])==list(range(len(y)))
+    assert len(valid) == n and sorted([*train.tolist(), *valid.tolist()]) == list(
+        range(len(y)))
     for c in y.unique():
         assert abs((y[valid]==c).sum().item()-(y==c).sum().item()*n/len(y)) < 1
     assert torch.equal(valid, stratified_split(y, n, seed)[1])
@@ -333,7 +450,8 @@ def test_stratified_split(labels, data, seed):
 NAMES = list(D._MD5)
 
 
-def idx(shape, body): return struct.pack(f'>4B{len(shape)}I', 0, 0, 8, len(shape), *shape)+body
+def idx(shape, body):
+    return struct.pack(f'>4B{len(shape)}I', 0, 0, 8, len(shape), *shape) + body
 
 
 @pytest.fixture
@@ -341,17 +459,22 @@ def folder(tmp_path, monkeypatch):
     "A small data set in the right form; the fingerprints are those of these files"
     root = tmp_path/'fashion-mnist'
     root.mkdir()
-    raws = {f: idx((20,28,28), bytes(20*784)) if 'images' in f else idx((20,), bytes(range(10))*2) for f in NAMES}
+    raws = {
+        f: idx((20, 28, 28), bytes(20 * 784)) if 'images' in f
+        else idx((20,), bytes(range(10)) * 2) for f in NAMES}
     import hashlib
     for f,raw in raws.items(): (root/f).write_bytes(gzip.compress(raw))
-    monkeypatch.setattr(D, '_MD5', {f: hashlib.md5(raw).hexdigest() for f,raw in raws.items()})
+    monkeypatch.setattr(
+        D, '_MD5', {f: hashlib.md5(raw).hexdigest() for f, raw in raws.items()})
     monkeypatch.setenv('NNTRAIN_DATA', str(tmp_path))
     return root
 
 
 def test_local_folder(folder):
     data = fashion_tensors()
-    assert data.source=='local' and data['train'][0].shape==(20,1,28,28) and data['test'][1].tolist()==list(range(10))*2
+    assert (
+        data.source == 'local' and data['train'][0].shape == (20, 1, 28, 28)
+        and data['test'][1].tolist() == list(range(10)) * 2)
     assert fashion_dls(budget='quick').source=='local'
     assert fashion_mnist()['train'].features['label'].names==list(FASHION_CLASSES)
 
@@ -360,13 +483,27 @@ def test_local_folder(folder):
 def test_missing_file_is_an_error_even_for_auto(folder, name):
     (folder/name).unlink()
     for source in ('auto', 'local'):
-        with pytest.raises(FileNotFoundError, match=f'{name} not found.*NNTRAIN_DATA=FOLDER'): fashion_tensors(source)
+        with pytest.raises(
+            FileNotFoundError, match=f'{name} not found.*NNTRAIN_DATA=FOLDER'
+        ):
+            fashion_tensors(source)
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('harm, text', [(lambda b: b[:-20], 'cut short'), (lambda b: b[:5], 'cut short'), (lambda b: b'', 'damaged|no IDX'), (lambda b: b'<html>no</html>', 'cut short'),
-    (lambda b: gzip.compress(b'hello'), 'no IDX file'), (lambda b: gzip.compress(gzip.decompress(b)[:-1]), 'header.*promises'),
-    (lambda b: gzip.compress(gzip.decompress(b)[:-1]+b'x'), 'has MD5 .*, expected')])
+@pytest.mark.parametrize(
+    'harm, text',
+    [
+        (lambda b: b[:-20], 'cut short'),
+        (lambda b: b[:5], 'cut short'),
+        (lambda b: b'', 'damaged|no IDX'),
+        (lambda b: b'<html>no</html>', 'cut short'),
+        (lambda b: gzip.compress(b'hello'), 'no IDX file'),
+        (lambda b: gzip.compress(gzip.decompress(b)[:-1]), 'header.*promises'),
+        (
+            lambda b: gzip.compress(gzip.decompress(b)[:-1] + b'x'),
+            'has MD5 .*, expected'),
+    ],
+)
 def test_damaged_file(folder, name, harm, text):
     (folder/name).write_bytes(harm((folder/name).read_bytes()))
     with pytest.raises(ValueError, match=f'{name} .*({text})') as e: fashion_tensors()
@@ -387,9 +524,15 @@ def test_read_idx_gives_the_tensor_or_a_clear_error(tmp_path_factory, shape, bod
 
 def test_unknown_sources_and_splits():
     for f in (fashion_tensors, fashion_mnist, lambda s: fashion_dls(source=s)):
-        with pytest.raises(ValueError, match="unknown source 'tarball': choose one of auto, local, hub, toy"): f('tarball')
-    with pytest.raises(ValueError, match='needs the variable NNTRAIN_DATA'): fashion_tensors('local')
-    with pytest.raises(ValueError, match="choose 'test' or 'split'"): fashion_dls(valid='valid')
+        with pytest.raises(
+            ValueError,
+            match="unknown source 'tarball': choose one of auto, local, hub, toy",
+        ):
+            f('tarball')
+    with pytest.raises(ValueError, match='needs the variable NNTRAIN_DATA'):
+        fashion_tensors('local')
+    with pytest.raises(ValueError, match="choose 'test' or 'split'"):
+        fashion_dls(valid='valid')
 
 
 # ---- hub ----
@@ -410,46 +553,67 @@ def error_page(monkeypatch):
     monkeypatch.setattr('huggingface_hub.utils.get_session', Session)
 
 
-@pytest.mark.parametrize('trouble, text', [(refused, 'cannot be reached'), (hanging, 'no answer within 6 s'), (no_name, 'cannot be reached'), (error_page, 'status 403')])
+@pytest.mark.parametrize(
+    'trouble, text',
+    [
+        (refused, 'cannot be reached'), (hanging, 'no answer within 6 s'),
+        (no_name, 'cannot be reached'), (error_page, 'status 403')],
+)
 def test_unreachable_hub_is_found_out_in_time(monkeypatch, no_cache, trouble, text):
     trouble(monkeypatch)
     start = time.perf_counter()
-    with pytest.raises(ConnectionError, match=f'{text}.*NNTRAIN_DATA=FOLDER'): fashion_mnist('hub')
+    with pytest.raises(ConnectionError, match=f'{text}.*NNTRAIN_DATA=FOLDER'):
+        fashion_mnist('hub')
     assert time.perf_counter()-start < 10
 
 
 def test_auto_falls_back_once_with_a_reason(monkeypatch, no_cache):
     refused(monkeypatch)
-    with pytest.warns(UserWarning, match='toy_fashion.*127.0.0.1:9.*cannot be reached.*NNTRAIN_DATA=FOLDER'): data = fashion_tensors()
+    with pytest.warns(
+        UserWarning,
+        match='toy_fashion.*127.0.0.1:9.*cannot be reached.*NNTRAIN_DATA=FOLDER',
+    ):
+        data = fashion_tensors()
     assert data.source=='toy'
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert fashion_dls(budget='short').source=='toy'      # neither asked nor told again
+        assert (
+            fashion_dls(budget='short').source == 'toy')  # neither asked nor told again
 
 
 def test_refused_proxy(monkeypatch, tmp_path):
     "In a process of its own, since clients read the proxy variables once"
-    code = ("import time, warnings; from nntrain.data import fashion_tensors\n"
-            "t = time.perf_counter()\n"
-            "with warnings.catch_warnings(record=True) as w:\n    warnings.simplefilter('always'); s = fashion_tensors().source\n"
-            "print(s, time.perf_counter()-t < 12, len([o for o in w if 'toy_fashion' in str(o.message)]))")
+    code = (
+        "import time, warnings; from nntrain.data import fashion_tensors\n"
+        "t = time.perf_counter()\n"
+        "with warnings.catch_warnings(record=True) as w:\n    "
+        "warnings.simplefilter('always'); s = fashion_tensors().source\n"
+        "print(s, time.perf_counter()-t < 12, len([o for o in w if 'toy_fashion' in "
+        "str(o.message)]))")
     env = {k: v for k,v in os.environ.items() if not k.lower().endswith('_proxy')}
-    env |= dict(HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9', HF_HOME=str(tmp_path), NNTRAIN_BUDGET='short')
-    out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=100)
+    env |= dict(
+        HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9',
+        HF_HOME=str(tmp_path), NNTRAIN_BUDGET='short')
+    out = subprocess.run(
+        [sys.executable, '-c', code], env=env, capture_output=True, text=True,
+        timeout=100)
     assert out.stdout.split()==['toy', 'True', '1'], out.stdout+out.stderr
 
 
 def test_quick_budget_never_touches_the_network(monkeypatch):
     def fail(*a, **k): raise AssertionError('network')
-    for name in ('_hub_problem', '_hub_dataset', '_cached_dataset'): monkeypatch.setattr(D, name, fail)
-    with pytest.warns(UserWarning, match='quick budget'): assert fashion_dls(budget='quick').source=='toy'
+    for name in ('_hub_problem', '_hub_dataset', '_cached_dataset'):
+        monkeypatch.setattr(D, name, fail)
+    with pytest.warns(UserWarning, match='quick budget'):
+        assert fashion_dls(budget='quick').source == 'toy'
     monkeypatch.setenv('IN_TEST', '1')
     assert fashion_tensors().source=='toy'
 
 
 def test_offline_mode_says_so(monkeypatch, no_cache):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    with pytest.raises(ConnectionError, match='offline mode is on'): fashion_mnist('hub')
+    with pytest.raises(ConnectionError, match='offline mode is on'):
+        fashion_mnist('hub')
 
 
 @pytest.fixture
@@ -459,14 +623,20 @@ def filled_cache(monkeypatch, tmp_path):
     want = toy_fashion(40, 20, seed=5)
     for k,ds in want.items(): ds.to_parquet(tmp_path/f'{k}.parquet')
     cache = tmp_path/'cache'
-    datasets.load_dataset('parquet', data_files={k: str(tmp_path/f'{k}.parquet') for k in want}, cache_dir=str(cache))
+    datasets.load_dataset(
+        'parquet', data_files={k: str(tmp_path / f'{k}.parquet') for k in want},
+        cache_dir=str(cache))
     made, = (cache/'parquet').glob('*/*/*/dataset_info.json')
     goal = cache/'zalando-datasets___fashion_mnist'/'fashion_mnist'/'0.0.0'/'abc'
     goal.parent.mkdir(parents=True)
     made.parent.rename(goal)
-    for f in goal.glob('parquet-*.arrow'): f.rename(goal/f.name.replace('parquet-', 'fashion_mnist-'))
-    info = json.loads((goal/'dataset_info.json').read_text().replace('"parquet"', '"fashion_mnist"'))
-    (goal/'dataset_info.json').write_text(json.dumps(info | dict(config_name='fashion_mnist')))
+    for f in goal.glob('parquet-*.arrow'):
+        f.rename(goal / f.name.replace('parquet-', 'fashion_mnist-'))
+    info = json.loads(
+        (goal / 'dataset_info.json').read_text().replace('"parquet"', '"fashion_mnist"')
+    )
+    (goal / 'dataset_info.json').write_text(
+        json.dumps(info | dict(config_name='fashion_mnist')))
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(cache))
     return want
 
@@ -493,7 +663,8 @@ def test_toy(n, seed):
     x, y = D._toy_tensors(n, seed)
     assert x.shape==(n,1,28,28) and x.dtype==torch.uint8 and y.dtype==torch.int64
     assert torch.equal(x, D._toy_tensors(n, seed)[0])
-    assert x.flatten(1).amax(1).min() > 40                                   # no empty picture
+    # no empty picture
+    assert x.flatten(1).amax(1).min() > 40
     counts = y.bincount(minlength=10)
     assert counts.max()-counts.min() <= 1
 
@@ -504,8 +675,14 @@ def test_toy_train_and_test_share_no_picture():
     assert not as_set[0] & as_set[1]
 
 
-@pytest.mark.parametrize('env, name', [({}, 'full' if torch.cuda.is_available() else 'short'), (dict(IN_TEST='1'), 'quick'), (dict(IN_TEST='1', NNTRAIN_BUDGET='full'), 'full'),
-                                       (dict(NNTRAIN_BUDGET='quick'), 'quick')])
+@pytest.mark.parametrize(
+    'env, name',
+    [
+        ({}, 'full' if torch.cuda.is_available() else 'short'),
+        (dict(IN_TEST='1'), 'quick'),
+        (dict(IN_TEST='1', NNTRAIN_BUDGET='full'), 'full'),
+        (dict(NNTRAIN_BUDGET='quick'), 'quick')],
+)
 def test_budget_resolution(monkeypatch, env, name):
     for k,v in env.items(): monkeypatch.setenv(k, v)
     assert budget().name==name and budget('short').name=='short'
@@ -514,36 +691,46 @@ def test_budget_resolution(monkeypatch, env, name):
 def test_budget_faults(monkeypatch):
     with pytest.raises(ValueError, match='quick, short, full'): budget('huge')
     monkeypatch.setenv('NNTRAIN_BUDGET', 'fast')
-    with pytest.raises(ValueError, match="'fast'.*NNTRAIN_BUDGET"): fashion_dls(source='toy')
+    with pytest.raises(ValueError, match="'fast'.*NNTRAIN_BUDGET"):
+        fashion_dls(source='toy')
     with pytest.raises(AttributeError): budget('quick').name = 'full'
 
 
 def test_announce(capsys):
     calls = []
     assert budget('full').announce(lambda: calls.append(1), 10, 'nothing') < 1
-    assert len(calls)==6 and f'full budget, {default_device().type}: nothing takes under a second' in capsys.readouterr().out
+    assert (
+        len(calls) == 6
+        and f'full budget, {default_device().type}: nothing takes under a second'
+        in capsys.readouterr().out)
 
 
 def test_fashion_dls_sizes():
     b = Budget('mine', n_train=100, n_valid=30)
-    dls = fashion_dls(batch_size=16, valid='split', source='toy', budget=b, device='cpu', seed=3)
+    dls = fashion_dls(
+        batch_size=16, valid='split', source='toy', budget=b, device='cpu', seed=3)
     assert [o.n for o in (dls.train, dls.valid, dls.test)]==[100, 30, 30]
-    assert dls.train.y.bincount().tolist()==[10]*10 and (dls.train.batch_size, dls.valid.batch_size)==(16, 32)
+    assert dls.train.y.bincount().tolist() == [10] * 10 and (
+        dls.train.batch_size, dls.valid.batch_size) == (16, 32)
     full = fashion_dls(valid='split', source='toy', budget='full')
     assert [o.n for o in (full.train, full.valid, full.test)]==[27_500, 2_500, 5_000]
     pictures = [{p.numpy().tobytes() for p in o.x} for o in (full.train, full.valid)]
-    assert not pictures[0] & pictures[1]                                     # nothing in both
+    # nothing in both
+    assert not pictures[0] & pictures[1]
 
 
 def test_to_device_keeps_the_structure():
     from collections import namedtuple
     P = namedtuple('P', 'a b')
     out = to_device([P(torch.ones(1), 'x'), dict(k=(torch.ones(2), None))], 'meta')
-    assert isinstance(out[0], P) and out[0].b=='x' and out[1]['k'][0].is_meta and out[1]['k'][1] is None
+    assert (
+        isinstance(out[0], P) and out[0].b == 'x' and out[1]['k'][0].is_meta
+        and out[1]['k'][1] is None)
 
 
 def test_to_device_waits_where_it_must(monkeypatch):
-    "Towards the CPU a copy that does not wait would give numbers that are not there yet"
+    """Towards the CPU a copy that does not wait would give numbers that are not there
+    yet"""
     original, asked = torch.Tensor.to, {}
     def noted(self, device, non_blocking=False):
         asked[str(device)] = non_blocking
@@ -557,7 +744,8 @@ def test_pictures():
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    assert show_image(torch.rand(3,5,6, requires_grad=True)).images[0].get_array().shape==(5,6,3)
+    assert show_image(torch.rand(3, 5, 6, requires_grad=True)).images[
+        0].get_array().shape == (5, 6, 3)
     assert len(show_images(torch.rand(7,1,4,4), titles=range(7), ncols=3).axes)==9
     plt.close('all')
 
@@ -565,5 +753,9 @@ def test_pictures():
 def test_import_is_cheap():
     "Nothing heavy is loaded before it is needed"
     code = "import sys, torch; had = set(sys.modules); import nntrain.data; print(*sorted(set(sys.modules)-had))"
-    new = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {m.split('.')[0] for m in new} & {'datasets','torchvision','matplotlib','PIL','pyarrow','huggingface_hub','pandas','IPython'}
+    new = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {m.split('.')[0] for m in new} & {
+        'datasets', 'torchvision', 'matplotlib', 'PIL', 'pyarrow', 'huggingface_hub',
+        'pandas', 'IPython'}

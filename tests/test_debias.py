@@ -10,18 +10,25 @@ from torch.testing import assert_close
 
 quick = settings(max_examples=60, deadline=None)
 values = st.floats(-1e3, 1e3, allow_subnormal=False)
-decays = st.one_of(st.sampled_from([0., .5, .9, .999, 1.]), st.floats(0, 1, allow_subnormal=False))
+decays = st.one_of(
+    st.sampled_from([0.0, 0.5, 0.9, 0.999, 1.0]), st.floats(0, 1, allow_subnormal=False)
+)
 steps = st.lists(st.tuples(values, decays), min_size=1, max_size=40)
 close = dict(rtol=0, atol=1e-7)
 
 
 def written_out(path, dampened, start=0., weight=0.):
-    "The weighted mean by its definition, in exact sums of Python: (mean or None, sum of weights)"
-    total, mass = [start*weight*math.prod(b for _, b in path)], [weight*math.prod(b for _, b in path)]
+    """The weighted mean by its definition, in exact sums of Python: (mean or None, sum
+    of weights)"""
+    total, mass = (
+        [start * weight * math.prod(b for _, b in path)],
+        [weight * math.prod(b for _, b in path)])
     for j, (x, beta) in enumerate(path):
         w = (1-beta if dampened else 1.)*math.prod(b for _, b in path[j+1:])
         total.append(w*x); mass.append(w)
-    return (math.fsum(total)/math.fsum(mass) if math.fsum(mass) > 1e-6 else None), math.fsum(mass)
+    return (
+        math.fsum(total) / math.fsum(mass) if math.fsum(mass) > 1e-6 else None
+    ), math.fsum(mass)
 
 
 @given(steps, st.booleans())
@@ -54,7 +61,13 @@ def test_sum_of_weights_is_one_minus_the_product(path):
     assert_close(ema_weights(betas).sum(), 1 - betas.prod(), rtol=0, atol=1e-12)
 
 
-@given(st.lists(values, min_size=1, max_size=30), st.one_of(st.sampled_from([0., .9, .999]), st.floats(0, .9999, allow_subnormal=False)), st.booleans())
+@given(
+    st.lists(values, min_size=1, max_size=30),
+    st.one_of(
+        st.sampled_from([0.0, 0.9, 0.999]), st.floats(0, 0.9999, allow_subnormal=False)
+    ),
+    st.booleans(),
+)
 @quick
 def test_constant_decay_is_debias(xs, beta, dampened):
     exact, avg = ExactEMA(beta, dampened=dampened), 0.
@@ -81,7 +94,9 @@ def test_a_constant_stays_and_a_restart_forgets(path, constant):
 def test_lists_of_tensors_are_as_single_ones(path, dampened, kind):
     one, several = ExactEMA(dampened=dampened), ExactEMA(dampened=dampened)
     for i, (x, beta) in enumerate(path):
-        a, b = torch.full((2, 3), x, dtype=torch.float64), torch.tensor(x*(i+1), dtype=torch.float64)
+        a, b = (
+            torch.full((2, 3), x, dtype=torch.float64),
+            torch.tensor(x * (i + 1), dtype=torch.float64))
         given = a.clone(), b.clone()
         several.update(kind([a, b]), beta)
         one.update(a, beta)
@@ -92,7 +107,12 @@ def test_lists_of_tensors_are_as_single_ones(path, dampened, kind):
 
 def test_a_start_for_a_list():
     avg = ExactEMA(.5, start=[torch.ones(2), torch.zeros(1)], weight=1.)
-    for got, expected in zip(avg.update([torch.zeros(2), torch.ones(1)]).mean, (torch.full((2,), .5), torch.full((1,), .5)), strict=True): assert_close(got, expected)
+    for got, expected in zip(
+        avg.update([torch.zeros(2), torch.ones(1)]).mean,
+        (torch.full((2,), 0.5), torch.full((1,), 0.5)),
+        strict=True,
+    ):
+        assert_close(got, expected)
 
 
 @given(st.integers(1, 60), st.floats(.5, .99), st.floats(.5, .9999))
@@ -102,10 +122,13 @@ def test_divides_as_torch_does(n_steps, beta1, beta2):
     p = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     opt, m, v = torch.optim.Adam([p], lr=1., betas=(beta1, beta2), eps=0.), 0., 0.
     for step in range(1, n_steps+1):
-        p.grad, before = torch.randn(3, dtype=torch.float64, generator=gen), p.detach().clone()
+        p.grad, before = (
+            torch.randn(3, dtype=torch.float64, generator=gen), p.detach().clone())
         opt.step()
         m, v = ema_step(m, p.grad, beta1), ema_step(v, p.grad**2, beta2)
-        assert_close(before - p.detach(), debias(m, beta1, step)/debias(v, beta2, step).sqrt(), rtol=1e-9, atol=1e-9)
+        assert_close(
+            before - p.detach(), debias(m, beta1, step) / debias(v, beta2, step).sqrt(),
+            rtol=1e-9, atol=1e-9)
 
 
 def test_not_a_number_is_not_hidden():
@@ -138,4 +161,6 @@ def test_complex_and_double():
     for dtype in torch.complex64, torch.float64, torch.float32:
         ones = torch.ones(2, dtype=dtype)
         assert ExactEMA(.5).update(ones).mean.dtype == dtype
-        assert ExactEMA(.5, start=[ones], weight=1.).update([ones]).mean[0].dtype == dtype
+        assert (
+            ExactEMA(0.5, start=[ones], weight=1.0).update([ones]).mean[0].dtype
+            == dtype)

@@ -45,31 +45,45 @@ from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
 
 
 def toy(n):
-    x = torch.randn(n, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(
+        n, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return x, (x.sum(1) > 0).long() + (x[:, 0] > 0)
 
 
 def loader(kind, n, batch_size=16):
     x, y = toy(n)
-    if kind == 'seeded tensors': return TensorLoader(x, y, batch_size, shuffle=True, seed=3)
+    if kind == 'seeded tensors':
+        return TensorLoader(x, y, batch_size, shuffle=True, seed=3)
     if kind == 'tensors': return TensorLoader(x, y, batch_size, shuffle=True)
     if kind == 'in order': return TensorLoader(x, y, batch_size)
-    if kind == 'dict': return [dict(x=x[i:i+batch_size], label=y[i:i+batch_size]) for i in range(0, n, batch_size)]
-    generator = torch.Generator().manual_seed(5) if kind == 'seeded DataLoader' else None
-    return DataLoader(TensorDataset(x, y), batch_size, shuffle=True, generator=generator)
+    if kind == 'dict':
+        return [
+            dict(x=x[i : i + batch_size], label=y[i : i + batch_size])
+            for i in range(0, n, batch_size)]
+    generator = (
+        torch.Generator().manual_seed(5) if kind == 'seeded DataLoader' else None)
+    return DataLoader(
+        TensorDataset(x, y), batch_size, shuffle=True, generator=generator)
 
 
 def model(): return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
 
-def train(kind='seeded tensors', n=103, cbs=(), opt_func=Momentum, metrics=(), n_epochs=2, learner=Learner, n_valid=41):
+def train(
+    kind='seeded tensors', n=103, cbs=(), opt_func=Momentum, metrics=(), n_epochs=2,
+    learner=Learner, n_valid=41):
     "Final weights, history without seconds, losses of the batches"
     set_seed(0)
-    valid = TensorLoader(*toy(n_valid), 8) if kind != 'dict' else loader('dict', n_valid)
-    learn = learner(model(), DataLoaders(loader(kind, n), valid), F.cross_entropy, opt_func, lr=.1,
-                    cbs=[MetricsCB(Accuracy(), *metrics), rec := RecorderCB(), *cbs])
+    valid = (
+        TensorLoader(*toy(n_valid), 8) if kind != 'dict' else loader('dict', n_valid))
+    learn = learner(
+        model(), DataLoaders(loader(kind, n), valid), F.cross_entropy, opt_func, lr=0.1,
+        cbs=[MetricsCB(Accuracy(), *metrics), rec := RecorderCB(), *cbs])
     learn.fit(n_epochs)
-    return [p.detach() for p in learn.model.state_dict().values()], [{k: v for k, v in r.items() if k != 'seconds'} for r in learn.history], rec.values['loss']
+    return (
+        [p.detach() for p in learn.model.state_dict().values()],
+        [{k: v for k, v in r.items() if k != 'seconds'} for r in learn.history],
+        rec.values['loss'])
 
 
 def gap(a, b): return max((p - q).abs().max().item() for p, q in zip(a, b, strict=True))
@@ -80,15 +94,21 @@ def same(two, kind='seeded tensors', n=103, cbs='', *rest):
     exec(IMPORTS, space := {})
     alone = train(kind, n, eval(f'[{cbs}]', space), *rest)
     assert gap(alone[0], model().state_dict().values()) > 1e-3
-    two.run(f'def with_cbs(*args): return train({kind!r}, {n}, [AccelerateCB(), {cbs}], *args)')
+    two.run(
+        f'def with_cbs(*args): return train({kind!r}, {n}, [AccelerateCB(), {cbs}], '
+        '*args)')
     def together(*args): return with_cbs(*args)
     results = two.run(together, *rest, show=False)
     for weights, history, losses in results:
         assert gap(weights, alone[0]) < 1e-12
         assert len(history) == len(alone[1]) and len(losses) == len(alone[2])
-        for r, s in zip(history, alone[1]): assert r.keys() == s.keys() and all(abs(r[k] - s[k]) < 1e-6 for k in r), (r, s)
+        for r, s in zip(history, alone[1]):
+            assert r.keys() == s.keys() and all(abs(r[k] - s[k]) < 1e-6 for k in r), (
+                r, s)
         assert max(abs(p - q) for p, q in zip(losses, alone[2])) < 1e-6
-    for other in results[1:]: assert gap(results[0][0], other[0]) == 0 and results[0][1:] == other[1:]      # to the last bit
+    # to the last bit
+    for other in results[1:]:
+        assert gap(results[0][0], other[0]) == 0 and results[0][1:] == other[1:]
 
 
 @pytest.fixture(scope='module')
@@ -112,18 +132,24 @@ def two(running):
 def test_parts_are_a_partition_into_nearly_equal_sizes(n, world):
     parts = [range(n)[part_of(n, rank, world)] for rank in range(world)]
     assert [i for p in parts for i in p] == list(range(n))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and len(parts[0]) == max(map(len, parts))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and len(parts[0]) == max(
+        map(len, parts))
 
 
-@given(n=st.integers(1, 40), batch_size=st.integers(1, 12), world=st.integers(1, 5), shuffle=st.booleans(), drop_last=st.booleans())
-def test_parts_of_a_tensor_loader_are_its_batches(n, batch_size, world, shuffle, drop_last):
+@given(
+    n=st.integers(1, 40), batch_size=st.integers(1, 12), world=st.integers(1, 5),
+    shuffle=st.booleans(), drop_last=st.booleans())
+def test_parts_of_a_tensor_loader_are_its_batches(
+    n, batch_size, world, shuffle, drop_last):
     x = torch.arange(n)
     if drop_last and n < batch_size: drop_last = False
-    make = lambda: TensorLoader(x, x, batch_size, shuffle=shuffle, drop_last=drop_last, seed=1)
+    make = lambda: TensorLoader(
+        x, x, batch_size, shuffle=shuffle, drop_last=drop_last, seed=1)
     parts = [list(TensorShard(make(), rank, world)) for rank in range(world)]
     whole = list(make())
     assert all(len(p) == len(whole) for p in parts)
-    for i, (_, yb) in enumerate(whole): assert torch.equal(torch.cat([p[i][1] for p in parts]), yb)
+    for i, (_, yb) in enumerate(whole):
+        assert torch.equal(torch.cat([p[i][1] for p in parts]), yb)
 
 
 def test_loaders_that_cannot_be_cut_are_refused_and_named_tuples_stay():
@@ -132,96 +158,146 @@ def test_loaders_that_cannot_be_cut_are_refused_and_named_tuples_stay():
         def __iter__(self): return iter(x)
     class Brighter(TensorLoader):
         def _batch(self, order, i): xb, yb = super()._batch(order, i); return xb + 1, yb
-    for loader in DataLoader(Stream(), 2), DataLoader(Stream(), None), Brighter(x, x, 2):
-        with pytest.raises(TypeError, match=f'cut the batches of a {type(loader).__name__}'): shard(loader, 0, 2)
+    for loader in (
+        DataLoader(Stream(), 2),
+        DataLoader(Stream(), None),
+        Brighter(x, x, 2),
+    ):
+        with pytest.raises(
+            TypeError, match=f'cut the batches of a {type(loader).__name__}'
+        ):
+            shard(loader, 0, 2)
     for loader in DataLoader(Stream(), 2), DataLoader(Stream(), None):
-        with pytest.raises(TypeError, match='cut the batches of a DataLoader'): LoaderShard(loader, 0, 2)
+        with pytest.raises(TypeError, match='cut the batches of a DataLoader'):
+            LoaderShard(loader, 0, 2)
     Pair = namedtuple('Pair', 'x y')
     data = [Pair(a, a) for a in x[:5]]
     for loader in DataLoader(data, 2), list(DataLoader(data, 2)):
         parts = [list(shard(loader, rank, 2)) for rank in (0, 1)]
         assert [type(b) for part in parts for b in part] == 6*[Pair]
-        assert [[b.y.tolist() for b in part] for part in parts] == [[[0], [2], [4]], [[1], [3], []]]
+        assert [[b.y.tolist() for b in part] for part in parts] == [
+            [[0], [2], [4]], [[1], [3], []]]
 
 def test_parts_of_other_loaders():
     x = torch.arange(11)
     data = TensorDataset(x, x)
-    lists = [[list(shard(dl, r, 3)) for r in range(3)] for dl in (DataLoader(data, 5), list(DataLoader(data, 5)), DataLoader(data, batch_sampler=[[0, 1], [5, 4, 3, 2], [9]]))]
+    lists = [
+        [list(shard(dl, r, 3)) for r in range(3)]
+        for dl in (
+            DataLoader(data, 5),
+            list(DataLoader(data, 5)),
+            DataLoader(data, batch_sampler=[[0, 1], [5, 4, 3, 2], [9]]),
+        )
+    ]
     for parts in lists: assert all(len(p) == 3 for p in parts)
-    assert [sum([p[i][1].tolist() for p in lists[0]], []) for i in range(3)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
-    assert [sum([p[i][1].tolist() for p in lists[2]], []) for i in range(3)] == [[0, 1], [5, 4, 3, 2], [9]]
+    assert [sum([p[i][1].tolist() for p in lists[0]], []) for i in range(3)] == [
+        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    assert [sum([p[i][1].tolist() for p in lists[2]], []) for i in range(3)] == [
+        [0, 1], [5, 4, 3, 2], [9]]
     part = shard(DataLoader(data, 5), 1, 2)
-    assert isinstance(part, LoaderShard) and part.dataset is data and part.batch_size == 5 and len(part) == 3
+    assert (
+        isinstance(part, LoaderShard) and part.dataset is data and part.batch_size == 5
+        and len(part) == 3)
     assert isinstance(shard([(x, x)], 0, 2), ListShard)
     class Own:
         def shard(self, rank, world): return [rank, world]
     assert shard(Own(), 1, 2) == [1, 2]
-    with pytest.raises(TypeError, match='no way to cut the batches of a generator'): shard((b for b in [(x, x)]), 0, 2)
+    with pytest.raises(TypeError, match='no way to cut the batches of a generator'):
+        shard((b for b in [(x, x)]), 0, 2)
     with pytest.raises(ValueError, match='rank'): LoaderShard(DataLoader(data, 5), 3, 3)
 
 
-@pytest.mark.parametrize('kind', ['seeded tensors', 'tensors', 'in order', 'dict', 'DataLoader', 'seeded DataLoader'])
-def test_weights_and_history_of_one_process(two, kind): same(two, kind)
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'seeded tensors', 'tensors', 'in order', 'dict', 'DataLoader',
+        'seeded DataLoader'],
+)
+def test_weights_and_history_of_one_process(two, kind):
+    same(two, kind)
 
 
-@pytest.mark.parametrize('n', [96, 97, 98, 1])      # a full last batch; one row: nothing for process 1; one row each; a data set of one sample
-def test_last_batch_of_any_size(two, n): same(two, 'seeded tensors', n)
+@pytest.mark.parametrize(
+    'n', [96, 97, 98, 1]
+)  # a full last batch; one row: nothing for process 1; one row each; a data set of one sample
+def test_last_batch_of_any_size(two, n):
+    same(two, 'seeded tensors', n)
 
 
 def test_one_row_is_left_of_a_data_loader(two): same(two, 'DataLoader', 97)
 
 
 @pytest.mark.parametrize('opt_func', [torch.optim.AdamW, torch.optim.SGD])
-def test_torchs_optimizers(two, opt_func): same(two, 'seeded tensors', 103, '', opt_func)
+def test_torchs_optimizers(two, opt_func):
+    same(two, 'seeded tensors', 103, '', opt_func)
 
 
 def test_torchmetrics(two):
     from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-    same(two, 'seeded tensors', 97, '', Momentum, [MulticlassAccuracy(3, average='micro'), MulticlassF1Score(3)])
+    same(
+        two, 'seeded tensors', 97, '', Momentum,
+        [MulticlassAccuracy(3, average='micro'), MulticlassF1Score(3)])
 
 
-@pytest.mark.parametrize('cbs', [
-    'ScheduleCB(lr=cosine(.2, 0.), momentum=cosine(.5, .9))', 'TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3))', 'GradientClipCB(.1)',
-    'WeightAveragingCB(.9)', 'BatchLimitCB(n_train=3, n_valid=2)', 'SingleBatchCB()', 'StopOnNonFiniteCB()', 'GradientAccumulationCB(3)'])
-def test_with_other_callbacks(two, cbs): same(two, 'seeded tensors', 97, cbs)
+@pytest.mark.parametrize(
+    'cbs',
+    [
+        'ScheduleCB(lr=cosine(.2, 0.), momentum=cosine(.5, .9))',
+        'TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=3))',
+        'GradientClipCB(.1)', 'WeightAveragingCB(.9)',
+        'BatchLimitCB(n_train=3, n_valid=2)', 'SingleBatchCB()', 'StopOnNonFiniteCB()',
+        'GradientAccumulationCB(3)'],
+)
+def test_with_other_callbacks(two, cbs):
+    same(two, 'seeded tensors', 97, cbs)
 
 
-# the last batch holds targets that count: a loss of 0/0 is NaN, for one process and for two
+# the last batch holds targets that count: a loss of 0/0 is NaN, for one process and for
+# two
 UNEVEN = """type('UnevenCB', (Callback,), dict(before_fit=lambda self, learn: setattr(
     learn, 'loss_func', partial(F.cross_entropy, ignore_index=1,
                                 weight=torch.tensor([1., 2., 9.]).double()))))()"""
 
 
 @pytest.mark.parametrize('cbs', [UNEVEN, UNEVEN + ', GradientAccumulationCB(3)'])
-def test_a_weighted_loss_counts_what_it_divides_by(two, cbs): same(two, 'seeded tensors', 103, cbs)
+def test_a_weighted_loss_counts_what_it_divides_by(two, cbs):
+    same(two, 'seeded tensors', 103, cbs)
 
 
-def test_a_gradient_that_is_kept_is_not_counted_twice(two): same(two, 'seeded tensors', 103, '', torch.optim.SGD, (), 2, MomentumLearner)
+def test_a_gradient_that_is_kept_is_not_counted_twice(two):
+    same(two, 'seeded tensors', 103, '', torch.optim.SGD, (), 2, MomentumLearner)
 
 
 def test_three_processes():
     with Processes(3) as three:
         three.run(IMPORTS)
         three.define(toy, loader, model, train)
-        same(three, 'seeded tensors', 97)           # parts of 6, 5, 5, and at last 1, 0, 0
+        same(three, 'seeded tensors', 97)  # parts of 6, 5, 5, and at last 1, 0, 0
 
 
 def test_everything_is_put_back(two):
     def twice():
         set_seed(0)
-        learn = Learner(model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)), F.cross_entropy, Momentum, lr=.1, cbs=[MetricsCB(), AccelerateCB()])
+        learn = Learner(
+            model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)),
+            F.cross_entropy, Momentum, lr=0.1, cbs=[MetricsCB(), AccelerateCB()])
         kept = learn.model, learn.dls, learn.dls.train
         learn.fit(1)
-        assert (learn.model, learn.dls, learn.dls.train) == kept and type(learn.opt) is Momentum
+        assert (learn.model, learn.dls, learn.dls.train) == kept and type(
+            learn.opt) is Momentum
         assert learn.dls.train.epoch == 1 and learn.model.training is False
         learn.fit(1, train=False)
         learn.fit(2, valid=False)
-        assert not any(hasattr(learn.model, a) for a in ('_is_accelerate_prepared', '_original_forward'))
+        assert not any(
+            hasattr(learn.model, a)
+            for a in ('_is_accelerate_prepared', '_original_forward'))
         return [p.detach() for p in learn.model.parameters()], learn.dls.train.epoch
     two.define(model)
     (a, epoch), (b, _) = two.run(twice)
     set_seed(0)
-    learn = Learner(model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)), F.cross_entropy, Momentum, lr=.1)
+    learn = Learner(
+        model(), DataLoaders(loader('seeded tensors', 97), loader('in order', 20)),
+        F.cross_entropy, Momentum, lr=0.1)
     learn.fit(1); learn.fit(2, valid=False)
     assert epoch == learn.dls.train.epoch == 3 and gap(a, b) == 0
     assert gap(a, [p.detach() for p in learn.model.parameters()]) < 1e-12
@@ -237,7 +313,9 @@ def test_others_see_the_plain_model_and_the_whole_loss(two):
         train(n=20, cbs=[AccelerateCB(), LookCB()], n_epochs=1)
         return seen
     a, b = two.run(watched)
-    assert a == b and {o for o in a if isinstance(o, str)} == {'Sequential'} and ['0.bias', '0.weight', '2.bias', '2.weight'] in a
+    assert (
+        a == b and {o for o in a if isinstance(o, str)} == {'Sequential'}
+        and ['0.bias', '0.weight', '2.bias', '2.weight'] in a)
 
 
 def test_only_the_main_process_prints_and_saves(two, tmp_path, capsys):
@@ -246,7 +324,8 @@ def test_only_the_main_process_prints_and_saves(two, tmp_path, capsys):
             main_only = True
             def before_fit(self, learn): self.saved = 0
             def after_epoch(self, learn):
-                with open(os.path.join(folder, f'epoch{learn.epoch}'), 'x') as f: f.write('')    # 'x': the file must not be there yet
+                with open(os.path.join(folder, f'epoch{learn.epoch}'), 'x') as f:
+                    f.write('')  # 'x': the file must not be there yet
                 self.saved += 1
         class PartlyCB(Callback):
             main_only = ('after_epoch',)
@@ -259,15 +338,23 @@ def test_only_the_main_process_prints_and_saves(two, tmp_path, capsys):
     assert two.run(main_only, str(tmp_path)) == [(1, 2), (1, 0)]
     assert {p.name for p in tmp_path.iterdir()} == {'epoch0', 'epoch1'}
     printed = capsys.readouterr().out
-    assert 'process 0 │' in printed and 'train_loss' in printed and 'process 1' not in printed
+    assert (
+        'process 0 │' in printed and 'train_loss' in printed
+        and 'process 1' not in printed)
 
 
 def test_callbacks_of_chapter_11_write_once_and_read_everywhere(two, tmp_path):
     def saved(folder, name):
         before, moved = os.replace, []
         os.replace = lambda a, b: (moved.append(b), before(a, b))
-        try: weights, history, _ = train(cbs=[AccelerateCB(), SaveBestCB(f'{folder}/best.pt', restore=True), CSVLogCB(f'{folder}/{name}.csv')])
-        finally: os.replace = before
+        try:
+            weights, history, _ = train(
+                cbs=[
+                    AccelerateCB(), SaveBestCB(f'{folder}/best.pt', restore=True),
+                    CSVLogCB(f'{folder}/{name}.csv')]
+            )
+        finally:
+            os.replace = before
         best = torch.load(f'{folder}/best.pt')
         return len(moved), gap(weights, best.values()), len(history)
     two.define(gap)
@@ -280,36 +367,49 @@ def test_a_checkpoint_of_one_process_only(two, tmp_path):
     def refused(path):
         try: train(cbs=[AccelerateCB(), CheckpointCB(path)])
         except RuntimeError as e: return str(e)
-    assert all('leave it out' in said for said in two.run(refused, str(tmp_path/'c.pt')))
+    assert all(
+        'leave it out' in said for said in two.run(refused, str(tmp_path / 'c.pt')))
 
 
 def test_random_numbers_differ_and_first_weights_do_not(two):
     def unequal():
         torch.manual_seed(rank)
-        learn = Learner(nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double(), DataLoaders(loader('tensors', 32), loader('in order', 8)), F.cross_entropy, cbs=[AccelerateCB()])
+        learn = Learner(
+            nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double(),
+            DataLoaders(loader('tensors', 32), loader('in order', 8)), F.cross_entropy,
+            cbs=[AccelerateCB()])
         if rank: learn.model[1].running_mean += 5
         numbers = []
         class LookCB(Callback):
             def before_phase(self, learn):
-                if learn.training: numbers.append([p.sum().item() for p in learn.model.state_dict().values()])
+                if learn.training:
+                    numbers.append(
+                        [p.sum().item() for p in learn.model.state_dict().values()])
             def before_batch(self, learn): numbers.append(torch.rand(()).item())
         learn.fit(1, cbs=[LookCB()])
         return numbers[0], numbers[1:], [v for v in learn.model.state_dict().values()]
     (first, dice, weights), (first_too, dice_too, weights_too) = two.run(unequal)
-    assert first == first_too and not set(dice) & set(dice_too) and gap(weights, weights_too) == 0
+    assert (
+        first == first_too and not set(dice) & set(dice_too)
+        and gap(weights, weights_too) == 0)
 
 
 def test_with_one_seed_every_process_draws_its_own_numbers():
-    "As a script does, which seeds all processes alike: Python's, NumPy's and torch's numbers differ from each to each"
+    """As a script does, which seeds all processes alike: Python's, NumPy's and torch's
+    numbers differ from each to each"""
     def drawn():
         import random
         import numpy as np
         numbers = []
         class DrawCB(Callback):
             def before_batch(self, learn):
-                if learn.training: numbers.append((random.random(), np.random.rand(), torch.rand(()).item()))
+                if learn.training:
+                    numbers.append(
+                        (random.random(), np.random.rand(), torch.rand(()).item()))
         set_seed(0)
-        Learner(model(), DataLoaders(loader('in order', 16), loader('in order', 16)), F.cross_entropy, cbs=[AccelerateCB(), DrawCB()]).fit(1)
+        Learner(
+            model(), DataLoaders(loader('in order', 16), loader('in order', 16)),
+            F.cross_entropy, cbs=[AccelerateCB(), DrawCB()]).fit(1)
         return numbers[0]
     with Processes(3) as three:
         three.run(IMPORTS)
@@ -319,15 +419,20 @@ def test_with_one_seed_every_process_draws_its_own_numbers():
 
 
 def test_batchnorm_averages_its_statistics(two):
-    "Mean over the processes of what each has seen: for one training batch it can be computed by hand"
+    """Mean over the processes of what each has seen: for one training batch it can be
+    computed by hand"""
     def one_batch():
         bn = nn.BatchNorm1d(5).double()
         set_seed(0)
-        Learner(nn.Sequential(bn, nn.Linear(5, 3).double()), DataLoaders(loader('in order', 16), loader('in order', 8)), F.cross_entropy, lr=1e-9, cbs=[AccelerateCB()]).fit(1)
+        Learner(
+            nn.Sequential(bn, nn.Linear(5, 3).double()),
+            DataLoaders(loader('in order', 16), loader('in order', 8)), F.cross_entropy,
+            lr=1e-9, cbs=[AccelerateCB()]).fit(1)
         return bn.running_mean, bn.running_var
     x = toy(16)[0]
     for mean, var in two.run(one_batch):
-        assert torch.allclose(mean, .1*x.mean(0)) and torch.allclose(var, .9 + .1*(x[:8].var(0) + x[8:].var(0))/2)
+        assert torch.allclose(mean, 0.1 * x.mean(0)) and torch.allclose(
+            var, 0.9 + 0.1 * (x[:8].var(0) + x[8:].var(0)) / 2)
 
 
 def test_decisions_are_taken_by_all(two):
@@ -335,7 +440,8 @@ def test_decisions_are_taken_by_all(two):
         class SpoilCB(Callback):
             order = -40
             def after_loss(self, learn):
-                if learn.phase == where and learn.iter == 1 and rank == 1: learn.loss = learn.loss*float('nan')
+                if learn.phase == where and learn.iter == 1 and rank == 1:
+                    learn.loss = learn.loss * float('nan')
         class SkipCB(Callback):
             def after_epoch(self, learn):
                 if learn.epoch == 0: raise CancelEpoch()
@@ -350,16 +456,30 @@ def test_decisions_are_taken_by_all(two):
 def test_lr_find(two):
     def find():
         dl = loader('seeded tensors', 97)
-        return Learner(model(), DataLoaders(dl, dl), F.cross_entropy, Momentum, cbs=[AccelerateCB(), ProgressCB(), MetricsCB()]).lr_find(n_steps=30, stop_at=1.5)
+        return Learner(
+            model(),
+            DataLoaders(dl, dl),
+            F.cross_entropy,
+            Momentum,
+            cbs=[AccelerateCB(), ProgressCB(), MetricsCB()],
+        ).lr_find(n_steps=30, stop_at=1.5)
     two.define(model)
     set_seed(0); alone = find()
     two.run('set_seed(0)')
     a, b = two.run(find)
-    assert a.lrs == b.lrs and a.losses == b.losses and a.stopped == b.stopped and a.lrs == alone.lrs
+    assert (
+        a.lrs == b.lrs and a.losses == b.losses and a.stopped == b.stopped
+        and a.lrs == alone.lrs)
     assert torch.allclose(torch.tensor(a.losses), torch.tensor(alone.losses), rtol=1e-5)
 
 
-@pytest.mark.parametrize('change, what', [('n=97+rank', 'train targets'), ('n=103+16*rank', 'train batches'), ('n_epochs=1+rank', 'n_epochs'), ("kind='tensors' if rank else 'seeded tensors'", 'train seed')])
+@pytest.mark.parametrize(
+    'change, what',
+    [
+        ('n=97+rank', 'train targets'), ('n=103+16*rank', 'train batches'),
+        ('n_epochs=1+rank', 'n_epochs'),
+        ("kind='tensors' if rank else 'seeded tensors'", 'train seed')],
+)
 def test_plans_that_differ_are_refused_by_all(two, change, what):
     two.run(f'def differ(): return train(cbs=[AccelerateCB()], **dict({change}))')
     def message():
@@ -381,7 +501,8 @@ def test_metrics_that_cannot_be_added_are_refused(two):
 
 
 def test_two_providers_of_backward_are_refused():
-    with pytest.raises(ValueError, match='backward'): train(cbs=[AccelerateCB(), TrainCB()])
+    with pytest.raises(ValueError, match='backward'):
+        train(cbs=[AccelerateCB(), TrainCB()])
 
 
 @pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])
@@ -394,7 +515,12 @@ def test_ranks_left_over_in_the_environment_change_nothing(monkeypatch, variable
 
 
 def test_a_launcher_is_asked_before_the_processes_have_met(monkeypatch):
-    for name, value in {'TORCHELASTIC_RUN_ID': 'none', 'RANK': '1', 'WORLD_SIZE': '2'}.items(): monkeypatch.setenv(name, value)
+    for name, value in {
+        'TORCHELASTIC_RUN_ID': 'none',
+        'RANK': '1',
+        'WORLD_SIZE': '2',
+    }.items():
+        monkeypatch.setenv(name, value)
     assert not is_main()
     monkeypatch.setenv('RANK', '0')
     assert is_main()
@@ -411,7 +537,8 @@ class Float16CB(AccelerateCB):
 
 class ScalerCB(MixedPrecisionCB):
     "Scales, but computes in full precision"
-    def __init__(self): super().__init__(scaler=torch.amp.GradScaler('cpu', init_scale=2.**16))
+    def __init__(self):
+        super().__init__(scaler=torch.amp.GradScaler('cpu', init_scale=2.0**16))
     def before_batch(self, learn): pass
 
 
@@ -420,7 +547,8 @@ class OverflowCB(Callback):
     order = -20
     def __init__(self, *batches): self.batches = batches
     def after_backward(self, learn):
-        if learn.epoch == 0 and learn.iter in self.batches: next(learn.model.parameters()).grad.fill_(float('inf'))
+        if learn.epoch == 0 and learn.iter in self.batches:
+            next(learn.model.parameters()).grad.fill_(float('inf'))
 
 
 class TakenCB(Callback):
@@ -429,24 +557,40 @@ class TakenCB(Callback):
 
 def test_float16_clips_unscaled_gradients():
     clips = [GradientClipCB(.2) for _ in range(3)]
-    plain, scaled, mixed = (train(cbs=[clip, *cbs]) for clip, cbs in zip(clips, ([], [Float16CB(cpu=True)], [ScalerCB()])))
+    plain, scaled, mixed = (
+        train(cbs=[clip, *cbs])
+        for clip, cbs in zip(clips, ([], [Float16CB(cpu=True)], [ScalerCB()])))
     assert gap(scaled[0], mixed[0]) == 0 and clips[1].norms == clips[2].norms
-    assert gap(scaled[0], plain[0]) < 1e-12 and max(abs(a - b) for a, b in zip(clips[0].norms, clips[1].norms)) < 1e-6
+    assert (
+        gap(scaled[0], plain[0]) < 1e-12
+        and max(abs(a - b) for a, b in zip(clips[0].norms, clips[1].norms)) < 1e-6)
     assert gap(scaled[0], model().state_dict().values()) > .01
 
 
 @pytest.mark.parametrize('n_batches', [1, 3])
 def test_float16_steps_that_overflow_do_not_count(n_batches):
     def run(amp):
-        clip, average, schedule, taken = GradientClipCB(.2), WeightAveragingCB(1.), ScheduleCB(lr=linear(.1, 0.)), TakenCB()
-        weights, history, _ = train(cbs=[amp, OverflowCB(0, 1, 2), clip, average, schedule, taken, GradientAccumulationCB(n_batches)])
-        return weights, history, clip.norms, average.average.weight, schedule.values['lr'], taken.n, amp.n_skipped, amp
+        clip, average, schedule, taken = (
+            GradientClipCB(0.2), WeightAveragingCB(1.0),
+            ScheduleCB(lr=linear(0.1, 0.0)), TakenCB())
+        weights, history, _ = train(
+            cbs=[
+                amp, OverflowCB(0, 1, 2), clip, average, schedule, taken,
+                GradientAccumulationCB(n_batches)]
+        )
+        return (
+            weights, history, clip.norms, average.average.weight, schedule.values['lr'],
+            taken.n, amp.n_skipped, amp)
     *ours, accelerated = run(Float16CB(cpu=True))
     *theirs, mixed = run(ScalerCB())
     assert gap(ours[0], theirs[0]) == 0 and ours[1:] == theirs[1:]
     *_, rates, n_taken, n_skipped = ours
-    assert n_skipped == (3 if n_batches == 1 else 1) and len(rates) == n_taken == 2*-(-7//n_batches) - n_skipped
-    assert accelerated.accelerator.scaler.get_scale() == mixed.scaler.get_scale() == 2.**16/2**n_skipped
+    assert (
+        n_skipped == (3 if n_batches == 1 else 1)
+        and len(rates) == n_taken == 2 * -(-7 // n_batches) - n_skipped)
+    assert (
+        accelerated.accelerator.scaler.get_scale() == mixed.scaler.get_scale()
+        == 2.0**16 / 2**n_skipped)
 
 
 def test_float16_steps_that_somebody_else_cancels():
@@ -454,26 +598,32 @@ def test_float16_steps_that_somebody_else_cancels():
         order = 5
         def after_backward(self, learn):
             if learn.iter % 2: raise CancelStep()
-    ours, theirs = (train(cbs=[amp, SkipCB(), GradientClipCB(.2)]) for amp in (Float16CB(cpu=True), ScalerCB()))
+    ours, theirs = (
+        train(cbs=[amp, SkipCB(), GradientClipCB(0.2)])
+        for amp in (Float16CB(cpu=True), ScalerCB()))
     assert gap(ours[0], theirs[0]) == 0
 
 
 def test_float16_beside_another_who_steps_is_refused():
     class StepCB(Callback):
         def step(self, learn): learn.opt.step()
-    with pytest.raises(ValueError, match='want to take the step'): train(cbs=[Float16CB(cpu=True), StepCB()])
+    with pytest.raises(ValueError, match='want to take the step'):
+        train(cbs=[Float16CB(cpu=True), StepCB()])
 
 
 def test_float16_in_two_processes(two):
     two.define(Float16CB, OverflowCB)
     def together():
         clip, amp = GradientClipCB(.2), Float16CB()
-        weights, history, _ = train(cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
+        weights, history, _ = train(
+            cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
         return weights, clip.norms, amp.n_skipped
     (a, norms, skipped), (b, norms_too, skipped_too) = two.run(together)
     clip, amp = GradientClipCB(.2), ScalerCB()
     alone = train(cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
-    assert gap(a, b) == 0 and norms == norms_too and skipped == skipped_too == amp.n_skipped == 1
+    assert (
+        gap(a, b) == 0 and norms == norms_too
+        and skipped == skipped_too == amp.n_skipped == 1)
     assert gap(a, alone[0]) < 1e-12
 
 
@@ -483,7 +633,8 @@ def test_one_process_changes_nothing():
 
 
 def test_mixed_precision_in_one_process_twice():
-    "In a process of its own: accelerate keeps the precision for as long as a process lives"
+    """In a process of its own: accelerate keeps the precision for as long as a process
+    lives"""
     done = subprocess.run([sys.executable, '-c', IMPORTS + '''
 net, seen = nn.Sequential(nn.Linear(5, 3)), []
 x, y = torch.randn(32, 5), torch.arange(32) % 3
@@ -497,33 +648,47 @@ for _ in range(2):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='reads the tables of Linux')
+@pytest.mark.skipif(
+    not Path('/proc/net/tcp').exists(), reason='reads the tables of Linux')
 def test_nothing_listens_beyond_loopback(two):
     def listening():
-        mine = {os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}')}
+        mine = {
+            os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')
+            if os.path.islink(f'/proc/self/fd/{fd}')}
         found = []
         for table in '/proc/net/tcp', '/proc/net/tcp6':
             if not os.path.exists(table): continue
             for line in open(table).readlines()[1:]:
                 _, local, _, state, *rest = line.split()
-                if state == '0A' and f'socket:[{rest[5]}]' in mine: found.append(local.split(':')[0])
+                if state == '0A' and f'socket:[{rest[5]}]' in mine:
+                    found.append(local.split(':')[0])
         return found
-    for found in two.run(listening): assert found and set(found) <= {'0100007F', '0'*24 + '01000000'}      # 127.0.0.1, ::1
+    for found in two.run(listening):
+        assert found and set(found) <= {
+            '0100007F', '0' * 24 + '01000000'}  # 127.0.0.1, ::1
 
 
 def test_waiting_in_vain_is_a_timeout():
     with Processes(2) as procs:
-        with pytest.raises(TimeoutError, match='not all processes answered within 3 s'): procs.run('if rank == 0: dist.barrier()', timeout=3)
+        with pytest.raises(TimeoutError, match='not all processes answered within 3 s'):
+            procs.run('if rank == 0: dist.barrier()', timeout=3)
         assert all(p.wait(5) for p in procs.procs)
 
 
 def test_import_stays_light():
-    done = subprocess.run([sys.executable, '-c', 'import sys, nntrain.distributed; print("accelerate" in sys.modules)'], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable, '-c',
+            'import sys, nntrain.distributed; print("accelerate" in sys.modules)'],
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == 'False', done.stderr
 
 
 def test_an_error_in_one_process_ends_all(two):
-    "The last test: it ends the processes of this module. Neither our metrics nor those of torchmetrics may wait for the others on the way out"
+    """The last test: it ends the processes of this module. Neither our metrics nor
+    those of torchmetrics may wait for the others on the way out"""
     def stumble():
         from torchmetrics.classification import MulticlassAccuracy
         class FailCB(Callback):
@@ -531,6 +696,7 @@ def test_an_error_in_one_process_ends_all(two):
                 if rank == 1 and learn.iter == 2: raise KeyError('a bug')
         train(cbs=[FailCB(), AccelerateCB()], metrics=[MulticlassAccuracy(3)])
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="(?s)process 1: .*KeyError: 'a bug'"): two.run(stumble, timeout=120)
+    with pytest.raises(RuntimeError, match="(?s)process 1: .*KeyError: 'a bug'"):
+        two.run(stumble, timeout=120)
     assert time.monotonic() - start < 100
     with pytest.raises(RuntimeError, match='have ended'): two.run('1')

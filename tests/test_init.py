@@ -12,11 +12,15 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.testing import assert_close
 
-from nntrain.init import BatchNorm, GeneralReLU, LayerNorm, cnn, conv_block, init_weights, lsuv_init
+from nntrain.init import (
+    BatchNorm, GeneralReLU, LayerNorm, cnn, conv_block, init_weights, lsuv_init)
 
 quick = settings(max_examples=25, deadline=None)
-shapes = st.tuples(st.integers(2, 6), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3)).map(lambda t: (t[0], t[1], *t[2]))
-dtypes = st.sampled_from([(torch.float64, 1e-10), (torch.float32, 1e-3)])      # gradients of float32 lose digits where two samples are nearly equal
+shapes = st.tuples(
+    st.integers(2, 6), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3)
+).map(lambda t: (t[0], t[1], *t[2]))
+# gradients of float32 lose digits where two samples are nearly equal
+dtypes = st.sampled_from([(torch.float64, 1e-10), (torch.float32, 1e-3)])
 TORCH_BN = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -26,36 +30,57 @@ def same(a, b, atol): assert_close(a, b, rtol=atol, atol=atol)
 def twins(ours, theirs, gen):
     "The same random parameters in both"
     with torch.no_grad():
-        for p in theirs.parameters(): p.copy_(torch.rand(p.shape, generator=gen, dtype=torch.float64) + .5)
+        for p in theirs.parameters():
+            p.copy_(torch.rand(p.shape, generator=gen, dtype=torch.float64) + 0.5)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
 def inputs(shape, gen, dtype):
     x = (3*torch.randn(shape, generator=gen, dtype=torch.float64) + 2).to(dtype)
-    return x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype)
+    return (
+        x.clone().requires_grad_(), x.clone().requires_grad_(),
+        torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype))
 
 
-# ---- BatchNorm -----------------------------------------------------------------------------------------------------------------------
+# ---- BatchNorm
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
-@given(shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 1e-3, .1]), momentum=st.sampled_from([0., .1, .7, 1.]), seed=st.integers(0, 999), last=st.booleans())
+@given(
+    shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 1e-3, 0.1]),
+    momentum=st.sampled_from([0.0, 0.1, 0.7, 1.0]), seed=st.integers(0, 999),
+    last=st.booleans())
 @quick
 def test_batch_norm_is_torchs(shape, kind, eps, momentum, seed, last):
     (dtype, tol), gen = kind, torch.Generator().manual_seed(seed)
-    ours, theirs = twins(BatchNorm(shape[1], eps, momentum).to(dtype), TORCH_BN[len(shape)](shape[1], eps, momentum).to(dtype), gen)
+    ours, theirs = twins(
+        BatchNorm(shape[1], eps, momentum).to(dtype),
+        TORCH_BN[len(shape)](shape[1], eps, momentum).to(dtype), gen)
     for _ in range(3):
         a, b, g = inputs(shape, gen, dtype)
-        if last and a.ndim == 4: a, b = (t.detach().to(memory_format=torch.channels_last).requires_grad_() for t in (a, b))
+        if last and a.ndim == 4:
+            a, b = (
+                t.detach().to(memory_format=torch.channels_last).requires_grad_()
+                for t in (a, b))
         out, want = ours(a), theirs(b)
         out.backward(g); want.backward(g)
         assert out.dtype == dtype
         same(out, want, tol); same(a.grad, b.grad, tol)
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True): same(p.grad, q.grad, tol)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        same(p.grad, q.grad, tol)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    for p, q in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True): same(p, q, tol)
+    for p, q in zip(
+        ours.state_dict().values(), theirs.state_dict().values(), strict=True
+    ):
+        same(p, q, tol)
     before = copy.deepcopy(ours.state_dict())
     same(ours.eval()(a), theirs.eval()(b), tol)
-    for name, value in ours.state_dict().items(): assert torch.equal(value, before[name])     # eval mode only looks
+    # eval mode only looks
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 @given(shape=shapes, seed=st.integers(0, 999))
@@ -67,12 +92,16 @@ def test_no_gradient_along_a_shift_or_a_scaling(shape, seed):
     BatchNorm(shape[1], eps=0.).double()(a).backward(g)
     direction = a.detach() - a.detach().mean(dims, keepdim=True)
     size = a.grad.norm()*direction.norm() + 1
-    assert a.grad.sum(dims).abs().max() < 1e-9*(a.grad.norm() + 1) and (a.grad*direction).sum(dims).abs().max() < 1e-9*size
+    assert (
+        a.grad.sum(dims).abs().max() < 1e-9 * (a.grad.norm() + 1)
+        and (a.grad * direction).sum(dims).abs().max() < 1e-9 * size)
 
 
 def test_batch_norm_gradcheck_and_second_order():
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(BatchNorm(2).double(), x) and torch.autograd.gradgradcheck(BatchNorm(2).double(), x)
+    assert torch.autograd.gradcheck(
+        BatchNorm(2).double(), x
+    ) and torch.autograd.gradgradcheck(BatchNorm(2).double(), x)
 
 
 def test_state_goes_both_ways():
@@ -88,7 +117,10 @@ def test_state_goes_both_ways():
 @pytest.mark.parametrize('shape', [(1, 3), (1, 3, 1, 1)])
 def test_one_value_per_channel(shape):
     norm = BatchNorm(3)
-    with pytest.raises(ValueError, match='at least two values per channel in training, got 1'): norm(torch.zeros(shape))
+    with pytest.raises(
+        ValueError, match='at least two values per channel in training, got 1'
+    ):
+        norm(torch.zeros(shape))
     assert norm.num_batches_tracked == 0 and not norm.running_mean.any()
     norm.eval()(torch.zeros(shape))
 
@@ -96,7 +128,10 @@ def test_one_value_per_channel(shape):
 @pytest.mark.parametrize('norm', [BatchNorm, LayerNorm])
 def test_norms_refuse_other_channels(norm):
     for shape in (4, 2), (4, 1, 3, 3), (3,):
-        with pytest.raises(ValueError, match=rf'{norm.__name__}\(3\) expects \(N, 3, …\)'): norm(3)(torch.zeros(shape))
+        with pytest.raises(
+            ValueError, match=rf'{norm.__name__}\(3\) expects \(N, 3, …\)'
+        ):
+            norm(3)(torch.zeros(shape))
     for n in 0, -1, 2.5, True:
         with pytest.raises(ValueError, match='at least 1'): norm(n)
     with pytest.raises(ValueError, match='eps'): norm(3, eps=-1.)
@@ -104,36 +139,57 @@ def test_norms_refuse_other_channels(norm):
 
 @pytest.mark.parametrize('norm', [BatchNorm, LayerNorm])
 def test_half_precision_inputs_are_normalised_in_the_precision_of_the_weights(norm):
-    x = (torch.randn(16, 4, 5, 5)*100 + 300).bfloat16()                       # the squares need more than eight bits
+    # the squares need more than eight bits
+    x = (torch.randn(16, 4, 5, 5)*100 + 300).bfloat16()
     out = norm(4)(x)
     assert out.dtype == torch.bfloat16
     assert_close(out.float(), norm(4)(x.float()), rtol=.01, atol=.01)
-    with torch.autocast('cpu', torch.bfloat16): conv_block(1, 4, norm=norm)(torch.randn(4, 1, 8, 8)).sum().backward()
+    with torch.autocast('cpu', torch.bfloat16):
+        conv_block(1, 4, norm=norm)(torch.randn(4, 1, 8, 8)).sum().backward()
 
 
-# ---- LayerNorm -----------------------------------------------------------------------------------------------------------------------
+# ---- LayerNorm
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
-@given(shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, .1]), seed=st.integers(0, 999))
+@given(
+    shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 0.1]),
+    seed=st.integers(0, 999))
 @quick
 def test_layer_norm_is_torchs(shape, kind, eps, seed):
     (dtype, tol), gen = kind, torch.Generator().manual_seed(seed)
-    if math.prod(shape[1:]) == 1: return                                        # nothing to normalise: torch refuses, ours gives the bias
-    ours, theirs = twins(LayerNorm(shape[1], eps).to(dtype), nn.GroupNorm(1, shape[1], eps).to(dtype), gen)
+    # nothing to normalise: torch refuses, ours gives the bias
+    if math.prod(shape[1:]) == 1: return
+    ours, theirs = twins(
+        LayerNorm(shape[1], eps).to(dtype), nn.GroupNorm(1, shape[1], eps).to(dtype),
+        gen)
     a, b, g = inputs(shape, gen, dtype)
     out, want = ours(a), theirs(b)
     out.backward(g); want.backward(g)
     same(out, want, tol); same(a.grad, b.grad, tol)
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True): same(p.grad, q.grad, tol)
-    if len(shape) == 2: same(out, F.layer_norm(a, shape[1:], ours.weight, ours.bias, eps), tol)
-    same(ours(a[:1]), out[:1], tol)                                             # each sample by itself
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        same(p.grad, q.grad, tol)
+    if len(shape) == 2:
+        same(out, F.layer_norm(a, shape[1:], ours.weight, ours.bias, eps), tol)
+    # each sample by itself
+    same(ours(a[:1]), out[:1], tol)
 
 
-# ---- GeneralReLU ---------------------------------------------------------------------------------------------------------------------
+# ---- GeneralReLU
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------------
 
-@given(leak=st.floats(0, 1), subtract=st.floats(0, 1), cut=st.one_of(st.none(), st.floats(.1, 2)), seed=st.integers(0, 999))
+@given(
+    leak=st.floats(0, 1), subtract=st.floats(0, 1),
+    cut=st.one_of(st.none(), st.floats(0.1, 2)), seed=st.integers(0, 999))
 @quick
 def test_general_relu(leak, subtract, cut, seed):
-    x = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(
+        30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     want = torch.where(x > 0, x, leak*x) - subtract
     kinks = x.abs() if cut is None else torch.minimum(x.abs(), (want - cut).abs())
     want = want if cut is None else want.clamp(max=cut)
@@ -146,19 +202,31 @@ def test_general_relu(leak, subtract, cut, seed):
 def test_general_relu_refuses():
     for leak in -.1, 1.1, math.nan, 'a', True:
         with pytest.raises(ValueError, match='leak'): GeneralReLU(leak)
-    with pytest.raises(ValueError, match='max_value'): GeneralReLU(subtract=.4, max_value=-.4)
+    with pytest.raises(ValueError, match='max_value'):
+        GeneralReLU(subtract=0.4, max_value=-0.4)
 
 
-# ---- initialisation ------------------------------------------------------------------------------------------------------------------
+# ---- initialisation
+#
+#
+#
+# ------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('leak', [0., .1, 1.])
-@pytest.mark.parametrize('layer', [nn.Linear(50, 400), nn.Conv1d(10, 200, 5), nn.Conv2d(8, 300, 3, groups=2), nn.Conv3d(4, 100, 3, bias=False)])
+@pytest.mark.parametrize('leak', [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.Linear(50, 400), nn.Conv1d(10, 200, 5), nn.Conv2d(8, 300, 3, groups=2),
+        nn.Conv3d(4, 100, 3, bias=False)],
+)
 def test_init_weights_follows_the_formula(layer, leak):
     torch.manual_seed(0)
     model = nn.Sequential(layer, nn.BatchNorm2d(3))
     assert init_weights(model, leak) is model
     want = math.sqrt(2/((1 + leak**2)*layer.weight[0].numel()))
-    assert abs(layer.weight.std()/want - 1) < .05 and abs(layer.weight.mean()) < .05*want*5
+    assert (
+        abs(layer.weight.std() / want - 1) < 0.05
+        and abs(layer.weight.mean()) < 0.05 * want * 5)
     assert layer.bias is None or not layer.bias.any()
     assert torch.equal(model[1].weight, torch.ones(3)) and layer.weight.requires_grad
 
@@ -169,33 +237,56 @@ def test_init_weights_draws_through_a_parametrisation():
     model = nn.Sequential(layer, nn.ReLU())
     before = layer.weight.detach().clone()
     init_weights(model)
-    model(torch.randn(1, 8, 9, 9))                                              # computed anew in a forward pass
-    assert not torch.allclose(layer.weight, before) and abs(layer.weight.std()/math.sqrt(2/200) - 1) < .05
-    assert layer.parametrizations.weight.original1.requires_grad and not layer.bias.any()
+    # computed anew in a forward pass
+    model(torch.randn(1, 8, 9, 9))
+    assert (
+        not torch.allclose(layer.weight, before)
+        and abs(layer.weight.std() / math.sqrt(2 / 200) - 1) < 0.05)
+    assert (
+        layer.parametrizations.weight.original1.requires_grad and not layer.bias.any())
 
 
 def wrapped(wrap):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                         # some are deprecated
+        warnings.simplefilter('ignore')  # some are deprecated
         return wrap(nn.Linear(6, 5))
 
 
-@pytest.mark.parametrize('wrap, message', [(nn.utils.weight_norm, 'is computed from others'), (nn.utils.spectral_norm, 'is computed from others'),
-    (lambda layer: prune.random_unstructured(layer, 'weight', .5), 'is computed from others'),
-    (nn.utils.parametrizations.spectral_norm, 'cannot be set freely'), (nn.utils.parametrizations.orthogonal, 'cannot be set freely')])
+@pytest.mark.parametrize(
+    'wrap, message',
+    [
+        (nn.utils.weight_norm, 'is computed from others'),
+        (nn.utils.spectral_norm, 'is computed from others'),
+        (
+            lambda layer: prune.random_unstructured(layer, 'weight', 0.5),
+            'is computed from others'),
+        (nn.utils.parametrizations.spectral_norm, 'cannot be set freely'),
+        (nn.utils.parametrizations.orthogonal, 'cannot be set freely'),
+    ],
+)
 def test_a_weight_that_cannot_be_drawn_is_refused_and_nothing_changes(wrap, message):
     model = nn.Sequential(nn.Linear(3, 6), wrapped(wrap))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=f"weight of '1' {message}"): init_weights(model)
-    for name, value in model.state_dict().items(): assert torch.equal(value, before[name]), name
+    with pytest.raises(ValueError, match=f"weight of '1' {message}"):
+        init_weights(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
     if message == 'is computed from others':
-        with pytest.raises(ValueError, match=message): lsuv_init(model, torch.randn(9, 3))
+        with pytest.raises(ValueError, match=message):
+            lsuv_init(model, torch.randn(9, 3))
 
 
 def test_lsuv_scales_through_a_parametrisation():
-    model, x = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 4)), torch.randn(40, 6)
+    model, x = (
+        nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(),
+            nn.Linear(5, 4)),
+        torch.randn(40, 6),
+    )
     lsuv_init(model, x)
-    with torch.no_grad(): assert_close(model[0](x).std(correction=0), torch.tensor(1.), rtol=0, atol=2e-3)
+    with torch.no_grad():
+        assert_close(
+            model[0](x).std(correction=0), torch.tensor(1.0), rtol=0, atol=2e-3)
 
 
 def test_init_weights_of_compiled_and_of_lazy_models():
@@ -203,27 +294,41 @@ def test_init_weights_of_compiled_and_of_lazy_models():
     torch.manual_seed(0)
     init_weights(torch.compile(model, backend='eager'))
     assert abs(model[0].weight.std()/.2 - 1) < .05
-    with pytest.raises(ValueError, match='compiled code does not call hooks'): lsuv_init(torch.compile(model, backend='eager'), torch.randn(9, 50))
-    with pytest.raises(ValueError, match='run the model once before'): init_weights(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match='compiled code does not call hooks'):
+        lsuv_init(torch.compile(model, backend='eager'), torch.randn(9, 50))
+    with pytest.raises(ValueError, match='run the model once before'):
+        init_weights(nn.LazyLinear(3))
 
 
 def test_kaiming_keeps_the_signal_through_thirty_layers():
     torch.manual_seed(0)
-    model = init_weights(nn.Sequential(*(m for _ in range(30) for m in (nn.Linear(256, 256), nn.ReLU()))))
-    with torch.no_grad(): assert .2 < model(torch.randn(64, 256)).square().mean().sqrt() < 5
+    model = init_weights(
+        nn.Sequential(*(m for _ in range(30) for m in (nn.Linear(256, 256), nn.ReLU())))
+    )
+    with torch.no_grad():
+        assert 0.2 < model(torch.randn(64, 256)).square().mean().sqrt() < 5
 
 
-@pytest.mark.parametrize('at, act', [(None, nn.ReLU), (None, nn.Tanh), (GeneralReLU, lambda: GeneralReLU(.1, .4)), (lambda name, m: isinstance(m, GeneralReLU), lambda: GeneralReLU(.2, .3))])
+@pytest.mark.parametrize(
+    'at, act',
+    [
+        (None, nn.ReLU), (None, nn.Tanh), (GeneralReLU, lambda: GeneralReLU(0.1, 0.4)),
+        (lambda name, m: isinstance(m, GeneralReLU), lambda: GeneralReLU(0.2, 0.3))],
+)
 @pytest.mark.parametrize('norm', [None, nn.BatchNorm2d])
 def test_lsuv_reaches_mean_0_and_std_1(at, act, norm):
-    if at is not None and norm is not None: return                              # eval mode: as without
+    # eval mode: as without
+    if at is not None and norm is not None: return
     torch.manual_seed(1)
     model, x = cnn((4, 8, 8), norm=norm, act=act), 3*torch.rand(32, 1, 28, 28) + 1
     modes = [m.training for m in model.eval().modules()]
-    before, rng = {n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state()
+    before, rng = (
+        {n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state())
     got = lsuv_init(model, x) if at is None else lsuv_init(model, x, at=at)
     outs = {}
-    handles = [m.register_forward_hook(lambda m, i, out, name=name: outs.update({name: out})) for name, m in model.named_modules() if name in got]
+    handles = [
+        m.register_forward_hook(lambda m, i, out, name=name: outs.update({name: out}))
+        for name, m in model.named_modules() if name in got]
     with torch.no_grad(): model(x)
     for h in handles: h.remove()
     assert len(got) == 4
@@ -231,8 +336,11 @@ def test_lsuv_reaches_mean_0_and_std_1(at, act, norm):
         assert_close(out.std(correction=0), torch.tensor(1.), rtol=0, atol=2e-3)
         layer = model.get_submodule(name)
         if getattr(layer, 'bias', True) is not None: assert out.mean().abs() < 2e-3
-        assert_close(torch.tensor(got[name]), torch.stack([out.mean(), out.std(correction=0)]), rtol=0, atol=1e-5)
-    assert [m.training for m in model.modules()] == modes and torch.equal(rng, torch.get_rng_state())
+        assert_close(
+            torch.tensor(got[name]), torch.stack([out.mean(), out.std(correction=0)]),
+            rtol=0, atol=1e-5)
+    assert [m.training for m in model.modules()] == modes and torch.equal(
+        rng, torch.get_rng_state())
     for n, b in model.named_buffers(): assert torch.equal(b, before[n])
     assert not any(m._forward_hooks for m in model.modules())
 
@@ -241,8 +349,10 @@ def test_lsuv_gives_up_and_changes_nothing():
     "tanh stays below 1, so its standard deviation cannot be 1"
     model = cnn((4,), act=nn.Tanh)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match='does not reach|which no scaling'): lsuv_init(model, torch.randn(16, 1, 8, 8), at=nn.Tanh, max_iter=30)
-    for name, value in model.state_dict().items(): assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match='does not reach|which no scaling'):
+        lsuv_init(model, torch.randn(16, 1, 8, 8), at=nn.Tanh, max_iter=30)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
     assert not any(m._forward_hooks for m in model.modules()) and model.training
 
 
@@ -255,23 +365,35 @@ def test_lsuv_trains_afterwards_and_refuses():
         broken = cnn((4, 8), norm=None)
         with torch.no_grad(): broken[0][0].bias.zero_()
         before = copy.deepcopy(broken.state_dict())
-        with pytest.raises(ValueError, match="output of '0.0' has"): lsuv_init(broken, bad)
-        for name, value in broken.state_dict().items(): assert torch.equal(value, before[name])
+        with pytest.raises(ValueError, match="output of '0.0' has"):
+            lsuv_init(broken, bad)
+        for name, value in broken.state_dict().items():
+            assert torch.equal(value, before[name])
     for nothing in nn.Sequential(nn.ReLU()), nn.Sequential():
-        with pytest.raises(ValueError, match='no module matches'): lsuv_init(nothing, torch.randn(2, 3))
+        with pytest.raises(ValueError, match='no module matches'):
+            lsuv_init(nothing, torch.randn(2, 3))
         with pytest.raises(ValueError, match='no module matches'): init_weights(nothing)
 
 
-# ---- blocks --------------------------------------------------------------------------------------------------------------------------
+# ---- blocks
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm, lambda n: nn.GroupNorm(1, n)])
+@pytest.mark.parametrize(
+    'norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm, lambda n: nn.GroupNorm(1, n)])
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('n_in, n_out', [(3, 3), (1, 4), (4, 2)])
 def test_conv_block_shapes(n_in, n_out, stride, norm):
     for ks in 1, 3, 5:
         for h, w in (7, 7), (8, 8), (5, 9), (2, 2), (1, 1):
-            out = conv_block(n_in, n_out, ks, stride, norm)(torch.randn(2, n_in, h, w) if (h, w) != (1, 1) else torch.randn(4, n_in, 1, 1))
-            assert out.shape[1:] == (n_out, math.ceil(h/stride), math.ceil(w/stride)) and (out >= 0).all()
+            out = conv_block(n_in, n_out, ks, stride, norm)(
+                torch.randn(2, n_in, h, w) if (h, w) != (1, 1)
+                else torch.randn(4, n_in, 1, 1))
+            assert (
+                out.shape[1:] == (n_out, math.ceil(h / stride), math.ceil(w / stride))
+                and (out >= 0).all())
 
 
 def test_conv_block_bias_only_where_it_counts():
@@ -283,21 +405,34 @@ def test_conv_block_bias_only_where_it_counts():
     assert [type(m) for m in conv_block(2, 3, norm=None, act=None)] == [nn.Conv2d]
 
 
-@pytest.mark.parametrize('kw, error', [(dict(ks=4), 'odd'), (dict(ks=0), 'ks'), (dict(stride=0), 'stride'), (dict(n_in=0), 'n_in'), (dict(n_out=2.5), 'n_out'), (dict(n_out=True), 'n_out'),
-                                       (dict(norm=nn.BatchNorm2d(3)), 'not an object'), (dict(norm=False), 'norm must be'), (dict(act=nn.ReLU()), 'not an object'), (dict(act=F.relu), None), (dict(norm=lambda n: n), 'made 3')])
+@pytest.mark.parametrize(
+    'kw, error',
+    [
+        (dict(ks=4), 'odd'), (dict(ks=0), 'ks'), (dict(stride=0), 'stride'),
+        (dict(n_in=0), 'n_in'), (dict(n_out=2.5), 'n_out'), (dict(n_out=True), 'n_out'),
+        (dict(norm=nn.BatchNorm2d(3)), 'not an object'),
+        (dict(norm=False), 'norm must be'), (dict(act=nn.ReLU()), 'not an object'),
+        (dict(act=F.relu), None), (dict(norm=lambda n: n), 'made 3')],
+)
 def test_conv_block_refuses(kw, error):
-    with pytest.raises((ValueError, TypeError), match=error): conv_block(**dict(n_in=2, n_out=3) | kw)
+    with pytest.raises((ValueError, TypeError), match=error):
+        conv_block(**dict(n_in=2, n_out=3) | kw)
 
 
 @pytest.mark.parametrize('norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm])
 def test_every_parameter_of_the_cnn_gets_a_gradient(norm):
     torch.manual_seed(0)
-    for kw, shape in ((dict(), (16, 1, 28, 28)), (dict(widths=(4, 8), n_in=3, n_classes=2, act=lambda: GeneralReLU(.1, .4)), (16, 3, 13, 21))):
+    for kw, shape in (
+        (dict(), (16, 1, 28, 28)),
+        (
+            dict(widths=(4, 8), n_in=3, n_classes=2, act=lambda: GeneralReLU(0.1, 0.4)),
+            (16, 3, 13, 21))):
         model = cnn(norm=norm, **kw)
         out = model(torch.randn(shape))
         assert out.shape == (16, kw.get('n_classes', 10))
         F.cross_entropy(out, torch.arange(16) % 2).backward()
-        for name, p in model.named_parameters(): assert p.grad is not None and p.grad.any(), name
+        for name, p in model.named_parameters():
+            assert p.grad is not None and p.grad.any(), name
     assert sum(p.numel() for p in cnn().parameters()) == 98_682
 
 
@@ -305,7 +440,8 @@ def test_cnn_refuses():
     with pytest.raises(ValueError, match='widths is empty'): cnn(())
     for kw in dict(n_classes=0), dict(n_in=0), dict(widths=(4, 0)):
         with pytest.raises(ValueError, match='at least 1'): cnn(**kw)
-    with pytest.raises(RuntimeError, match='to have 1 channels, but got 3'): cnn()(torch.zeros(2, 3, 28, 28))
+    with pytest.raises(RuntimeError, match='to have 1 channels, but got 3'):
+        cnn()(torch.zeros(2, 3, 28, 28))
 
 
 def test_two_ways_of_batch_norm_train_alike():
@@ -319,4 +455,7 @@ def test_two_ways_of_batch_norm_train_alike():
         x, y = torch.randn(8, 1, 12, 12, dtype=torch.float64), torch.randint(10, (8,))
         for m, opt in zip((a, b), opts):
             opt.zero_grad(); F.cross_entropy(m(x), y).backward(); opt.step()
-    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True): assert_close(p, q, rtol=0, atol=1e-9, msg=name)
+    for (name, p), q in zip(
+        a.state_dict().items(), b.state_dict().values(), strict=True
+    ):
+        assert_close(p, q, rtol=0, atol=1e-9, msg=name)

@@ -30,13 +30,16 @@ X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples
 
 
-def learner(*cbs, **kw): return Learner(nn.Linear(3, 2), DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=cbs, **kw)
+def learner(*cbs, **kw):
+    return Learner(
+        nn.Linear(3, 2), DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=cbs, **kw)
 
 
 class Everything(Callback):
     "Notes every event; raises `error` at the n-th one"
     order = Before(MetricsCB)
-    def __init__(self, fail_at, error): self.heard, self.fail_at, self.error = [], fail_at, error
+    def __init__(self, fail_at, error):
+        self.heard, self.fail_at, self.error = [], fail_at, error
     def _hear(self, event):
         self.heard.append(event)
         if len(self.heard)-1 == self.fail_at: raise self.error
@@ -53,14 +56,17 @@ def events(n_epochs=2):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.integers(0, len(events())-1), st.sampled_from([*CANCELS.values(), ValueError]))
+@given(
+    st.integers(0, len(events()) - 1), st.sampled_from([*CANCELS.values(), ValueError]))
 def test_every_level_that_began_is_cleaned_up(at, error):
     noted = Everything(at, error('on purpose'))
     learn = learner(noted)
-    level = LEVELS.index(noted_level(events()[at])) if error in CANCELS.values() else None
+    level = (
+        LEVELS.index(noted_level(events()[at])) if error in CANCELS.values() else None)
     escapes = error is ValueError or not can_catch(events(), at, error)
     if escapes:
-        with pytest.raises(ValueError if error is ValueError else RuntimeError): learn.fit(2)
+        with pytest.raises(ValueError if error is ValueError else RuntimeError):
+            learn.fit(2)
     else: learn.fit(2)
     count = Counter(noted.heard)
     for name in LEVELS:
@@ -71,11 +77,13 @@ def test_every_level_that_began_is_cleaned_up(at, error):
     assert torch.is_grad_enabled()
 
 
-def noted_level(event): return next((name for name in LEVELS if event.endswith('_'+name)), 'batch')
+def noted_level(event):
+    return next((name for name in LEVELS if event.endswith('_' + name)), 'batch')
 
 
 def can_catch(heard, at, error):
-    "Is the level of this cancel running at event number `at`? (its clean-up comes too late to be caught)"
+    """Is the level of this cancel running at event number `at`? (its clean-up comes too
+    late to be caught)"""
     level = next(name for name, cancel in CANCELS.items() if cancel is error)
     running = Counter(heard[:at+1])
     return running['before_'+level] > running['cleanup_'+level]
@@ -91,45 +99,72 @@ def test_the_table_of_can_catch_can_fail():
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(2, 5))
 def test_metrics_do_not_depend_on_the_cut_into_batches(sizes, n_classes):
-    logits, targets = torch.randn(sum(sizes), n_classes), torch.randint(0, n_classes, (sum(sizes),))
+    logits, targets = (
+        torch.randn(sum(sizes), n_classes), torch.randint(0, n_classes, (sum(sizes),)))
     accuracy, loss = Accuracy(), Mean()
     for lg, tg in zip(logits.split(sizes), targets.split(sizes)):
         accuracy.update(lg, tg)
         loss.update(F.cross_entropy(lg, tg), len(tg))
-    assert math.isclose(accuracy.compute().item(), (logits.argmax(1) == targets).float().mean().item(), abs_tol=1e-6)
-    assert math.isclose(loss.compute().item(), F.cross_entropy(logits, targets).item(), rel_tol=1e-5)
+    assert math.isclose(
+        accuracy.compute().item(), (logits.argmax(1) == targets).float().mean().item(),
+        abs_tol=1e-6)
+    assert math.isclose(
+        loss.compute().item(), F.cross_entropy(logits, targets).item(), rel_tol=1e-5)
 
 
 def test_accuracy_per_pixel():
     "Class dimension 1, as in F.cross_entropy"
     accuracy = Accuracy()
-    accuracy.update(torch.tensor([[[[1., 0.]], [[0., 1.]]]]), torch.tensor([[[0, 0]]]))  # (1, 2, 1, 2) and (1, 1, 2)
+    # (1, 2, 1, 2) and (1, 1, 2)
+    accuracy.update(torch.tensor([[[[1., 0.]], [[0., 1.]]]]), torch.tensor([[[0, 0]]]))
     assert accuracy.compute().item() == .5
 
 
 @settings(deadline=None)
-@given(st.permutations([(0, None), (5, None), (10, None), (None, ('after', 1)), (None, ('before', 2)), (None, ('after', 0))]))
+@given(
+    st.permutations(
+        [
+            (0, None), (5, None), (10, None), (None, ('after', 1)),
+            (None, ('before', 2)), (None, ('after', 0))]
+    )
+)
 def test_order_holds_whatever_the_order_of_listing(parts):
     classes = {}
     numbers = [0, 5, 10]
-    for i, n in enumerate(numbers): classes[i] = type(f'N{n}', (Callback,), {'order': n})
+    for i, n in enumerate(numbers):
+        classes[i] = type(f'N{n}', (Callback,), {'order': n})
     made = []
     for number, relative in parts:
-        if relative is None: made.append(classes[numbers.index(number)]())
+        if relative is None:
+            made.append(classes[numbers.index(number)]())
         else:
             side, target = relative
-            made.append(type(f'{side}{target}', (Callback,), {'order': (After if side == 'after' else Before)(classes[target])})())
+            made.append(
+                type(
+                    f'{side}{target}',
+                    (Callback,),
+                    {'order': (After if side == 'after' else Before)(classes[target])},
+                )()
+            )
     names = [type(cb).__name__ for cb in sort_callbacks(made)]
     assert names == ['N0', 'after0', 'N5', 'after1', 'before2', 'N10']
 
 
-@pytest.mark.parametrize('name', ['before_batches', 'after_pred', 'begin_epoch', 'cleanup_fits', 'after_bacth', 'Before_fit'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'before_batches', 'after_pred', 'begin_epoch', 'cleanup_fits', 'after_bacth',
+        'Before_fit'],
+)
 def test_names_that_look_like_events_are_refused(name):
-    with pytest.raises(TypeError, match='did you mean'): type('SomeCB', (Callback,), {name: lambda self, learn: None})
+    with pytest.raises(TypeError, match='did you mean'):
+        type('SomeCB', (Callback,), {name: lambda self, learn: None})
 
 
-@pytest.mark.parametrize('name', ['update', 'plot', 'reset', '_before_everything', 'predict', 'value'])
-def test_other_names_are_not(name): type('SomeCB', (Callback,), {name: lambda self, learn: None})
+@pytest.mark.parametrize(
+    'name', ['update', 'plot', 'reset', '_before_everything', 'predict', 'value'])
+def test_other_names_are_not(name):
+    type('SomeCB', (Callback,), {name: lambda self, learn: None})
 
 
 def test_one_transfer_per_phase(monkeypatch):
@@ -141,9 +176,12 @@ def test_one_transfer_per_phase(monkeypatch):
             reads[_method] += 1
             return _original(self, *args, **kw)
         monkeypatch.setattr(torch.Tensor, method, counted)
-    learn = learner(MetricsCB(Accuracy()), RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr']))
+    learn = learner(
+        MetricsCB(Accuracy()),
+        RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr']))
     learn.fit(3)
-    assert 0 < sum(reads.values()) <= 3*2, reads  # an epoch: one for the history, one for the recorder
+    # an epoch: one for the history, one for the recorder
+    assert 0 < sum(reads.values()) <= 3*2, reads
 
 
 def test_terminal_table_and_no_bar_in_a_log(capsys):
@@ -151,7 +189,9 @@ def test_terminal_table_and_no_bar_in_a_log(capsys):
     learn.fit(3)
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0].split() == ['epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy', 'seconds']
+    assert lines[0].split() == [
+        'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy',
+        'seconds']
     assert [line.split()[0] for line in lines[1:]] == ['0', '1', '2'] and err == ''
 
 
@@ -165,19 +205,25 @@ def test_lr_find_repeats_and_leaves_the_next_fit_alone():
         return learn
     with_search, without = trained(True), trained(False)
     assert torch.equal(with_search.model.weight, without.model.weight)
-    assert [{k: v for k, v in row.items() if k != 'seconds'} for row in with_search.history] == [{k: v for k, v in row.items() if k != 'seconds'} for row in without.history]
+    assert [
+        {k: v for k, v in row.items() if k != 'seconds'} for row in with_search.history
+    ] == [{k: v for k, v in row.items() if k != 'seconds'} for row in without.history]
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.floats(0, .99))
 def test_smoothing_is_a_weighted_mean(losses, beta):
     for i, smoothed in enumerate(smooth_losses(losses, beta), 1):
         weights = [beta**(i-1-k) for k in range(i)]
-        assert math.isclose(smoothed, sum(w*v for w, v in zip(weights, losses))/sum(weights), rel_tol=1e-6, abs_tol=1e-6)
+        assert math.isclose(
+            smoothed, sum(w * v for w, v in zip(weights, losses)) / sum(weights),
+            rel_tol=1e-6, abs_tol=1e-6)
 
 
 def test_harness_keeps_seeds_apart():
     runs = run_seeds('x', lambda: learner(MetricsCB(Accuracy())), 1, [3, 4, 3])
-    assert runs.histories[0][0]['train_loss'] == runs.histories[2][0]['train_loss'] != runs.histories[1][0]['train_loss']
+    assert (
+        runs.histories[0][0]['train_loss'] == runs.histories[2][0]['train_loss']
+        != runs.histories[1][0]['train_loss'])
 
 
 def test_learner_saves_nothing_of_a_failed_fit():
@@ -186,7 +232,9 @@ def test_learner_saves_nothing_of_a_failed_fit():
     opt, weight = learn.opt, learn.model.weight.clone()
     for bad in dict(n_epochs=0), dict(lr=-1.), dict(cbs=[MetricsCB]):
         with pytest.raises((ValueError, TypeError)): learn.fit(**bad)
-    assert learn.opt is opt and torch.equal(learn.model.weight, weight) and len(learn.history) == 1
+    assert (
+        learn.opt is opt and torch.equal(learn.model.weight, weight)
+        and len(learn.history) == 1)
 
 
 def test_callbacks_may_come_from_an_iterator(capsys):
@@ -201,9 +249,13 @@ def test_callbacks_may_come_from_an_iterator(capsys):
 def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
     own = torch.Generator().manual_seed(0)
     data = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(data, batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data, generator=own), 3, False))
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=torch.utils.data.BatchSampler(
+            torch.utils.data.RandomSampler(data, generator=own), 3, False))
     before = own.get_state()
-    Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy).lr_find(n_steps=8)
+    Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy).lr_find(
+        n_steps=8)
     assert torch.equal(own.get_state(), before)
 
 
@@ -211,7 +263,8 @@ def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
 
 class OpenCB(Callback):
     "Notes what it opened and closed; fails where it is told to"
-    def __init__(self, name, log, fails=None): self.name, self.log, self.fails = name, log, fails
+    def __init__(self, name, log, fails=None):
+        self.name, self.log, self.fails = name, log, fails
     def _note(self, event):
         self.log.append((self.name, event))
         if self.fails == event: raise OSError(f'{self.name} {event}')
@@ -244,7 +297,8 @@ def test_what_an_earlier_batch_reached_does_not_count():
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit, ZeroDivisionError])
-@pytest.mark.parametrize('event', ['before_batch', 'after_loss', 'before_phase', 'after_epoch'])
+@pytest.mark.parametrize(
+    'event', ['before_batch', 'after_loss', 'before_phase', 'after_epoch'])
 def test_an_error_in_clean_up_does_not_hide_the_one_under_way(error, event):
     class Bad(Callback):
         def _fail(self, learn):
@@ -254,7 +308,8 @@ def test_an_error_in_clean_up_does_not_hide_the_one_under_way(error, event):
     raised = []
     def stop(self, learn): raised.append(event); raise error('mine')
     setattr(Stop, event, stop)
-    with pytest.raises(error, match='mine'): learner(Bad(), Stop(), MetricsCB(Accuracy())).fit(1)
+    with pytest.raises(error, match='mine'):
+        learner(Bad(), Stop(), MetricsCB(Accuracy())).fit(1)
 
 
 def test_a_cancel_does_not_hide_an_error_in_clean_up():
@@ -267,13 +322,17 @@ def test_a_cancel_does_not_hide_an_error_in_clean_up():
 def test_ctrl_c_in_clean_up_comes_out_and_the_others_clean_up():
     log = []
     class Interrupted(OpenCB):
-        def cleanup_fit(self, learn): super().cleanup_fit(learn); raise KeyboardInterrupt()
+        def cleanup_fit(self, learn):
+            super().cleanup_fit(learn)
+            raise KeyboardInterrupt()
     bad, after = OpenCB('a', log, 'cleanup_fit'), OpenCB('c', log)
-    with pytest.raises(KeyboardInterrupt): learner(bad, Interrupted('b', log), after).fit(1)
+    with pytest.raises(KeyboardInterrupt):
+        learner(bad, Interrupted('b', log), after).fit(1)
     assert log[-3:] == [(n, 'cleanup_fit') for n in 'abc']
 
 
-def wrong_targets(y): return F.one_hot(y, 2).float()  # fine for cross_entropy, not for Accuracy
+# fine for cross_entropy, not for Accuracy
+def wrong_targets(y): return F.one_hot(y, 2).float()
 
 
 def test_metrics_do_not_hide_what_was_wrong():
@@ -283,13 +342,15 @@ def test_metrics_do_not_hide_what_was_wrong():
     with pytest.raises(ValueError, match='Accuracy wants'): learn.fit(1)
     class Interrupt(Callback):
         def after_predict(self, learn): raise KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt): learner(MetricsCB(Accuracy()), Interrupt()).fit(1)
+    with pytest.raises(KeyboardInterrupt):
+        learner(MetricsCB(Accuracy()), Interrupt()).fit(1)
 
 
 # --- settings and owners
 
 class Base(Callback):
-    def __init__(self, monitor='loss', *, mode='min'): self.monitor, self.mode = monitor, mode
+    def __init__(self, monitor='loss', *, mode='min'):
+        self.monitor, self.mode = monitor, mode
 
 
 class Passes(Base):
@@ -306,7 +367,8 @@ class Passes(Base):
     (('p',), {'monitor': 'acc'}, 'acc', 'min')])
 def test_settings_of_arguments_that_are_passed_on(args, kwargs, monitor, mode):
     cb = Passes(*args, patience=4, **kwargs)
-    assert cb.settings() == dict(path='p', patience=4, monitor=monitor, mode=mode, twice=8)
+    assert cb.settings() == dict(
+        path='p', patience=4, monitor=monitor, mode=mode, twice=8)
     cb.patience = 5
     again = pickle.loads(pickle.dumps(cb))
     for one in cb, again, copy.deepcopy(cb): assert one.settings()['twice'] == 10
@@ -314,9 +376,11 @@ def test_settings_of_arguments_that_are_passed_on(args, kwargs, monitor, mode):
 
 def test_settings_of_our_own():
     cb = RecorderCB(lr=len)
-    assert list(cb.settings()) == ['fns'] and list(cb.settings()['fns']) == ['loss', 'lr']
+    assert list(cb.settings()) == ['fns'] and list(cb.settings()['fns']) == [
+        'loss', 'lr']
     assert SingleBatchCB().settings() == {}
-    assert list(MetricsCB(Accuracy(), f1=Accuracy()).settings()['metrics']) == ['accuracy', 'f1']
+    assert list(MetricsCB(Accuracy(), f1=Accuracy()).settings()['metrics']) == [
+        'accuracy', 'f1']
     assert ProgressCB(every=2.).settings() == dict(plot=False, every=2.)
 
 
@@ -333,23 +397,30 @@ def test_one_owner_of_each_hyperparameter():
     check_callbacks([Two('lr'), Two('momentum'), Two()])
     with pytest.raises(ValueError, match='would both write betas, lr: keep one'):
         check_callbacks([Two('lr', 'betas'), Two(), Two('betas', 'lr', 'eps')])
-    with pytest.raises(TypeError, match=r"write \('lr',\)"): type('OneCB', (Callback,), {'owns': 'lr'})
+    with pytest.raises(TypeError, match=r"write \('lr',\)"):
+        type('OneCB', (Callback,), {'owns': 'lr'})
 
 
 # --- aside: no trace
 
 class Stateful(Callback):
-    "State of many kinds: numbers, lists, tensors, generators, a scaler, an object with slots of its own"
+    """State of many kinds: numbers, lists, tensors, generators, a scaler, an object
+    with slots of its own"""
     def __init__(self):
         self.n, self.seen, self.last = 0, [], deque(maxlen=2)
         self.scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
-        self.torch, self.numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.torch, self.numpy = (
+            torch.Generator().manual_seed(1), np.random.default_rng(1))
         self.old, self.python = np.random.RandomState(1), random.Random(1)
         self.array, self.tensor = np.zeros(3), torch.zeros(2)
         self.nested, self.few = {'a': [{'b': torch.zeros(1)}]}, {1}
-        self.noise = BatchTransformCB(partial(lambda gen, b: b, torch.Generator().manual_seed(2)))
+        self.noise = BatchTransformCB(
+            partial(lambda gen, b: b, torch.Generator().manual_seed(2)))
     def after_loss(self, learn):
-        self.n += 1; self.seen.append(self.n); self.last.append(self.n); self.few.add(self.n)
+        self.n += 1
+        self.seen.append(self.n)
+        self.last.append(self.n)
+        self.few.add(self.n)
         self.scaler.scale(learn.loss.detach())
         self.scaler.update(self.scaler.get_scale()/2)
         self.tensor += 1; self.array += 1; self.nested['a'][0]['b'] += 1
@@ -365,13 +436,15 @@ class Stateful(Callback):
             if isinstance(v, random.Random): return v.getstate()
             if isinstance(v, torch.amp.GradScaler): return v.state_dict()
             if isinstance(v, (torch.Tensor, np.ndarray)): return v.tolist()
-            if isinstance(v, BatchTransformCB): return v.tfm.args[0].get_state().tolist()
+            if isinstance(v, BatchTransformCB):
+                return v.tfm.args[0].get_state().tolist()
             return copy.deepcopy(v)
         return {name: plain(v) for name, v in vars(self).items()}
 
 
 class Odd(nn.Module):
-    "A model with a buffer that is not saved, a frozen part, an own counter and a tied weight"
+    """A model with a buffer that is not saved, a frozen part, an own counter and a tied
+    weight"""
     def __init__(self):
         super().__init__()
         self.a, self.norm, self.b = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
@@ -385,29 +458,39 @@ class Odd(nn.Module):
 
 def traces(learn):
     model = learn.model
-    state = [(n, t.detach().clone(), t.requires_grad, None if t.grad is None else t.grad.clone())
-             for n, t in (*model.named_parameters(), *model.named_buffers())]
+    state = [
+        (
+            n, t.detach().clone(), t.requires_grad,
+            None if t.grad is None else t.grad.clone())
+        for n, t in (*model.named_parameters(), *model.named_buffers())
+    ]
     opt = None if learn.opt is None else copy.deepcopy(learn.opt.state_dict())
     own = {k: v for k, v in vars(learn).items() if k not in ('model', 'opt', 'history')}
-    return dict(state=state, opt=opt, own=own, history=copy.deepcopy(learn.history),
-                modes=[m.training for m in model.modules()], n=model.n,
-                cbs=[cb.look() for cb in learn.cbs if isinstance(cb, Stateful)],
-                rest=[copy.deepcopy(vars(cb)) for cb in learn.cbs if isinstance(cb, MetricsCB)],
-                chance=(random.getstate(), str(np.random.get_state()), torch.get_rng_state()),
-                epochs=[learn.dls.train.epoch, learn.dls.valid.epoch])
+    return dict(
+        state=state, opt=opt, own=own, history=copy.deepcopy(learn.history),
+        modes=[m.training for m in model.modules()], n=model.n,
+        cbs=[cb.look() for cb in learn.cbs if isinstance(cb, Stateful)],
+        rest=[copy.deepcopy(vars(cb)) for cb in learn.cbs if isinstance(cb, MetricsCB)],
+        chance=(random.getstate(), str(np.random.get_state()), torch.get_rng_state()),
+        epochs=[learn.dls.train.epoch, learn.dls.valid.epoch])
 
 
 def assert_same(a, b, where=''):
     assert type(a) is type(b), (where, a, b)
-    if isinstance(a, torch.Tensor): assert torch.equal(a, b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
     elif isinstance(a, dict):
         assert list(a) == list(b), (where, list(a), list(b))
-        for k in a: assert_same(a[k], b[k], f'{where}[{k!r}]')
+        for k in a:
+            assert_same(a[k], b[k], f'{where}[{k!r}]')
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), where
-        for i, (one, other) in enumerate(zip(a, b)): assert_same(one, other, f'{where}[{i}]')
-    elif isinstance(a, (Mean, Accuracy)): assert_same(vars(a), vars(b), where)
-    else: assert a is b or a == b, (where, a, b)
+        for i, (one, other) in enumerate(zip(a, b)):
+            assert_same(one, other, f'{where}[{i}]')
+    elif isinstance(a, (Mean, Accuracy)):
+        assert_same(vars(a), vars(b), where)
+    else:
+        assert a is b or a == b, (where, a, b)
 
 
 def odd_learner(*cbs):
@@ -456,9 +539,13 @@ def test_aside_leaves_no_trace_in_the_middle_of_a_fit(event, n):
         return learn
     looked, plain = trained(look), trained()
     assert look.n == n  # it is not called by what runs aside
-    rows = [[{k: v for k, v in r.items() if k != 'seconds'} for r in o.history] for o in (looked, plain)]
+    rows = [
+        [{k: v for k, v in r.items() if k != 'seconds'} for r in o.history]
+        for o in (looked, plain)]
     assert rows[0] == rows[1]
-    for a, b in zip(looked.model.state_dict().values(), plain.model.state_dict().values()):
+    for a, b in zip(
+        looked.model.state_dict().values(), plain.model.state_dict().values()
+    ):
         assert torch.equal(a, b)
 
 
@@ -472,7 +559,8 @@ def test_aside_puts_back_after_an_error_too():
 
 
 def test_aside_keeps_identities():
-    "Who holds the history, a weight or a list of the learner sees the same object as before"
+    """Who holds the history, a weight or a list of the learner sees the same object as
+    before"""
     learn = odd_learner()
     learn.fit(1)
     held = learn.history, learn.opt, learn.model.a.weight, learn.cbs[0].seen, learn.cbs
@@ -485,7 +573,8 @@ def test_aside_does_not_copy_the_data():
     learn = odd_learner()
     learn.dls.train.x = x = X.clone()
     with aside(learn):
-        x += 1          # the data are not watched: that would take their memory once more
+        # the data are not watched: that would take their memory once more
+        x += 1
     assert torch.equal(x, X+1)
 
 
@@ -505,7 +594,8 @@ def test_aside_leaves_alone_what_is_alive():
 
 def test_aside_with_lazy_layers():
     model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
-    learn = Learner(model, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB()])
+    learn = Learner(
+        model, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB()])
     with aside(learn): learn.fit(1)
     assert type(model[0]) is nn.LazyLinear and type(model[1]) is nn.LazyBatchNorm1d
     learn.fit(1)
@@ -514,7 +604,8 @@ def test_aside_with_lazy_layers():
 
 def test_aside_with_workers_that_stay():
     data = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(data, 3, num_workers=1, persistent_workers=True)
+    loader = torch.utils.data.DataLoader(
+        data, 3, num_workers=1, persistent_workers=True)
     class Look(Callback):
         def after_batch(self, learn):
             if learn.iter == 1:
@@ -522,7 +613,8 @@ def test_aside_with_workers_that_stay():
     counts = []
     class Count(Callback):
         def after_batch(self, learn): counts.append(learn.iter)
-    learn = Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy, cbs=[Look()])
+    learn = Learner(
+        nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy, cbs=[Look()])
     learn.fit(1, valid=False, cbs=[Count()])
     assert counts == [0, 1, 2]
 
@@ -532,9 +624,11 @@ def test_aside_with_workers_that_stay():
 def test_a_learner_can_be_pickled_and_copied_after_a_fit():
     class Stop(Callback):
         def after_loss(self, learn): raise ZeroDivisionError()
-    guests = [BatchTransformCB(lambda batch: batch)]         # a lambda cannot be pickled
-    learn = learner(MetricsCB(Accuracy()), ProgressCB(), RecorderCB(), NormalizeCB(0., 1.),
-                    opt_func=torch.optim.Adam)
+    # a lambda cannot be pickled
+    guests = [BatchTransformCB(lambda batch: batch)]
+    learn = learner(
+        MetricsCB(Accuracy()), ProgressCB(), RecorderCB(), NormalizeCB(0.0, 1.0),
+        opt_func=torch.optim.Adam)
     for cbs in guests, [Stop()]:
         try: learn.fit(1, cbs=cbs)
         except ZeroDivisionError: pass
@@ -548,7 +642,9 @@ def test_a_learner_can_be_pickled_and_copied_after_a_fit():
 def test_only_a_single_number_is_a_loss():
     learn = learner()
     learn.loss_func = partial(F.cross_entropy, reduction='none')
-    with pytest.raises(ValueError, match=r'the loss must be a single number, got shape \(3,\)'):
+    with pytest.raises(
+        ValueError, match=r'the loss must be a single number, got shape \(3,\)'
+    ):
         learn.fit(1)
     learn.loss_func = lambda preds, targets: F.cross_entropy(preds, targets)[None]
     with pytest.raises(ValueError, match=r'got shape \(1,\)'): learn.fit(1, train=False)
@@ -583,7 +679,9 @@ class CountingLearner(GraphLearner):
 
 def test_batches_of_another_kind_say_how_many_samples_they_hold():
     dls = DataLoaders([Graphs(3), Graphs(1)], [Graphs(2)])
-    with pytest.raises(TypeError, match='how many samples a Graphs holds: override Learner.count'):
+    with pytest.raises(
+        TypeError, match='how many samples a Graphs holds: override Learner.count'
+    ):
         GraphLearner(nn.Linear(3, 1), dls, None, cbs=[MetricsCB()]).fit(1)
     learn = CountingLearner(nn.Linear(3, 1), dls, None, cbs=[MetricsCB()])
     learn.fit(1)
@@ -591,9 +689,11 @@ def test_batches_of_another_kind_say_how_many_samples_they_hold():
 
 
 def test_samples_of_a_packed_sequence():
-    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])  # 4 steps, 2 samples
+    # 4 steps, 2 samples
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     learn = learner()
-    for learn.batch in (packed, Y[:2]), {'x': packed, 'y': Y[:2]}: assert learn.count() == 2
+    for learn.batch in (packed, Y[:2]), {'x': packed, 'y': Y[:2]}:
+        assert learn.count() == 2
     learn.batch = {'x': [X[:5], X], 'y': Y}
     assert learn.count() == 5
 
@@ -619,7 +719,9 @@ def test_a_stream_without_length(capsys):
 def test_accuracy_of_one_number_per_sample(shape):
     logits = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     right = (logits > 0).float()
-    with pytest.raises(ValueError, match=r'say where class 1 begins: Accuracy\(threshold=0'):
+    with pytest.raises(
+        ValueError, match=r'say where class 1 begins: Accuracy\(threshold=0'
+    ):
         Accuracy().update(logits, right.squeeze(1))
     for preds, limit in (logits, 0.), (logits.sigmoid(), .5):
         for targets in right, right.squeeze(1), right.long():
@@ -629,17 +731,24 @@ def test_accuracy_of_one_number_per_sample(shape):
         wrong = Accuracy(threshold=limit)
         wrong.update(preds, 1-right)
         assert wrong.compute() == 0.
-    with pytest.raises(ValueError, match='Accuracy wants'): Accuracy(0.).update(logits, right[:2])
+    with pytest.raises(ValueError, match='Accuracy wants'):
+        Accuracy(0.0).update(logits, right[:2])
 
 
 def test_accuracy_says_that_the_classes_come_last():
-    with pytest.raises(ValueError, match=r'got \(4, 7, 3\) and \(4, 7\): the classes seem to come last'):
+    with pytest.raises(
+        ValueError, match=r'got \(4, 7, 3\) and \(4, 7\): the classes seem to come last'
+    ):
         Accuracy().update(torch.zeros(4, 7, 3), torch.zeros(4, 7))
-    with pytest.raises(ValueError, match='got tuple and'): Accuracy().update((1,), torch.zeros(4))
+    with pytest.raises(ValueError, match='got tuple and'):
+        Accuracy().update((1,), torch.zeros(4))
     class Sequence(Learner):
-        def get_loss(self): self.loss = F.cross_entropy(self.preds.flatten(0, 1), self.yb.flatten())
+        def get_loss(self):
+            self.loss = F.cross_entropy(self.preds.flatten(0, 1), self.yb.flatten())
     batches = [(torch.ones(4, 7, 3), torch.zeros(4, 7, dtype=torch.long))]
-    learn = Sequence(nn.Linear(3, 2), DataLoaders(batches, batches), None, cbs=[MetricsCB(Accuracy())])
+    learn = Sequence(
+        nn.Linear(3, 2), DataLoaders(batches, batches), None,
+        cbs=[MetricsCB(Accuracy())])
     with pytest.raises(ValueError, match='the classes seem to come last'): learn.fit(1)
 
 
@@ -650,13 +759,22 @@ class Several(Mean):
     def compute(self): return self.value
 
 
-@pytest.mark.parametrize('value, names', [
-    (torch.tensor([.1, .2]), ['m_0', 'm_1']), (torch.tensor([.5]), ['m']), (.5, ['m']),
-    ({'f1': torch.tensor(.5), 'per': torch.tensor([.1, .2])}, ['f1', 'per_0', 'per_1'])])
+@pytest.mark.parametrize(
+    'value, names',
+    [
+        (torch.tensor([0.1, 0.2]), ['m_0', 'm_1']),
+        (torch.tensor([0.5]), ['m']),
+        (0.5, ['m']),
+        (
+            {'f1': torch.tensor(0.5), 'per': torch.tensor([0.1, 0.2])},
+            ['f1', 'per_0', 'per_1']),
+    ],
+)
 def test_metrics_that_give_several_numbers(value, names):
     learn = learner(MetricsCB(m=Several(value)))
     learn.fit(1)
-    assert list(learn.history[0])[1:-1] == [f'{p}_{k}' for p in ('train', 'valid') for k in ['loss', *names]]
+    assert list(learn.history[0])[1:-1] == [
+        f'{p}_{k}' for p in ('train', 'valid') for k in ['loss', *names]]
     assert all(isinstance(learn.history[0][f'valid_{k}'], float) for k in names)
 
 
@@ -682,17 +800,25 @@ def test_collections_of_torchmetrics():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_means_of_16_bit_losses(dtype):
     mean = Mean()
-    for i in range(3000): mean.update(torch.tensor(1.25 if i % 2 else .75, dtype=dtype), 1)
+    for i in range(3000):
+        mean.update(torch.tensor(1.25 if i % 2 else 0.75, dtype=dtype), 1)
     assert mean.compute().dtype == torch.float32 and mean.compute() == 1.
 
 
 def test_recorder_notes_numbers():
-    recorder = RecorderCB(one=lambda learn: torch.ones(1), logits=lambda learn: learn.preds.detach())
-    with pytest.raises(ValueError, match=r'logits gave a tensor of shape \(3, 2\)'): learner(recorder).fit(1)
+    recorder = RecorderCB(
+        one=lambda learn: torch.ones(1), logits=lambda learn: learn.preds.detach())
+    with pytest.raises(ValueError, match=r'logits gave a tensor of shape \(3, 2\)'):
+        learner(recorder).fit(1)
 
 
-@pytest.mark.parametrize('x, dtype', [(X.bfloat16(), torch.bfloat16), (X.half(), torch.float16), (X.double(), torch.float64),
-                                      ((100*X).to(torch.int16), torch.float32), ((X > 0), torch.float32)])
+@pytest.mark.parametrize(
+    'x, dtype',
+    [
+        (X.bfloat16(), torch.bfloat16), (X.half(), torch.float16),
+        (X.double(), torch.float64), ((100 * X).to(torch.int16), torch.float32),
+        ((X > 0), torch.float32)],
+)
 def test_normalisation_of_any_type(x, dtype):
     normalize, y = NormalizeCB([0., 1., 2.], 2.), torch.zeros(8)
     wanted = ((x.float() - torch.tensor([0., 1., 2.]))/2).to(dtype)
@@ -710,7 +836,9 @@ def found(loss=F.cross_entropy, n_steps=60, cbs=(), n=64, batch_size=16, end_lr=
     "A search on an easy problem"
     torch.manual_seed(0)
     x = torch.randn(n, 4)
-    dls = DataLoaders.from_tensors((x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_size=batch_size, seed=0)
+    dls = DataLoaders.from_tensors(
+        (x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_size=batch_size,
+        seed=0)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     return Learner(model, dls, loss, cbs=cbs).lr_find(n_steps=n_steps, end_lr=end_lr)
 
@@ -720,7 +848,8 @@ def test_a_constant_in_the_loss_changes_nothing(shift):
     plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - shift)
     assert shifted.stopped == plain.stopped and 'rose by 1×' in plain.stopped
     assert shifted.lrs == plain.lrs and len(plain.lrs) < 60
-    assert math.isclose(shifted.steep, plain.steep) and math.isclose(shifted.minimum, plain.minimum)
+    assert math.isclose(shifted.steep, plain.steep) and math.isclose(
+        shifted.minimum, plain.minimum)
 
 
 def test_a_picture_of_losses_below_zero():
@@ -728,8 +857,11 @@ def test_a_picture_of_losses_below_zero():
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - 5)
-    (a, b), (c, d) = (one.plot(plt.subplots()[1]).get_ylim() for one in (plain, shifted))
-    assert a < min(plain.losses) and math.isclose(a-5, c, abs_tol=1e-4) and math.isclose(b-5, d, abs_tol=1e-4)
+    (a, b), (c, d) = (
+        one.plot(plt.subplots()[1]).get_ylim() for one in (plain, shifted))
+    assert (
+        a < min(plain.losses) and math.isclose(a - 5, c, abs_tol=1e-4)
+        and math.isclose(b - 5, d, abs_tol=1e-4))
     plt.close('all')
 
 
@@ -747,7 +879,9 @@ def test_the_finder_counts_steps():
     "Four batches of 4 that share a step are one batch of 16"
     whole, parts = found(), found(batch_size=4, cbs=[EveryNth(4)])
     assert parts.stopped == whole.stopped and len(parts.lrs) == len(whole.lrs)
-    torch.testing.assert_close(4*torch.tensor(parts.losses), torch.tensor(whole.losses), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        4 * torch.tensor(parts.losses), torch.tensor(whole.losses), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_steps_that_a_scaler_leaves_out_are_no_points():
@@ -755,11 +889,13 @@ def test_steps_that_a_scaler_leaves_out_are_no_points():
         def step(self, learn):
             if learn.epoch == 0: raise CancelStep()
             learn.step()
-    plain, skipped = found(n_steps=20, end_lr=1.), found(n_steps=20, end_lr=1., cbs=[Skips()])
+    plain, skipped = (
+        found(n_steps=20, end_lr=1.0), found(n_steps=20, end_lr=1.0, cbs=[Skips()]))
     assert plain.lrs == skipped.lrs and len(plain.lrs) == 20
     class Never(Callback):
         def step(self, learn): raise CancelStep()
-    with pytest.raises(ValueError, match='no two steps were taken'): found(n_steps=5, cbs=[Never()])
+    with pytest.raises(ValueError, match='no two steps were taken'):
+        found(n_steps=5, cbs=[Never()])
 
 
 def test_all_rates_have_their_own_step():
@@ -776,23 +912,30 @@ def test_lr_find_of_lazy_layers_and_of_callbacks_that_need_the_metrics():
         order, needs = 20, (MetricsCB,)
         def after_epoch(self, learn): assert learn.history
     cbs = [MetricsCB(Accuracy()), ProgressCB(), Reads()]
-    learn = Learner(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), DataLoaders(BATCHES, BATCHES),
-                    F.cross_entropy, cbs=cbs)
+    learn = Learner(
+        nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), DataLoaders(BATCHES, BATCHES),
+        F.cross_entropy, cbs=cbs)
     assert len(learn.lr_find(n_steps=8).lrs) == 8
-    assert list(learn.cbs) == cbs and learn.history == [] and type(learn.model[0]) is nn.LazyLinear
+    assert (
+        list(learn.cbs) == cbs and learn.history == []
+        and type(learn.model[0]) is nn.LazyLinear)
 
 
 def test_the_finder_owns_the_rate():
     class Writes(Callback): owns = ('lr',)
-    with pytest.raises(ValueError, match='would both write lr'): learner(Writes()).lr_find(n_steps=5)
+    with pytest.raises(ValueError, match='would both write lr'):
+        learner(Writes()).lr_find(n_steps=5)
 
 
 def test_validation_with_another_model():
-    "What validation sees is what a fit aside sees, if callbacks that change the model are kept"
+    """What validation sees is what a fit aside sees, if callbacks that change the model
+    are kept"""
     class Doubled(Callback):
         watches, changes_model = True, True
         def before_phase(self, learn):
-            if not learn.training: self.kept = learn.model.weight.data.clone(); learn.model.weight.data *= 2
+            if not learn.training:
+                self.kept = learn.model.weight.data.clone()
+                learn.model.weight.data *= 2
         def cleanup_phase(self, learn):
             if not learn.training: learn.model.weight.data = self.kept
     learn = learner(MetricsCB(), Doubled())
@@ -827,9 +970,12 @@ class TakesOutput(Learner):
 
 def test_a_model_that_returns_no_tensor():
     dls = DataLoaders(BATCHES, BATCHES)
-    with pytest.raises(TypeError, match='the model returned a Output, .* override Learner.predict'):
+    with pytest.raises(
+        TypeError, match='the model returned a Output, .* override Learner.predict'
+    ):
         Learner(GivesOutput(3, 2), dls, F.cross_entropy).fit(1)
-    learn = TakesOutput(GivesOutput(3, 2), dls, F.cross_entropy, cbs=[MetricsCB(Accuracy())])
+    learn = TakesOutput(
+        GivesOutput(3, 2), dls, F.cross_entropy, cbs=[MetricsCB(Accuracy())])
     learn.fit(1)
     assert len(learn.history) == 1
     by_loss = Learner(GivesOutput(3, 2), dls, loss_of_output, cbs=[MetricsCB()])
@@ -842,17 +988,24 @@ def test_batches_of_numpy_and_of_text():
     targets = [(x, y.numpy()) for x, y in BATCHES]
     for batches in arrays, targets:
         with pytest.raises(TypeError, match='the batch holds NumPy arrays'):
-            Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy, cbs=[MetricsCB()]).fit(1)
+            Learner(
+                nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy,
+                cbs=[MetricsCB()]).fit(1)
     names = [(x, ['cat']*len(x)) for x, _ in BATCHES]
     with pytest.raises(TypeError, match="the batch holds text, such as 'cat'"):
         Learner(nn.Linear(3, 2), DataLoaders(names, names), F.cross_entropy).fit(1)
 
 
-@pytest.mark.parametrize('loss', [F.mse_loss, F.l1_loss, F.smooth_l1_loss, nn.HuberLoss()])
+@pytest.mark.parametrize(
+    'loss', [F.mse_loss, F.l1_loss, F.smooth_l1_loss, nn.HuberLoss()])
 def test_a_regression_that_would_compare_each_with_each(loss):
     batches = [(x, x.sum(1)) for x, _ in BATCHES]
     dls = DataLoaders(batches, batches)
-    with pytest.raises(ValueError, match=r'predictions \(3, 1\) and targets \(3,\) would be compared each with each'):
+    with pytest.raises(
+        ValueError,
+        match=r'predictions \(3, 1\) and targets \(3,\) would be compared each with '
+        r'each',
+    ):
         Learner(nn.Linear(3, 1), dls, loss).fit(1)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -869,12 +1022,14 @@ def test_inputs_without_targets():
         def after_predict(self, learn): self.preds.append(learn.preds)
     new = [x for x, _ in BATCHES]
     learn = Learner(nn.Linear(3, 2), DataLoaders(BATCHES, new), F.cross_entropy)
-    with pytest.raises(ValueError, match='a batch of inputs without a target'): learn.fit(1)
+    with pytest.raises(ValueError, match='a batch of inputs without a target'):
+        learn.fit(1)
     predicts = Predicts()
     learn.fit(1, train=False, cbs=[predicts, NormalizeCB(0., 1.)])
     assert torch.equal(torch.cat(predicts.preds), learn.model(X))
     for bad in (), {}, {'label': X}, {'label': X, 'y': X, 'image': X}, 'text':
-        with pytest.raises(ValueError, match='cannot tell inputs from target'): unpack(bad)
+        with pytest.raises(ValueError, match='cannot tell inputs from target'):
+            unpack(bad)
 
 
 def test_an_error_of_a_verb_stays_what_it_was():
@@ -892,12 +1047,15 @@ def test_compiled_models():
     plain, compiled = copy.deepcopy(model), torch.compile(model, backend='eager')
     fits = []
     for one in plain, compiled:
-        learn = Learner(one, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB(Accuracy())])
+        learn = Learner(
+            one, DataLoaders(BATCHES, BATCHES), F.cross_entropy,
+            cbs=[MetricsCB(Accuracy())])
         rates = learn.lr_find(n_steps=6).losses
         learn.fit(2)
         fits.append((rates, [row['valid_loss'] for row in learn.history]))
     for a, b in zip(*fits): assert a == pytest.approx(b, rel=1e-5)
-    for a, b in zip(plain.parameters(), model.parameters()): torch.testing.assert_close(a, b)
+    for a, b in zip(plain.parameters(), model.parameters()):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_fit_in_a_fit_is_refused_but_not_aside():
@@ -905,9 +1063,11 @@ def test_a_fit_in_a_fit_is_refused_but_not_aside():
         def after_batch(self, learn):
             if learn.iter == 0 and learn.training: learn.fit(1)
     learn = learner(Nested())
-    with pytest.raises(RuntimeError, match='in the middle of a fit: .* with aside'): learn.fit(1)
+    with pytest.raises(RuntimeError, match='in the middle of a fit: .* with aside'):
+        learn.fit(1)
     learn.cbs, learn.opt_func = (), lambda params, lr: 1/0
-    for _ in range(2):                           # a fit that fails early is not under way
+    # a fit that fails early is not under way
+    for _ in range(2):
         with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[SingleBatchCB()])
     assert learn.active == []
 
@@ -918,18 +1078,25 @@ def test_aside_of_anything():
     with aside(SimpleNamespace(model=model)) as held:
         held.model(X)
         assert not torch.equal(model.running_mean, torch.zeros(3))
-    assert torch.equal(model.running_mean, torch.zeros(3)) and vars(held) == {'model': model}
+    assert torch.equal(model.running_mean, torch.zeros(3)) and vars(held) == {
+        'model': model}
 
 
-# ---- what a loss counts ---------------------------------------------------------------
+# ---- what a loss counts
+# ---------------------------------------------------------------
 
-@pytest.mark.parametrize('loss', [
-    partial(F.cross_entropy, ignore_index=0), nn.CrossEntropyLoss(torch.tensor([1., 5.])),
-    nn.CrossEntropyLoss(torch.tensor([1., 5.]), ignore_index=1), F.cross_entropy])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        partial(F.cross_entropy, ignore_index=0),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 5.0])),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 5.0]), ignore_index=1), F.cross_entropy],
+)
 def test_the_loss_of_an_epoch_is_that_of_all_its_samples(loss):
     targets = torch.tensor([0, 1, 1, 0, 0, 0, 1, 1])
     batches = list(zip(X.split(3), targets.split(3)))
-    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), loss, cbs=[MetricsCB()])
+    learn = Learner(
+        nn.Linear(3, 2), DataLoaders(batches, batches), loss, cbs=[MetricsCB()])
     learn.fit(1, train=False)
     with torch.no_grad(): whole = loss(learn.model(X), targets).item()
     assert abs(learn.history[-1]['valid_loss'] - whole) < 1e-6

@@ -20,22 +20,32 @@ quick = settings(max_examples=15, deadline=None)
 shares = st.floats(.05, .95)
 
 
-def parameters(): return [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((2, 3), (), (4,))]
+def parameters():
+    return [
+        nn.Parameter(torch.ones(shape, dtype=torch.float64))
+        for shape in ((2, 3), (), (4,))]
 
 
 def same(a, b):
     for p, q in zip(a, b, strict=True): assert_close(p, q, rtol=0, atol=1e-12)
 
 
-@given(lr=st.floats(1e-3, .5), beta=shares, decay=st.one_of(st.just(0.), st.floats(1e-3, .5)), maximize=st.booleans(), foreach=st.booleans(), seed=st.integers(0, 999))
+@given(
+    lr=st.floats(1e-3, 0.5), beta=shares,
+    decay=st.one_of(st.just(0.0), st.floats(1e-3, 0.5)), maximize=st.booleans(),
+    foreach=st.booleans(), seed=st.integers(0, 999))
 @quick
-def test_an_average_at_lr_is_torchs_sum_at_lr_times_one_minus_beta(lr, beta, decay, maximize, foreach, seed):
+def test_an_average_at_lr_is_torchs_sum_at_lr_times_one_minus_beta(
+    lr, beta, decay, maximize, foreach, seed):
     a, b = parameters(), parameters()
-    ours = EMAMomentum(a, lr=lr, beta=beta, weight_decay=decay, maximize=maximize, foreach=foreach)
-    theirs = torch.optim.SGD(b, lr=lr*(1-beta), momentum=beta, weight_decay=decay, maximize=maximize)
+    ours = EMAMomentum(
+        a, lr=lr, beta=beta, weight_decay=decay, maximize=maximize, foreach=foreach)
+    theirs = torch.optim.SGD(
+        b, lr=lr * (1 - beta), momentum=beta, weight_decay=decay, maximize=maximize)
     gen = torch.Generator().manual_seed(seed)
     for t in range(50):
-        ours.param_groups[0]['lr'] = rate = lr*(1 + math.cos(math.pi*t/50))/2     # scheduled rates too
+        ours.param_groups[0]['lr'] = rate = (
+            lr * (1 + math.cos(math.pi * t / 50)) / 2)  # scheduled rates too
         theirs.param_groups[0]['lr'] = rate*(1-beta)
         set_gradients(gen, a, b)
         ours.step(); theirs.step()
@@ -45,20 +55,24 @@ def test_an_average_at_lr_is_torchs_sum_at_lr_times_one_minus_beta(lr, beta, dec
 @given(lr=st.floats(1e-3, .5), beta=shares, seed=st.integers(0, 999))
 @quick
 def test_dampening_is_the_average_from_the_first_gradient(lr, beta, seed):
-    grads = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    grads = torch.randn(
+        30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for kind in Momentum, torch.optim.SGD:
         p = nn.Parameter(torch.zeros((), dtype=torch.float64))
         opt = kind([p], lr=lr, momentum=beta, dampening=beta)
         for g in grads:
             p.grad = g.clone()
             opt.step()
-        assert_close(p.detach(), -lr*ema(grads, beta, start=grads[0]).sum(), rtol=0, atol=1e-12)
+        assert_close(
+            p.detach(), -lr * ema(grads, beta, start=grads[0]).sum(), rtol=0, atol=1e-12
+        )
 
 
 @given(beta=shares, seed=st.integers(0, 999), shape=st.sampled_from([(), (2,), (3, 2)]))
 @quick
 def test_ema_is_the_weighted_sum_of_the_past(beta, seed, shape):
-    xs = torch.randn(20, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    xs = torch.randn(
+        20, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     before, start = xs.clone(), torch.ones(shape, dtype=torch.float64)
     for weight in None, 1, .3:
         got = ema(xs, beta, start=start, weight=weight)
@@ -71,13 +85,20 @@ def test_ema_is_the_weighted_sum_of_the_past(beta, seed, shape):
 
 def test_ema_refuses_a_bad_beta():
     for beta in (-.1, 1., 2, math.nan, '0.9'):
-        with pytest.raises(ValueError, match='beta must be a number of at least 0 and below 1'): ema(torch.ones(3), beta)
+        with pytest.raises(
+            ValueError, match='beta must be a number of at least 0 and below 1'
+        ):
+            ema(torch.ones(3), beta)
 
 
 @pytest.mark.parametrize('foreach', [True, False])
 @pytest.mark.parametrize('kw', [{}, dict(weight_decay=.1), dict(maximize=True)])
 def test_gradients_are_only_read(foreach, kw):
-    for opt_func in lambda ps: Momentum(ps, nesterov=True, foreach=foreach, **kw), lambda ps: Momentum(ps, foreach=foreach, **kw), lambda ps: EMAMomentum(ps, foreach=foreach, **kw):
+    for opt_func in (
+        lambda ps: Momentum(ps, nesterov=True, foreach=foreach, **kw),
+        lambda ps: Momentum(ps, foreach=foreach, **kw),
+        lambda ps: EMAMomentum(ps, foreach=foreach, **kw),
+    ):
         ps = parameters()
         opt = opt_func(ps)
         for _ in range(3):
@@ -85,13 +106,20 @@ def test_gradients_are_only_read(foreach, kw):
             opt.step()
             assert all(torch.equal(p.grad, torch.ones_like(p)) for p in ps)
             for p in ps: p.grad.zero_()                       # must not reach a buffer
-            for state in opt.state.values(): assert all(buf.abs().sum() > 0 for buf in state.values())
+            for state in opt.state.values():
+                assert all(buf.abs().sum() > 0 for buf in state.values())
 
 
 def test_the_conventions_do_not_take_each_others_state():
     ps = parameters()
-    for a, b in (Momentum, EMAMomentum), (EMAMomentum, Momentum), (torch.optim.SGD, EMAMomentum), (torch.optim.Adam, EMAMomentum):
-        with pytest.raises(ValueError, match='saved'): b(ps, lr=.1).load_state_dict(a(ps, lr=.1).state_dict())
+    for a, b in (
+        (Momentum, EMAMomentum),
+        (EMAMomentum, Momentum),
+        (torch.optim.SGD, EMAMomentum),
+        (torch.optim.Adam, EMAMomentum),
+    ):
+        with pytest.raises(ValueError, match='saved'):
+            b(ps, lr=0.1).load_state_dict(a(ps, lr=0.1).state_dict())
 
 
 def test_ema_momentum_goes_on_after_saving_and_copying():
@@ -116,7 +144,8 @@ def test_momentum_that_a_schedule_switches_on_and_off():
     a, b, gen = parameters(), parameters(), torch.Generator().manual_seed(0)
     opts = Momentum(a, lr=.1, momentum=0.), torch.optim.SGD(b, lr=.1, momentum=0.)
     for t in range(30):
-        for opt in opts: opt.param_groups[0]['momentum'] = .9 if 5 <= t < 15 or t > 20 else 0.
+        for opt in opts:
+            opt.param_groups[0]['momentum'] = 0.9 if 5 <= t < 15 or t > 20 else 0.0
         set_gradients(gen, a, b)
         for opt in opts: opt.step()
     same(a, b)
@@ -125,9 +154,14 @@ def test_momentum_that_a_schedule_switches_on_and_off():
 def test_nesterov_is_checked_in_each_group():
     w = parameters()
     for kw in dict(dampening=.1), dict(momentum=0.):
-        with pytest.raises(ValueError, match='nesterov needs momentum'): Momentum(w, nesterov=True, **kw)
-        with pytest.raises(ValueError, match='nesterov needs momentum'): Momentum([{'params': w, 'nesterov': True, **kw}])
-    with pytest.raises(ValueError, match=r'dampening must be a number of at least 0 and below 1'): Momentum(w, dampening=1.)
+        with pytest.raises(ValueError, match='nesterov needs momentum'):
+            Momentum(w, nesterov=True, **kw)
+        with pytest.raises(ValueError, match='nesterov needs momentum'):
+            Momentum([{'params': w, 'nesterov': True, **kw}])
+    with pytest.raises(
+        ValueError, match=r'dampening must be a number of at least 0 and below 1'
+    ):
+        Momentum(w, dampening=1.0)
 
 
 def test_one_cycle_drives_the_momentum():
@@ -143,11 +177,16 @@ def test_one_cycle_drives_the_momentum():
 
 
 def test_momentum_learner_and_momentum_train_alike():
-    batches = [(torch.randn(8, 3, dtype=torch.float64), torch.randint(0, 2, (8,))) for _ in range(4)]
+    batches = [
+        (torch.randn(8, 3, dtype=torch.float64), torch.randint(0, 2, (8,)))
+        for _ in range(4)]
     class Loaders: train, valid = batches, batches
     def fitted(kind, opt_func, **kw):
         torch.manual_seed(0)
-        learn = kind(nn.Linear(3, 2).double(), Loaders, nn.functional.cross_entropy, opt_func, lr=.1, **kw)
-        learn.fit(2); learn.fit(1)                            # a second fit starts fresh in both
+        learn = kind(
+            nn.Linear(3, 2).double(), Loaders, nn.functional.cross_entropy, opt_func,
+            lr=0.1, **kw)
+        # a second fit starts fresh in both
+        learn.fit(2); learn.fit(1)
         return list(learn.model.parameters())
     same(fitted(MomentumLearner, SGD, momentum=.9), fitted(Learner, Momentum))

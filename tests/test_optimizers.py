@@ -46,16 +46,39 @@ from nntrain.optimizer import (
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
 shares = st.one_of(st.just(0.), st.floats(.1, .95))
-adam_hypers = st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans(), eps=st.floats(1e-8, .1),
-                                         betas=st.tuples(st.floats(0, .99), st.floats(0, .999))))
+adam_hypers = st.fixed_dictionaries(
+    dict(
+        lr=rates, weight_decay=decays, maximize=st.booleans(), eps=st.floats(1e-8, 0.1),
+        betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.999))))
 
 # name: (ours, torch's, hyperparameters that both take)
 PAIRS = {
-    'SGD': (SGD, torch.optim.SGD, st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans()))),
-    'Momentum': (Momentum, partial(torch.optim.SGD, momentum=.9), st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=shares, dampening=shares, maximize=st.booleans()))),
-    'Nesterov': (partial(Momentum, nesterov=True), partial(torch.optim.SGD, nesterov=True, momentum=.9),
-                 st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, momentum=st.floats(.1, .95), maximize=st.booleans()))),
-    'RMSProp': (RMSProp, torch.optim.RMSprop, st.fixed_dictionaries(dict(lr=rates, weight_decay=decays, maximize=st.booleans(), alpha=st.floats(0, .999), eps=st.floats(1e-8, .1)))),
+    'SGD': (
+        SGD,
+        torch.optim.SGD,
+        st.fixed_dictionaries(
+            dict(lr=rates, weight_decay=decays, maximize=st.booleans()))),
+    'Momentum': (
+        Momentum,
+        partial(torch.optim.SGD, momentum=0.9),
+        st.fixed_dictionaries(
+            dict(
+                lr=rates, weight_decay=decays, momentum=shares, dampening=shares,
+                maximize=st.booleans()))),
+    'Nesterov': (
+        partial(Momentum, nesterov=True),
+        partial(torch.optim.SGD, nesterov=True, momentum=0.9),
+        st.fixed_dictionaries(
+            dict(
+                lr=rates, weight_decay=decays, momentum=st.floats(0.1, 0.95),
+                maximize=st.booleans()))),
+    'RMSProp': (
+        RMSProp,
+        torch.optim.RMSprop,
+        st.fixed_dictionaries(
+            dict(
+                lr=rates, weight_decay=decays, maximize=st.booleans(),
+                alpha=st.floats(0, 0.999), eps=st.floats(1e-8, 0.1)))),
     'Adam': (Adam, torch.optim.Adam, adam_hypers),
     'AdamW': (AdamW, torch.optim.AdamW, adam_hypers),
 }
@@ -68,21 +91,29 @@ both = pytest.mark.parametrize('foreach', [True, False])
 
 def parameters(seed):
     gen = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64)) for shape in SHAPES]
+    return [
+        nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64))
+        for shape in SHAPES]
 
 
 def in_groups(params, overrides):
     "Two or three groups: `overrides` for the first ones"
     cuts = [0, 2, 3, len(params)] if len(overrides) == 2 else [0, 2, len(params)]
-    return [{'params': params[a:b], **extra} for a, b, extra in zip(cuts, cuts[1:], [*overrides, {}])]
+    return [
+        {'params': params[a:b], **extra}
+        for a, b, extra in zip(cuts, cuts[1:], [*overrides, {}])]
 
 
 def pair(name, data, foreach=True, seed=0):
     ours, theirs, hypers = PAIRS[name]
     kw = data.draw(hypers)
-    overrides = [{k: v for k, v in data.draw(hypers).items() if k != 'maximize'} for _ in range(data.draw(st.integers(1, 2)))]
+    overrides = [
+        {k: v for k, v in data.draw(hypers).items() if k != 'maximize'}
+        for _ in range(data.draw(st.integers(1, 2)))]
     a, b = parameters(seed), parameters(seed)
-    return a, ours(in_groups(a, overrides), foreach=foreach, **kw), b, theirs(in_groups(b, overrides), **kw)
+    return (
+        a, ours(in_groups(a, overrides), foreach=foreach, **kw), b,
+        theirs(in_groups(b, overrides), **kw))
 
 
 @every
@@ -101,7 +132,8 @@ def test_fifty_steps_with_groups_and_missing_gradients(name, foreach, data, seed
 @given(data=st.data(), seed=st.integers(0, 10_000))
 @quick
 def test_scheduled_hyperparameters(name, data, seed):
-    "Any number in a group may be moved at any time; momentum and betas are, where there are some"
+    """Any number in a group may be moved at any time; momentum and betas are, where
+    there are some"""
     a, ours, b, theirs = pair(name, data, seed=seed)
     gen = torch.Generator().manual_seed(seed)
     for t in range(50):
@@ -182,39 +214,60 @@ def test_tensor_learning_rate(name):
 @every
 def test_mixed_dtypes_in_one_group(name):
     ours, theirs, _ = PAIRS[name]
-    lists = [[nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float64, torch.float32, torch.bfloat16)] for _ in range(2)]
+    lists = [
+        [
+            nn.Parameter(torch.ones(3, dtype=dtype))
+            for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+        for _ in range(2)
+    ]
     opts = ours(lists[0], lr=.25), theirs(lists[1], lr=.25)
-    for p, q in zip(*lists): p.grad, q.grad = torch.full_like(p, .5), torch.full_like(q, .5)
+    for p, q in zip(*lists):
+        p.grad, q.grad = torch.full_like(p, 0.5), torch.full_like(q, 0.5)
     for _ in range(5):
         for opt in opts: opt.step()
-    for p, q in zip(*lists): assert_close(p, q, rtol=2e-2 if p.dtype == torch.bfloat16 else 1e-6, atol=1e-6)  # torch's own two forms are 1.8e-2 apart in bfloat16
+    # torch's own two forms are 1.8e-2 apart in bfloat16
+    for p, q in zip(*lists):
+        assert_close(p, q, rtol=2e-2 if p.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
 @every
-@pytest.mark.parametrize('bad', [dict(lr=-1.), dict(lr=math.nan), dict(lr=math.inf), dict(lr='1'), dict(lr=torch.ones(2)), dict(weight_decay=-.1)])
+@pytest.mark.parametrize(
+    'bad',
+    [
+        dict(lr=-1.0), dict(lr=math.nan), dict(lr=math.inf), dict(lr='1'),
+        dict(lr=torch.ones(2)), dict(weight_decay=-0.1)],
+)
 def test_bad_values_are_refused_in_constructor_and_group(name, bad):
     make, key = PAIRS[name][0], next(iter(bad))
-    with pytest.raises(ValueError, match=f'{key} must be a number of at least 0'): make(parameters(0), **({'lr': .1} | bad))
-    with pytest.raises(ValueError, match=f'{key} must be a number of at least 0'): make([{'params': parameters(0), **bad}], lr=.1)
+    with pytest.raises(ValueError, match=f'{key} must be a number of at least 0'):
+        make(parameters(0), **({'lr': 0.1} | bad))
+    with pytest.raises(ValueError, match=f'{key} must be a number of at least 0'):
+        make([{'params': parameters(0), **bad}], lr=0.1)
 
 
 @every
 def test_wrong_names_and_parameters_are_refused(name):
     make, ps = PAIRS[name][0], parameters(0)
-    with pytest.raises(TypeError, match="did you mean 'weight_decay'"): make(ps, lr=.1, weigth_decay=.1)
-    with pytest.raises(TypeError, match="did you mean 'weight_decay'"): make([{'params': ps, 'weigth_decay': .1}], lr=.1)
+    with pytest.raises(TypeError, match="did you mean 'weight_decay'"):
+        make(ps, lr=0.1, weigth_decay=0.1)
+    with pytest.raises(TypeError, match="did you mean 'weight_decay'"):
+        make([{'params': ps, 'weigth_decay': 0.1}], lr=0.1)
     with pytest.raises(ValueError, match='no parameters'): make(iter(()), lr=.1)
-    with pytest.raises(ValueError, match='given twice'): make([{'params': ps}, {'params': ps[1]}], lr=.1)
+    with pytest.raises(ValueError, match='given twice'):
+        make([{'params': ps}, {'params': ps[1]}], lr=0.1)
     with pytest.raises(ValueError, match='given twice'): make([ps[0], ps[0]], lr=.1)
-    with pytest.raises(ValueError, match='parameter bias of shape'): make([('weight', ps[0]), ('bias', ps[0])], lr=.1)
-    with pytest.raises(ValueError, match='complex'): make([nn.Parameter(torch.ones(1, dtype=torch.complex64))], lr=.1)
+    with pytest.raises(ValueError, match='parameter bias of shape'):
+        make([('weight', ps[0]), ('bias', ps[0])], lr=0.1)
+    with pytest.raises(ValueError, match='complex'):
+        make([nn.Parameter(torch.ones(1, dtype=torch.complex64))], lr=0.1)
 
 
 @every
 def test_sparse_gradients_are_refused(name):
     table = nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match='dense gradients only'): PAIRS[name][0](table.parameters(), lr=.1).step()
+    with pytest.raises(RuntimeError, match='dense gradients only'):
+        PAIRS[name][0](table.parameters(), lr=0.1).step()
 
 
 @every
@@ -231,8 +284,11 @@ def test_named_parameters_and_groups_added_later(name):
 @every
 def test_the_state_of_torchs_other_optimizers_is_refused(name):
     ps, kind = parameters(0), PAIRS[name][1]
-    other = torch.optim.Adam(ps) if isinstance(kind(ps, lr=.1), torch.optim.SGD) else torch.optim.SGD(ps)
-    with pytest.raises(ValueError, match='saved'): PAIRS[name][0](ps, lr=.1).load_state_dict(other.state_dict())
+    other = (
+        torch.optim.Adam(ps) if isinstance(kind(ps, lr=0.1), torch.optim.SGD)
+        else torch.optim.SGD(ps))
+    with pytest.raises(ValueError, match='saved'):
+        PAIRS[name][0](ps, lr=0.1).load_state_dict(other.state_dict())
 
 
 @every
@@ -240,13 +296,15 @@ def test_a_loaded_schedule_and_a_fused_optimizer_do_not_disturb(name):
     ours, theirs, _ = PAIRS[name]
     ps = parameters(0)
     saved = theirs(ps, lr=.1).state_dict()
-    if 'fused' in saved['param_groups'][0]: saved['param_groups'][0]['fused'] = True  # RMSprop has no fused form
+    if 'fused' in saved['param_groups'][0]:
+        saved['param_groups'][0]['fused'] = True  # RMSprop has no fused form
     saved['param_groups'][0]['initial_lr'] = .3
     opt = ours(ps, lr=.2)
     opt.load_state_dict(saved)
     group = opt.param_groups[0]
     assert (group['lr'], group['initial_lr'], group['foreach']) == (.1, .3, True)
-    assert saved['param_groups'][0].get('fused', True) is True, 'the saved state was edited'
+    assert saved['param_groups'][0].get('fused', True) is True, (
+        'the saved state was edited')
 
 
 @every
@@ -262,17 +320,23 @@ def test_closure_runs_with_gradients(name):
 
 
 @every
-@pytest.mark.skipif(shutil.which('g++') is None and shutil.which('c++') is None, reason='torch.compile needs a C++ compiler here')
+@pytest.mark.skipif(
+    shutil.which('g++') is None and shutil.which('c++') is None,
+    reason='torch.compile needs a C++ compiler here')
 def test_torch_compile_traces_the_step_whole(name):
-    "One graph without a break, and none anew when the rate changes; the backend runs it as it is, so no minute of code generation"
+    """One graph without a break, and none anew when the rate changes; the backend runs
+    it as it is, so no minute of code generation"""
     ours, _, _ = PAIRS[name]
     a, b = parameters(2), parameters(2)
     lr = torch.tensor(.1, dtype=torch.float64)
-    compiled, plain = ours(a, lr=lr.clone(), weight_decay=.01), ours(b, lr=lr.clone(), weight_decay=.01)
+    compiled, plain = (
+        ours(a, lr=lr.clone(), weight_decay=0.01),
+        ours(b, lr=lr.clone(), weight_decay=0.01))
     gen = torch.Generator().manual_seed(2)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        step = torch.compile(lambda: compiled.step(), backend='aot_eager', fullgraph=True)
+        step = torch.compile(
+            lambda: compiled.step(), backend='aot_eager', fullgraph=True)
         for t in range(5):
             set_gradients(gen, a, b, missing=0)
             for opt in compiled, plain: opt.param_groups[0]['lr'].fill_(.1/(t+1))
@@ -285,7 +349,8 @@ def test_torch_compile_traces_the_step_whole(name):
 
 def test_one_step_is_enough():
     class Halve(Optimizer):
-        def __init__(self, params, factor=.5): super().__init__(params, dict(factor=factor))
+        def __init__(self, params, factor=0.5):
+            super().__init__(params, dict(factor=factor))
         def one_step(self, p, grad, state, group): p *= group['factor']
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.zeros(2)
@@ -299,14 +364,20 @@ def test_helpers():
     add_scaled([x], [torch.ones(2)], torch.tensor(2.))
     assert x.tolist() == [3., 3.]
     check_hyper('betas', (.9, .99), 0, 1)
-    with pytest.raises(ValueError, match=r'betas\[0\]'): check_hyper('betas', (1, .99), 0, 1)
-    with pytest.raises(TypeError, match="did you mean 'lr'"): check_names(['l'], ['lr'], 'x')
+    with pytest.raises(ValueError, match=r'betas\[0\]'):
+        check_hyper('betas', (1, 0.99), 0, 1)
+    with pytest.raises(TypeError, match="did you mean 'lr'"):
+        check_names(['l'], ['lr'], 'x')
 
 
-@given(st.lists(st.sampled_from(['linear', 'conv', 'norm', 'embed']), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.sampled_from(['linear', 'conv', 'norm', 'embed']), min_size=1, max_size=5))
 @quick
 def test_decay_groups_hold_every_parameter_once(kinds):
-    make = dict(linear=lambda: nn.Linear(2, 2), conv=lambda: nn.Conv2d(1, 1, 3), norm=lambda: nn.LayerNorm((2, 2)), embed=lambda: nn.Embedding(3, 2))
+    make = dict(
+        linear=lambda: nn.Linear(2, 2), conv=lambda: nn.Conv2d(1, 1, 3),
+        norm=lambda: nn.LayerNorm((2, 2)), embed=lambda: nn.Embedding(3, 2))
     model = nn.Sequential(*[make[kind]() for kind in kinds])
     groups = decay_groups(model, .1)
     held = [id(p) for g in groups for p in g['params']]
@@ -316,7 +387,8 @@ def test_decay_groups_hold_every_parameter_once(kinds):
 
 
 def test_adam_brings_step_counters_home():
-    "A fused state keeps them on the device, an old one as numbers; each parameter counts its own"
+    """A fused state keeps them on the device, an old one as numbers; each parameter
+    counts its own"""
     ps = parameters(3)
     for p in ps: p.grad = torch.ones_like(p)
     opt = Adam(ps, lr=.1)
@@ -324,20 +396,29 @@ def test_adam_brings_step_counters_home():
     ps[0].grad = None
     opt.step()
     saved = copy.deepcopy(opt.state_dict())
-    for i, state in saved['state'].items(): state['step'] = float(state['step']) if i else state['step'].double()
+    for i, state in saved['state'].items():
+        state['step'] = float(state['step']) if i else state['step'].double()
     opt.load_state_dict(saved)
     steps = [opt.state[p]['step'] for p in ps]
     assert [t.item() for t in steps] == [1.] + [2.]*(len(ps)-1)
     assert all(t.dtype == torch.float32 and t.device.type == 'cpu' for t in steps)
 
 
-@pytest.mark.parametrize('theirs, ours, extra', [(torch.optim.Adam, Adam, dict(amsgrad=True)), (torch.optim.AdamW, AdamW, dict(amsgrad=True)),
-                                                 (torch.optim.RMSprop, RMSProp, dict(momentum=.9)), (torch.optim.RMSprop, RMSProp, dict(centered=True)),
-                                                 (torch.optim.Adam, AdamW, {}), (torch.optim.AdamW, Adam, {})])
+@pytest.mark.parametrize(
+    'theirs, ours, extra',
+    [
+        (torch.optim.Adam, Adam, dict(amsgrad=True)),
+        (torch.optim.AdamW, AdamW, dict(amsgrad=True)),
+        (torch.optim.RMSprop, RMSProp, dict(momentum=0.9)),
+        (torch.optim.RMSprop, RMSProp, dict(centered=True)),
+        (torch.optim.Adam, AdamW, {}), (torch.optim.AdamW, Adam, {})],
+)
 def test_states_that_cannot_be_continued_are_refused(theirs, ours, extra):
     saved = theirs(parameters(0), lr=.1, **extra).state_dict()
-    if not extra and 'decoupled_weight_decay' not in saved['param_groups'][0]: pytest.skip('this torch does not write down which decay it was')
-    with pytest.raises(ValueError, match=f'which {ours.__name__} lacks'): ours(parameters(0)).load_state_dict(saved)
+    if not extra and 'decoupled_weight_decay' not in saved['param_groups'][0]:
+        pytest.skip('this torch does not write down which decay it was')
+    with pytest.raises(ValueError, match=f'which {ours.__name__} lacks'):
+        ours(parameters(0)).load_state_dict(saved)
 
 
 # ---- what torch's own suite asks of an optimizer, asked of every one of the book
@@ -355,14 +436,17 @@ def prepared(name, n_steps=3, lr=.01, seed=0, **kw):
 
 def numbers_of(opt):
     "The states that are one number: {(parameter, name): tensor}"
-    return {(i, name): value for i, state in enumerate(opt.state.values())
-            for name, value in state.items() if isinstance(value, torch.Tensor) and value.ndim == 0
-            and (name in ('step', 'since_sync', 'trust', 'weight1', 'weight2'))}
+    return {
+        (i, name): value for i, state in enumerate(opt.state.values())
+        for name, value in state.items() if isinstance(value, torch.Tensor)
+        and value.ndim == 0
+        and (name in ('step', 'since_sync', 'trust', 'weight1', 'weight2'))}
 
 
 @all_of_them
 def test_groups_with_the_keys_of_schedulers(name):
-    "Cyclic momentum and SWA write into the groups; such groups can be given to a new optimizer"
+    """Cyclic momentum and SWA write into the groups; such groups can be given to a new
+    optimizer"""
     ps, opt = prepared(name)
     if 'momentum' in opt.defaults or 'betas' in opt.defaults:
         lr_scheduler.OneCycleLR(opt, .1, total_steps=5)
@@ -374,7 +458,9 @@ def test_groups_with_the_keys_of_schedulers(name):
     late = nn.Parameter(torch.ones(2))
     opt.add_param_group({'params': [late], **dict.fromkeys(SCHEDULER_KEYS, .1)})
     assert [opt.param_groups[1][key] for key in SCHEDULER_KEYS] == [.1]*6
-    with pytest.raises(TypeError, match="has no hyperparameter 'swa_rate': did you mean"):
+    with pytest.raises(
+        TypeError, match="has no hyperparameter 'swa_rate': did you mean"
+    ):
         opt.add_param_group({'params': [nn.Parameter(torch.ones(2))], 'swa_rate': .1})
 
 
@@ -386,28 +472,37 @@ def test_groups_of_torchs_optimizer_can_be_given(name):
     assert opt.param_groups[0]['lr'] == .3 and opt.param_groups[0]['foreach'] is True
     groups = theirs(ps, lr=.3).param_groups
     groups[0]['differentiable'] = True
-    with pytest.raises(ValueError, match="has {'differentiable': True}, which it lacks"): ours(groups)
+    with pytest.raises(
+        ValueError, match="has {'differentiable': True}, which it lacks"
+    ):
+        ours(groups)
 
 
 def test_torchs_namesake_with_an_option_that_we_lack():
-    with pytest.raises(ValueError, match="a parameter group of SGD has {'momentum': 0.9}, which it lacks"):
+    with pytest.raises(
+        ValueError,
+        match="a parameter group of SGD has {'momentum': 0.9}, which it lacks",
+    ):
         SGD(torch.optim.SGD(parameters(0), lr=.1, momentum=.9).param_groups)
 
 
 @all_of_them
 def test_live_groups_and_saved_groups_have_the_same_keys(name):
     _, opt = prepared(name)
-    assert [set(g) for g in opt.param_groups] == [set(g) for g in opt.state_dict()['param_groups']]
+    assert [set(g) for g in opt.param_groups] == [
+        set(g) for g in opt.state_dict()['param_groups']]
     old = pickle.loads(pickle.dumps(opt))
     for group in old.param_groups:
-        for key in 'maximize', 'foreach', *opt.torch_keys: del group[key]   # as older versions wrote it
+        for key in 'maximize', 'foreach', *opt.torch_keys:
+            del group[key]  # as older versions wrote it
     old.__setstate__({'state': old.state, 'param_groups': old.param_groups})
     assert set(old.param_groups[0]) == set(opt.param_groups[0])
 
 
 @all_of_them
 def test_torchs_swap_in_of_parameters_and_state(name):
-    stateless = pytest.importorskip('torch.optim._stateless', reason='torch has no swap-in yet')
+    stateless = pytest.importorskip(
+        'torch.optim._stateless', reason='torch has no swap-in yet')
     ps, opt = prepared(name)
     others, plain = copy.deepcopy((ps, opt))
     before = [p.detach().clone() for p in ps]
@@ -429,16 +524,21 @@ def test_a_hook_before_loading_repairs_a_foreign_state(name):
     foreign = copy.deepcopy(opt.state_dict())
     for group in foreign['param_groups']: group['learning_rate'] = group.pop('lr')
     other = ALL[name](copy.deepcopy(ps), lr=7.)
-    with pytest.raises(ValueError, match=r"\['lr'\]: in the saved state or in"): other.load_state_dict(foreign)
+    with pytest.raises(ValueError, match=r"\['lr'\]: in the saved state or in"):
+        other.load_state_dict(foreign)
     def repair(opt, saved):
         groups = [{**g, 'lr': g['learning_rate']} for g in saved['param_groups']]
         for group in groups: del group['learning_rate']
         return {**saved, 'param_groups': groups}
     hook = other.register_load_state_dict_pre_hook(repair)
     other.load_state_dict(foreign)
-    assert other.param_groups[0]['lr'] == .01 and 'learning_rate' in foreign['param_groups'][0]
+    assert (
+        other.param_groups[0]['lr'] == 0.01
+        and 'learning_rate' in foreign['param_groups'][0])
     hook.remove()
-    assert not other._optimizer_load_state_dict_pre_hooks and not other._optimizer_load_state_dict_post_hooks
+    assert (
+        not other._optimizer_load_state_dict_pre_hooks
+        and not other._optimizer_load_state_dict_post_hooks)
 
 
 @all_of_them
@@ -459,7 +559,9 @@ def test_hooks_around_step_saving_and_loading(name):
     opt.register_step_post_hook(note('after step'))
     opt.load_state_dict(opt.state_dict())
     opt.step()
-    assert called == ['before saving', 'after saving', 'before loading', 'after loading', 'before step', 'after step']
+    assert called == [
+        'before saving', 'after saving', 'before loading', 'after loading',
+        'before step', 'after step']
     assert opt.state['after loading'] is True
     def flat(opt, saved): return {'everything': saved}
     opt.register_state_dict_post_hook(flat)
@@ -471,7 +573,8 @@ def test_plain_numbers_in_a_saved_state(name):
     "As torch wrote step counts before 1.12"
     ps, opt = prepared(name)
     saved = copy.deepcopy(opt.state_dict())
-    for i, key in numbers_of(opt): saved['state'][i][key] = saved['state'][i][key].item()
+    for i, key in numbers_of(opt):
+        saved['state'][i][key] = saved['state'][i][key].item()
     others = copy.deepcopy(ps)
     other = ALL[name](others, lr=7.)
     other.load_state_dict(saved)
@@ -484,33 +587,46 @@ def test_the_default_type_does_not_narrow_what_is_counted(name, default):
     torch.set_default_dtype(default)
     try:
         ps, opt = prepared(name, n_steps=6, dtype=torch.float32)
-        counts = {key: value for key, value in numbers_of(opt).items() if key[1] == 'step'}
+        counts = {
+            key: value for key, value in numbers_of(opt).items() if key[1] == 'step'}
         kept = {value.dtype for value in numbers_of(opt).values()}
         opt.load_state_dict(copy.deepcopy(opt.state_dict()))
         assert {value.dtype for value in numbers_of(opt).values()} == kept
-        assert step_counter().dtype == (torch.float64 if default == torch.float64 else torch.float32)
+        assert step_counter().dtype == (
+            torch.float64 if default == torch.float64 else torch.float32)
     finally: torch.set_default_dtype(torch.float32)
-    assert all(count == 6 for count in counts.values()) and kept <= {torch.float32, torch.float64}
+    assert all(count == 6 for count in counts.values()) and kept <= {
+        torch.float32, torch.float64}
 
 
 @both
 @all_of_them
 def test_a_rate_of_shape_one_fits_a_parameter_without_axes(name, foreach):
     a, b = some_parameters(1), some_parameters(1)
-    runs = [(ps, ALL[name](ps, lr=lr, foreach=foreach)) for ps, lr in ((a, torch.tensor([.01], dtype=torch.float64)), (b, .01))]
+    runs = [
+        (ps, ALL[name](ps, lr=lr, foreach=foreach))
+        for ps, lr in ((a, torch.tensor([0.01], dtype=torch.float64)), (b, 0.01))]
     train(1, 5, *runs)
     assert [p.shape for p in a] == [p.shape for p in b]
 
 
 @all_of_them
 def test_betas_as_tensors_are_refused(name):
-    if 'betas' not in inspect.signature(class_of(ALL[name])).parameters: pytest.skip('has no betas')
-    for betas in (torch.tensor(.9), torch.tensor(.99)), (.9, torch.tensor(.99)), (torch.ones(2)/2, .9):
-        with pytest.raises(ValueError, match=r'betas\[.\] must be a plain number, got tensor'):
+    if 'betas' not in inspect.signature(class_of(ALL[name])).parameters:
+        pytest.skip('has no betas')
+    for betas in (
+        (torch.tensor(0.9), torch.tensor(0.99)),
+        (0.9, torch.tensor(0.99)),
+        (torch.ones(2) / 2, 0.9),
+    ):
+        with pytest.raises(
+            ValueError, match=r'betas\[.\] must be a plain number, got tensor'
+        ):
             ALL[name](some_parameters(), betas=betas)
 
 
-HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}   # two last places of numbers up to 4
+# two last places of numbers up to 4
+HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 @pytest.mark.parametrize('order', [(0, 1, 2, 0), (1, 0, 2, 1), (2, 2, 1, 0)])
@@ -535,7 +651,9 @@ def test_types_mixed_in_one_group(name, order):
         assert_close(p, q, rtol=0, atol=HALVES[p.dtype])
     for dtype in HALVES:
         which = [i for i in everything if dtypes[i] == dtype]
-        if which: assert all(torch.equal(p, mixed[i]) for i, p in zip(which, run(dtypes, which)[0]))
+        if which:
+            assert all(
+                torch.equal(p, mixed[i]) for i, p in zip(which, run(dtypes, which)[0]))
     kinds, plain = [], type(opt).multi_step
     class Watched(class_of(ALL[name])):
         def multi_step(self, params, *lists):
@@ -548,26 +666,35 @@ def test_types_mixed_in_one_group(name, order):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_the_weights_of_averages_are_summed_in_float32(dtype):
-    "In half precision .999 is 1 or .9966: after a thousand steps the sums would be far off, and so the step"
+    """In half precision .999 is 1 or .9966: after a thousand steps the sums would be
+    far off, and so the step"""
     p = nn.Parameter(torch.ones(2, dtype=dtype))
     opt = Exact([p], lr=1e-4)
     for _ in range(1000): p.grad = torch.ones_like(p); opt.step()
     again = Exact([p], lr=1e-4)
-    again.load_state_dict(copy.deepcopy(opt.state_dict()))    # torch turns numbers into the type of the weights
+    # torch turns numbers into the type of the weights
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
     for o in opt, again:
         weights = [o.state[p][name] for name in ('weight1', 'weight2')]
         assert [w.dtype for w in weights] == [torch.float32]*2
-        assert_close(torch.stack(weights), torch.tensor([1., 1 - .999**1000]), rtol=1e-4, atol=0)
+        assert_close(
+            torch.stack(weights), torch.tensor([1.0, 1 - 0.999**1000]), rtol=1e-4,
+            atol=0)
     assert opt.state[p]['exp_avg'].dtype == dtype
 
 
-@pytest.mark.parametrize('name', ['LAMB', 'Lookahead', 'RAdam', 'Exact', 'Adam', 'LookaheadUsers'])
+@pytest.mark.parametrize(
+    'name', ['LAMB', 'Lookahead', 'RAdam', 'Exact', 'Adam', 'LookaheadUsers'])
 def test_what_a_saved_state_must_hold(name):
     ps, opt = prepared(name)
     saved = copy.deepcopy(opt.state_dict())
     lost, _ = saved['state'][1].popitem()
-    with pytest.raises(ValueError, match=f"parameter 1 lacks '{lost}'"): opt.load_state_dict(saved)
-    with pytest.raises(ValueError, match='no state of an optimizer: expected the keys state and param_groups'):
+    with pytest.raises(ValueError, match=f"parameter 1 lacks '{lost}'"):
+        opt.load_state_dict(saved)
+    with pytest.raises(
+        ValueError,
+        match='no state of an optimizer: expected the keys state and param_groups',
+    ):
         opt.load_state_dict({'weight': torch.ones(1)})
 
 
@@ -581,7 +708,8 @@ def test_saved_states_are_not_changed_and_do_not_depend_on_identity(name):
     other.load_state_dict(given)
     assert_close(given, saved, rtol=0, atol=0)
     assert_close(other.state_dict(), saved, rtol=0, atol=0)
-    for group in given['param_groups']: del group['maximize'], group['foreach']      # older than these options
+    for group in given['param_groups']:
+        del group['maximize'], group['foreach']  # older than these options
     other.load_state_dict(given)
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
@@ -596,7 +724,9 @@ def test_classes_and_instances_can_be_pickled_and_copied(name):
     ps, opt = prepared(name)
     cls = type(opt)
     made = pickle.loads(pickle.dumps(cls))
-    assert made.__name__ == cls.__name__ and made.__mro__[1].__name__ == cls.__mro__[1].__name__
+    assert (
+        made.__name__ == cls.__name__
+        and made.__mro__[1].__name__ == cls.__mro__[1].__name__)
     assert copy.deepcopy(cls) is cls and copy.copy(cls) is cls
     runs = [copy.deepcopy((ps, opt)), pickle.loads(pickle.dumps((ps, opt)))]
     def public(opt): return {k for k in vars(opt) if not k.startswith('_')}
@@ -618,9 +748,13 @@ def test_odd_parameters(name, foreach):
     ALL[name](none, lr=.1, foreach=foreach).step()
     same_parameters(none, some_parameters())
     wide = torch.randn(4, 6, 2, dtype=torch.float64)
-    ps = [nn.Parameter(torch.empty(0, 3)), nn.Parameter(wide[..., 0]), nn.Parameter(torch.ones(2), requires_grad=False)]
+    ps = [
+        nn.Parameter(torch.empty(0, 3)), nn.Parameter(wide[..., 0]),
+        nn.Parameter(torch.ones(2), requires_grad=False)]
     flat = nn.Parameter(wide[..., 0].contiguous())
-    a, b = ALL[name](ps, lr=.1, foreach=foreach), ALL[name]([flat], lr=.1, foreach=foreach)
+    a, b = (
+        ALL[name](ps, lr=0.1, foreach=foreach),
+        ALL[name]([flat], lr=0.1, foreach=foreach))
     for _ in range(7):
         ps[0].grad = torch.empty(0, 3)
         ps[1].grad = torch.randn(4, 6, dtype=torch.float64).T.contiguous().T

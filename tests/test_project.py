@@ -27,9 +27,14 @@ def ok(problems): assert not problems, '\n' + '\n'.join(problems)
 def read(path): return json.loads(path.read_text(encoding='utf-8'))
 
 
-# ---- the project ---------------------------------------------------------------------------------------------------------------------
+# ---- the project
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------------
 
-def test_package_in_step_with_notebooks(root, tmp_path): ok(checks.out_of_step(root, tmp_path))
+def test_package_in_step_with_notebooks(root, tmp_path):
+    ok(checks.out_of_step(root, tmp_path))
 
 def test_notebooks_clean(root, tmp_path): ok(checks.not_clean(root, tmp_path))
 
@@ -54,11 +59,14 @@ def test_modules_import_alone_and_light(root): ok(checks.bad_imports(root))
 
 def test_no_undefined_or_unused_names(root): ok(checks.lint(root))
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nntrain').glob('[a-z]*.py')), ids=lambda p: p.stem)
-def test_nothing_defined_twice(path): ok(checks.defined_twice(path))
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'nntrain').glob('[a-z]*.py')), ids=lambda p: p.stem)
+def test_nothing_defined_twice(path):
+    ok(checks.defined_twice(path))
 
 def test_readme_and_setup_cells_in_step(root):
-    done = checks.run(root, '-c', 'from nntrain.tools import nntrain_sync; nntrain_sync(check=True)')
+    done = checks.run(
+        root, '-c', 'from nntrain.tools import nntrain_sync; nntrain_sync(check=True)')
     assert done.returncode == 0, done.stdout + done.stderr
 
 def test_one_version(root):
@@ -71,12 +79,17 @@ def test_result_row(path): ok(checks.bad_result(path))
 
 def test_no_artefact_in_git(root): ok(checks.tracked_artefacts(root))
 
-def project_files(root): return [f for f in checks.project_files(root) if f.name != 'test_project.py']  # this file holds the bad samples
+def project_files(root):
+    return [
+        f for f in checks.project_files(root) if f.name != 'test_project.py'
+    ]  # this file holds the bad samples
 
 def test_no_machine_paths(root): ok(checks.machine_paths(project_files(root)))
 
-@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/README.md'])
-def test_links_lead_to_files(root, name): ok(checks.dead_links(root/name))
+@pytest.mark.parametrize(
+    'name', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/README.md'])
+def test_links_lead_to_files(root, name):
+    ok(checks.dead_links(root / name))
 
 def test_one_home(root):
     config = checks.settings(root)
@@ -86,10 +99,19 @@ def test_one_home(root):
 def test_workflow(path): ok(checks.bad_workflow(path.read_text(encoding='utf-8')))
 
 def test_workflow_covers_every_python(root):
-    wanted = re.findall(r'Python :: (3\.\d+)', subprocess.run([sys.executable, 'setup.py', '--classifiers'], cwd=root, capture_output=True, text=True).stdout)
-    matrix = checks.yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']['strategy']['matrix']
-    assert matrix['python-version'] == wanted and wanted[0] == checks.settings(root)['min_python']
-    assert matrix['torch'] == ['newest'] and matrix['include'] == [{'python-version': wanted[0], 'torch': 'oldest'}]
+    wanted = re.findall(
+        r'Python :: (3\.\d+)',
+        subprocess.run(
+            [sys.executable, 'setup.py', '--classifiers'], cwd=root,
+            capture_output=True, text=True).stdout)
+    matrix = checks.yaml.safe_load(
+        (root / '.github/workflows/test.yml').read_text(encoding='utf-8')
+    )['jobs']['test']['strategy']['matrix']
+    assert (
+        matrix['python-version'] == wanted
+        and wanted[0] == checks.settings(root)['min_python'])
+    assert matrix['torch'] == ['newest'] and matrix['include'] == [
+        {'python-version': wanted[0], 'torch': 'oldest'}]
 
 def test_oldest_torch_is_that_of_the_settings(root):
     "What `.ci/run --oldest` installs, and the lowest version that pip accepts"
@@ -101,39 +123,51 @@ def test_oldest_torch_is_that_of_the_settings(root):
 @pytest.mark.skipif(sys.platform == 'win32', reason='a bash script')
 def test_ci_runs_the_command_of_the_readme(root):
     assert TEST_COMMAND in (root/'README.md').read_text(encoding='utf-8')
-    shown = subprocess.run(['bash', '.ci/run', '--show'], cwd=root, capture_output=True, text=True)
+    shown = subprocess.run(
+        ['bash', '.ci/run', '--show'], cwd=root, capture_output=True, text=True)
     assert shown.stdout.strip() == TEST_COMMAND, shown.stderr
 
 
 def test_wheel_carries_results_and_licence(root, tmp_path):
-    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(root/name, tmp_path)
-    for name in ('nntrain', 'results'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(root / name, tmp_path)
+    for name in ('nntrain', 'results'):
+        shutil.copytree(
+            root / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path/'results/probe.json').write_text('{}')
     stale = tmp_path/'build/lib/nntrain/results'
     stale.mkdir(parents=True), (stale/'stale.json').write_text('{}')
-    done = checks.run(tmp_path, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-w', 'dist')
+    done = checks.run(
+        tmp_path, 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-w', 'dist'
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     names = set(ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist())
     packed = {n.split('/')[-1] for n in names if n.startswith('nntrain/results/')}
     assert packed == {p.name for p in (tmp_path/'results').glob('*.json')}
-    assert {n.name for n in (root/'nntrain').glob('*.py')} == {n.split('/')[1] for n in names if re.fullmatch(r'nntrain/\w+\.py', n)}
+    assert {n.name for n in (root / 'nntrain').glob('*.py')} == {
+        n.split('/')[1] for n in names if re.fullmatch(r'nntrain/\w+\.py', n)}
     assert any(n.endswith('/LICENSE') for n in names)
 
 
-PRETEND = dict(   # commands of an environment
+PRETEND = dict(  # commands of an environment
     python='',
     pip='test "$*" = "install -e .[dev]" && cat "${PIP_CONSTRAINT:-/dev/null}"',
-    pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI OMP=$OMP_NUM_THREADS; echo 3 passed')
+    pytest='echo NNTRAIN_DATA=${NNTRAIN_DATA:-none} CI=$CI OMP=$OMP_NUM_THREADS; echo '
+    '3 passed',
+)
 
 
 @pytest.fixture
 def ci(root, tmp_path):
-    "ci(*arguments, nbdev_test=…): `.ci/run` in a small repository, with an environment whose commands only pretend"
+    """ci(*arguments, nbdev_test=…): `.ci/run` in a small repository, with an
+    environment whose commands only pretend"""
     top, venv = tmp_path/'top', tmp_path/'venv'
     (top/'.ci').mkdir(parents=True), (venv/'bin').mkdir(parents=True)
-    for name in ('.ci/run', '.ci/oldest.txt', 'settings.ini'): shutil.copy(root/name, top/name)
+    for name in ('.ci/run', '.ci/oldest.txt', 'settings.ini'):
+        shutil.copy(root / name, top / name)
     (top/'README.md').write_text(f'# x\n\n```sh\n{TEST_COMMAND}\n```\n')
-    for args in (['init', '-q'], ['add', '.']): subprocess.run(['git', '-C', top, *args], check=True)
+    for args in (['init', '-q'], ['add', '.']):
+        subprocess.run(['git', '-C', top, *args], check=True)
     (venv/'bin/activate').write_text(f'PATH="{venv}/bin:$PATH"')
     unset = 'NNTRAIN_DATA', 'PIP_CONSTRAINT', 'OMP_NUM_THREADS'
     env = {k: v for k, v in os.environ.items() if k not in unset}
@@ -143,8 +177,10 @@ def ci(root, tmp_path):
         for name, body in (PRETEND | dict(nbdev_test=nbdev_test)).items():
             (venv/'bin'/name).write_text(f'#!/bin/sh\n{body}\n')
             (venv/'bin'/name).chmod(0o755)
-        done = subprocess.run([top/'.ci/run', *arguments], env=env, capture_output=True, text=True)
-        assert {p.name for p in tmp_path.iterdir()} == {'top', 'venv'}  # nothing temporary is left
+        done = subprocess.run(
+            [top / '.ci/run', *arguments], env=env, capture_output=True, text=True)
+        assert {p.name for p in tmp_path.iterdir()} == {
+            'top', 'venv'}  # nothing temporary is left
         return done.returncode, done.stdout + done.stderr
     return run
 
@@ -170,7 +206,11 @@ def test_ci_with_the_oldest_versions(ci):
     assert status == 2 and 'unknown option --odlest' in text and 'passed' not in text
 
 
-# ---- the tests in parallel ------------------------------------------------------------------------------------------------------------
+# ---- the tests in parallel
+#
+#
+#
+# ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('cores, given, workers', [
     (1, {}, 2), (2, {}, 2), (64, {}, 4), (2, dict(args=['tests']), 2),
@@ -179,7 +219,8 @@ def test_ci_with_the_oldest_versions(ci):
     (2, dict(keyword='map'), 0), (2, dict(markexpr='slow'), 0), (2, dict(lf=True), 0),
 ])
 def test_a_choice_of_the_tests_starts_no_workers(monkeypatch, cores, given, workers):
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(
+        os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
     option = SimpleNamespace(**dict(keyword='', markexpr='', lf=False) | given)
     config = SimpleNamespace(args=given.get('args', ['tests']), option=option)
     assert conftest.pytest_xdist_auto_num_workers(config) == workers
@@ -216,16 +257,22 @@ def test_workers_take_whole_files(root, tmp_path, monkeypatch):
     shutil.copy(root/'tests/conftest.py', tmp_path/'tests')
     for name in 'abc': (tmp_path/f'tests/test_{name}.py').write_text(WHO)
     done = checks.run(tmp_path, 'pytest', '-v', '-n', '2', '-p', 'xdist.plugin')
-    assert done.returncode == 0 and '24 passed in' in done.stdout.splitlines()[-1], done.stdout
+    assert done.returncode == 0 and '24 passed in' in done.stdout.splitlines()[-1], (
+        done.stdout)
     notes = {p.name: len(p.read_text()) for p in (tmp_path/'tests').glob('*.gw*')}
     files = {name: n for name, n in notes.items() if name.startswith('test_')}
     assert len(files) == 3 and set(files.values()) == {4}, notes
     assert sum(n for name, n in notes.items() if name.startswith('alone')) == 12
     assert done.stdout.index('runs_alone') > done.stdout.index('test_a.py::test_one')
-    assert '@' not in done.stdout.split('[gw', 1)[1], 'names of tests that cannot be given to pytest'
+    assert '@' not in done.stdout.split('[gw', 1)[1], (
+        'names of tests that cannot be given to pytest')
 
 
-# ---- every check can fail ---------------------------------------------------------------------------------------------------------------
+# ---- every check can fail
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 def edit(path, old, new):
     text = path.read_text(encoding='utf-8')
@@ -238,75 +285,161 @@ def test_in_step_passes_then_names_the_module(mini, tmp_path_factory):
     (mini/'nntrain/stray.py').write_text('')
     (mini/'nntrain/one.py').unlink()
     found = '\n'.join(checks.out_of_step(mini, tmp_path_factory.mktemp('b')))
-    assert 'two.py differs' in found and 'stray.py comes from no notebook' in found and 'one.py is missing' in found
+    assert (
+        'two.py differs' in found and 'stray.py comes from no notebook' in found
+        and 'one.py is missing' in found)
 
 def test_clean_passes_then_names_the_notebook(mini, tmp_path_factory):
     ok(checks.not_clean(mini, tmp_path_factory.mktemp('a')))
     edit(mini/'nbs/02_two.ipynb', '"execution_count": null', '"execution_count": 7')
-    assert checks.not_clean(mini, tmp_path_factory.mktemp('b')) == ['nbs/02_two.ipynb is not clean: run nbdev_clean']
+    assert checks.not_clean(mini, tmp_path_factory.mktemp('b')) == [
+        'nbs/02_two.ipynb is not clean: run nbdev_clean']
 
-@pytest.mark.parametrize('src, problem', [
-    ('#| export\ndef f():\n    from nntrain.two import inc2', 'nntrain.two of chapter 02'),
-    ('#| export\nimport nntrain.two as t', 'nntrain.two of chapter 02'),
-    ('#| export\nfrom nntrain import two', 'nntrain.two of chapter 02'),
-    ('#| exporti\nfrom .two import inc2', 'nntrain.two of chapter 02'),
-    ('#| export\nfrom nntrain.one import inc', 'nntrain.one of chapter 01'),
-    ('#| export\nfrom nntrain.nowhere import inc', 'which no chapter exports'),
-    ('%matplotlib inline\nfrom nntrain.two import inc2', 'later chapter 02'),
-])
+@pytest.mark.parametrize(
+    'src, problem',
+    [
+        (
+            '#| export\ndef f():\n    from nntrain.two import inc2',
+            'nntrain.two of chapter 02',
+        ),
+        ('#| export\nimport nntrain.two as t', 'nntrain.two of chapter 02'),
+        ('#| export\nfrom nntrain import two', 'nntrain.two of chapter 02'),
+        ('#| exporti\nfrom .two import inc2', 'nntrain.two of chapter 02'),
+        ('#| export\nfrom nntrain.one import inc', 'nntrain.one of chapter 01'),
+        ('#| export\nfrom nntrain.nowhere import inc', 'which no chapter exports'),
+        ('%matplotlib inline\nfrom nntrain.two import inc2', 'later chapter 02'),
+    ],
+)
 def test_backward_import_is_found(mini, src, problem):
     ok(checks.backward_imports(mini))
     write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', src))
     assert [problem in line for line in checks.backward_imports(mini)] == [True]
 
 def test_book_imports_no_chapter_but_serves_all(mini):
-    write_notebook(mini/'nbs/01_one.ipynb', notebook('#| default_exp one', '#| export\nfrom nntrain.figures import explore'))
-    write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', 'from nntrain.two import inc2'))
+    write_notebook(
+        mini / 'nbs/01_one.ipynb',
+        notebook(
+            '#| default_exp one', '#| export\nfrom nntrain.figures import explore'
+        ),
+    )
+    write_notebook(
+        mini / 'nbs/94_tools.ipynb',
+        notebook('#| default_exp book', 'from nntrain.two import inc2'),
+    )
     ok(checks.backward_imports(mini))
-    write_notebook(mini/'nbs/94_tools.ipynb', notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'))
+    write_notebook(
+        mini / 'nbs/94_tools.ipynb',
+        notebook('#| default_exp book', '#| export\nfrom nntrain.one import inc'),
+    )
     assert 'may import no chapter' in checks.backward_imports(mini)[0]
 
 def output(**data): return dict(output_type='display_data', metadata={}, data=data)
 def stream(name, text): return dict(output_type='stream', name=name, text=[text])
 
-@pytest.mark.parametrize('nb, size, problem', [
-    (notebook('1'), 600_000, 'over'),
-    (notebook('1') | dict(metadata=dict(widgets={})), 0, 'widgets'),
-    (notebook("open('/home/me/x')"), 0, '/home/me'),
-    (notebook("# See\n\n`C:\\Users\\me`"), 0, 'Users'),
-    (notebook('1', outputs=[stream('stdout', 'saved to /home/abc/model')]), 0, '/home/abc'),
-    (notebook('1', outputs=[output(**{'text/html': ['<a href="/Users/x">']})]), 0, '/Users/x'),
-    (notebook('#| cuda\nnet.cuda()'), 0, 'without a GPU'),
-    (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
-    (notebook('1', outputs=[dict(output_type='error', ename='ValueError', evalue='', traceback=[])]), 0, 'stored error'),
-    (notebook('1', outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]), 0, 'widget'),
-    (notebook('# A\n\n::: {.callout-tip title="Hint"}\nb\n:::'), 0, 'a box of Quarto'),
-])
+@pytest.mark.parametrize(
+    'nb, size, problem',
+    [
+        (notebook('1'), 600_000, 'over'),
+        (notebook('1') | dict(metadata=dict(widgets={})), 0, 'widgets'),
+        (notebook("open('/home/me/x')"), 0, '/home/me'),
+        (notebook("# See\n\n`C:\\Users\\me`"), 0, 'Users'),
+        (
+            notebook('1', outputs=[stream('stdout', 'saved to /home/abc/model')]), 0,
+            '/home/abc'),
+        (
+            notebook('1', outputs=[output(**{'text/html': ['<a href="/Users/x">']})]),
+            0, '/Users/x'),
+        (notebook('#| cuda\nnet.cuda()'), 0, 'without a GPU'),
+        (notebook('1', outputs=[stream('stderr', 'UserWarning')]), 0, 'stderr'),
+        (
+            notebook(
+                '1',
+                outputs=[
+                    dict(
+                        output_type='error', ename='ValueError', evalue='', traceback=[]
+                    )
+                ],
+            ),
+            0,
+            'stored error',
+        ),
+        (
+            notebook(
+                '1',
+                outputs=[output(**{'application/vnd.jupyter.widget-view+json': {}})]),
+            0,
+            'widget',
+        ),
+        (
+            notebook('# A\n\n::: {.callout-tip title="Hint"}\nb\n:::'),
+            0,
+            'a box of Quarto',
+        ),
+    ],
+)
 def test_untidy_notebook_is_found(nb, size, problem):
     found = checks.untidy(nb, size)
     assert len(found) == 1 and problem in found[0]
 
 def test_tidy_notebook_passes():
-    ok(checks.untidy(notebook('# See https://x.org/home/me', '1', outputs=[stream('stdout', 'a/home/b 3/home/4')])))
+    ok(
+        checks.untidy(
+            notebook(
+                '# See https://x.org/home/me',
+                '1',
+                outputs=[stream('stdout', 'a/home/b 3/home/4')],
+            )
+        )
+    )
 
-@pytest.mark.parametrize('cells, missing', [
-    (['#| export\ndef f(): pass', 'assert f() is None'], []),
-    (['#| export\ndef f(): pass', 'f()'], ['f']),
-    (['#| export\ndef f(): pass', 'assert True  # f'], ['f']),
-    (['#| export\ndef f(): pass', '#| eval: false\nassert f()'], ['f']),
-    (['#| export\ndef f(): pass\nassert f'], ['f']),
-    (['#| export\nA, B = 1, 2\ndef _g(): pass', 'test_eq(A, 1)'], ['B']),
-    (['#| export\nclass C: pass', '#| export\n@patch\ndef show(self:C): pass', 'with expect_fail(): C()'], ['C.show']),
-    (['#| export\n@patch\ndef show(self:C): pass', 'torch.testing.assert_close(C().show(), 1)'], []),
-    (['#| exporti\ndef f(): pass'], []),
-    (['#| export\nclass CB: pass', '#| export\n@patch\ndef after_fit(self:CB): pass', 'assert CB()'], []),
-])
+@pytest.mark.parametrize(
+    'cells, missing',
+    [
+        (['#| export\ndef f(): pass', 'assert f() is None'], []),
+        (['#| export\ndef f(): pass', 'f()'], ['f']),
+        (['#| export\ndef f(): pass', 'assert True  # f'], ['f']),
+        (['#| export\ndef f(): pass', '#| eval: false\nassert f()'], ['f']),
+        (['#| export\ndef f(): pass\nassert f'], ['f']),
+        (['#| export\nA, B = 1, 2\ndef _g(): pass', 'test_eq(A, 1)'], ['B']),
+        (
+            [
+                '#| export\nclass C: pass',
+                '#| export\n@patch\ndef show(self:C): pass',
+                'with expect_fail(): C()',
+            ],
+            ['C.show'],
+        ),
+        (
+            [
+                '#| export\n@patch\ndef show(self:C): pass',
+                'torch.testing.assert_close(C().show(), 1)',
+            ],
+            [],
+        ),
+        (['#| exporti\ndef f(): pass'], []),
+        (
+            [
+                '#| export\nclass CB: pass',
+                '#| export\n@patch\ndef after_fit(self:CB): pass',
+                'assert CB()',
+            ],
+            [],
+        ),
+    ],
+)
 def test_unchecked_export_is_found(cells, missing):
-    assert [line.split(':')[0] for line in checks.unchecked_exports(notebook(*cells))] == missing
+    assert [
+        line.split(':')[0] for line in checks.unchecked_exports(notebook(*cells))
+    ] == missing
 
 def test_fragile_fastcore_is_found():
-    nb = notebook('#| export\nfrom fastcore.basics import patch\nfrom fastcore.script import Param, call_parse', 'from fastcore.test import test_eq')
-    assert [line.split(':')[0] for line in checks.fragile_fastcore(nb)] == ['fastcore.Param']
+    nb = notebook(
+        '#| export\nfrom fastcore.basics import patch\nfrom fastcore.script import '
+        'Param, call_parse',
+        'from fastcore.test import test_eq',
+    )
+    assert [line.split(':')[0] for line in checks.fragile_fastcore(nb)] == [
+        'fastcore.Param']
 
 def test_misnamed_callback_is_found():
     good = '#| export\nclass LogCB(Callback): pass\nclass Learner(Base): pass'
@@ -315,8 +448,13 @@ def test_misnamed_callback_is_found():
     assert [line.split(' ')[0] for line in found] == ['Log', 'More']
 
 def test_sneaky_call_is_found():
-    nb = notebook('#| export\ndef f(): return globals()["x"]', '#| export\nimport sys\ndef g(): return sys._getframe(1)', 'globals()')
-    assert [line.split(':')[0] for line in checks.sneaky_calls(nb)] == ['globals()', 'sys._getframe(1)']
+    nb = notebook(
+        '#| export\ndef f(): return globals()["x"]',
+        '#| export\nimport sys\ndef g(): return sys._getframe(1)',
+        'globals()',
+    )
+    assert [line.split(':')[0] for line in checks.sneaky_calls(nb)] == [
+        'globals()', 'sys._getframe(1)']
 
 def test_one_id_for_two_cells_is_found():
     nb = notebook('# T', '1', '2')
@@ -326,8 +464,11 @@ def test_one_id_for_two_cells_is_found():
 def test_bad_import_is_found(mini):
     (mini/'nntrain/learner.py').write_text('import matplotlib')
     (mini/'nntrain/one.py').write_text('import nntrain.gone')
-    found = checks.bad_imports(mini)  # nntrain.two imports nntrain.one: it fails for the same reason
-    assert len(found) == 3 and "nntrain.learner loads ['matplotlib'" in found[0] and 'import nntrain.one: ModuleNotFoundError' in found[1]
+    # nntrain.two imports nntrain.one: it fails for the same reason
+    found = checks.bad_imports(mini)
+    assert (
+        len(found) == 3 and "nntrain.learner loads ['matplotlib'" in found[0]
+        and 'import nntrain.one: ModuleNotFoundError' in found[1])
 
 @pytest.mark.parametrize('old, new, rule', [
     ('inc(inc(x))', 'inc(unknown)', 'F821'), ('inc2(x)', 'inc2(x, memory=[])', 'B006'),
@@ -340,31 +481,44 @@ def test_lint_finds_faults(mini, old, new, rule):
 def test_lint_finds_no_fault_in_good_code(mini): ok(checks.lint(mini))
 
 def test_second_definition_is_found(tmp_path):
-    (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass\n')
+    (tmp_path / 'm.py').write_text(
+        '@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass\n')
     ok(checks.defined_twice(tmp_path/'m.py'))
-    (tmp_path/'m.py').write_text('@patch\ndef f(self:A): pass\n@patch\ndef f(self:A, x): pass\ndef g(): pass\nclass g: pass\n')
-    assert checks.defined_twice(tmp_path/'m.py') == ['m.py:4: A.f is defined again', 'm.py:6: g is defined again']
+    (tmp_path / 'm.py').write_text(
+        '@patch\ndef f(self:A): pass\n@patch\ndef f(self:A, x): pass\ndef g(): '
+        'pass\nclass g: pass\n')
+    assert checks.defined_twice(tmp_path / 'm.py') == [
+        'm.py:4: A.f is defined again', 'm.py:6: g is defined again']
 
 def test_wrong_version_is_found(mini):
     (mini/'CHANGELOG.md').write_text('## 0.0.9\n\n## 0.1.0\n')
     found = checks.wrong_versions(mini, installed='0.2.0')
-    assert [line.split(' says ')[0] for line in found] == ['CHANGELOG.md', 'the installed package']
+    assert [line.split(' says ')[0] for line in found] == [
+        'CHANGELOG.md', 'the installed package']
 
-ROW = dict(experiment='row', metric='accuracy', unit='', values=[.7, .8, .9], mean=.8, se=.1/3**.5, n=3, seeds=[0, 1, 2], split='test', source='real',
-           seconds=1.5, hardware='CPU', versions=dict(python='3.11', torch='2.6'), date='2026-01-31')
+ROW = dict(
+    experiment='row', metric='accuracy', unit='', values=[0.7, 0.8, 0.9], mean=0.8,
+    se=0.1 / 3**0.5, n=3, seeds=[0, 1, 2], split='test', source='real', seconds=1.5,
+    hardware='CPU', versions=dict(python='3.11', torch='2.6'), date='2026-01-31')
 
-@pytest.mark.parametrize('change, problem', [
-    ({}, None), (dict(values=[.8], mean=.8, se=None, n=1, seeds=[4]), None),
-    (dict(experiment='other'), 'is named'), (dict(mean=.81), 'mean'), (dict(se=.1), 'se'), (dict(n=2), 'n=2'), (dict(seeds=[0, 0, 1]), '2 seeds'),
-    (dict(values=[.7, float('nan'), .9]), 'finite'), (dict(source='hub'), 'source'), (dict(date='31.1.2026'), 'date'), (dict(versions={}), 'versions'), (dict(split=''), 'split'),
-    (dict(seconds=-1), 'seconds'),
-])
+@pytest.mark.parametrize(
+    'change, problem',
+    [
+        ({}, None), (dict(values=[0.8], mean=0.8, se=None, n=1, seeds=[4]), None),
+        (dict(experiment='other'), 'is named'), (dict(mean=0.81), 'mean'),
+        (dict(se=0.1), 'se'), (dict(n=2), 'n=2'), (dict(seeds=[0, 0, 1]), '2 seeds'),
+        (dict(values=[0.7, float('nan'), 0.9]), 'finite'),
+        (dict(source='hub'), 'source'), (dict(date='31.1.2026'), 'date'),
+        (dict(versions={}), 'versions'), (dict(split=''), 'split'),
+        (dict(seconds=-1), 'seconds')],
+)
 def test_bad_result_is_found(tmp_path, change, problem):
     (tmp_path/'row.json').write_text(json.dumps(ROW | change))
     found = checks.bad_result(tmp_path/'row.json')
     assert found == [] if problem is None else problem in found[0]
 
-@pytest.mark.parametrize('text, problem', [('{', 'no JSON'), ('[]', 'lacks'), ('{"n": 1}', 'lacks')])
+@pytest.mark.parametrize(
+    'text, problem', [('{', 'no JSON'), ('[]', 'lacks'), ('{"n": 1}', 'lacks')])
 def test_broken_result_is_found(tmp_path, text, problem):
     (tmp_path/'row.json').write_text(text)
     assert problem in checks.bad_result(tmp_path/'row.json')[0]
@@ -373,32 +527,58 @@ def test_tracked_artefact_is_found(mini):
     (mini/'.gitignore').write_text('runs/\n')
     (mini/'runs').mkdir()
     (mini/'runs/history.csv').write_text('')
-    for args in (['init', '-q'], ['add', '.'], ['add', '-f', 'runs/history.csv']): subprocess.run(['git', '-C', mini, *args], check=True)
-    assert checks.tracked_artefacts(mini) == ['runs/history.csv is ignored, but tracked']
+    for args in (['init', '-q'], ['add', '.'], ['add', '-f', 'runs/history.csv']):
+        subprocess.run(['git', '-C', mini, *args], check=True)
+    assert checks.tracked_artefacts(mini) == [
+        'runs/history.csv is ignored, but tracked']
 
-@pytest.mark.parametrize('text, n', [('see [a](a.md), ![b](img/b.png#x), <img src="c.svg">, [d](<d.md>)', 4), ('[ok](page.md#top) [web](https://x.org) [here](#top)', 0), ('```\n[a](a.md)\n```', 0)])
+@pytest.mark.parametrize(
+    'text, n',
+    [
+        ('see [a](a.md), ![b](img/b.png#x), <img src="c.svg">, [d](<d.md>)', 4),
+        ('[ok](page.md#top) [web](https://x.org) [here](#top)', 0),
+        ('```\n[a](a.md)\n```', 0),
+    ],
+)
 def test_dead_link_is_found(tmp_path, text, n):
     (tmp_path/'page.md').write_text(text)
     assert len(checks.dead_links(tmp_path/'page.md')) == n
 
-@pytest.mark.parametrize('text, n', [
-    ('https://github.com/me/nntrain https://me.github.io/nntrain', 0), ('https://github.com/other/dataset', 0), ('git+https://github.com/you/nntrain.git', 1),
-    ('https://colab.research.google.com/github/you/nntrain/blob/main/nbs/x.ipynb', 1), ('https://you.github.io/nntrain/', 1),
-])
+@pytest.mark.parametrize(
+    'text, n',
+    [
+        ('https://github.com/me/nntrain https://me.github.io/nntrain', 0),
+        ('https://github.com/other/dataset', 0),
+        ('git+https://github.com/you/nntrain.git', 1),
+        (
+            'https://colab.research.google.com/github/you/nntrain/blob/main/nbs/x.ipynb',
+            1,
+        ),
+        ('https://you.github.io/nntrain/', 1),
+    ],
+)
 def test_foreign_home_is_found(tmp_path, text, n):
     (tmp_path/'a.md').write_text(text)
     assert len(checks.foreign_home([tmp_path/'a.md'], 'me', 'nntrain')) == n
 
 def test_machine_path_is_found(tmp_path):
-    (tmp_path/'a.md').write_text('see https://x.org/home/a'), (tmp_path/'b.md').write_text('in /Users/me/b')
-    assert checks.machine_paths([tmp_path/'a.md', tmp_path/'b.md']) == ['b.md: machine path /Users/me']
+    (
+        (tmp_path / 'a.md').write_text('see https://x.org/home/a'),
+        (tmp_path / 'b.md').write_text('in /Users/me/b'))
+    assert checks.machine_paths([tmp_path / 'a.md', tmp_path / 'b.md']) == [
+        'b.md: machine path /Users/me']
 
 GOOD_FLOW = 'name: x\non: push\npermissions: {}\njobs:\n  a:\n    runs-on: u\n    timeout-minutes: 5\n    steps:\n      - uses: actions/checkout@v4\n      - run: ls\n'
 
-@pytest.mark.parametrize('old, new, problem', [
-    ('', '', None), ('on: push', 'on: [push', 'no YAML'), ('on: push\n', '', 'lacks on'), ('@v4', '', 'names no version'), ('      - run: ls\n', '      - name: x\n', 'either use or run'),
-    ('    timeout-minutes: 5\n', '', 'lacks timeout-minutes'), (GOOD_FLOW, 'text', 'no mapping'),
-])
+@pytest.mark.parametrize(
+    'old, new, problem',
+    [
+        ('', '', None), ('on: push', 'on: [push', 'no YAML'),
+        ('on: push\n', '', 'lacks on'), ('@v4', '', 'names no version'),
+        ('      - run: ls\n', '      - name: x\n', 'either use or run'),
+        ('    timeout-minutes: 5\n', '', 'lacks timeout-minutes'),
+        (GOOD_FLOW, 'text', 'no mapping')],
+)
 def test_bad_workflow_is_found(old, new, problem):
     assert old in GOOD_FLOW
     found = checks.bad_workflow(GOOD_FLOW.replace(old, new) if old else GOOD_FLOW)

@@ -16,17 +16,25 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from nntrain.summary import summary
-from nntrain.resnet import IDENTITIES, PadChannels, ResBlock, ResNet, dead_weights, resnet
+from nntrain.resnet import (
+    IDENTITIES, PadChannels, ResBlock, ResNet, dead_weights, resnet)
 
 quick = settings(max_examples=25, deadline=None)
 
 
-def n_dead(model, *shape): return sum(mask.sum().item() for mask in dead_weights(model, shape).values())
+def n_dead(model, *shape):
+    return sum(mask.sum().item() for mask in dead_weights(model, shape).values())
 
 
-# ---- shapes --------------------------------------------------------------------------------------------------------------------------
+# ---- shapes
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('identity, channels, stride', list(itertools.product(IDENTITIES, [(3, 3), (3, 5), (5, 3)], [1, 2])))
+@pytest.mark.parametrize(
+    'identity, channels, stride',
+    list(itertools.product(IDENTITIES, [(3, 3), (3, 5), (5, 3)], [1, 2])))
 @torch.no_grad()
 def test_block_has_the_right_shape_at_every_size(identity, channels, stride):
     n_in, n_out = channels
@@ -34,7 +42,8 @@ def test_block_has_the_right_shape_at_every_size(identity, channels, stride):
     for height, width in itertools.product(range(1, 10), repeat=2):
         x = torch.randn(2, n_in, height, width)
         want = 2, n_out, math.ceil(height/stride), math.ceil(width/stride)
-        assert block.identity(x).shape == block.convs(x).shape == block(x).shape == want   # nothing is broadcast
+        # nothing is broadcast
+        assert block.identity(x).shape == block.convs(x).shape == block(x).shape == want
         assert_close(block.eval()(x), F.relu(block.convs(x) + block.identity(x)))
         block.train()
 
@@ -45,11 +54,15 @@ def test_fresh_block_is_its_identity_path(identity):
     for n_out, stride in itertools.product((3, 6), (1, 2)):
         block = ResBlock(3, n_out, stride, identity)
         assert_close(block(x), F.relu(block.identity(x)))
-        assert not torch.allclose(ResBlock(3, n_out, stride, identity, zero_init=False)(x), F.relu(block.identity(x)))
+        assert not torch.allclose(
+            ResBlock(3, n_out, stride, identity, zero_init=False)(x),
+            F.relu(block.identity(x)))
 
 
 def test_pooling_and_1x1_convolution_commute():
-    pool_first, conv_first = (ResBlock(3, 6, 2, name, norm=None).double() for name in ('pool_conv', 'conv_pool'))
+    pool_first, conv_first = (
+        ResBlock(3, 6, 2, name, norm=None).double()
+        for name in ('pool_conv', 'conv_pool'))
     conv_first.identity[0].load_state_dict(pool_first.identity[1].state_dict())
     conv_first.convs.load_state_dict(pool_first.convs.state_dict())
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
@@ -62,32 +75,46 @@ def test_pad_channels_appends_and_drops():
     assert_close(PadChannels(2)(x), x[:, :2])
 
 
-# ---- the network ---------------------------------------------------------------------------------------------------------------------
+# ---- the network
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------------
 
-nets = st.tuples(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.sampled_from(list(IDENTITIES)), st.data())
+nets = st.tuples(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 2),
+    st.integers(1, 3), st.integers(1, 4), st.sampled_from(list(IDENTITIES)), st.data())
 
 @given(nets)
 @quick
 def test_cost_equals_torchs_counter_and_every_weight_learns(drawn):
     widths, n_blocks, n_in, n_classes, identity, data = drawn
-    strides = data.draw(st.lists(st.sampled_from([1, 2]), min_size=len(widths), max_size=len(widths)))
+    strides = data.draw(
+        st.lists(st.sampled_from([1, 2]), min_size=len(widths), max_size=len(widths)))
     least = 2**strides.count(2) + 1
-    height, width = data.draw(st.integers(least, least+4)), data.draw(st.integers(least, least+4))
+    height, width = (
+        data.draw(st.integers(least, least + 4)),
+        data.draw(st.integers(least, least + 4)))
     model = resnet(widths, n_blocks, strides, n_in, n_classes, identity=identity)
     x = torch.randn(3, n_in, height, width)
     with FlopCounterMode(display=False) as counter: out = model(x)
     assert out.shape == (3, n_classes)
     assert 2*3*summary(model, x).macs == counter.get_total_flops()
     dead = dead_weights(model, (16, n_in, height, width))
-    assert not any(mask.any() for mask in dead.values()), [name for name, mask in dead.items() if mask.any()]
-    with pytest.raises(ValueError, match='pixels a side'): model(torch.randn(3, n_in, least-1, width))
-    with pytest.raises(ValueError, match=f'n_in={n_in+1}'): model(torch.randn(3, n_in+1, height, width))
+    assert not any(mask.any() for mask in dead.values()), [
+        name for name, mask in dead.items() if mask.any()]
+    with pytest.raises(ValueError, match='pixels a side'):
+        model(torch.randn(3, n_in, least - 1, width))
+    with pytest.raises(ValueError, match=f'n_in={n_in + 1}'):
+        model(torch.randn(3, n_in + 1, height, width))
 
 
 def test_default_network():
     model = resnet()
     cost = summary(model, torch.zeros(2, 1, 28, 28))
-    assert isinstance(model, ResNet) and cost.params <= 1_230_000 and cost.macs < 14e6 and cost.exact
+    assert (
+        isinstance(model, ResNet) and cost.params <= 1_230_000 and cost.macs < 14e6
+        and cost.exact)
     assert n_dead(model, 8, 1, 28, 28) == 0
 
 
@@ -97,23 +124,38 @@ def test_network_survives_copies_and_slices():
     for other in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
         assert_close(other(x), model(x))
         with pytest.raises(ValueError, match='takes'): other(x[:, :1])
-    assert model[:2](x).shape == (2, 8, 5, 5) and model[1:2](torch.randn(2, 4, 5, 5)).shape == (2, 8, 3, 3)    # a slice has no stem, so it checks nothing
+    # a slice has no stem, so it checks nothing
+    assert model[:2](x).shape == (2, 8, 5, 5) and model[1:2](
+        torch.randn(2, 4, 5, 5)).shape == (2, 8, 3, 3)
 
 
-@pytest.mark.parametrize('norm, act', [(None, nn.ReLU), (nn.BatchNorm2d, nn.SiLU), (lambda n: nn.GroupNorm(1, n), nn.ReLU), (lambda n: nn.BatchNorm2d(n, affine=False), None)])
+@pytest.mark.parametrize(
+    'norm, act',
+    [
+        (None, nn.ReLU), (nn.BatchNorm2d, nn.SiLU),
+        (lambda n: nn.GroupNorm(1, n), nn.ReLU),
+        (lambda n: nn.BatchNorm2d(n, affine=False), None)],
+)
 def test_other_norms_and_activations(norm, act):
     assert resnet((4, 8), norm=norm, act=act)(torch.randn(4, 1, 9, 9)).shape == (4, 10)
 
 
-# ---- dead weights --------------------------------------------------------------------------------------------------------------------
+# ---- dead weights
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('ks, stride, size', list(itertools.product((1, 3, 5), (1, 2), range(1, 6))))
+@pytest.mark.parametrize(
+    'ks, stride, size', list(itertools.product((1, 3, 5), (1, 2), range(1, 6))))
 def test_dead_taps_are_those_that_never_meet_a_pixel(ks, stride, size):
     pad = ks//2
     met = torch.zeros(ks, ks, dtype=torch.bool)
     for i, j in itertools.product(range(0, size + 2*pad - ks + 1, stride), repeat=2):
-        for a, b in itertools.product(range(ks), repeat=2): met[a, b] |= pad <= i+a < size+pad and pad <= j+b < size+pad
-    dead = dead_weights(nn.Conv2d(2, 3, ks, stride=stride, padding=pad), (4, 2, size, size))['weight']
+        for a, b in itertools.product(range(ks), repeat=2):
+            met[a, b] |= pad <= i + a < size + pad and pad <= j + b < size + pad
+    dead = dead_weights(
+        nn.Conv2d(2, 3, ks, stride=stride, padding=pad), (4, 2, size, size))['weight']
     assert torch.equal(dead, (~met).expand(3, 2, ks, ks))
 
 
@@ -125,9 +167,12 @@ def test_dead_weights_is_not_fooled_by_shut_relus_or_zero_weights():
 
 
 def test_dead_weights_waits_for_idle_draws_in_a_row():
-    "One more weight is cleared at every other draw: so no two idle draws in a row before the last"
+    """One more weight is cleared at every other draw: so no two idle draws in a row
+    before the last"""
     class Slow(nn.Module):
-        def __init__(self): super().__init__(); self.weight, self.n_calls = nn.Parameter(torch.ones(6)), 0
+        def __init__(self):
+            super().__init__()
+            self.weight, self.n_calls = nn.Parameter(torch.ones(6)), 0
         def forward(self, x):
             chosen = torch.zeros(6)
             if self.n_calls % 2 == 0: chosen[self.n_calls//2 % 6] = 1.
@@ -139,41 +184,79 @@ def test_dead_weights_waits_for_idle_draws_in_a_row():
 def test_dead_weights_leaves_no_trace():
     class Counting(nn.Sequential):
         n_calls = 0
-        def forward(self, x): self.n_calls += 1; random.random(); return super().forward(x)
+        def forward(self, x):
+            self.n_calls += 1
+            random.random()
+            return super().forward(x)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                          # deprecated, and its results cannot be deep-copied
-        model = Counting(nn.utils.weight_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+        warnings.simplefilter(
+            'ignore')  # deprecated, and its results cannot be deep-copied
+        model = Counting(
+            nn.utils.weight_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4), nn.ReLU(),
+            nn.Linear(4, 2)).eval()
     model(torch.randn(5, 3)).sum().backward()
     model[3].bias.requires_grad_(False)
-    state, grads = copy.deepcopy(dict(model.state_dict())), [p.grad.clone() for p in model.parameters()]
+    state, grads = (
+        copy.deepcopy(dict(model.state_dict())),
+        [p.grad.clone() for p in model.parameters()])
     drawn = torch.get_rng_state(), random.getstate(), model.n_calls
     assert n_dead(model, 16, 3) == 0
-    for name, value in model.state_dict().items(): assert torch.equal(value, state[name]), name
-    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads)) and not model[3].bias.requires_grad
-    assert torch.equal(torch.get_rng_state(), drawn[0]) and (random.getstate(), model.n_calls) == drawn[1:]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert (
+        all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads))
+        and not model[3].bias.requires_grad)
+    assert (
+        torch.equal(torch.get_rng_state(), drawn[0])
+        and (random.getstate(), model.n_calls) == drawn[1:])
     assert not any(m.training for m in model.modules())
     loss = model(torch.randn(5, 3)).sum()
     n_dead(model, 16, 3)
-    loss.backward()                                                              # would fail if a weight had been written to
+    # would fail if a weight had been written to
+    loss.backward()
 
 
 def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
     model[1].register_parameter('spare', nn.Parameter(torch.zeros(5)))
-    with torch.no_grad(): dead = dead_weights(model, (4, 3))                                  # it turns gradients on by itself
-    assert set(dead) == {'1.weight', '1.bias', '1.spare'} and dead['1.spare'].all() and not dead['1.weight'].any()
+    # it turns gradients on by itself
+    with torch.no_grad(): dead = dead_weights(model, (4, 3))
+    assert (
+        set(dead) == {'1.weight', '1.bias', '1.spare'} and dead['1.spare'].all()
+        and not dead['1.weight'].any())
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------------------------
+# ---- bad input
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('make, message', [
-    (lambda: ResBlock(4, 4, 3), 'stride must be 1 or 2, got 3'), (lambda: ResBlock(4, 4, 0), 'stride'), (lambda: ResBlock(4, 4, True), 'stride'), (lambda: ResBlock(4, 4, (2, 2)), 'stride'),
-    (lambda: ResBlock(0, 4), 'n_in'), (lambda: ResBlock(4, 4, identity='pad'), 'identity must be one of pool_conv'), (lambda: resnet(()), 'widths is empty'),
-    (lambda: resnet((4, 8), strides=(1,)), 'strides must be 2 numbers'), (lambda: resnet((4, 8), strides=(1, 3)), '1 or 2'), (lambda: resnet(n_blocks=0), 'n_blocks'), (lambda: resnet(n_classes=0), 'n_classes'),
-    (lambda: resnet((4, 0)), 'n_out'), (lambda: ResBlock(4, 4)(torch.zeros(2, 3, 8, 8)), 'takes (N, 4, H, W), got (2, 3, 8, 8)'), (lambda: ResBlock(4, 4)(torch.zeros(4, 8, 8)), 'got (4, 8, 8)'),
-    (lambda: resnet()(torch.zeros(1, 28, 28)), 'got (1, 28, 28)'), (lambda: PadChannels(1.5), 'n_out'), (lambda: dead_weights(nn.ReLU(), (2, 2)), 'no parameter'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: ResBlock(4, 4, 3), 'stride must be 1 or 2, got 3'),
+        (lambda: ResBlock(4, 4, 0), 'stride'),
+        (lambda: ResBlock(4, 4, True), 'stride'),
+        (lambda: ResBlock(4, 4, (2, 2)), 'stride'),
+        (lambda: ResBlock(0, 4), 'n_in'),
+        (lambda: ResBlock(4, 4, identity='pad'), 'identity must be one of pool_conv'),
+        (lambda: resnet(()), 'widths is empty'),
+        (lambda: resnet((4, 8), strides=(1,)), 'strides must be 2 numbers'),
+        (lambda: resnet((4, 8), strides=(1, 3)), '1 or 2'),
+        (lambda: resnet(n_blocks=0), 'n_blocks'),
+        (lambda: resnet(n_classes=0), 'n_classes'),
+        (lambda: resnet((4, 0)), 'n_out'),
+        (
+            lambda: ResBlock(4, 4)(torch.zeros(2, 3, 8, 8)),
+            'takes (N, 4, H, W), got (2, 3, 8, 8)'),
+        (lambda: ResBlock(4, 4)(torch.zeros(4, 8, 8)), 'got (4, 8, 8)'),
+        (lambda: resnet()(torch.zeros(1, 28, 28)), 'got (1, 28, 28)'),
+        (lambda: PadChannels(1.5), 'n_out'),
+        (lambda: dead_weights(nn.ReLU(), (2, 2)), 'no parameter'),
+    ],
+)
 def test_bad_input_is_refused_with_a_reason(make, message):
     with pytest.raises(ValueError) as e: make()
     assert message in str(e.value)

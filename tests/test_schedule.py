@@ -20,9 +20,9 @@ from nntrain.progress import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
 from nntrain.schedule import (
-    ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper, hyper_names, join, linear,
-    momentum_cycle, one_cycle, polynomial, repeat, set_hyper, stairs, step_decay, time_decay, torch_pct_start,
-    triangular, warm_restarts, warm_up)
+    ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper,
+    hyper_names, join, linear, momentum_cycle, one_cycle, polynomial, repeat, set_hyper,
+    stairs, step_decay, time_decay, torch_pct_start, triangular, warm_restarts, warm_up)
 
 quick = settings(max_examples=40, deadline=None)
 values = st.floats(1e-6, 10)
@@ -36,8 +36,12 @@ def shares(numbers): return [n/sum(numbers) for n in numbers]
 @quick
 def test_every_way_stays_between_its_ends_and_hits_them(way, a, b, p):
     schedule = way(a, b)
-    assert schedule(0.) == a or way is time_decay and math.isclose(schedule(0.), a, rel_tol=1e-12)
-    assert schedule(1.) == b or way is time_decay and math.isclose(schedule(1.), b, rel_tol=1e-12)
+    assert (
+        schedule(0.0) == a or way is time_decay
+        and math.isclose(schedule(0.0), a, rel_tol=1e-12))
+    assert (
+        schedule(1.0) == b or way is time_decay
+        and math.isclose(schedule(1.0), b, rel_tol=1e-12))
     assert min(a, b)*(1-1e-12) <= schedule(p) <= max(a, b)*(1+1e-12)
 
 
@@ -49,10 +53,16 @@ def test_every_way_is_monotone(way, a, b, n):
     assert all(sign*(y-x) >= -1e-12*max(a, b) for x, y in zip(out, out[1:]))
 
 
-@given(parts=st.lists(st.tuples(st.integers(0, 100), values, values), min_size=1, max_size=7).filter(lambda parts: sum(n for n, *_ in parts)))
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(0, 100), values, values), min_size=1, max_size=7
+    ).filter(lambda parts: sum(n for n, *_ in parts))
+)
 @quick
 def test_join_hits_its_end_points_and_every_joint(parts):
-    fractions, starts, ends = shares([n for n, *_ in parts]), [a for _, a, _ in parts], [b for *_, b in parts]
+    fractions, starts, ends = (
+        shares([n for n, *_ in parts]), [a for _, a, _ in parts],
+        [b for *_, b in parts])
     joined = join(fractions, [linear(a, b) for a, b in zip(starts, ends)])
     seen = [i for i, f in enumerate(fractions) if f > 0]
     assert joined(0.) == starts[seen[0]] and joined(1.) == ends[seen[-1]]
@@ -61,28 +71,47 @@ def test_join_hits_its_end_points_and_every_joint(parts):
         middle = joined(min(begin + fractions[i]/2, 1.))
         assert math.isclose(middle, (starts[i]+ends[i])/2, rel_tol=1e-6, abs_tol=1e-6)
     for i in seen[:-1]:     # where two parts meet, the later one begins
-        assert math.isclose(joined(math.fsum(fractions[:i+1])), next(starts[j] for j in seen if j > i), rel_tol=1e-6) or fractions[i] < 1e-6
+        assert (
+            math.isclose(
+                joined(math.fsum(fractions[: i + 1])),
+                next(starts[j] for j in seen if j > i), rel_tol=1e-6)
+            or fractions[i] < 1e-6
+        )
 
 
-@given(parts=st.lists(st.integers(1, 100), min_size=2, max_size=6), off=st.floats(1e-4, 2) | st.floats(-.9, -1e-4), drop=st.booleans())
+@given(
+    parts=st.lists(st.integers(1, 100), min_size=2, max_size=6),
+    off=st.floats(1e-4, 2) | st.floats(-0.9, -1e-4), drop=st.booleans())
 @quick
 def test_join_refuses_bad_fractions(parts, off, drop):
     good = shares(parts)
     schedules = [constant(1.)]*len(good)
     join(good, schedules)
-    with pytest.raises(ValueError, match='sum to 1'): join([f*(1+off) for f in good], schedules)
-    with pytest.raises(ValueError, match='at least 0'): join([good[0]+good[1]+1, -1, *good[2:]], schedules)
-    with pytest.raises(ValueError, match='one fraction for each'): join(good, schedules[1:] if drop else schedules + schedules)
+    with pytest.raises(ValueError, match='sum to 1'):
+        join([f * (1 + off) for f in good], schedules)
+    with pytest.raises(ValueError, match='at least 0'):
+        join([good[0] + good[1] + 1, -1, *good[2:]], schedules)
+    with pytest.raises(ValueError, match='one fraction for each'):
+        join(good, schedules[1:] if drop else schedules + schedules)
     for p in -1e-9, 1+1e-9, math.nan:
         with pytest.raises(ValueError, match='progress'): join(good, schedules)(p)
     with pytest.raises(ValueError): join([], [])
 
 
-@given(parts=st.lists(st.integers(1, 9), min_size=2, max_size=4), inner=st.lists(st.integers(1, 9), min_size=2, max_size=4), p=st.floats(0, 1))
+@given(
+    parts=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    inner=st.lists(st.integers(1, 9), min_size=2, max_size=4), p=st.floats(0, 1))
 @quick
 def test_a_joined_schedule_is_a_schedule(parts, inner, p):
-    nested = join(shares(parts), [join(shares(inner), [constant(float(k)) for k in range(len(inner))]) for _ in parts])
-    assert nested(p) in range(len(inner)) and nested(0.) == 0 and nested(1.) == len(inner)-1
+    nested = join(
+        shares(parts),
+        [
+            join(shares(inner), [constant(float(k)) for k in range(len(inner))])
+            for _ in parts],
+    )
+    assert (
+        nested(p) in range(len(inner)) and nested(0.0) == 0
+        and nested(1.0) == len(inner) - 1)
 
 
 @given(n=st.integers(1, 6), growth=st.floats(.5, 3), p=st.floats(.001, .999))
@@ -106,7 +135,9 @@ def test_stairs_change_with_the_epoch(epochs, batches, way):
 @quick
 def test_warm_up_and_triangles(share, lr):
     warmed = warm_up(cosine(lr, 0.), share)
-    assert warmed(0.) == 0 and math.isclose(warmed(share), lr, rel_tol=1e-9) and warmed(1.) == 0
+    assert (
+        warmed(0.0) == 0 and math.isclose(warmed(share), lr, rel_tol=1e-9)
+        and warmed(1.0) == 0)
     assert max(at_steps(triangular(0., lr, 2), 9)) == lr
     assert at_steps(warm_restarts(lr, 0., 2, growth=1), 5)[2] == lr
 
@@ -115,24 +146,38 @@ def test_step_decay_cuts_at_its_places():
     assert at_steps(step_decay(8., .5, (0., .5, 1.)), 5) == [4., 4., 2., 2., 1.]
 
 
-@given(total=st.integers(2, 400), pct=st.floats(0, 1), max_lr=values, div=st.floats(1, 100), final=st.floats(1, 1e5), linear_=st.booleans(), three=st.booleans(),
-       low=st.floats(.5, .8), high=st.floats(.8, .99), kind=st.sampled_from([torch.optim.SGD, torch.optim.AdamW]))
+@given(
+    total=st.integers(2, 400), pct=st.floats(0, 1), max_lr=values,
+    div=st.floats(1, 100), final=st.floats(1, 1e5), linear_=st.booleans(),
+    three=st.booleans(), low=st.floats(0.5, 0.8), high=st.floats(0.8, 0.99),
+    kind=st.sampled_from([torch.optim.SGD, torch.optim.AdamW]))
 @settings(max_examples=80, deadline=None)
-def test_one_cycle_is_torchs_step_by_step(total, pct, max_lr, div, final, linear_, three, low, high, kind):
+def test_one_cycle_is_torchs_step_by_step(
+    total, pct, max_lr, div, final, linear_, three, low, high, kind):
     most = .5 if three else 1
-    q = torch_pct_start(1/total + 1e-3 + pct*(most - 1/total - 2e-3), total) if total*most > 1.1 else None
+    q = (
+        torch_pct_start(1 / total + 1e-3 + pct * (most - 1 / total - 2e-3), total)
+        if total * most > 1.1 else None)
     if q is None or not 0 < q < most - 1e-3: return
     pct = (q*(total-1) + 1)/total
     opt = kind([nn.Parameter(torch.zeros(1))], lr=1.)
     group = opt.param_groups[0]
-    theirs = lr_scheduler.OneCycleLR(opt, max_lr, total_steps=total, pct_start=pct, anneal_strategy='linear' if linear_ else 'cos', base_momentum=low, max_momentum=high,
-                                     div_factor=div, final_div_factor=final, three_phase=three)
-    shape = dict(pct_start=torch_pct_start(pct, total), anneal=linear if linear_ else cosine, three_phase=three)
-    rates, moms = at_steps(one_cycle(max_lr, div=div, div_final=div*final, **shape), total), at_steps(momentum_cycle((high, low, high), **shape), total)
+    theirs = lr_scheduler.OneCycleLR(
+        opt, max_lr, total_steps=total, pct_start=pct,
+        anneal_strategy='linear' if linear_ else 'cos', base_momentum=low,
+        max_momentum=high, div_factor=div, final_div_factor=final, three_phase=three)
+    shape = dict(
+        pct_start=torch_pct_start(pct, total), anneal=linear if linear_ else cosine,
+        three_phase=three)
+    rates, moms = (
+        at_steps(one_cycle(max_lr, div=div, div_final=div * final, **shape), total),
+        at_steps(momentum_cycle((high, low, high), **shape), total))
     for i in range(total):
         key, at = find_hyper(group, 'momentum')
         momentum = group[key] if at is None else group[key][at]
-        assert math.isclose(group['lr'], rates[i], rel_tol=1e-6, abs_tol=1e-9*max_lr) and math.isclose(momentum, moms[i], rel_tol=1e-9), i
+        assert math.isclose(
+            group['lr'], rates[i], rel_tol=1e-6, abs_tol=1e-9 * max_lr
+        ) and math.isclose(momentum, moms[i], rel_tol=1e-9), i
         if i < total-1:
             opt.step()
             theirs.step()
@@ -149,16 +194,25 @@ class Skip(Callback):
 
 def learner(cbs=(), opt_func=torch.optim.SGD, n_batches=4, lr=.01, **kwargs):
     gen = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(3, 2, generator=gen, dtype=torch.float64), torch.randn(3, 1, generator=gen, dtype=torch.float64)) for _ in range(n_batches)]
+    batches = [
+        (
+            torch.randn(3, 2, generator=gen, dtype=torch.float64),
+            torch.randn(3, 1, generator=gen, dtype=torch.float64))
+        for _ in range(n_batches)
+    ]
     class Loaders: train, valid = batches, batches[:1]
     torch.manual_seed(0)
-    return Learner(nn.Linear(2, 1).double(), Loaders, F.mse_loss, opt_func, lr, [MetricsCB(), *cbs])
+    return Learner(
+        nn.Linear(2, 1).double(), Loaders, F.mse_loss, opt_func, lr, [MetricsCB(), *cbs]
+    )
 
 
 def used(): return RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'])
 
 
-@given(n_epochs=st.integers(1, 3), n_batches=st.integers(1, 5), skipped=st.sets(st.integers(0, 14)))
+@given(
+    n_epochs=st.integers(1, 3), n_batches=st.integers(1, 5),
+    skipped=st.sets(st.integers(0, 14)))
 @settings(max_examples=25, deadline=None)
 def test_a_skipped_step_does_not_advance_the_schedule(n_epochs, n_batches, skipped):
     total, schedule = n_epochs*n_batches, linear(.1, 0.)
@@ -187,7 +241,8 @@ def test_each_fit_starts_anew_and_validation_alone_needs_no_optimizer():
     for _ in range(2):
         learn.fit(1)
         assert sched.values['lr'] == at_steps(linear(.1, 0.), 4)
-    for cb in sched, TorchSchedulerCB(partial(lr_scheduler.ExponentialLR, gamma=.5)): learner([cb]).fit(1, train=False)
+    for cb in sched, TorchSchedulerCB(partial(lr_scheduler.ExponentialLR, gamma=0.5)):
+        learner([cb]).fit(1, train=False)
 
 
 @pytest.mark.parametrize('cancel', [CancelBatch, CancelFit])
@@ -197,31 +252,53 @@ def test_cancelled_batches_do_not_count(cancel):
             if learn.training and learn.iter == 1: raise cancel()
     sched = ScheduleCB(lr=linear(.3, 0.))
     learner([sched, CancelCB()]).fit(1)
-    assert sched.values['lr'] == at_steps(linear(.3, 0.), 4)[:3 if cancel is CancelBatch else 1]
+    assert (
+        sched.values['lr']
+        == at_steps(linear(0.3, 0.0), 4)[: 3 if cancel is CancelBatch else 1])
 
 
-@pytest.mark.parametrize('opt_func, schedules, error, says', [
-    (SGD, dict(momentum=.9), TypeError, 'constant'),
-    (SGD, dict(momentum=constant(.9)), TypeError, 'moms=None'),
-    (SGD, dict(learning_rate=constant(.9)), TypeError, 'did you mean'),
-    (AdamW, dict(beta3=constant(.9)), TypeError, "did you mean 'beta"),
-    (AdamW, dict(params=constant(.9)), TypeError, 'no hyperparameter'),
-    (AdamW, dict(foreach=constant(1.)), TypeError, 'no hyperparameter'),
-    (AdamW, dict(lr=[constant(.1), constant(.1)]), ValueError, '2 schedules for 1 parameter groups'),
-    (AdamW, dict(lr=[]), ValueError, '0 schedules'),
-    (AdamW, dict(beta1=constant(.1), betas=constant((.1, .2))), ValueError, 'keep one'),
-    (AdamW, dict(momentum=constant(1.)), ValueError, 'below 1'),
-    (Momentum, dict(momentum=constant(-.1)), ValueError, 'at least 0'),
-    (torch.optim.SGD, dict(lr=lambda p: math.inf), ValueError, 'lr'),
-    (torch.optim.SGD, dict(lr=lambda p: None), TypeError, 'lr must be a number, got None .*progress 0'),
-    (torch.optim.SGD, dict(lr=linear(.1, -.1)), ValueError, 'lr must be a number of at least 0.*progress 0.66'),
-    (torch.optim.SGD, dict(momentum=constant(1.5)), ValueError, 'momentum must be a number.*below 1'),
-    (torch.optim.Adam, dict(weight_decay=constant(-1.)), ValueError, 'weight_decay'),
-    (SGD, dict(lr=lambda p: .1/(1-p)), ValueError, 'the schedule of lr fails at progress 1: ZeroDivisionError'),
-    (torch.optim.AdamW, dict(betas=constant((.9, .99, .999))), ValueError, 'needs 2 values'),
-])
+@pytest.mark.parametrize(
+    'opt_func, schedules, error, says',
+    [
+        (SGD, dict(momentum=0.9), TypeError, 'constant'),
+        (SGD, dict(momentum=constant(0.9)), TypeError, 'moms=None'),
+        (SGD, dict(learning_rate=constant(0.9)), TypeError, 'did you mean'),
+        (AdamW, dict(beta3=constant(0.9)), TypeError, "did you mean 'beta"),
+        (AdamW, dict(params=constant(0.9)), TypeError, 'no hyperparameter'),
+        (AdamW, dict(foreach=constant(1.0)), TypeError, 'no hyperparameter'),
+        (
+            AdamW, dict(lr=[constant(0.1), constant(0.1)]), ValueError,
+            '2 schedules for 1 parameter groups'),
+        (AdamW, dict(lr=[]), ValueError, '0 schedules'),
+        (
+            AdamW, dict(beta1=constant(0.1), betas=constant((0.1, 0.2))), ValueError,
+            'keep one'),
+        (AdamW, dict(momentum=constant(1.0)), ValueError, 'below 1'),
+        (Momentum, dict(momentum=constant(-0.1)), ValueError, 'at least 0'),
+        (torch.optim.SGD, dict(lr=lambda p: math.inf), ValueError, 'lr'),
+        (
+            torch.optim.SGD, dict(lr=lambda p: None), TypeError,
+            'lr must be a number, got None .*progress 0'),
+        (
+            torch.optim.SGD, dict(lr=linear(0.1, -0.1)), ValueError,
+            'lr must be a number of at least 0.*progress 0.66'),
+        (
+            torch.optim.SGD, dict(momentum=constant(1.5)), ValueError,
+            'momentum must be a number.*below 1'),
+        (
+            torch.optim.Adam, dict(weight_decay=constant(-1.0)), ValueError,
+            'weight_decay'),
+        (
+            SGD, dict(lr=lambda p: 0.1 / (1 - p)), ValueError,
+            'the schedule of lr fails at progress 1: ZeroDivisionError'),
+        (
+            torch.optim.AdamW, dict(betas=constant((0.9, 0.99, 0.999))), ValueError,
+            'needs 2 values'),
+    ],
+)
 def test_schedule_cb_refuses(opt_func, schedules, error, says):
-    with pytest.raises(error, match=says): learner([ScheduleCB(**schedules)], opt_func).fit(1)
+    with pytest.raises(error, match=says):
+        learner([ScheduleCB(**schedules)], opt_func).fit(1)
 
 
 @pytest.mark.parametrize('make, says', [
@@ -258,55 +335,89 @@ def test_numbers_are_checked_when_a_schedule_is_made(make, says):
 
 
 def test_what_is_no_schedule_is_refused_when_it_is_given():
-    for make in lambda: join([.5, .5], [linear(1., 0.), .1]), lambda: warm_up(.1), lambda: ScheduleCB(lr=.1), lambda: stairs(.1, 3):
-        with pytest.raises(TypeError, match='is no schedule: give a function of progress, such as constant'): make()
-    assert at_steps(step_decay(8., .5, at=.5), 3) == [8., 4., 4.]    # one place needs no tuple
+    for make in (
+        lambda: join([0.5, 0.5], [linear(1.0, 0.0), 0.1]),
+        lambda: warm_up(0.1),
+        lambda: ScheduleCB(lr=0.1),
+        lambda: stairs(0.1, 3),
+    ):
+        with pytest.raises(
+            TypeError,
+            match='is no schedule: give a function of progress, such as constant',
+        ):
+            make()
+    # one place needs no tuple
+    assert at_steps(step_decay(8., .5, at=.5), 3) == [8., 4., 4.]
 
 
 # ---- one writer for each hyperparameter
 
-def torch_cycle(**kwargs): return TorchSchedulerCB(lambda opt, n_steps: lr_scheduler.OneCycleLR(opt, .1, total_steps=n_steps, **kwargs))
+def torch_cycle(**kwargs):
+    return TorchSchedulerCB(
+        lambda opt, n_steps: lr_scheduler.OneCycleLR(
+            opt, 0.1, total_steps=n_steps, **kwargs))
 
 
-@pytest.mark.parametrize('cbs', [
-    [ScheduleCB(lr=linear(.1, 0.)), ScheduleCB(lr=constant(.5))],
-    [ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2))],
-    [TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2)), TorchSchedulerCB(lr_scheduler.ConstantLR)],
-    [ScheduleCB(momentum=constant(.9)), ScheduleCB(beta1=constant(.5))],
-    [ScheduleCB(betas=constant((.9, .99))), ScheduleCB(beta2=constant(.5))],
-    [torch_cycle(), ScheduleCB(momentum=constant(.9))],
-    [ScheduleCB(beta1=constant(.9)), torch_cycle()],
-])
+@pytest.mark.parametrize(
+    'cbs',
+    [
+        [ScheduleCB(lr=linear(0.1, 0.0)), ScheduleCB(lr=constant(0.5))],
+        [
+            ScheduleCB(lr=linear(0.1, 0.0)),
+            TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2))],
+        [
+            TorchSchedulerCB(partial(lr_scheduler.StepLR, step_size=2)),
+            TorchSchedulerCB(lr_scheduler.ConstantLR)],
+        [ScheduleCB(momentum=constant(0.9)), ScheduleCB(beta1=constant(0.5))],
+        [ScheduleCB(betas=constant((0.9, 0.99))), ScheduleCB(beta2=constant(0.5))],
+        [torch_cycle(), ScheduleCB(momentum=constant(0.9))],
+        [ScheduleCB(beta1=constant(0.9)), torch_cycle()],
+    ],
+)
 def test_two_writers_of_one_hyperparameter_are_refused(cbs):
     learn = learner(cbs, AdamW)
     before = [p.clone() for p in learn.model.parameters()]
     with pytest.raises(ValueError) as refused: learn.fit(1)
-    assert '\n' not in str(refused.value) and any(name in str(refused.value) for name in ('lr', 'betas', 'momentum'))
+    assert '\n' not in str(refused.value) and any(
+        name in str(refused.value) for name in ('lr', 'betas', 'momentum'))
     assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters()))
 
 
 def test_one_cycle_and_flat_cos_beside_another_writer_are_refused():
     for other in ScheduleCB(lr=constant(.5)), TorchSchedulerCB(lr_scheduler.ConstantLR):
         for fit in 'fit_one_cycle', 'fit_flat_cos':
-            with pytest.raises(ValueError, match='lr'): getattr(learner([other], AdamW), fit)(1)
-    with pytest.raises(ValueError, match='beta1'): learner([ScheduleCB(beta1=constant(.5))], AdamW).fit_one_cycle(1)
+            with pytest.raises(ValueError, match='lr'):
+                getattr(learner([other], AdamW), fit)(1)
+    with pytest.raises(ValueError, match='beta1'):
+        learner([ScheduleCB(beta1=constant(0.5))], AdamW).fit_one_cycle(1)
 
 
 def test_two_schedules_for_different_hyperparameters_stay_fine():
-    one, two = ScheduleCB(lr=linear(.1, 0.)), ScheduleCB(momentum=linear(.9, .5), weight_decay=constant(.1))
+    one, two = (
+        ScheduleCB(lr=linear(0.1, 0.0)),
+        ScheduleCB(momentum=linear(0.9, 0.5), weight_decay=constant(0.1)))
     learner([one, two, torch_cycle_of_decay()], AdamW).fit(1)
-    assert one.values['lr'] == at_steps(linear(.1, 0.), 4) and two.values['momentum'] == at_steps(linear(.9, .5), 4)
+    assert one.values['lr'] == at_steps(linear(0.1, 0.0), 4) and two.values[
+        'momentum'] == at_steps(linear(0.9, 0.5), 4)
     learner([two, torch_cycle(cycle_momentum=False)], AdamW).fit(1)
     learner([ScheduleCB(weight_decay=constant(.1))], AdamW).fit_one_cycle(1)
-    for _ in range(2): learner([one], AdamW).fit(1)       # what it wrote in an earlier fit is no second writer
+    # what it wrote in an earlier fit is no second writer
+    for _ in range(2): learner([one], AdamW).fit(1)
 
 
 def torch_cycle_of_decay(): return ScheduleCB(eps=constant(1e-6))
 
 
-@pytest.mark.parametrize('change', [dict(lr=step_decay(.1, .1, (.45, .95))), dict(lr=[step_decay(.1, .1, (.3, .8))]*2), dict(momentum=constant(.9))])
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(lr=step_decay(0.1, 0.1, (0.45, 0.95))),
+        dict(lr=[step_decay(0.1, 0.1, (0.3, 0.8))] * 2), dict(momentum=constant(0.9))],
+)
 def test_settings_tell_schedules_apart_that_look_alike(change):
-    one, again, other = ScheduleCB(lr=step_decay(.1, .1, (.3, .8))), ScheduleCB(lr=step_decay(.1, .1, (.3, .8))), ScheduleCB(**change)
+    one, again, other = (
+        ScheduleCB(lr=step_decay(0.1, 0.1, (0.3, 0.8))),
+        ScheduleCB(lr=step_decay(0.1, 0.1, (0.3, 0.8))), ScheduleCB(**change))
     assert one.settings() == again.settings() != other.settings()
 
 
@@ -315,7 +426,9 @@ def test_settings_of_torchs_schedulers():
         cb = TorchSchedulerCB(factory, per)
         learner([cb]).fit(2)
         return cb.settings()
-    kinds = [partial(s.StepLR, step_size=2), partial(s.StepLR, step_size=3), partial(s.ExponentialLR, gamma=.9)]
+    kinds = [
+        partial(s.StepLR, step_size=2), partial(s.StepLR, step_size=3),
+        partial(s.ExponentialLR, gamma=0.9)]
     all_settings = [settings(kind) for kind in kinds] + [settings(kinds[0], 'epoch')]
     assert settings(kinds[0]) == all_settings[0]
     assert all(a != b for i, a in enumerate(all_settings) for b in all_settings[:i])
@@ -330,22 +443,32 @@ def test_two_hypers_of_one_tuple_fit_together():
 
 def test_a_tensor_keeps_its_identity_and_dtype():
     lr = torch.tensor(.1, dtype=torch.float64)
-    learn = learner([ScheduleCB(lr=linear(.1, .025))], lambda params, lr: torch.optim.AdamW(params, lr=tensor, foreach=False), n_batches=3)
+    learn = learner(
+        [ScheduleCB(lr=linear(0.1, 0.025))],
+        lambda params, lr: torch.optim.AdamW(params, lr=tensor, foreach=False),
+        n_batches=3)
     tensor = lr
     learn.fit(1)
     assert learn.opt.param_groups[0]['lr'] is lr and lr.item() == .025
 
 
-@pytest.mark.parametrize('name', [name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type) and name not in ('Optimizer',)])
+@pytest.mark.parametrize(
+    'name',
+    [
+        name for name in dir(torch.optim)
+        if isinstance(getattr(torch.optim, name), type) and name not in ('Optimizer',)],
+)
 def test_momentum_is_what_torchs_one_cycle_cycles(name):
     kind = getattr(torch.optim, name)
     shape = (2, 2) if name == 'Muon' else (2,)
     opt = kind([nn.Parameter(torch.zeros(shape))], lr=.1)
     group = opt.param_groups[0]
     assert 'lr' in hyper_names(group)
-    try: lr_scheduler.OneCycleLR(opt, .1, total_steps=5)
+    try:
+        lr_scheduler.OneCycleLR(opt, 0.1, total_steps=5)
     except ValueError:
-        with pytest.raises(TypeError, match='no momentum'): find_hyper(group, 'momentum')
+        with pytest.raises(TypeError, match='no momentum'):
+            find_hyper(group, 'momentum')
         return
     key, at = find_hyper(group, 'momentum')
     assert (group[key] if at is None else group[key][at]) == .95
@@ -355,7 +478,10 @@ def test_momentum_is_what_torchs_one_cycle_cycles(name):
 
 def test_our_optimizers_have_it_too():
     p = nn.Parameter(torch.zeros(2))
-    assert [find_hyper(kind([p]).param_groups[0], 'momentum') for kind in (Momentum, EMAMomentum, AdamW, Lion)] == [('momentum', None), ('beta', None), ('betas', 0), ('betas', 0)]
+    assert [
+        find_hyper(kind([p]).param_groups[0], 'momentum')
+        for kind in (Momentum, EMAMomentum, AdamW, Lion)
+    ] == [('momentum', None), ('beta', None), ('betas', 0), ('betas', 0)]
 
 
 def test_names_that_torchs_schedulers_leave_in_a_group_are_none_of_ours():
@@ -367,17 +493,34 @@ def test_names_that_torchs_schedulers_leave_in_a_group_are_none_of_ours():
 
 s = lr_scheduler
 schedulers = [
-    partial(s.LambdaLR, lr_lambda=lambda i: .9**i), partial(s.MultiplicativeLR, lr_lambda=lambda i: .9), partial(s.StepLR, step_size=3), partial(s.MultiStepLR, milestones=[2, 5]),
-    s.ConstantLR, s.LinearLR, partial(s.ExponentialLR, gamma=.8), partial(s.CosineAnnealingLR, T_max=7), partial(s.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=3), s.PolynomialLR,
-    partial(s.CosineAnnealingWarmRestarts, T_0=3), lambda opt: s.OneCycleLR(opt, max_lr=.1, total_steps=100, pct_start=.1),
-    lambda opt: s.SequentialLR(opt, [s.LinearLR(opt, .1, total_iters=4), s.ExponentialLR(opt, .9)], milestones=[4]),
-    lambda opt: s.ChainedScheduler([s.ConstantLR(opt, .1, total_iters=4), s.ExponentialLR(opt, .9)]),
+    partial(s.LambdaLR, lr_lambda=lambda i: 0.9**i),
+    partial(s.MultiplicativeLR, lr_lambda=lambda i: 0.9),
+    partial(s.StepLR, step_size=3),
+    partial(s.MultiStepLR, milestones=[2, 5]),
+    s.ConstantLR,
+    s.LinearLR,
+    partial(s.ExponentialLR, gamma=0.8),
+    partial(s.CosineAnnealingLR, T_max=7),
+    partial(s.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=3),
+    s.PolynomialLR,
+    partial(s.CosineAnnealingWarmRestarts, T_0=3),
+    lambda opt: s.OneCycleLR(opt, max_lr=0.1, total_steps=100, pct_start=0.1),
+    lambda opt: s.SequentialLR(
+        opt, [s.LinearLR(opt, 0.1, total_iters=4), s.ExponentialLR(opt, 0.9)],
+        milestones=[4]),
+    lambda opt: s.ChainedScheduler(
+        [s.ConstantLR(opt, 0.1, total_iters=4), s.ExponentialLR(opt, 0.9)]),
 ]
 
 
-@given(factory=st.sampled_from(schedulers), opt_func=st.sampled_from([partial(torch.optim.SGD, momentum=.9), AdamW, Momentum]), n_epochs=st.integers(1, 4), per=st.sampled_from(['batch', 'epoch']), skipped=st.sets(st.integers(0, 15)))
+@given(
+    factory=st.sampled_from(schedulers),
+    opt_func=st.sampled_from([partial(torch.optim.SGD, momentum=0.9), AdamW, Momentum]),
+    n_epochs=st.integers(1, 4), per=st.sampled_from(['batch', 'epoch']),
+    skipped=st.sets(st.integers(0, 15)))
 @settings(max_examples=40, deadline=None)
-def test_wrapped_scheduler_equals_a_plain_loop(factory, opt_func, n_epochs, per, skipped):
+def test_wrapped_scheduler_equals_a_plain_loop(
+    factory, opt_func, n_epochs, per, skipped):
     seen = used()
     learn = learner([TorchSchedulerCB(factory, per), seen, Skip(skipped)], opt_func)
     learn.fit(n_epochs)
@@ -395,33 +538,65 @@ def test_wrapped_scheduler_equals_a_plain_loop(factory, opt_func, n_epochs, per,
             if per == 'batch': scheduler.step()
         if per == 'epoch' and stepped: scheduler.step()
     assert seen.values['lr'] == rates
-    for p, q in zip(learn.model.parameters(), other.model.parameters()): torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    for p, q in zip(learn.model.parameters(), other.model.parameters()):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
 def test_no_scheduler_is_forgotten():
-    names = {(f.func if isinstance(f, partial) else f).__name__ for f in schedulers} | {'OneCycleLR', 'SequentialLR', 'ChainedScheduler', 'ReduceLROnPlateau', 'LRScheduler'}
-    there = {name for name, cls in inspect.getmembers(s, inspect.isclass) if issubclass(cls, s.LRScheduler) and not name.startswith('_')}
+    names = {(f.func if isinstance(f, partial) else f).__name__ for f in schedulers} | {
+        'OneCycleLR', 'SequentialLR', 'ChainedScheduler', 'ReduceLROnPlateau',
+        'LRScheduler'}
+    there = {
+        name for name, cls in inspect.getmembers(s, inspect.isclass)
+        if issubclass(cls, s.LRScheduler) and not name.startswith('_')}
     assert there <= names, 'torch has a scheduler that no test runs'
 
 
 def test_plateau_sees_its_metric():
     seen = used()
-    learn = learner([TorchSchedulerCB(partial(s.ReduceLROnPlateau, factor=.1, patience=0, threshold=1e9, threshold_mode='abs'), 'epoch', 'valid_loss'), seen])
+    learn = learner(
+        [
+            TorchSchedulerCB(
+                partial(
+                    s.ReduceLROnPlateau, factor=0.1, patience=0, threshold=1e9,
+                    threshold_mode='abs'),
+                'epoch',
+                'valid_loss',
+            ),
+            seen,
+        ]
+    )
     learn.fit(3)       # nothing is ever an improvement of 1e9 but the first value
     assert [seen.values['lr'][i] for i in (0, 4, 8)] == pytest.approx([.01, .01, .001])
 
 
 def test_a_schedule_of_exactly_the_right_length_never_rebounds():
     for per, total in ('batch', 12), ('epoch', 3):
-        learn = learner([TorchSchedulerCB(lambda opt, n_steps: s.OneCycleLR(opt, .1, total_steps=n_steps, pct_start=.5), per)])
+        learn = learner(
+            [
+                TorchSchedulerCB(
+                    lambda opt, n_steps: s.OneCycleLR(
+                        opt, 0.1, total_steps=n_steps, pct_start=0.5),
+                    per,
+                )
+            ]
+        )
         learn.fit(3)
-        assert learn.opt.param_groups[0]['lr'] == pytest.approx(.1/25/1e4) and learn.opt.param_groups[0]['lr'] < 1e-6
+        assert (
+            learn.opt.param_groups[0]['lr'] == pytest.approx(0.1 / 25 / 1e4)
+            and learn.opt.param_groups[0]['lr'] < 1e-6)
 
 
-@pytest.mark.parametrize('make', [lambda: ScheduleCB(lr=linear(.1, 0.), momentum=linear(.9, .5)), *[partial(TorchSchedulerCB, f) for f in schedulers]])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: ScheduleCB(lr=linear(0.1, 0.0), momentum=linear(0.9, 0.5)),
+        *[partial(TorchSchedulerCB, f) for f in schedulers]],
+)
 def test_state_of_the_callbacks_resumes_in_the_middle(make):
     class ChangeOverCB(Callback):
-        "In the middle of the fit everything goes through state dicts, into fresh groups and a fresh scheduler"
+        """In the middle of the fit everything goes through state dicts, into fresh
+        groups and a fresh scheduler"""
         order = 1000
         def before_epoch(self, learn):
             if learn.epoch != 1: return
@@ -441,7 +616,10 @@ def test_state_of_the_callbacks_resumes_in_the_middle(make):
 
 def test_lr_find_leaves_schedules_out():
     plain = learner().lr_find(n_steps=10).losses
-    for cb in ScheduleCB(lr=linear(.1, 0.)), TorchSchedulerCB(partial(s.OneCycleLR, max_lr=.1, total_steps=4)):
+    for cb in (
+        ScheduleCB(lr=linear(0.1, 0.0)),
+        TorchSchedulerCB(partial(s.OneCycleLR, max_lr=0.1, total_steps=4)),
+    ):
         learn = learner([cb])
         assert learn.lr_find(n_steps=10).losses == plain
         learn.fit(1)
@@ -449,16 +627,21 @@ def test_lr_find_leaves_schedules_out():
 
 @pytest.mark.parametrize('pct_start', [0., .25, .6])
 def test_the_peak_of_the_rate_is_the_trough_of_the_momentum(pct_start):
-    seen = RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'], beta1=lambda learn: learn.opt.param_groups[0]['betas'][0])
+    seen = RecorderCB(
+        lr=lambda learn: learn.opt.param_groups[0]['lr'],
+        beta1=lambda learn: learn.opt.param_groups[0]['betas'][0])
     learner([seen], AdamW, n_batches=21).fit_one_cycle(1, .2, pct_start=pct_start)
     assert seen.values['lr'] == pytest.approx(at_steps(one_cycle(.2, pct_start), 21))
-    assert seen.values['beta1'] == pytest.approx(at_steps(momentum_cycle(pct_start=pct_start), 21))
+    assert seen.values['beta1'] == pytest.approx(
+        at_steps(momentum_cycle(pct_start=pct_start), 21))
 
 
 def test_fit_one_cycle_passes_on_what_fit_takes():
     seen, learn = used(), learner(opt_func=AdamW)
     opt = AdamW(learn.model.parameters(), lr=1.)
     learn.fit_one_cycle(2, .2, cbs=[seen], opt=opt, valid=False)
-    assert learn.opt is opt and seen.values['lr'] == at_steps(one_cycle(.2), 8) and 'valid_loss' not in learn.history[-1]
+    assert (
+        learn.opt is opt and seen.values['lr'] == at_steps(one_cycle(0.2), 8)
+        and 'valid_loss' not in learn.history[-1])
     learn.fit_flat_cos(2, .2, pct_start=.5, cbs=[seen])
     assert seen.values['lr'][:4] == [.2]*4 and seen.values['lr'][-1] == .2/1e5

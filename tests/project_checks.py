@@ -37,9 +37,7 @@ EVENT = re.compile(r'(before|after|cleanup)_')
 CHECK_CALL = re.compile(r'(test|assert|check)_\w+|expect_fail')
 
 
-# ---- reading
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------
 
 def settings(root):
     "The values of settings.ini"
@@ -144,9 +142,7 @@ def copy_project(root, to):
     return to
 
 
-# ---- notebooks and package in step
-#
-# ---------------------------------------------------------------------------------------------------
+# ---- notebooks and package in step ---------------------------------------------------
 
 def out_of_step(root, tmp):
     "Modules that are not what `nbdev_export` makes of the notebooks"
@@ -219,9 +215,7 @@ def imported_modules(src):
     return {m for m in found if not m.startswith('__')}
 
 
-# ---- one notebook
-#
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- one notebook --------------------------------------------------------------------
 
 def untidy(nb, size=0):
     "What must not be stored in a notebook of `size` bytes"
@@ -315,9 +309,7 @@ def used_names(src):
         if isinstance(n, (ast.Name, ast.Attribute))}
 
 
-# ---- the package
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- the package ---------------------------------------------------------------------
 
 _IMPORT = '''
 import importlib, json, sys
@@ -452,9 +444,7 @@ def bad_result(path):
     return [f'{path.name}: {p}' for p in problems]
 
 
-# ---- repository and texts
-#
-# ----------------------------------------------------------------------------------------------------------------
+# ---- repository and texts ------------------------------------------------------------
 
 def tracked_artefacts(root):
     "Files in git that .gitignore keeps out"

@@ -41,11 +41,7 @@ def learner(*cbs, model=None):
     return Learner(model or small(), Data(), F.cross_entropy, lr=0.1, cbs=cbs)
 
 
-# ---- hooks
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- hooks ---------------------------------------------------------------------------
 
 class RaiseCB(Callback):
     def __init__(self, event, error):
@@ -129,11 +125,7 @@ def test_keyword_inputs_are_seen():
     assert hooks[0].n == 2
 
 
-# ---- statistics
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------
 
 class NoSync(TorchDispatchMode):
     "Fails on whatever needs the value of a tensor in Python"
@@ -215,11 +207,7 @@ def test_lr_find_leaves_the_statistics_out():
     assert not stats.means
 
 
-# ---- summary
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------------
+# ---- summary -------------------------------------------------------------------------
 
 def snapshot(model):
     return (
@@ -404,11 +392,7 @@ def test_user_hooks_stay():
     assert n_hooks(model) == 1 and len(calls) == 1
 
 
-# ---- compiled models
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- compiled models -----------------------------------------------------------------
 
 def compiled_whole(model): return torch.compile(model, backend='eager')
 def compiled_in_place(model): model.compile(backend='eager'); return model

@@ -55,11 +55,7 @@ class EndCB(Callback):
         self.lrs.append(learn.opt.param_groups[0]['lr'] if learn.opt else None)
 
 
-# ---- orders
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------
+# ---- orders --------------------------------------------------------------------------
 
 def all_callbacks(tmp_path):
     return [
@@ -124,11 +120,7 @@ def test_no_handler_leaks_into_the_next_fit(tmp_path):
     assert states[0][1] == states[1][1] == 2
 
 
-# ---- accumulation
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- accumulation --------------------------------------------------------------------
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5))
@@ -230,11 +222,7 @@ class GradsCB(Callback):
     def after_backward(self, learn): self.grads.append(learn.model.weight.grad.clone())
 
 
-# ---- mixed precision
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------
+# ---- mixed precision -----------------------------------------------------------------
 
 class FakeScaler:
     "Scales by 4; says of the given steps that they overflow"
@@ -356,11 +344,7 @@ def test_only_one_may_do_the_backward():
         learner(MixedPrecisionCB(), TrainCB()).fit(1)
 
 
-# ---- averages and files
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# ---- averages and files --------------------------------------------------------------
 
 def test_average_covers_batchnorm_and_leaves_integers():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
@@ -614,11 +598,7 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
     assert (tmp_path/'log.csv').read_bytes() == content
 
 
-# ---- monitors
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- monitors ------------------------------------------------------------------------
 
 class Script:
     higher_is_better = False
@@ -715,11 +695,7 @@ def test_unknown_metrics_are_refused_before_the_first_batch(
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- others
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------------
+# ---- others --------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'make',
@@ -812,11 +788,7 @@ def test_a_cancelled_step_keeps_the_gradient_for_the_next():
     assert_close(*fits, rtol=0, atol=1e-12)
 
 
-# ---- resumed trainings (chapter 11b)
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------
+# ---- resumed trainings (chapter 11b) -------------------------------------------------
 
 @pytest.mark.parametrize('stop_at', [(1, 0), (1, 3), (2, 1)])
 def test_every_memory_survives_an_interruption(tmp_path, stop_at):

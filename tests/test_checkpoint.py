@@ -178,11 +178,7 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
         'result.pt', 'run.pt']  # what was half-written is swept away
 
 
-# ---- in one process
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------
+# ---- in one process ------------------------------------------------------------------
 
 X, Y = torch.randn(50, 4), torch.randint(0, 3, (50,))
 

@@ -1082,8 +1082,7 @@ def test_aside_of_anything():
         'model': model}
 
 
-# ---- what a loss counts
-# ---------------------------------------------------------------
+# ---- what a loss counts --------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'loss',

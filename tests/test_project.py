@@ -27,11 +27,7 @@ def ok(problems): assert not problems, '\n' + '\n'.join(problems)
 def read(path): return json.loads(path.read_text(encoding='utf-8'))
 
 
-# ---- the project
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- the project ---------------------------------------------------------------------
 
 def test_package_in_step_with_notebooks(root, tmp_path):
     ok(checks.out_of_step(root, tmp_path))
@@ -206,11 +202,7 @@ def test_ci_with_the_oldest_versions(ci):
     assert status == 2 and 'unknown option --odlest' in text and 'passed' not in text
 
 
-# ---- the tests in parallel
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------
+# ---- the tests in parallel -----------------------------------------------------------
 
 @pytest.mark.parametrize('cores, given, workers', [
     (1, {}, 2), (2, {}, 2), (64, {}, 4), (2, dict(args=['tests']), 2),
@@ -268,11 +260,7 @@ def test_workers_take_whole_files(root, tmp_path, monkeypatch):
         'names of tests that cannot be given to pytest')
 
 
-# ---- every check can fail
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# ---- every check can fail ------------------------------------------------------------
 
 def edit(path, old, new):
     text = path.read_text(encoding='utf-8')

@@ -324,27 +324,35 @@ def used_names(src):
 
 
 LONGEST = 88   # characters of a line of code, wherever it stands
-_NUMBER = re.compile(r'(?<![\w-])[Cc]hapters? (?:\[)?\d+(?!\d*\])(?! of\b)')
+_NUMBER = re.compile(r'(?<![\w-])[Cc]hapters? \d+(?!\d| of\b)')
 
-def long_lines(source, comments=True):
-    "Lines of code that a page cannot show in one piece; directives of nbdev do not count"
-    return [f'{len(line)} characters: {line.strip()[:60]}…' for line in source.splitlines()
+def long_lines(source):
+    "Lines of code that a page cannot show in one piece; nbdev's directives do not count"
+    return [f'{len(line)} characters: {line.strip()[:60]}…'
+            for line in source.splitlines()
             if len(line) > LONGEST and not line.startswith('#|')]
 
 def long_code(nb):
     "Over-long lines in the code cells of a notebook"
     return [f'cell {i}: {line}' for i, cell in enumerate(nb['cells'])
-            if cell['cell_type'] == 'code' for line in long_lines(''.join(cell['source']))]
+            if cell['cell_type'] == 'code'
+            for line in long_lines(''.join(cell['source']))]
 
 def typed_numbers(nb):
-    "Chapters named by a number that is not the label of a link, in prose and in code"
-    return [f'cell {i}: {found[0]}: a link in prose (the label follows the file), '
-            'the topic in code' for i, cell in enumerate(nb['cells'])
-            for found in _NUMBER.finditer(no_labels(''.join(cell['source'])))]
+    """Chapters named by a number that is not the label of a link: in prose a link says
+    it (its label follows the file), code names the topic"""
+    return [f'cell {i}: {found[0]}' for i, cell in enumerate(nb['cells'])
+            for found in _NUMBER.finditer(without_labels(''.join(cell['source'])))]
 
-def no_labels(text):
-    "Text without the labels of links to chapters"
-    return re.sub(r'\[[^\]]*\]\(\d\d_\w+\.ipynb', '[](', text)
+def without_labels(text):
+    "A text without the labels of its links to chapters"
+    return re.sub(r'\[[^\]]*\](?=\(\d\d_\w+\.ipynb)', '[]', text)
+
+def wrong_labels(root):
+    "Files in which a link's number is not its chapter's: nntrain_renumber mends them"
+    from nntrain.renumber import renumber
+    return [f'{path.relative_to(root)}: run nntrain_renumber'
+            for path in renumber(root, {}, check=True)]
 
 
 # ---- the package ---------------------------------------------------------------------

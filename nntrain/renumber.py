@@ -100,7 +100,9 @@ def _topic(word):
         raise argparse.ArgumentTypeError(f'{word!r}: write topic=number, momentum=10')
     return topic, int(number)
 
-def nntrain_renumber(argv:list=None):  # words of the command line; None: of this process
+def nntrain_renumber(
+    argv:list=None,  # words of the command line; None: those of this process
+)->int:              # exit status: 0, or 1 if `--check` finds work, or 2
     """Give chapters other numbers (momentum=10 …); rename their files and mend every
     link and label. Without a number: mend labels only"""
     parser = argparse.ArgumentParser('nntrain_renumber',

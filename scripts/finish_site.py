@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""What Quarto's pages still lack, done once to the built files. Quarto calls this at the end.
+"""What Quarto's pages still lack, done once to the built files. Quarto calls this at
+the end.
 
-- Style sheets lose the rules that no page uses (Bootstrap's are 500 KB, of which 130 are used),
-  scripts do not hold up the first picture, images load when they come near the screen.
-- A link to skip the navigation, and a contents list for narrow screens, both without JavaScript.
-- Old addresses lead on: pages by themselves, places in a page by `moved.json` (page.html asks).
-- Each chapter's notebook stands beside its page, to be downloaded.
-"""
+- Style sheets lose the rules that no page uses (Bootstrap's are 500 KB, of which 130
+  are used), scripts do not hold up the first picture, images load when they come near
+  the screen.
+- A link to skip the navigation, and a contents list for narrow screens, both without
+  JavaScript.
+- Old addresses lead on: pages by themselves, places in a page by `moved.json`
+  (page.html asks).
+- Each chapter's notebook stands beside its page, to be downloaded."""
 import json
 import os
 import re
@@ -86,7 +89,8 @@ def smaller(css, words):
 
 
 def words_of(docs, pages):
-    "Whatever a selector may name: classes, ids and tags of the pages, words of the scripts"
+    """Whatever a selector may name: classes, ids and tags of the pages, words of the
+    scripts"""
     scripts = [p.read_text(encoding='utf-8') for p in docs.rglob('*.js')]
     words = set()
     for text in pages.values():
@@ -103,7 +107,8 @@ SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a
 
 
 def contents(text):
-    "The page's list of contents once more, folded under the title, for screens without margin"
+    """The page's list of contents once more, folded under the title, for screens
+    without margin"""
     toc = re.search(r'<nav id="TOC".*?(<ul>.*?</ul>)\s*(?:<div class="toc-actions|</nav>)',
                     text, re.S)
     if not toc: return text
@@ -146,7 +151,8 @@ def places(text): return set(re.findall(r'<[^>]* id="([^"]+)"', text))
 
 
 def moved(old, now):
-    """{old page: {place: the page where it is now}} for places that are no longer in their page
+    """{old page: {place: the page where it is now}} for places that are no longer in
+    their page
 
     `old`, `now`: {page: places}. Place '' is where most of a page went that is gone."""
     found = {}
@@ -176,7 +182,8 @@ def lead_on(docs, pages):
 # ---- all of it ----------------------------------------------------------------------------------
 
 def finish(docs, notebooks):
-    "Finish the site in the folder `docs`; `notebooks`: folder of the chapters' notebooks"
+    """Finish the site in the folder `docs`; `notebooks`: folder of the chapters'
+    notebooks"""
     gone = ('This page has moved',)
     pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
              for p in sorted(docs.rglob('*.html'))}

@@ -1,5 +1,5 @@
-"""What the tests of optimizers share: all optimizers of the book, the same gradients for several of them, and
-whether these agree"""
+"""What the tests of optimizers share: all optimizers of the book, the same gradients
+for several of them, and whether these agree"""
 from functools import partial
 
 import torch
@@ -96,10 +96,11 @@ def same_parameters(ours, theirs):
 
 
 def step_alike(*runs):
-    """One step of each (parameters, optimizer): all must agree with the first one, without editing a gradient,
-    and go on from its parameters. Comparing only at the end would be wrong: where the decay is part of the
-    gradient, the rate large and the memory short, fifty steps blow up the last bit a million times (chaos),
-    which says nothing about a formula"""
+    """One step of each (parameters, optimizer): all must agree with the first one,
+    without editing a gradient, and go on from its parameters. Comparing only at the
+    end would be wrong: where the decay is part of the gradient, the rate large and
+    the memory short, fifty steps blow up the last bit a million times (chaos), which
+    says nothing about a formula"""
     (first, _), *others = runs
     grads = [None if p.grad is None else p.grad.clone() for p in first]
     for _, opt in runs: opt.step()

@@ -1,7 +1,8 @@
-"""Checks of a built site: its files alone, and its pages in a headless Chromium that reaches nobody else.
+"""Checks of a built site: its files alone, and its pages in a headless Chromium that
+reaches nobody else.
 
-Each checker returns a list of what is wrong; test_site.py feeds it the site and a bad page.
-"""
+Each checker returns a list of what is wrong; test_site.py feeds it the site and a bad
+page."""
 import html.parser
 import mimetypes
 import os
@@ -125,9 +126,11 @@ def axe_source():
 
 
 def open_page(browser, docs, base, name, dark=False, width=1200):
-    """The page as it will stand at its address; `page.problems` lists console errors, exceptions and requests to anybody else
+    """The page as it will stand at its address; `page.problems` lists console errors,
+    exceptions and requests to anybody else
 
-    Nothing moves (reduced motion): colours that fade from one theme to the other would be judged half-way."""
+    Nothing moves (reduced motion): colours that fade from one theme to the other would
+    be judged half-way."""
     docs = Path(docs)
     context = browser.new_context(
         viewport=dict(width=width, height=900), reduced_motion='reduce',
@@ -230,9 +233,12 @@ def is_dark(page): return 'quarto-dark' in page.get_attribute('body', 'class')
 
 
 def page_problems(page, axe=None):
-    """One page, as a reader meets it: on a wide screen (everything), on narrow ones (nothing sticks out or is cut off, what scrolls can be reached), and dark (contrast).
+    """One page, as a reader meets it: on a wide screen (everything), on narrow ones
+    (nothing sticks out or is cut off, what scrolls can be reached), and dark
+    (contrast).
 
-    One loading for all three: the screen is made narrow, and the reader's own switch makes it dark."""
+    One loading for all three: the screen is made narrow, and the reader's own switch
+    makes it dark."""
     bad = (
         width_problems(page) + cut_problems(page) + slider_problems(page)
         + (axe_problems(page, axe) if axe else []))

@@ -1,5 +1,6 @@
-"""The limit of Adam's step, the first compiled step, and who owns the rate. That the optimizers of
-chapters 6 and 8 equal torch's, and do what its own tests ask, is in test_optimizers.py."""
+"""The limit of Adam's step, the first compiled step, and who owns the rate. That the
+optimizers of chapters 6 and 8 equal torch's, and do what its own tests ask, is in
+test_optimizers.py."""
 import shutil
 import warnings
 

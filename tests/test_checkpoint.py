@@ -1,4 +1,5 @@
-"Trainings that are killed, and go on: the same bits at the end. One process (the nursery) loads torch once and forks the lives that are killed."
+"""Trainings that are killed, and go on: the same bits at the end. One process (the
+nursery) loads torch once and forks the lives that are killed."""
 import contextlib
 import copy
 import os

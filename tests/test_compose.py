@@ -1,4 +1,5 @@
-"""Optimizers made of stats and steps take torch's steps, whatever the hyperparameters; parts that do not fit together are refused with the fix."""
+"""Optimizers made of stats and steps take torch's steps, whatever the hyperparameters;
+parts that do not fit together are refused with the fix."""
 import copy
 import inspect
 import math

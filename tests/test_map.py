@@ -1,4 +1,5 @@
-"The map of the book on the home page: its arrows, paths and minutes against what the chapters say and what their modules import"
+"""The map of the book on the home page: its arrows, paths and minutes against what the
+chapters say and what their modules import"""
 import json
 import re
 
@@ -178,7 +179,8 @@ def test_boxes_do_not_overlap(home):
 def test_paths_can_be_walked(home):
     """A reader who follows a path has read what each chapter on it needs, but for the
     basics that his line of the page takes for granted"""
-    for who, keys, _ in home['PATHS'][:1]:  # others know what an optimizer or a convolution is
+    # readers of other paths know what an optimizer or a convolution is
+    for who, keys, _ in home['PATHS'][:1]:
         path = keys.split()
         for i, k in enumerate(path):
             assert set(home['book'][k].borrows) <= set(path[:i]), (

@@ -1,4 +1,5 @@
-"""The moving-average convention of momentum, Nesterov's step and the function `ema`; `Momentum` itself is in the table of test_optimizers.py."""
+"""The moving-average convention of momentum, Nesterov's step and the function `ema`;
+`Momentum` itself is in the table of test_optimizers.py."""
 import copy
 import io
 import math

@@ -1,8 +1,9 @@
-"""Our optimizers take the same steps as torch's, in double precision, whatever the hyperparameters, groups and gradients are.
+"""Our optimizers take the same steps as torch's, in double precision, whatever the
+hyperparameters, groups and gradients are.
 
-A further optimizer is one more line in `PAIRS`. The second half asks of *every* optimizer of the book what
-torch's own suite asks of its optimizers; there a further one is one more line in `ALL` (optimizer_checks.py).
-"""
+A further optimizer is one more line in `PAIRS`. The second half asks of *every*
+optimizer of the book what torch's own suite asks of its optimizers; there a further one
+is one more line in `ALL` (optimizer_checks.py)."""
 import copy
 import inspect
 import io
@@ -632,8 +633,8 @@ HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @pytest.mark.parametrize('order', [(0, 1, 2, 0), (1, 0, 2, 1), (2, 2, 1, 0)])
 @all_of_them
 def test_types_mixed_in_one_group(name, order):
-    """Each type goes through `multi_step` on its own, and ends where it would end alone; one by one it ends
-    there as well, up to the rounding of its type"""
+    """Each type goes through `multi_step` on its own, and ends where it would end
+    alone; one by one it ends there as well, up to the rounding of its type"""
     dtypes = [list(HALVES)[i] for i in order]
     def run(dtypes, which, **kw):
         gen = torch.Generator().manual_seed(0)

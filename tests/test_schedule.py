@@ -1,4 +1,5 @@
-"Schedules as functions, and the callbacks that write them: properties over random shapes, and torch as the oracle."
+"""Schedules as functions, and the callbacks that write them: properties over random
+shapes, and torch as the oracle."""
 import inspect
 import math
 from functools import partial

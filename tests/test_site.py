@@ -1,8 +1,10 @@
-"""The site. Pages as Quarto gets them (nbdev's processing, no Quarto needed): links, pictures, citations, headings, Colab links, YAML.
+"""The site. Pages as Quarto gets them (nbdev's processing, no Quarto needed): links,
+pictures, citations, headings, Colab links, YAML.
 
-Then, where Quarto is installed or NNTRAIN_SITE names a built site, the built pages: their files, and each page in a headless Chromium that reaches nobody
-else, light, dark and on a narrow screen, with axe-core (`npm install axe-core`, or NNTRAIN_AXE=…/axe.min.js). What is missing is skipped, with its name.
-"""
+Then, where Quarto is installed or NNTRAIN_SITE names a built site, the built pages:
+their files, and each page in a headless Chromium that reaches nobody else, light, dark
+and on a narrow screen, with axe-core (`npm install axe-core`, or
+NNTRAIN_AXE=…/axe.min.js). What is missing is skipped, with its name."""
 import ast
 import hashlib
 import json

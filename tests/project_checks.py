@@ -157,7 +157,8 @@ def out_of_step(root, tmp):
     want, have = modules(fresh/'nntrain'), modules(root/'nntrain')
     def how(name):
         if name not in have: return 'is missing'
-        return 'comes from no notebook' if name not in want else 'differs from its notebook'
+        if name not in want: return 'comes from no notebook'
+        return 'differs from its notebook'
     return [f'nntrain/{name} {how(name)}: run nbdev_export'
             for name in sorted(want | have) if want.get(name) != have.get(name)]
 

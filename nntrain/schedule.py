@@ -12,10 +12,10 @@ from numbers import Integral, Real
 from fastcore.basics import patch
 from torch import Tensor
 
-from .events import After, Callback
+from .callback import After, Callback
 from .learner import Learner
 from .metrics import MetricsCB
-from .progress import last_metric
+from .history import last_metric
 from .optimizer import SCHEDULER_KEYS, Optimizer, check_hyper, check_names
 
 # %% auto #0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .augment import (_check_images, _first_input, _spans, _with_first_input,
                              _with_target)
-from .events import Callback
+from .callback import Callback
 from .schedule import _check_share
 
 # %% auto #0

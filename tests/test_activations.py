@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nntrain.activations import ActivationStatsCB, Hooks, activation_stats, find_modules
 from nntrain.summary import layer_macs, summary, untouched
-from nntrain.events import Callback, CancelBatch, CancelEpoch, CancelFit, CancelPhase
+from nntrain.callback import Callback
+from nntrain.events import CancelBatch, CancelEpoch, CancelFit, CancelPhase
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
 
 
@@ -204,7 +206,7 @@ def test_one_module_at_two_places():
 
 def test_lr_find_leaves_the_statistics_out():
     stats = ActivationStatsCB()
-    learner(stats).lr_find(n_steps=5)
+    lr_find(learner(stats), n_steps=5)
     assert not stats.means
 
 

@@ -23,11 +23,12 @@ from nntrain.callbacks import (
     GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, WeightAveragingCB)
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.batches import DeviceCB, NormalizeCB
-from nntrain.events import Callback
+from nntrain.prepare import DeviceCB, NormalizeCB
+from nntrain.callback import Callback
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.progress import RecorderCB
+from nntrain.history import RecorderCB
 
 quick = settings(max_examples=25, deadline=None)
 shapes = st.tuples(
@@ -455,7 +456,7 @@ def test_mixing_trains_beside_everything_else(mixing):
     assert len(learn.history) == 3 and all(
         math.isfinite(v) for v in learn.history[-1].values())
     assert torch.equal(learn.dls.train.x, x)
-    assert learn.lr_find(n_steps=8).losses
+    assert lr_find(learn, n_steps=8).losses
     soft = Learner(
         net(), learn.dls, lambda p, y: F.cross_entropy(p, y, label_smoothing=0.1),
         lr=0.05, cbs=[mixing()])

@@ -14,10 +14,12 @@ from torch.optim import lr_scheduler
 
 from nntrain.adaptive import AdamW
 from nntrain.zoo import Lion
-from nntrain.events import Callback, CancelBatch, CancelFit, CancelStep
+from nntrain.callback import Callback
+from nntrain.events import CancelBatch, CancelFit, CancelStep
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
 from nntrain.metrics import MetricsCB
-from nntrain.progress import RecorderCB
+from nntrain.history import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
 from nntrain.schedule import (
@@ -616,13 +618,13 @@ def test_state_of_the_callbacks_resumes_in_the_middle(make):
 
 
 def test_lr_find_leaves_schedules_out():
-    plain = learner().lr_find(n_steps=10).losses
+    plain = lr_find(learner(), n_steps=10).losses
     for cb in (
         ScheduleCB(lr=linear(0.1, 0.0)),
         TorchSchedulerCB(partial(s.OneCycleLR, max_lr=0.1, total_steps=4)),
     ):
         learn = learner([cb])
-        assert learn.lr_find(n_steps=10).losses == plain
+        assert lr_find(learn, n_steps=10).losses == plain
         learn.fit(1)
 
 

@@ -76,6 +76,9 @@ class SourceProc:
         for c in nb.cells:  # nbdev hides what is exported, and shows `exports`
             if c.cell_type == 'code' and 'export' in c.directives_:
                 c.directives_['exports'] = c.directives_.pop('export')
+        self.modules = {v[0] for c in nb.cells if c.cell_type == 'code'
+                        for k, v in c.directives_.items()
+                        if k in ('default_exp', 'exports') and v}
 
     def begin(self):
         root, s, _ = _top(self.nb)
@@ -102,10 +105,7 @@ class SourceProc:
 
     def write(self, folder, lib):  # reference pages of the modules of this notebook
         folder.mkdir(exist_ok=True)
-        given = [v[0] for c in self.nb.cells if c.cell_type == 'code'
-                 for k, v in c.directives_.items()
-                 if k in ('default_exp', 'exports') and v]
-        for path in [lib/f'{module}.py' for module in sorted(set(given))]:
+        for path in [lib/f'{module}.py' for module in sorted(self.modules)]:
             if not path.is_file(): continue
             text = path.read_text(encoding='utf-8')
             page = reference_page(path.stem, text, self.homes)

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""What Quarto's pages still lack, done once to the built files. Quarto calls this at
-the end.
+"""What Quarto's pages still lack, done once to the built files. Quarto calls this at the end.
 
-- Style sheets lose the rules that no page uses (Bootstrap's are 500 KB, of which 130
-  are used), scripts do not hold up the first picture, images load when they come near
-  the screen.
-- A link to skip the navigation, and a contents list for narrow screens, both without
+- Style sheets lose the rules that no page uses (of Bootstrap's 500 KB, 130 are used),
+  scripts do not hold up the first picture, images load when they come near the screen.
+- A link to skip the navigation and a contents list for narrow screens, both without
   JavaScript.
-- Old addresses lead on: pages by themselves, places in a page by `moved.json`
-  (page.html asks).
-- Each chapter's notebook stands beside its page, to be downloaded."""
+- Old addresses lead on: pages by themselves, places in a page by `moved.json`, which
+  page.html asks.
+- Each chapter's notebook stands beside its page, to be downloaded.
+"""
 import json
 import os
 import re
@@ -21,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 OLD_PAGES = HERE/'first_edition.json'  # {page: [places in it]} of the first edition
 
 
-# ---- style sheets -------------------------------------------------------------------------
+# ---- style sheets --------------------------------------------------------------------
 
 def end_of(css, i, stop):
     "Where one of the letters `stop` comes first, outside of quotes and brackets"
@@ -65,7 +64,8 @@ def is_used(selector, words):
     text = re.sub(r':(?:not|is|where|has)\((?:[^()]|\([^()]*\))*\)', '', selector)
     text = re.sub(r'\[[^\]]*\]|::?[\w-]+(?:\([^)]*\))?', '', text)
     names = [name.replace('\\', '') for name in re.findall(r'[.#]((?:[\w-]|\\.)+)', text)]
-    return all(word in words for word in names + re.findall(r'(?:^|[\s>+~])([a-z]\w*)', text))
+    tags = re.findall(r'(?:^|[\s>+~])([a-z]\w*)', text)
+    return all(word in words for word in names + tags)
 
 
 def used_rules(css, words):
@@ -89,35 +89,35 @@ def smaller(css, words):
 
 
 def words_of(docs, pages):
-    """Whatever a selector may name: classes, ids and tags of the pages, words of the
-    scripts"""
+    "Whatever a selector may name: classes, ids and tags of the pages, words of the scripts"
     scripts = [p.read_text(encoding='utf-8') for p in docs.rglob('*.js')]
     words = set()
     for text in pages.values():
-        for value in re.findall(r'\b(?:class|id)="([^"]*)"', text): words |= set(value.split())
+        for value in re.findall(r'\b(?:class|id)="([^"]*)"', text):
+            words |= set(value.split())
         words |= set(re.findall(r'<([a-zA-Z][\w-]*)', text))
         scripts += re.findall(r'<script\b[^>]*>(.*?)</script>', text, re.S)
     for text in scripts: words |= set(re.findall(r'[\w-]+', text))
     return words
 
 
-# ---- pages ----------------------------------------------------------------------------------
+# ---- pages ---------------------------------------------------------------------------
 
 SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
 
 
 def contents(text):
-    """The page's list of contents once more, folded under the title, for screens
-    without margin"""
+    "The list of contents once more, folded under the title, for screens without margin"
     toc = re.search(r'<nav id="TOC".*?(<ul>.*?</ul>)\s*(?:<div class="toc-actions|</nav>)',
                     text, re.S)
     if not toc: return text
     plain = re.sub(r' (?:id|class|data-scroll-target)="[^"]*"', '', toc[1])
     box = ('<details class="contents-here"><summary>On this page</summary>\n'
            f'<nav aria-label="On this page">{plain}</nav></details>\n')
-    lead = re.search(r'<div class="lead">.*?</div>\s*|(?<=</header>)\s*(?=.*</main>)',
-                     text[text.index('<main'):], re.S)
-    at = text.index('<main') + lead.end() if lead else text.index('</main>')
+    start = text.index('<main')
+    under = (re.compile('<div class="lead">.*?</div>', re.S).search(text, start)
+             or re.compile('</header>').search(text, start))
+    at = under.end() if under else text.index('>', start) + 1
     return text[:at] + box + text[at:]
 
 
@@ -131,7 +131,7 @@ def finished(text):
     return contents(text)
 
 
-# ---- old addresses ----------------------------------------------------------------------------
+# ---- old addresses -------------------------------------------------------------------
 
 LEAD_ON = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -143,7 +143,8 @@ fetch('moved.json').then(r => r.json()).then(moved => {{
   location.replace(page ? page + '#' + place : '{to}')
 }})
 </script></head>
-<body><main><h1>{title}</h1><p>This page is now <a href="{to}">{to}</a>.</p></main></body></html>
+<body><main><h1>{title}</h1><p>This page is now <a href="{to}">{to}</a>.</p></main></body>
+</html>
 '''
 
 
@@ -151,8 +152,7 @@ def places(text): return set(re.findall(r'<[^>]* id="([^"]+)"', text))
 
 
 def moved(old, now):
-    """{old page: {place: the page where it is now}} for places that are no longer in
-    their page
+    """{old page: {place: the page where it is now}} for places that left their page
 
     `old`, `now`: {page: places}. Place '' is where most of a page went that is gone."""
     found = {}
@@ -179,11 +179,10 @@ def lead_on(docs, pages):
     (docs/'moved.json').write_text(json.dumps(ways, sort_keys=True), encoding='utf-8')
 
 
-# ---- all of it ----------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------
 
 def finish(docs, notebooks):
-    """Finish the site in the folder `docs`; `notebooks`: folder of the chapters'
-    notebooks"""
+    "Finish the site in the folder `docs`; `notebooks`: folder of the chapters' notebooks"
     gone = ('This page has moved',)
     pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
              for p in sorted(docs.rglob('*.html'))}

@@ -138,7 +138,7 @@ def test_map_problems_are_found(home, truth):
     [
         ('chapter 0 (loss) and chapter 1 (`x`)', {'00', '01'}),
         ('the ideas of chapters 6 to 8: x', {'06', '07', '08'}),
-        ('chapters [8](12_adaptive.ipynb) and [10](10_s.ipynb)', {'08', '10'}),
+        ('chapters [12](12_adaptive.ipynb) and [10](10_s.ipynb)', {'08', '10'}),
         (
             'chapters 1 and 2, and [chapter 11b](17_checkpoints.ipynb)',
             {'01', '02', '11b'}),

@@ -37,7 +37,7 @@ from .learner import Learner, set_seed
 from .metrics import Accuracy, MetricsCB
 from .progress import ProgressCB, plot_history
 from .momentum import Momentum
-from .optimizer import SGD
+from .sgd import SGD
 from .resnet import resnet
 from .schedule import ScheduleCB, one_cycle
 

@@ -15,7 +15,8 @@ from nntrain.parts import (adam_step, average_grad, average_sqr_grad, l2_reg,
 from nntrain.zoo import (LAMB, LARS, Lion, RAdam, exact_adam_step, weight_sums,
                          with_lookahead)
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD, Optimizer
+from nntrain.optimizer import Optimizer
+from nntrain.sgd import SGD
 
 # float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose
 # last bit alone is above

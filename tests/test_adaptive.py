@@ -14,7 +14,7 @@ from nntrain.data import DataLoaders
 from nntrain.events import Callback
 from nntrain.learner import Learner
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 KINDS = Momentum, EMAMomentum, RMSProp, Adam, AdamW, AdamAnnealed
 every = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)

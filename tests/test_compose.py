@@ -37,7 +37,7 @@ from nntrain.zoo import (LAMB, LARS, Lion, RAdam, lamb_step, lookahead, trust_ra
 from nntrain.data import DataLoaders
 from nntrain.events import Callback, CancelPhase
 from nntrain.learner import Learner
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 
 def dicts(**kw):

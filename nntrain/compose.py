@@ -11,7 +11,8 @@ import math
 
 from fastcore.basics import patch
 
-from .optimizer import Optimizer, check_names
+from .hypers import check_names
+from .optimizer import Optimizer
 
 # %% auto #0
 __all__ = ['REQUIRED', 'read_part', 'stat', 'collect_hypers', 'ComposedType', 'Composed', 'compose', 'multi']

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .adaptive import adam_denoms, adam_direction, average_squares
 from .compose import multi, stat
-from .optimizer import add_scaled, step_counter
+from .optimizer import step_counter
+from .sgd import add_scaled
 
 # %% ../nbs/13_composing.ipynb #19fde0f0
 def sgd_step(p, update, *, lr):

@@ -10,7 +10,8 @@ from nntrain.adaptive import Adam, AdamW, RMSProp, adam_direction
 from nntrain.annealing import AdamAnnealed
 from nntrain.compose import Composed, compose
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD, Optimizer
+from nntrain.optimizer import Optimizer
+from nntrain.sgd import SGD
 from nntrain.parts import (
     add_decay,
     average_grad,

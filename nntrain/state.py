@@ -14,7 +14,7 @@ import random
 import numpy as np
 import torch
 
-from .aside import _loader_generators
+from .aside import loader_generators
 from .budgets import to_device
 from .checkpoint_file import plain
 from .saving import _load_model_state, _model_state, _short
@@ -47,7 +47,7 @@ def loader_state(
     loader  # a `TensorLoader`, a torch `DataLoader`, or anything else to iterate over
 )->dict:
     "Where a loader stands: its count of epochs and its own generators, if it has them"
-    state = {'generators': [g.get_state() for g in _loader_generators(loader)]}
+    state = {'generators': [g.get_state() for g in loader_generators(loader)]}
     if isinstance(epoch := getattr(loader, 'epoch', None), int): state['epoch'] = epoch
     return state
 
@@ -56,7 +56,7 @@ def set_loader_state(
     state:dict  # what `loader_state` gave
 )->None:
     "Put a loader back to where it stood"
-    generators = _loader_generators(loader)
+    generators = loader_generators(loader)
     for generator, its in zip(generators, state['generators'], strict=True):
         generator.set_state(its)
     if 'epoch' in state: loader.epoch = state['epoch']

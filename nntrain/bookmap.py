@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['BOX', 'STEP', 'TOP', 'STYLE', 'Chapter', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
+__all__ = ['BOX', 'STEP', 'TOP', 'STYLE', 'Chapter', 'said', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
 
 # %% ../nbs/94_tools.ipynb #4d7ddec8
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,39 +17,59 @@ from pathlib import Path
 # %% ../nbs/94_tools.ipynb #1afad1b1
 @dataclass
 class Chapter:
-    "A line of the list of chapters; `needs`, `helps` and `borrows` hold topics"
-    topic: str
-    minutes: int    # of reading
+    "What the home page says about a chapter"
+    topic: str      # 'momentum'
+    file: str       # 10_momentum.ipynb
     place: tuple    # (column, row) on the map
-    needs: list     # without them a reader is lost
-    helps: list     # nice to have read
-    borrows: list   # networks, optimizers, callbacks used as they are
     name: str       # short, for the map
     title: str
-    about: str
-    file: str       # 10_momentum.ipynb
+    promise: str    # the line under the title
+    needs: list     # topics without which a reader is lost
+    helps: list     # topics that are nice to know
+    minutes: int    # of reading
 
     @property
     def number(self): return str(int(self.file[:2]))
 
+_LINK = re.compile(r'\]\(\d\d_(\w+)\.ipynb')
+
+def said(
+    nb:dict,  # a notebook
+)->tuple:     # topics that it needs, topics that help, minutes of reading (0: no word)
+    """What a chapter's first cells say about itself.
+
+    Chapters are named by links. A sentence of "You need" with the word "helps", or
+    about the last section only, names what helps."""
+    text = ' '.join(''.join(c['source']) for c in nb['cells'][:6]
+                    if c['cell_type'] == 'markdown')
+    part = re.search(r'\*\*You need\*\*(.*?)(?=\*\*Time|\n\n|$)', text, re.S)
+    needs, helps = [], []
+    for sentence in re.split(r'(?<=\.)\s', part[1] if part else ''):
+        softly = 'helps' in sentence or 'last section' in sentence
+        (helps if softly else needs).extend(_LINK.findall(sentence))
+    minutes = re.search(r'(\d+) minutes', text.partition('**Time**')[2])
+    needs, helps = dict.fromkeys(needs), dict.fromkeys(helps)   # each once
+    return (list(needs), [t for t in helps if t not in needs],
+            int(minutes[1]) if minutes else 0)
+
 def read_chapters(
-    text:str,     # a line a chapter: topic | minutes | column row | needs | helps | …
+    text:str,     # a line a chapter: topic | column row | short name
     folder='.',   # where the notebooks are
 )->dict:          # {topic: Chapter} in the order of the book
-    """Read the list of chapters; those without a file are left out.
+    """Read what the chapters say about themselves; those without a file are left out.
 
     Away from the book (one notebook in Colab) the dictionary is empty."""
-    files = {m[1]: p.name for p in Path(folder).glob('*.ipynb')
+    files = {m[1]: p for p in Path(folder).glob('*.ipynb')
              if (m := re.fullmatch(r'\d\d_(\w+)\.ipynb', p.name))}
     found = []
     for line in text.strip().splitlines():
-        topic, minutes, place, needs, helps, borrows, name, about = (
-            part.strip() for part in line.split('|'))
+        topic, place, name = (part.strip() for part in line.split('|'))
         if topic not in files: continue
-        title, about = about.split(': ', 1)
-        found.append(Chapter(topic, int(minutes), tuple(map(int, place.split())),
-                             needs.split(), helps.split(), borrows.split(), name, title,
-                             about, files[topic]))
+        nb = json.loads(files[topic].read_text(encoding='utf-8'))
+        first = ''.join(nb['cells'][0]['source'])
+        title, promise = (re.search(rf'^{mark} (.*)', first, re.M) for mark in '#>')
+        found.append(Chapter(topic, files[topic].name, tuple(map(int, place.split())),
+                             name, title[1], promise[1], *said(nb)))
     return {c.topic: c for c in sorted(found, key=lambda c: c.file)}
 
 def behind(book, topic):
@@ -152,14 +173,12 @@ def short_numbers(
                      for r in runs)
 
 def map_table(book:dict)->str:  # topic -> Chapter; returns a Markdown table
-    "The map in words; brackets hold what helps, a plus precedes what is borrowed"
+    "The map in words; what only helps stands in brackets"
     def needed(c):
-        return ' '.join(filter(None, [
-            short_numbers(book, c.needs),
-            c.helps and f'({short_numbers(book, c.helps)})',
-            c.borrows and f'+ {short_numbers(book, c.borrows)}']))
+        helps = f'({short_numbers(book, c.helps)})' if c.helps else ''
+        return f'{short_numbers(book, c.needs)} {helps}'.strip()
     return '\n'.join([
         '| chapter | what you build and learn | needs | minutes |',
         '|:----------------|:--------------------------------|:--------|---:|',
-        *(f'| [{c.number} {c.title}]({c.file}) | {c.about} | {needed(c)} | {c.minutes} |'
-          for c in book.values())])
+        *(f'| [{c.number} {c.title}]({c.file}) | {c.promise} | {needed(c)} | '
+          f'{c.minutes} |' for c in book.values())])

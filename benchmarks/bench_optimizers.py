@@ -10,7 +10,7 @@ from _timing import compare
 from torch import nn
 
 from nntrain.adaptive import Adam
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 
 class LoopSGD:

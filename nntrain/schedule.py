@@ -16,7 +16,8 @@ from .callback import After, Callback
 from .learner import Learner
 from .metrics import MetricsCB
 from .history import last_metric
-from .optimizer import SCHEDULER_KEYS, Optimizer, check_hyper, check_names
+from .hypers import check_hyper, check_names
+from .optimizer import Optimizer, SCHEDULER_KEYS
 
 # %% auto #0
 __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'time_decay', 'step_decay', 'stairs', 'join',

@@ -8,7 +8,7 @@ from nntrain.data import DataLoaders
 from nntrain.callback import Callback
 from nntrain.events import CancelPhase
 from nntrain.learner import Learner
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 
 def fit(grads, cb, n_epochs=1):

@@ -21,7 +21,7 @@ from nntrain.learner import Learner
 from nntrain.metrics import MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 from nntrain.schedule import (
     ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper,
     hyper_names, join, linear, momentum_cycle, one_cycle, polynomial, repeat, set_hyper,

@@ -140,7 +140,7 @@ def colab_problems(nb, name):
     path = links[0][len(want):]
     if not (ROOT/path).exists() or Path(path).name != name:
         return [f'Colab link to {path}']
-    taken = re.findall(r'href="notebooks/([^"]*)"', head)
+    taken = re.findall(r'\(download:([^)]*)\)', head)
     return [] if taken == [name] else [f'no notebook to download: {taken}']
 
 

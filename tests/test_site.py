@@ -20,7 +20,7 @@ NBS = ROOT/'nbs'
 CHAPTERS = sorted(NBS.glob('*.ipynb'))
 
 
-# ---- the checkers can fail ------------------------------------------------------------
+# ---- the checkers can fail -----------------------------------------------------------
 
 def cell(kind, text, data=None):
     outs = [dict(output_type='display_data', data=data)] if data else []
@@ -69,7 +69,7 @@ def test_colab_can_fail():
     blob = 'https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/'
     def under(name, taken):
         link = f'[Open in Colab]({blob.format(**s)}{name})'
-        link += f' <a href="notebooks/{taken}">'
+        link += f' [Notebook](download:{taken})'
         nb = page(['raw', ''], ['markdown', link], ['code', '1'])
         return checks.colab_problems(nb, name)
     nothing = page(['raw', ''], ['markdown', 'no link'], ['code', '1'])
@@ -110,7 +110,7 @@ def test_lost_text_can_fail():
     assert len(checks.lost_text(nothing, stored)) == 3
 
 
-# ---- the book ---------------------------------------------------------------------------
+# ---- the book ------------------------------------------------------------------------
 
 DRIVER = """
 import json, traceback
@@ -126,8 +126,8 @@ out = nbdev.serve.proc_nbs(force=True, n_workers=0)
 
 @pytest.fixture(scope='session')
 def processed(tmp_path_factory):
-    """What `nbdev_docs` hands to Quarto, made in a copy so that the checkout stays clean:
-    {name: notebook}"""
+    """What `nbdev_docs` hands to Quarto, made in a copy so that the checkout stays
+    clean: {name: notebook}"""
     pytest.importorskip('nbdev', reason='the site checks need nbdev')
     top = tmp_path_factory.mktemp('site')
     leave = shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__')
@@ -140,7 +140,7 @@ def processed(tmp_path_factory):
     out = top/'_proc'
     assert (out/'_quarto.yml').is_file() and not (out/'_quarto.yml').is_symlink()
     for name in ('images/favicon.svg', 'fonts/math.woff2'):
-        assert (out/name).is_file(), f'{name} is missing: recursive = True in settings.ini?'
+        assert (out/name).is_file(), f'no {name}: recursive = True in settings.ini?'
     failed = json.loads((out/'failed.json').read_text(encoding='utf-8'))
     pages = {p.name: json.loads(p.read_text(encoding='utf-8'))
              for p in sorted(out.glob('*.ipynb'))}
@@ -203,7 +203,8 @@ def test_quarto_yaml():
     assert (ROOT/'_proc'/cfg['project']['post-render']).resolve().is_file()
     pages = [p for p in listed(book['chapters'] + book['appendices'])
              if not p.startswith('api/')]
-    assert sorted(p for p in pages if p.endswith('.ipynb')) == [p.name for p in CHAPTERS], (
+    notebooks = sorted(p for p in pages if p.endswith('.ipynb'))
+    assert notebooks == [p.name for p in CHAPTERS], (
         'chapters in _quarto.yml and notebooks in nbs/ differ')
     numbered = [p for p in pages if p[0].isdigit()]
     assert numbered == sorted(numbered) and pages[0] == 'index.ipynb'

@@ -181,7 +181,7 @@ def plain(text):
     "Letters and digits alone: a page writes links, boxes and folds in another way"
     text = re.sub(r'^```mermaid.*?^```', '', text, flags=re.M | re.S)
     text = re.sub(r'\]\([^)\s]*\)(?:\{[^}]*\})?', ']', text)
-    text = re.sub(r'</?(details|summary)>|\{[#.][^}]*\}', '', text)
+    text = re.sub(r'</?(details|summary)>|\{(#|\.(?!callout))[^}]*\}', '', text)
     return re.sub(r'[^\w]|_', '', text)
 
 

@@ -175,6 +175,11 @@ def test_stored_notebook(path):
     assert 'widgets' not in nb['metadata'], (
         'metadata.widgets makes "Invalid notebook" on GitHub: run nntrain_execute')
 
+def places(nb):
+    texts = [checks.source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']
+    return checks.slugs('\n'.join(
+        re.sub(r'^```.*?^```', '', text, flags=re.M | re.S) for text in texts))
+
 def test_reference(processed):
     "A page a module, which Quarto is told of; each entry leads back to the code"
     modules = {p.stem for p in (ROOT/'nntrain').glob('[a-z]*.py')}
@@ -185,9 +190,7 @@ def test_reference(processed):
     assert set(re.findall(r'- api/(\w+)\.qmd', cfg)) == modules, 'run nntrain_sync'
     for name, text in pages.items():
         for nb, place in re.findall(r'\[built here\]\(\.\./([\w.]+)#([\w.]+)\)', text):
-            shown = '\n'.join(checks.source(c) for c in processed[nb]['cells'])
-            places = checks.slugs(re.sub(r'^```.*?^```', '', shown, flags=re.M | re.S))
-            assert place in places, f'{name}: no #{place} in {nb}'
+            assert place in places(processed[nb]), f'{name}: no #{place} in {nb}'
 
 def listed(parts):
     for c in parts: yield from [c] if isinstance(c, str) else c['chapters']

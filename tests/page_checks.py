@@ -55,7 +55,8 @@ def heading_problems(nb):
 
 def slugs(text):
     "Places in a page: what is named, and headings"
-    headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', text, re.M)
+    bare = re.sub(r'\[([^][]*)\]\([^)]*\)', r'\1', text)
+    headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', bare, re.M)
     return set(re.findall(r'\{#([\w.-]+)', text)) | {
         re.sub(r'[^\w\s-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
 

@@ -7,7 +7,8 @@
 
 Formulas are MathML. A browser draws roots, sums and brackets in the right size only
 with a font that has an OpenType MATH table, and many systems have none. The icons are
-those of Quarto's pages, 3 KB instead of 176."""
+those of Quarto's pages, 3 KB instead of 176.
+"""
 import re
 import sys
 from pathlib import Path

@@ -55,7 +55,8 @@ def heading_problems(nb):
 
 def slugs(text):
     "Places in a page: what is named, and headings"
-    headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', text, re.M)
+    bare = re.sub(r'\[([^][]*)\]\([^)]*\)', r'\1', text)
+    headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', bare, re.M)
     return set(re.findall(r'\{#([\w.-]+)', text)) | {
         re.sub(r'[^\w\s-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
 
@@ -140,7 +141,7 @@ def colab_problems(nb, name):
     path = links[0][len(want):]
     if not (ROOT/path).exists() or Path(path).name != name:
         return [f'Colab link to {path}']
-    taken = re.findall(r'href="notebooks/([^"]*)"', head)
+    taken = re.findall(r'\(download:([^)]*)\)', head)
     return [] if taken == [name] else [f'no notebook to download: {taken}']
 
 
@@ -181,7 +182,7 @@ def plain(text):
     "Letters and digits alone: a page writes links, boxes and folds in another way"
     text = re.sub(r'^```mermaid.*?^```', '', text, flags=re.M | re.S)
     text = re.sub(r'\]\([^)\s]*\)(?:\{[^}]*\})?', ']', text)
-    text = re.sub(r'</?(details|summary)>|\{[#.][^}]*\}', '', text)
+    text = re.sub(r'</?(details|summary)>|\{(#|\.(?!callout))[^}]*\}', '', text)
     return re.sub(r'[^\w]|_', '', text)
 
 

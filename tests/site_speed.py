@@ -4,8 +4,8 @@
     tests/site_speed.py _docs [page.html …]
 
 prints a table: time to the first paint, kilobytes on the line, height in screens of
-1280 px. The computer is four times slower than this one, the line carries 1.6 Mbit/s with
-a delay of 150 ms, and the server compresses, as that of most hosts.
+1280 px. The computer is four times slower than this one, the line carries 1.6 Mbit/s
+with a delay of 150 ms, and the server compresses, as that of most hosts.
 """
 import gzip
 import http.server

@@ -22,12 +22,14 @@ def scripts():
 def finish(scripts): return scripts['finish']
 
 def test_style_sheets_keep_what_pages_use(finish):
-    css = ('/*! Copyright A */.a,.b>p{color:red}@media(min-width:1px){.b{x:y}.a:hover{x:y}}'
-           '/* no */@import "z.css";.a:not(.b){c:"}"}@font-face{src:url(a;b)}#c .a{d:e}'
+    css = ('/*! Copyright A */.a,.b>p{color:red}'
+           '@media(min-width:1px){.b{x:y}.a:hover{x:y}}/* no */@import "z.css";'
+           '.a:not(.b){c:"}"}@font-face{src:url(a;b)}#c .a{d:e}'
            'nav .a{f:g}.a[data-x="{"]{h:i}.b:is(.a){j:k}')
     kept = finish.smaller(css, {'a', 'p'})
-    assert kept == ('/*! Copyright A */\n.a{color:red}@media(min-width:1px){.a:hover{x:y}}'
-                    '@import "z.css";.a:not(.b){c:"}"}@font-face{src:url(a;b)}'
+    assert kept == ('/*! Copyright A */\n.a{color:red}'
+                    '@media(min-width:1px){.a:hover{x:y}}@import "z.css";'
+                    '.a:not(.b){c:"}"}@font-face{src:url(a;b)}'
                     '.a[data-x="{"]{h:i}')
     assert finish.smaller(css, {'a', 'b', 'c', 'p', 'nav'}).count('{') == css.count('{')
     assert finish.smaller(kept, {'a', 'p'}) == kept
@@ -40,23 +42,27 @@ def test_words_are_those_of_pages_and_scripts(finish, tmp_path):
 
 PAGE = '''<html><head><script src="a.js"></script></head><body class="x">
 <main id="quarto-document-content"><header id="title-block-header"><h1>T</h1></header>
-<div class="lead"><p>L</p></div><p id="here"><img src="a.png" alt="A"></p>
-<span id="cb1-1"><a href="#cb1-1" aria-hidden="true" tabindex="-1"></a>code</span></main>
+<div class="lead"><p>L</p></div><p id="here"><img src="a.png" alt="A">
+<a href="download:a.ipynb">A</a></p>
+<span id="cb1-1"><a href="#cb1-1" aria-hidden="true" tabindex="-1"></a>c</span></main>
 <nav id="TOC" role="doc-toc"><h2>Contents</h2><ul><li><a href="#here" id="toc-here"
- class="nav-link">Here</a><ul class="collapse"><li>sub</li></ul></li></ul></nav></body>'''
+ class="nav-link">Here</a><ul class="no"><li>sub</li></ul></li></ul></nav></body>'''
 
 def test_pages_are_finished_once(finish):
     text = finish.finished(PAGE)
     assert text.index('skip-link') < text.index('<main')
     assert '<script src="a.js" defer>' in text and 'href="#cb1-1"' not in text
+    assert '<a href="notebooks/a.ipynb" download>' in text
     assert '<img loading="lazy"' in text and text.count('id="toc-here"') == 1
-    box = re.search(r'class="lead".*?</div>\s*<details class="contents-here">(.*?)</details>',
-                    text, re.S)
+    box = re.search(r'class="lead".*?</div>\s*<details class="contents-here">(.*?)'
+                    '</details>', text, re.S)
     assert box and box[1].count('<li>') == 2 and ' class' not in box[1]
     assert finish.finished(text) == text
     no_lead = finish.finished(PAGE.replace('<div class="lead"><p>L</p></div>', ''))
-    assert no_lead.index('</header>') < no_lead.index('contents-here') < no_lead.index('here"')
-    assert 'contents-here' not in finish.finished(re.sub('<nav.*</nav>', '', PAGE, flags=re.S))
+    places = [no_lead.index(w) for w in ('</header>', 'contents-here', 'id="here"')]
+    assert places == sorted(places)
+    no_list = re.sub('<nav.*</nav>', '', PAGE, flags=re.S)
+    assert 'contents-here' not in finish.finished(no_list)
 
 def test_old_places_lead_on(finish):
     old = {'a.html': ['stays', 'went', 'gone', 'twice'], 'b.html': ['x', 'y', 'z']}

@@ -20,7 +20,7 @@ NBS = ROOT/'nbs'
 CHAPTERS = sorted(NBS.glob('*.ipynb'))
 
 
-# ---- the checkers can fail ------------------------------------------------------------
+# ---- the checkers can fail -----------------------------------------------------------
 
 def cell(kind, text, data=None):
     outs = [dict(output_type='display_data', data=data)] if data else []
@@ -69,7 +69,7 @@ def test_colab_can_fail():
     blob = 'https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/'
     def under(name, taken):
         link = f'[Open in Colab]({blob.format(**s)}{name})'
-        link += f' <a href="notebooks/{taken}">'
+        link += f' [Notebook](download:{taken})'
         nb = page(['raw', ''], ['markdown', link], ['code', '1'])
         return checks.colab_problems(nb, name)
     nothing = page(['raw', ''], ['markdown', 'no link'], ['code', '1'])
@@ -110,7 +110,7 @@ def test_lost_text_can_fail():
     assert len(checks.lost_text(nothing, stored)) == 3
 
 
-# ---- the book ---------------------------------------------------------------------------
+# ---- the book ------------------------------------------------------------------------
 
 DRIVER = """
 import json, traceback
@@ -126,8 +126,8 @@ out = nbdev.serve.proc_nbs(force=True, n_workers=0)
 
 @pytest.fixture(scope='session')
 def processed(tmp_path_factory):
-    """What `nbdev_docs` hands to Quarto, made in a copy so that the checkout stays clean:
-    {name: notebook}"""
+    """What `nbdev_docs` hands to Quarto, made in a copy so that the checkout stays
+    clean: {name: notebook}"""
     pytest.importorskip('nbdev', reason='the site checks need nbdev')
     top = tmp_path_factory.mktemp('site')
     leave = shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__')
@@ -140,7 +140,7 @@ def processed(tmp_path_factory):
     out = top/'_proc'
     assert (out/'_quarto.yml').is_file() and not (out/'_quarto.yml').is_symlink()
     for name in ('images/favicon.svg', 'fonts/math.woff2'):
-        assert (out/name).is_file(), f'{name} is missing: recursive = True in settings.ini?'
+        assert (out/name).is_file(), f'no {name}: recursive = True in settings.ini?'
     failed = json.loads((out/'failed.json').read_text(encoding='utf-8'))
     pages = {p.name: json.loads(p.read_text(encoding='utf-8'))
              for p in sorted(out.glob('*.ipynb'))}
@@ -175,6 +175,11 @@ def test_stored_notebook(path):
     assert 'widgets' not in nb['metadata'], (
         'metadata.widgets makes "Invalid notebook" on GitHub: run nntrain_execute')
 
+def places(nb):
+    texts = [checks.source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']
+    return checks.slugs('\n'.join(
+        re.sub(r'^```.*?^```', '', text, flags=re.M | re.S) for text in texts))
+
 def test_reference(processed):
     "A page a module, which Quarto is told of; each entry leads back to the code"
     modules = {p.stem for p in (ROOT/'nntrain').glob('[a-z]*.py')}
@@ -185,9 +190,7 @@ def test_reference(processed):
     assert set(re.findall(r'- api/(\w+)\.qmd', cfg)) == modules, 'run nntrain_sync'
     for name, text in pages.items():
         for nb, place in re.findall(r'\[built here\]\(\.\./([\w.]+)#([\w.]+)\)', text):
-            shown = '\n'.join(checks.source(c) for c in processed[nb]['cells'])
-            places = checks.slugs(re.sub(r'^```.*?^```', '', shown, flags=re.M | re.S))
-            assert place in places, f'{name}: no #{place} in {nb}'
+            assert place in places(processed[nb]), f'{name}: no #{place} in {nb}'
 
 def listed(parts):
     for c in parts: yield from [c] if isinstance(c, str) else c['chapters']
@@ -203,7 +206,8 @@ def test_quarto_yaml():
     assert (ROOT/'_proc'/cfg['project']['post-render']).resolve().is_file()
     pages = [p for p in listed(book['chapters'] + book['appendices'])
              if not p.startswith('api/')]
-    assert sorted(p for p in pages if p.endswith('.ipynb')) == [p.name for p in CHAPTERS], (
+    notebooks = sorted(p for p in pages if p.endswith('.ipynb'))
+    assert notebooks == [p.name for p in CHAPTERS], (
         'chapters in _quarto.yml and notebooks in nbs/ differ')
     numbered = [p for p in pages if p[0].isdigit()]
     assert numbered == sorted(numbered) and pages[0] == 'index.ipynb'

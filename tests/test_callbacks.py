@@ -29,7 +29,8 @@ from nntrain.events import (Callback, CancelBatch, CancelFit, CancelPhase, Cance
 from nntrain.learner import Learner, set_seed
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.progress import ProgressCB, RecorderCB
-from nntrain.schedule import ScheduleCB, linear
+from nntrain.schedule import linear
+from nntrain.steering import ScheduleCB
 
 
 def learner(

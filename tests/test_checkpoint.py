@@ -36,7 +36,10 @@ from nntrain.events import Callback, CancelFit, CancelStep
 from nntrain.learner import Learner, set_seed
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.progress import ProgressCB, RecorderCB
-from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle, step_decay
+from nntrain.cycles import one_cycle
+from nntrain.schedule import step_decay
+from nntrain.steering import ScheduleCB
+from nntrain.torch_schedulers import TorchSchedulerCB
 
 NURSERY = '''
 import os, random, signal, sys, time

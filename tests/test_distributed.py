@@ -23,7 +23,8 @@ from nntrain.learner import Learner, set_seed
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.progress import ProgressCB, RecorderCB
 from nntrain.momentum import Momentum
-from nntrain.schedule import ScheduleCB, linear
+from nntrain.schedule import linear
+from nntrain.steering import ScheduleCB
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

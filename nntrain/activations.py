@@ -12,9 +12,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .events import Callback
-from .learner import _tensors
-from .progress import COLORS
+from .callback import Callback
+from .batches import tensors_of
+from .history import COLORS
 
 # %% auto #0
 __all__ = ['Hook', 'find_modules', 'Hooks', 'activation_stats', 'ActivationStatsCB']
@@ -50,7 +50,7 @@ class Hook:
         if not self.backward:
             self.fn(self, module, inputs, output)
         elif (
-            out := next((t for t in _tensors(output) if t.requires_grad), None)
+            out := next((t for t in tensors_of(output) if t.requires_grad), None)
         ) is not None:
             out.register_hook(lambda grad: self._came_back(module, inputs, grad))
 
@@ -244,7 +244,7 @@ def _find(self:ActivationStatsCB, model):
 @patch
 def _note(self:ActivationStatsCB, hook, module, inputs, output):
     if not self.on: return
-    x = next(_tensors(output), None)
+    x = next(tensors_of(output), None)
     if x is None:
         raise ValueError(
             f'{hook.name} ({type(module).__name__}) returns no tensor but a '

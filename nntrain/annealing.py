@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import Adam
-from .events import Callback
+from .callback import Callback
 from .optimizer import Optimizer, check_hyper
 
 # %% ../nbs/15_schedulers.ipynb #8757d500

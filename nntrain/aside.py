@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['aside', 'acting']
+__all__ = ['aside', 'acting', 'generators_of', 'loader_generators']
 
-# %% ../nbs/06_lr_finder.ipynb #33315c35
+# %% ../nbs/06_lr_finder.ipynb #1e1c9ca5
 import contextlib
 import random
 import types
@@ -20,36 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from .data import DataLoaders, TensorLoader
-from .learner import Learner
 
 # %% ../nbs/06_lr_finder.ipynb #815ab867
-# the random generators that they hold as `.generator`, a shared one once
-def _generators(*owners):
-    return list(
-        {
-            id(g): g
-            for owner in owners
-            if isinstance(g := getattr(owner, 'generator', None), torch.Generator)
-        }.values()
-    )
-
-def _loader_generators(loader):  # those that a DataLoader draws its order from
-    return _generators(
-        loader, getattr(loader, 'sampler', None),
-        getattr(getattr(loader, 'batch_sampler', None), 'sampler', None))
-
+#| code-fold: true
+#| code-summary: "How to undo changes of a tensor, a container, an object"
 def _remember_tensor(t):
     lazy = isinstance(t, nn.parameter.UninitializedTensorMixin)
-    # a result
-    if not lazy and (t.grad_fn is not None or t.is_inference()): return None, ()
+    result = not lazy and (t.grad_fn is not None or t.is_inference())
+    if result: return None, ()
     value = t.data if lazy else t.detach().clone()
     grad, needs_grad, kind = t.grad, t.requires_grad, type(t)
+    form = None if lazy else (t.shape, t.dtype, t.device)
     def undo():
-        same = not lazy and (t.shape, t.dtype, t.device) == (
-            value.shape, value.dtype, value.device)
-        if same: t.data.copy_(value)
-        # it was moved, or made ready by its first batch
-        else: t.data = value
+        if not lazy and (t.shape, t.dtype, t.device) == form: t.data.copy_(value)
+        else: t.data = value              # it was moved, or made ready by a first batch
         t.grad = grad
         t.requires_grad_(needs_grad)
         if lazy: t.__class__ = kind
@@ -57,9 +41,8 @@ def _remember_tensor(t):
 
 def _refill(container, kept):
     "Give a dict, list, deque or set its old content, if it has changed"
-    if isinstance(container, dict):
-        now, then = [*container, *container.values()], [*kept, *kept.values()]
-    else: now, then = list(container), list(kept)
+    def inside(c): return [*c, *c.values()] if isinstance(c, dict) else list(c)
+    now, then = inside(container), inside(kept)
     if len(now) == len(then) and all(a is b for a, b in zip(now, then)): return
     container.clear()
     if isinstance(container, (dict, set)): container.update(kept)
@@ -69,27 +52,13 @@ def _remember_object(obj):
     kind, undo = type(obj), partial(_refill, vars(obj), dict(vars(obj)))
     def undo_all():
         undo()
-        # a lazy layer became a usual one
-        if type(obj) is not kind: obj.__class__ = kind
+        if type(obj) is not kind: obj.__class__ = kind   # a lazy layer is one again
     return undo_all, vars(obj).values()
 
-# %% ../nbs/06_lr_finder.ipynb #02a51de1
-_ATOMS = (int, float, complex, str, bytes, type(None), type, types.FunctionType,
-          types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
-_DATA = (
-    torch.utils.data.DataLoader, torch.utils.data.Dataset, torch.utils.data.Sampler,
-    DataLoaders, TensorLoader)
-_ALIVE = (
-    'torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib', 'IPython',
-    'tqdm', 'threading', 'queue', 'logging', 'asyncio', 'concurrent', 'multiprocessing')
-
 def _remember(obj):
-    """How to undo what will happen to `obj` (None: nothing to do), and what to look at
-    next"""
+    "How to undo what will happen to `obj` (or None), and what to look at next"
     if isinstance(obj, Tensor): return _remember_tensor(obj)
-    if isinstance(obj, torch.Generator):
-        return partial(obj.set_state, obj.get_state()), ()
-    if isinstance(obj, np.random.RandomState):
+    if isinstance(obj, (torch.Generator, np.random.RandomState)):
         return partial(obj.set_state, obj.get_state()), ()
     if isinstance(obj, random.Random): return partial(obj.setstate, obj.getstate()), ()
     if isinstance(obj, np.random.Generator):
@@ -104,33 +73,41 @@ def _remember(obj):
     if isinstance(obj, (tuple, frozenset)): return None, obj
     if isinstance(obj, types.MethodType): return None, (obj.__self__,)
     if isinstance(obj, partial): return None, (obj.func, obj.args, obj.keywords)
-    alive = str(type(obj).__module__).startswith(_ALIVE) and not isinstance(
-        obj, nn.Module)
-    return (
-        (None, ()) if alive or not hasattr(obj, '__dict__') else _remember_object(obj))
+    alive = str(type(obj).__module__).startswith(_ALIVE)
+    if not hasattr(obj, '__dict__') or alive and not isinstance(obj, nn.Module):
+        return None, ()
+    return _remember_object(obj)
+
+# %% ../nbs/06_lr_finder.ipynb #02a51de1
+#| code-fold: true
+#| code-summary: "The walk"
+_ATOMS = (int, float, complex, str, bytes, type(None), type, types.FunctionType,
+          types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
+_DATA = (torch.utils.data.DataLoader, torch.utils.data.Dataset,
+         torch.utils.data.Sampler, DataLoaders, TensorLoader)
+_LARGE = (Tensor, np.ndarray, list, tuple, dict, set)
+_ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib',
+          'IPython', 'tqdm', 'threading', 'queue', 'logging', 'asyncio', 'concurrent',
+          'multiprocessing')
 
 def _undo_all(learn):
     "Functions that put back `learn` and all that it holds"
     todo, seen = [(getattr(learn, name, None), True) for name in ('dl', 'dls')], {}
     passing = ('dl', 'dls', 'batch', 'preds', 'loss')       # only the references
-    todo += [
-        (value, False) for name, value in vars(learn).items() if name not in passing]
+    todo += [(v, False) for name, v in vars(learn).items() if name not in passing]
     yield _remember_object(learn)[0]
     while todo:
         obj, is_data = todo.pop()
         if isinstance(obj, _ATOMS) or id(obj) in seen or obj is learn: continue
         seen[id(obj)] = obj
         is_data = is_data or isinstance(obj, _DATA)
-        if is_data and isinstance(obj, (Tensor, np.ndarray, list, tuple, dict, set)):
-            continue
+        if is_data and isinstance(obj, _LARGE): continue
         undo, parts = _remember(obj)
         todo += [(part, is_data) for part in parts]
         if undo: yield undo
         if getattr(obj, '_iterator', None) is not None and is_data:
-            # workers that are busy with the pass under way: others step in
-            obj._iterator = None
+            obj._iterator = None          # its workers are busy with the pass under way
 
-# %% ../nbs/06_lr_finder.ipynb #02a51de3
 @contextlib.contextmanager
 def _random_kept():
     "Put back the global random generators of Python, NumPy and torch"
@@ -142,22 +119,21 @@ def _random_kept():
         random.setstate(python); np.random.set_state(numpy)
         if mps is not None: torch.mps.set_rng_state(mps)
 
+# %% ../nbs/06_lr_finder.ipynb #02a51de3
 @contextlib.contextmanager
 def aside(
-    # may be in the middle of a fit; or any object that holds what is to be put back
-    learn:Learner
-):                 # the same learner
-    """What runs inside leaves no trace on the training: weights, optimizer, callbacks,
-    loaders, random numbers are put back"""
+    learn  # a learner, also in the middle of a fit; or another object
+):         # the same object
+    "What runs inside leaves no trace: all that `learn` holds is put back"
     with contextlib.ExitStack() as stack:
         for undo in _undo_all(learn): stack.callback(undo)
         stack.enter_context(_random_kept())
-        # 16-bit copies of the weights: use none from outside,
-        torch.clear_autocast_cache()
-        stack.callback(torch.clear_autocast_cache)  # and leave none behind
-        busy = [id(cb) for cb in getattr(learn, '_calling', ())]
+        torch.clear_autocast_cache()              # 16-bit copies of the weights: use
+        stack.callback(torch.clear_autocast_cache)    # none, and leave none behind
+        listeners = getattr(learn, 'listeners', None)
+        busy = [] if listeners is None else [id(cb) for cb in listeners.calling]
         learn.cbs = tuple(cb for cb in getattr(learn, 'cbs', ()) if id(cb) not in busy)
-        learn._handlers = {}                       # no fit is under way in here
+        learn.fitting = False                     # no fit is under way in here
         yield learn
 
 # %% ../nbs/06_lr_finder.ipynb #02a51de6
@@ -172,3 +148,21 @@ def acting(
         more = [cb for cb in cbs if isinstance(cb, needed) and cb not in kept]
         if not more: return [cb for cb in cbs if cb in kept]
         kept += more
+
+# %% ../nbs/06_lr_finder.ipynb #f71fb580
+#| code-fold: true
+#| code-summary: "For checkpoints: where a loader keeps its generators"
+def generators_of(
+    *owners  # any objects
+)->list:     # the random generators that they hold as `.generator`, a shared one once
+    "The torch generators of some objects"
+    found = [getattr(owner, 'generator', None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+def loader_generators(
+    loader  # a DataLoader, or another loader
+)->list:    # as in `generators_of`
+    "The torch generators that a loader draws its order from"
+    batches = getattr(loader, 'batch_sampler', None)
+    return generators_of(loader, getattr(loader, 'sampler', None),
+                         getattr(batches, 'sampler', None))

@@ -11,10 +11,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .aside import _generators
-from .batches import BatchTransformCB
+from .aside import generators_of
+from .prepare import BatchTransformCB
 from .data import TARGET_KEYS
-from .learner import unpack
+from .batches import unpack
 
 # %% auto #0
 __all__ = ['ImageTransform', 'RandomFlip', 'RandomCrop', 'black', 'AugmentCB', 'RandomErase', 'RandomCopy', 'PerImage']
@@ -211,12 +211,12 @@ class AugmentCB(BatchTransformCB):
 @patch
 def state_dict(self:AugmentCB)->dict:
     "Where the transforms' own generators stand"
-    return {'generators': [g.get_state() for g in _generators(*self.tfms)]}
+    return {'generators': [g.get_state() for g in generators_of(*self.tfms)]}
 
 @patch
 def load_state_dict(self:AugmentCB, state)->None:
     "Put the transforms' own generators back to where they stood"
-    own, saved = _generators(*self.tfms), state['generators']
+    own, saved = generators_of(*self.tfms), state['generators']
     if len(own) != len(saved):
         raise ValueError(
             f'the saved transforms have {len(saved)} generators of their own, these '

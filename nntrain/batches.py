@@ -6,115 +6,141 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['keep_freed_memory', 'DeviceCB', 'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB', 'TrainCB', 'MomentumLearner']
+__all__ = ['unpack', 'tensors_of', 'count_samples', 'loss_divisor', 'detached', 'check_loss', 'explain']
 
-# %% ../nbs/04_learner.ipynb #55997d1c
-import ctypes
+# %% ../nbs/04_learner.ipynb #bcad9e68
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from .budgets import default_device, to_device
 from .data import TARGET_KEYS
-from .events import After, Callback, CancelPhase
-from .learner import Learner
 
-# %% ../nbs/04_learner.ipynb #02km0001
-def keep_freed_memory()->bool: # True where it worked: on Linux with glibc
-    """Let this process keep the memory that tensors free, up to 2 GB at a time, instead
-    of giving it back; holds until the process ends"""
-    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError): return False
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
-    # older versions take 32 MB at most
-    large = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))
-    return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31-1))
+# %% ../nbs/04_learner.ipynb #bea06c31
+def unpack(
+    batch  # (input, …, target), a dict with one of `TARGET_KEYS`, or inputs only
+)->tuple:  # (tuple of inputs, target); the target is None for inputs only
+    "Split a batch into its inputs and its target"
+    if isinstance(batch, (Tensor, PackedSequence)): return (batch,), None
+    if isinstance(batch, (tuple, list)) and batch:
+        if len(batch) == 1: return tuple(batch), None
+        return tuple(batch[:-1]), batch[-1]
+    if isinstance(batch, Mapping) and batch:
+        keys = [k for k in batch if k in TARGET_KEYS]
+        inputs = tuple(v for k, v in batch.items() if k not in keys)
+        if len(keys) < 2 and inputs: return inputs, batch[keys[0]] if keys else None
+    named = isinstance(batch, Mapping)
+    what = f'a dict with keys {list(batch)}' if named else f'a {type(batch).__name__}'
+    raise ValueError(f'cannot tell inputs from target in {what}: give a tuple '
+                     f'(input, …, target), a dict with exactly one of the keys '
+                     f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` '
+                     f'and `Learner.get_loss`')
 
-# %% ../nbs/04_learner.ipynb #e8ea97f1
-class DeviceCB(Callback):
-    """Model and batches on one device; on a CPU, freed memory is kept for the next
-    tensor (`keep_freed_memory`)"""
-    order = -20
-    def __init__(self,
-        # a torch device or its name; None: cuda, mps or cpu, the first there is
-        device=None
-    ): self.device = torch.device(device) if device is not None else default_device()
-    def before_fit(self, learn):
-        learn.model.to(self.device)
-        if self.device.type == 'cpu': keep_freed_memory()
-    def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
+# %% ../nbs/04_learner.ipynb #7acfb518
+#| code-fold: true
+#| code-summary: "Helpers: tensors of a batch, samples, what a loss was divided by"
+def _parts(batch):
+    "What a batch consists of, at the bottom of its tuples, lists and dicts"
+    if isinstance(batch, PackedSequence): yield batch
+    elif isinstance(batch, Mapping): yield from _parts(list(batch.values()))
+    elif isinstance(batch, (tuple, list)):
+        for part in batch: yield from _parts(part)
+    else: yield batch
 
-# %% ../nbs/04_learner.ipynb #fcdd6ad7
-class BatchTransformCB(Callback):
-    "Replace each batch by `tfm(batch)`"
-    order = -10
-    def __init__(self,
-        tfm,                 # batch -> batch
-        on_train:bool=True,  # in the training phase?
-        on_valid:bool=True   # in the validation phase?
-    ): self.tfm, self.on_train, self.on_valid = tfm, on_train, on_valid
-    def before_batch(self, learn):
-        if self.on_train if learn.training else self.on_valid:
-            learn.batch = self.tfm(learn.batch)
+def tensors_of(
+    batch  # tensors in tuples, lists and dicts, of any depth
+):         # one after the other
+    "The tensors of a batch, or of what a module returns"
+    for part in _parts(batch):
+        if isinstance(part, PackedSequence): yield part.data   # its sizes stay here
+        elif isinstance(part, Tensor): yield part
 
-# %% ../nbs/04_learner.ipynb #6eed870a
-class NormalizeCB(BatchTransformCB):
-    """Normalise the first input of each batch: (x − mean)/std, per channel if several
-    values are given"""
-    order = After(BatchTransformCB)
-    def __init__(self,
-        mean,  # a number, or one per channel
-        std    # the same, above 0
-    ):
-        self.mean, self.std = (
-            torch.as_tensor(v, dtype=torch.float32).reshape(-1) for v in (mean, std))
-        if not (self.std > 0).all(): raise ValueError(f'std must be above 0, got {std}')
-        super().__init__(self._normalize)
-    def _normalize(self, batch):
-        if isinstance(batch, Tensor): return self._scale(batch)
-        if isinstance(batch, Mapping):
-            name = next(k for k in batch if k not in TARGET_KEYS)
-            return {**batch, name: self._scale(batch[name])}
-        return (self._scale(batch[0]), *batch[1:])
-    def _scale(self, x):
-        mean, std = (
-            v.to(x.device).view((1, -1) + (1,) * (x.ndim - 2))
-            for v in (self.mean, self.std))
-        if not x.is_floating_point(): x = x.float()
-        return ((x - mean)/std).to(x.dtype)          # 16 bits stay 16 bits
+def count_samples(
+    batch  # as in `tensors_of`
+)->int:
+    "How many samples a batch holds: the rows of its first tensor or array"
+    for part in _parts(batch):
+        if isinstance(part, PackedSequence): return int(part.batch_sizes[0])
+        if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
+    raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
+                    f'override Learner.count, which returns that number')
 
-# %% ../nbs/04_learner.ipynb #4935b00c
-class SingleBatchCB(Callback):
-    "Leave each phase after its first batch"
-    order = 100
-    def after_batch(self, learn): raise CancelPhase()
+def loss_divisor(
+    loss_func,  # a loss
+    targets     # what it was given
+):              # a tensor on the device of the targets; None: unknown
+    "What cross-entropy divides by: the weights of the targets it does not ignore"
+    if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        func, weight = F.cross_entropy, loss_func.weight
+        ignored = loss_func.ignore_index
+    else:
+        func = getattr(loss_func, 'func', loss_func)         # of a partial
+        given = getattr(loss_func, 'keywords', {})
+        weight, ignored = given.get('weight'), given.get('ignore_index', -100)
+    of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
+    counts = targets != ignored
+    if weight is not None: counts = weight[targets.where(counts, 0)]*counts
+    total = counts.sum()
+    return total.float() if total.device.type == 'mps' else total.double()
 
-# %% ../nbs/04_learner.ipynb #475c2055
-class TrainCB(Callback):
-    """The five verbs as a callback: `n_inp` inputs, everything else of the batch goes
-    to the loss"""
-    def __init__(self,
-        n_inp:int=1  # how many leading entries of the batch are inputs
-    ): self.n_inp = n_inp
-    def predict(self, learn): learn.preds = learn.model(*learn.batch[:self.n_inp])
-    def get_loss(self, learn):
-        learn.loss = learn.loss_func(learn.preds, *learn.batch[self.n_inp :])
-    def backward(self, learn): learn.loss.backward()
-    def step(self, learn): learn.opt.step()
-    def zero_grad(self, learn): learn.opt.zero_grad()
+def detached(
+    value,                     # tensors in tuples, lists and dicts
+    other=lambda value: value  # what becomes of anything else
+):
+    "The same without graph"
+    if isinstance(value, Tensor): return value.detach()
+    if isinstance(value, Mapping):
+        return {k: detached(v, other) for k, v in value.items()}
+    if isinstance(value, list): return [detached(v, other) for v in value]
+    if hasattr(value, '_make'): return value._make(detached(v, other) for v in value)
+    if isinstance(value, tuple): return tuple(detached(v, other) for v in value)
+    return other(value)
 
-# %% ../nbs/04_learner.ipynb #81d2c962
-class MomentumLearner(Learner):
-    "A learner that keeps a share `momentum` of the gradient instead of zeroing it"
-    def __init__(self, *args,
-        momentum:float=.85,  # in [0, 1): the share that is kept from batch to batch
-        **kwargs             # as in `Learner`
-    ):
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum must lie in [0, 1), got {momentum}')
-        super().__init__(*args, **kwargs)
-        self.momentum = momentum
-    def zero_grad(self):
-        for p in self.model.parameters():
-            if p.grad is not None: p.grad *= self.momentum
+# %% ../nbs/04_learner.ipynb #1d6e1685
+#| code-fold: true
+#| code-summary: "Helpers: what is likely wrong"
+def check_loss(
+    loss  # what a loss function gave
+)->None:
+    "Refuse a loss that is not a single number: only one number can be made smaller"
+    shape = getattr(loss, 'shape', ())
+    if len(shape):
+        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                         f"take its mean (in torch's losses: reduction='mean')")
+
+def _each_with_each(learn):
+    return ValueError(f'predictions {tuple(learn.preds.shape)} and targets '
+                      f'{tuple(learn.yb.shape)} would be compared each with each: '
+                      f'give both one shape, such as self.preds.squeeze(1) at the end '
+                      f'of Learner.predict')
+
+def explain(
+    learn,  # a learner whose verb has failed
+    verb,   # the name of that verb
+    error   # what it raised
+):          # an exception, or None if nobody knows better
+    "What was likely wrong with model, batch or loss, and how to put it right"
+    if verb not in ('predict', 'get_loss'): return None
+    if isinstance(error, UserWarning): return _each_with_each(learn)
+    away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]
+    if away:
+        return ValueError(f'the model is on {learn.device}, a tensor of the batch on '
+                          f'{away[0]}: add DeviceCB() to the callbacks, or build '
+                          f'model and loaders on the same device')
+    if not isinstance(error, (TypeError, AttributeError)): return None
+    odd = [part for part in _parts(learn.batch) if isinstance(part, (np.ndarray, str))]
+    if odd and isinstance(odd[0], str):
+        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and '
+                         f'for names of classes their position in a list')
+    if odd:
+        return TypeError('the batch holds NumPy arrays, and models and losses take '
+                         'tensors: let the loader make them (torch.from_numpy), or '
+                         'override Learner.predict and get_loss')
+    preds = getattr(learn, 'preds', None)
+    if verb == 'get_loss' and not isinstance(preds, Tensor):
+        return TypeError(f'the model returned a {type(preds).__name__}, and the loss '
+                         f'function cannot take it: override Learner.predict, so that '
+                         f'self.preds is a tensor, or Learner.get_loss')

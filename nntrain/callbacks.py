@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .debias import ExactEMA
-from .events import After, Callback, CancelStep
-from .metrics import _to_floats
+from .callback import After, Callback
+from .events import CancelStep
+from .metrics import to_floats
 from .monitors import _at_least
 
 # %% auto #0
@@ -193,7 +194,7 @@ class GradientClipCB(Callback):
             self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
     # one transfer for all
     def cleanup_phase(self, learn):
-        self.norms, self.new = self.norms + _to_floats(self.new), []
+        self.norms, self.new = self.norms + to_floats(self.new), []
 
 # %% ../nbs/16_callbacks.ipynb #45fd3701
 def _averageable(model):

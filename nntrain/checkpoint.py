@@ -29,8 +29,8 @@ from .saving import (_file, _load_model_state, _model_state, _short,
                             _unfinished, write_whole)
 from .budgets import to_device
 from .data import n_batches
-from .aside import _loader_generators
-from .events import Callback
+from .aside import loader_generators
+from .callback import Callback
 
 # %% auto #0
 __all__ = ['FORMAT', 'load_optimizer', 'random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'plain',
@@ -87,7 +87,7 @@ def loader_state(
     """Where a loader stands: its count of epochs and its own generators, as far as it
     has them"""
     epoch = getattr(loader, 'epoch', None)
-    return {'generators': [g.get_state() for g in _loader_generators(loader)]} | (
+    return {'generators': [g.get_state() for g in loader_generators(loader)]} | (
         {'epoch': epoch} if isinstance(epoch, int) else {})
 
 def set_loader_state(
@@ -96,7 +96,7 @@ def set_loader_state(
 )->None:
     "Put a loader back to where it stood"
     for generator, its in zip(
-        _loader_generators(loader), state['generators'], strict=True
+        loader_generators(loader), state['generators'], strict=True
     ):
         generator.set_state(its)
     if 'epoch' in state: loader.epoch = state['epoch']

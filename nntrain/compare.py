@@ -6,14 +6,34 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Runs', 'run_seeds']
+__all__ = ['set_seed', 'Runs', 'run_seeds', 'MomentumLearner']
 
-# %% ../nbs/05_measuring.ipynb #50ca1dba
+# %% ../nbs/05_measuring.ipynb #7576c776
 import math
+import random
 from dataclasses import dataclass, field
 
-from .learner import set_seed
-from .progress import last_metric
+import numpy as np
+import torch
+
+from .checks import share
+from .history import last_metric
+from .learner import Learner
+
+# %% ../nbs/05_measuring.ipynb #a58d8521
+def set_seed(
+    seed:int,                 # a whole number that fits into 64 bits
+    deterministic:bool=False  # True: ask torch for deterministic algorithms
+)->None:
+    "Seed Python, NumPy and torch on every device"
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not whole or not -2**63 <= seed < 2**64:
+        raise ValueError(f'seed must be a whole number from -2**63 to 2**64-1, '
+                         f'got {seed!r}')
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # on CUDA and MPS devices as well
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 # %% ../nbs/05_measuring.ipynb #48f31919
 @dataclass
@@ -31,19 +51,16 @@ class Runs:
     def se(self)->float:
         "Standard error of the mean; nan for a single seed"
         n = len(self.values)
-        return (
-            math.sqrt(sum((v - self.mean) ** 2 for v in self.values) / (n - 1) / n)
-            if n > 1 else math.nan)
+        if n == 1: return math.nan
+        return math.sqrt(sum((v-self.mean)**2 for v in self.values)/(n-1)/n)
     def __str__(self):
-        spread = f' ± {self.se:.4f}' if len(self.values) > 1 else ''
-        return f'{self.name}: {self.mean:.4f}{spread} (n={len(self.values)}, {self.n_epochs} epochs, {sum(self.seconds) / len(self.seconds):.1f} s each)'
+        n, spread = len(self.values), f' ± {self.se:.4f}'
+        return (f'{self.name}: {self.mean:.4f}{spread*(n > 1)} (n={n}, {self.n_epochs} '
+                f'epochs, {sum(self.seconds)/n:.1f} s each)')
 
-# %% ../nbs/05_measuring.ipynb #6b1ca73d
 def run_seeds(
     name:str,        # what is trained, for tables
-    # () -> Learner, called once per seed, after seeding; its callbacks hold a
-    # `MetricsCB`
-    make_learner,
+    make_learner,    # () -> Learner with a `MetricsCB`; called after seeding
     n_epochs:int,    # epochs of each fit
     seeds,           # the seeds
     metric:str='valid_accuracy'  # key of the history's last row
@@ -59,3 +76,16 @@ def run_seeds(
         runs.seconds.append(sum(row['seconds'] for row in learn.history))
         runs.histories.append(learn.history)
     return runs
+
+# %% ../nbs/05_measuring.ipynb #81d2c962
+class MomentumLearner(Learner):
+    "A learner that keeps a share `momentum` of the gradient instead of zeroing it"
+    def __init__(self, *args,
+        momentum:float=.85,  # in [0, 1): the share that is kept from batch to batch
+        **kwargs             # as in `Learner`
+    ):
+        super().__init__(*args, **kwargs)
+        self.momentum = share('momentum', momentum, one=False)
+    def zero_grad(self):
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad *= self.momentum

@@ -9,13 +9,16 @@ from __future__ import annotations
 __all__ = ['one_cycle', 'momentum_cycle']
 
 # %% ../nbs/15_schedulers.ipynb #f9438e06
+from .checks import finite, positive, share
 from .optimizer import check_hyper
-from .schedule import (_check_above_0, _check_numbers, _check_share, constant,
-                              cosine, join)
+from .schedule import constant, cosine, join
 
 # %% ../nbs/15_schedulers.ipynb #3d185501
 def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
-    _check_share(.5 if three_phase else 1., pct_start=pct_start)
+    share('pct_start', pct_start)
+    if three_phase and pct_start > .5:
+        raise ValueError(f'pct_start must lie in [0, 0.5] with three phases, '
+                         f'got {pct_start!r}')
     if three_phase: return [pct_start, pct_start, 1-2*pct_start]
     return [pct_start, 1-pct_start]
 
@@ -28,8 +31,7 @@ def one_cycle(
     three_phase:bool=False  # up, as fast down, then to the end? pct_start is at most .5
 ):                          # schedule: progress -> value
     "Up to `max_lr`, then down far below the start; for the learning rate"
-    _check_numbers(max_lr=max_lr)
-    _check_above_0(div=div, div_final=div_final)
+    finite('max_lr', max_lr), positive('div', div), positive('div_final', div_final)
     start, end = max_lr/div, max_lr/div_final
     down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
     ways = [anneal(a, b) for a, b in [(start, max_lr), *down]]

@@ -22,7 +22,8 @@ from torch import nn
 from .budgets import to_device
 from .callbacks import GradientAccumulationCB, MixedPrecisionCB
 from .data import TensorLoader, n_batches
-from .events import CANCELS, Callback
+from .callback import Callback
+from .events import CANCELS
 from .metrics import Mean, MetricsCB
 from .processes import _launched, all_sum, world_size
 from .progress import ProgressCB
@@ -114,13 +115,12 @@ def _prepare_scaling(self:AccelerateCB, learn):
             'it out, or use bf16')
     self.scaling = MixedPrecisionCB(torch.float16, self.accelerator.scaler)
     self.scaling.before_fit(learn)
-    learn._verbs['step'] = partial(self.scaling.step, learn)
-    handlers = learn._handlers['after_backward']
-    handlers.remove(self.after_backward)
+    learn.verbs['step'] = partial(self.scaling.step, learn)
+    handlers = learn.listeners.of['after_backward']
+    handlers.remove(self)
     collecting = [
-        i for i, h in enumerate(handlers)
-        if isinstance(getattr(h, '__self__', None), GradientAccumulationCB)]
-    handlers.insert(max(collecting, default=-1) + 1, self.after_backward)
+        i for i, cb in enumerate(handlers) if isinstance(cb, GradientAccumulationCB)]
+    handlers.insert(max(collecting, default=-1) + 1, self)
 
 @patch
 def after_backward(self:AccelerateCB, learn):
@@ -166,16 +166,12 @@ def cleanup_fit(self:AccelerateCB, learn):
 # %% ../nbs/18_distributed.ipynb #7506ed01
 @patch
 def _keep_quiet(self:AccelerateCB, learn):
-    def mine(event, handler):
-        cb = getattr(handler, '__self__', None)
-        only = (
-            True if isinstance(cb, self.main_only) else getattr(cb, 'main_only', False))
+    def mine(event, cb):
+        only = True if isinstance(cb, self.main_only) else cb.main_only
         return only is not True and event not in (only or ())
-    for event, handlers in learn._handlers.items():
-        first = (
-            1 + [getattr(h, '__self__', None) for h in handlers].index(self)
-            if event == 'before_fit' else 0)  # this event is under way
-        handlers[first:] = [h for h in handlers[first:] if mine(event, h)]
+    for event, cbs in learn.listeners.of.items():
+        first = 1 + cbs.index(self) if event == 'before_fit' else 0   # it is under way
+        cbs[first:] = [cb for cb in cbs[first:] if mine(event, cb)]
 
 @patch
 def _vary_seed(self:AccelerateCB):
@@ -232,12 +228,9 @@ def before_batch(self:AccelerateCB, learn):
         learn.batch = _like(learn.batch)
         self.modes = {m: m.training for m in self.raw.modules()}
         self.raw.eval()
-        self.handlers = learn._handlers['after_loss']
-        learn._handlers['after_loss'] = [
-            h
-            for h in self.handlers
-            if not isinstance(getattr(h, '__self__', None), MetricsCB)
-        ]  # it is no sample
+        self.handlers = learn.listeners.of['after_loss']
+        learn.listeners.of['after_loss'] = [
+            cb for cb in self.handlers if not isinstance(cb, MetricsCB)]  # no sample
 
 @patch
 def after_predict(self:AccelerateCB, learn):
@@ -248,7 +241,7 @@ def after_predict(self:AccelerateCB, learn):
 @patch
 def cleanup_batch(self:AccelerateCB, learn):
     learn.model = self.raw
-    if self.empty: learn._handlers['after_loss'] = self.handlers
+    if self.empty: learn.listeners.of['after_loss'] = self.handlers
     if self.scaling is not None: self.scaling.cleanup_batch(learn)
 
 # %% ../nbs/18_distributed.ipynb #2fb8f301

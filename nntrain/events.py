@@ -6,30 +6,22 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'CancelFit', 'CancelEpoch', 'CancelPhase', 'CancelBatch', 'CancelStep', 'run_level', 'Callback', 'After', 'Before', 'sort_callbacks']
-
-# %% ../nbs/04_learner.ipynb #25b0629c
-import difflib
-import inspect
+__all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'CancelFit', 'CancelEpoch', 'CancelPhase', 'CancelBatch', 'CancelStep', 'run_level']
 
 # %% ../nbs/04_learner.ipynb #c7fc03b5
 LEVELS = ('fit', 'epoch', 'phase', 'batch')
 VERBS = ('predict', 'get_loss', 'backward', 'step', 'zero_grad')
-EVENTS = (
-    *(f'{when}_{level}' for level in LEVELS for when in ('before', 'after', 'cleanup')),
-    'after_predict', 'after_loss', 'after_backward', 'after_step')
+EVENTS = (*(f'{when}_{level}' for level in LEVELS
+            for when in ('before', 'after', 'cleanup')),
+          'after_predict', 'after_loss', 'after_backward', 'after_step')
 
 # %% ../nbs/04_learner.ipynb #3d8d6944
 class CancelFit(Exception): "Raise in a callback: leave the fit"
-class CancelEpoch(Exception):
-    "Raise in a callback: leave this epoch, go on with the next"
-class CancelPhase(Exception):
-    "Raise in a callback: leave this pass over the training or validation data"
-class CancelBatch(Exception):
-    "Raise in a callback: leave this batch, go on with the next"
+class CancelEpoch(Exception): "Leave this epoch, go on with the next"
+class CancelPhase(Exception): "Leave this pass over the training or validation data"
+class CancelBatch(Exception): "Leave this batch, go on with the next"
 class CancelStep(Exception):
-    """Raise in `after_backward` or in `step`: take no step, keep the gradients, go on
-    with this batch"""
+    "Raise in `after_backward` or in `step`: take no step, keep the gradients"
 CANCELS = dict(zip(LEVELS, (CancelFit, CancelEpoch, CancelPhase, CancelBatch)))
 
 # %% ../nbs/04_learner.ipynb #decc28a0
@@ -38,8 +30,7 @@ def run_level(
     body,       # function without arguments: what the level does
     emit        # function of an event's name: tells those who listen
 )->None:
-    """Run `body` as `level`: before, body, after; a cancel of this level ends it
-    quietly; clean-up always"""
+    "Run `body` as `level`; a cancel of it ends it quietly; clean-up always runs"
     try:
         try:
             emit('before_'+level)
@@ -54,119 +45,3 @@ def run_level(
                 error.add_note(f'cleanup_{level} failed as well: {second!r}')
         raise
     emit('cleanup_'+level)
-
-# %% ../nbs/04_learner.ipynb #d71e36b2
-def _check_names(cls):  # of the methods that `cls` itself has
-    for name in vars(cls):
-        if (
-            name.startswith('_')
-            or name in EVENTS
-            or name in VERBS
-            or not callable(getattr(cls, name))
-        ):
-            continue
-        near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
-        if near or name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
-            near = near or difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
-            raise TypeError(
-                f'{cls.__name__}.{name} looks like an event, but no event has that '
-                f'name: did you mean {near[0]!r}? '
-                f'Events: {", ".join(EVENTS)}. A helper method of another kind may '
-                'start with an underscore.')
-
-def _given(cls, args, kwargs):
-    """A constructor's arguments by name, with defaults; what goes on to a base class
-    has the names there"""
-    given, rest = {}, {}
-    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
-        if '__init__' not in vars(base): continue
-        signature = inspect.signature(base.__init__)
-        try: bound = signature.bind_partial(None, *args, **kwargs)
-        # `__init__` itself will say so
-        except TypeError: break
-        bound.apply_defaults()
-        named = dict(list(bound.arguments.items())[1:])      # without self
-        rest = {p.kind: name for name, p in signature.parameters.items()
-                if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        rest = {kind: (name, named.pop(name)) for kind, name in rest.items()}
-        given = named | given
-        args = rest.get(inspect.Parameter.VAR_POSITIONAL, ('', ()))[1]
-        kwargs = rest.get(inspect.Parameter.VAR_KEYWORD, ('', {}))[1]
-        if not rest: break                                   # nothing goes on
-    return given | dict(rest.values())
-
-class Callback:
-    """Base class of all callbacks: give it methods named like events, each takes the
-    learner"""
-    # a number, or `After(OtherCB)`, `Before(OtherCB)`: who comes first at the same
-    # event
-    order = 0
-    needs = ()             # callback classes that must be there too
-    # True: only looks on (metrics, progress), so it is left out of `lr_find`
-    watches = False
-    # True: validation sees another model (an average), so predictions need it
-    changes_model = False
-    # names of hyperparameters that it writes, such as ('lr',): each has one owner
-    owns = ()
-    shows = ()             # names of attributes that `repr` shows
-
-    def __new__(cls, *args, **kwargs):
-        self = super().__new__(cls)
-        self._given = _given(cls, args, kwargs)
-        return self
-
-    # so that arguments nobody asked for are refused
-    def __init__(self): super().__init__()
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        _check_names(cls)
-        for name in 'shows', 'owns':
-            value = getattr(cls, name)
-            if isinstance(value, str):
-                raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
-                                f'got {value!r}: write ({value!r},)')
-
-    def __repr__(self):
-        settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
-        return type(self).__name__ + f'({settings})'*bool(settings)
-
-    def settings(self)->dict:
-        """What it was made with: arguments by name, with defaults, and `shows`; each as
-        it is now"""
-        shown = {name: getattr(self, name) for name in self.shows}
-        now = vars(self) | shown
-        return {
-            name: now.get(name, value) for name, value in self._given.items()} | shown
-
-# %% ../nbs/04_learner.ipynb #335667c3
-class After:
-    "Order: right after callbacks of class `cls`"
-    side = 1
-    def __init__(self, cls): self.cls = cls
-    def __repr__(self): return f'{type(self).__name__}({self.cls.__name__})'
-
-class Before(After):
-    "Order: right before callbacks of class `cls`"
-    side = -1
-
-# %% ../nbs/04_learner.ipynb #c0175144
-def _order_path(order, cbs, depth=0)->tuple:
-    if depth > 20:
-        raise ValueError(
-            f'the orders of {cbs} refer to each other in a circle: give one of them a '
-            'number')
-    if not isinstance(order, After): return (order,)
-    # not one of its own kind
-    target = next(
-        (cb for cb in cbs if isinstance(cb, order.cls) and cb.order is not order),
-        order.cls)
-    return (*_order_path(target.order, cbs, depth+1), order.side)
-
-def sort_callbacks(
-    cbs  # callbacks, in the order in which they were given
-)->list:  # the same callbacks by `order`; equal orders stay as given
-    "Sort callbacks by their `order`"
-    paths = {id(cb): _order_path(cb.order, cbs) for cb in cbs}
-    longest = max(map(len, paths.values()), default=0)
-    return sorted(cbs, key=lambda cb: paths[id(cb)] + (0,)*(longest-len(paths[id(cb)])))

@@ -20,8 +20,8 @@ import numpy as np
 from fastcore.basics import AttrDict
 
 from .figures import (Figure, _LEFT, _TOP, _back, _decode, _frames, _grid,
-                             _limits, _log, _outline, _pack, _start, _tiles, _window)
-from .processes import _source
+                             _limits, _log, _outline, _pack, _source, _start, _tiles,
+                             _window)
 
 # %% ../nbs/92_figures.ipynb #7e922401
 def _check_alt(alt):

@@ -5,132 +5,101 @@
 # %% ../nbs/04_learner.ipynb #d70604e4
 from __future__ import annotations
 
-import math
-import random
 import warnings
-from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import TARGET_KEYS, n_batches
-from .events import (CANCELS, Callback, CancelStep, EVENTS, LEVELS, VERBS,
-                            _check_names, run_level, sort_callbacks)
+from .batches import (check_loss, count_samples, detached, explain,
+                             loss_divisor, unpack)
+from .callback import Listeners, check_callbacks, sort_callbacks
+from .checks import positive, whole
+from .data import n_batches
+from .events import CANCELS, EVENTS, LEVELS, VERBS, CancelStep, run_level
 
 # %% auto #0
-__all__ = ['set_seed', 'unpack', 'Learner', 'check_callbacks']
+__all__ = ['World', 'Learner']
 
-# %% ../nbs/04_learner.ipynb #a58d8521
-def set_seed(
-    seed:int,                 # a whole number that fits into 64 bits
-    # True: ask torch for deterministic algorithms (slower on a GPU); False: switch that
-    # off
-    deterministic:bool=False
-)->None:
-    "Seed Python, NumPy and torch on every device"
-    if (
-        isinstance(seed, bool)
-        or not isinstance(seed, int)
-        or not -(2**63) <= seed < 2**64
-    ):
-        raise ValueError(
-            f'seed must be a whole number from -2**63 to 2**64-1, got {seed!r}')
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # all CUDA and MPS devices too
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-
-# %% ../nbs/04_learner.ipynb #bea06c31
-def unpack(
-    # tuple or list `(input, …, target)`, or a dict with one key of `TARGET_KEYS`; or
-    # inputs only: see below
-    batch
-)->tuple:  # (tuple of inputs, target); the target is None for a tensor, a tuple of one, or a dict without such a key
-    "Split a batch into its inputs and its target"
-    if isinstance(batch, (Tensor, nn.utils.rnn.PackedSequence)): return (batch,), None
-    if isinstance(batch, (tuple, list)) and len(batch) == 1: return tuple(batch), None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return tuple(batch[:-1]), batch[-1]
-    if isinstance(batch, Mapping) and batch:
-        keys = [k for k in batch if k in TARGET_KEYS]
-        inputs = tuple(v for k, v in batch.items() if k not in keys)
-        if len(keys) < 2 and inputs: return inputs, batch[keys[0]] if keys else None
-    what = (
-        f'a dict with keys {list(batch)}' if isinstance(batch, Mapping)
-        else f'a {type(batch).__name__}')
-    raise ValueError(
-        f'cannot tell inputs from target in {what}: give a tuple (input, …, target), '
-        'a dict with exactly one of the keys '
-        f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` and '
-        '`Learner.get_loss`')
+# %% ../nbs/04_learner.ipynb #8030f94f
+class World:
+    "The processes that train together; here just this one"
+    rank, size = 0, 1
+    forward = None     # what `predict` calls; None: the model itself
+    @property
+    def is_main(self)->bool: return self.rank == 0
+    def sum(self, t:Tensor)->Tensor:
+        "The sum of `t` over the processes"
+        return t
+    def n_rows(self, learn):
+        "What the current batch counts in a mean, over all processes"
+        return learn.loss_weight()
+    def hears(self, cb, event:str)->bool:
+        "Is `cb` told about `event` in this process?"
+        only = cb.main_only
+        return self.is_main or not (only is True or event in (only or ()))
 
 # %% ../nbs/04_learner.ipynb #032114ec
 class Learner:
-    """A model, its data, a loss and an optimizer, and the loop that brings them
-    together; callbacks listen"""
+    "A model, its data, a loss and an optimizer, and the loop that brings them together"
     def __init__(self,
-        model:nn.Module,              # trained in place
-        # has `train` and `valid`: re-iterable loaders of batches (see `DataLoaders`)
-        dls,
-        # (predictions, targets) -> scalar tensor, the mean over the batch
-        loss_func,
-        # (parameters, lr=…) -> optimizer; a fresh one is made for every `fit`
-        opt_func=torch.optim.SGD,
-        lr:float=.1,                  # learning rate, above 0
-        cbs=()                        # callbacks of every fit; the sequence is copied
+        model:nn.Module,           # trained in place
+        dls,                       # has `train` and `valid`, loaders of batches
+        loss_func,                 # (predictions, targets) -> mean over the batch
+        opt_func=torch.optim.SGD,  # (parameters, lr=…) -> optimizer, new for each fit
+        lr:float=.1,               # learning rate, above 0
+        cbs=()                     # callbacks of every fit; the sequence is copied
     ):
-        self.model, self.dls, self.loss_func, self.opt_func, self.lr = (
-            model, dls, loss_func, opt_func, lr)
-        self.cbs, self.opt, self.history = tuple(cbs), None, []
+        self.model, self.dls, self.loss_func = model, dls, loss_func
+        self.opt_func, self.lr, self.cbs = opt_func, lr, tuple(cbs)
+        self.opt, self.history, self.world = None, [], World()
+        self.listeners, self.fitting = None, False
 
-    def predict(self): self.preds = self.model(*self.xb)
+    def predict(self): self.preds = self.forward(*self.xb)
     def get_loss(self): self.loss = self.loss_func(self.preds, self.yb)
     def backward(self): self.loss.backward()
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
-    def count(self)->int:
-        """How many samples the current batch holds; override it for batches of another
-        kind"""
-        return _n_samples(self.batch)
-
-    def loss_weight(self):
-        """What the loss of the current batch counts in a mean over batches: what it was
-        divided by"""
-        try: divisor = _divisor(self.loss_func, self.yb)
-        except ValueError: divisor = None      # a batch of another kind
-        return self.count() if divisor is None else divisor
-
     @property
-    def xb(self)->tuple: return unpack(self.batch)[0]  # inputs of the current batch
+    def forward(self):         # call it in a `predict` of your own
+        return self.model if self.world.forward is None else self.world.forward
     @property
-    def yb(self):                                      # target of the current batch
+    def xb(self)->tuple: return unpack(self.batch)[0]   # inputs of the current batch
+    @property
+    def yb(self):                                       # target of the current batch
         target = unpack(self.batch)[1]
-        if target is None:
-            raise ValueError(
-                f'this {type(self.batch).__name__} is a batch of inputs without a '
-                'target: '
-                f'enough for predictions, but a loss or a metric needs targets')
-        return target
+        if target is not None: return target
+        raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
+                         f'without a target: enough for predictions, but a loss or '
+                         f'a metric needs targets')
     @property
     def training(self)->bool: return self.phase == 'train'
     @property
-    def device(self) -> torch.device:
-        return next(
-            (t.device for t in (*self.model.parameters(), *self.model.buffers())),
-            torch.device('cpu'))
+    def device(self)->torch.device:
+        held = (*self.model.parameters(), *self.model.buffers())
+        return next((t.device for t in held), torch.device('cpu'))
+    @property
+    def active(self)->list:    # all callbacks of the fit under way, in their order
+        return [] if self.listeners is None else self.listeners.cbs
+
+    def count(self)->int:
+        "How many samples the current batch holds"
+        return count_samples(self.batch)
+    def loss_weight(self):
+        "What the loss of the current batch counts in a mean over batches"
+        try: divisor = loss_divisor(self.loss_func, self.yb)
+        except ValueError: divisor = None      # a batch of another kind
+        return self.count() if divisor is None else divisor
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 @patch
 def _one_batch(self:Learner):
-    emit = self._emit
-    if self.iter == 0: self._check_devices()
+    emit = self.listeners.emit
     self._do('predict'); emit('after_predict')
-    self._do('get_loss'); self._check_loss(); emit('after_loss')
+    self._do('get_loss'); check_loss(getattr(self, 'loss', None))
+    emit('after_loss')
     if not self.training: return
     self._do('backward')
     try:
@@ -141,238 +110,52 @@ def _one_batch(self:Learner):
     emit('after_step')         # too late for a CancelStep: the weights have changed
     self._do('zero_grad')
 
-@patch
-def _check_loss(self:Learner):
-    shape = getattr(getattr(self, 'loss', None), 'shape', ())
-    if len(shape):
-        raise ValueError(
-            f'the loss must be a single number, got shape {tuple(shape)}: '
-            f"take its mean (in torch's losses: reduction='mean')")
-
 # %% ../nbs/04_learner.ipynb #02ce6a02
 @patch
+def _choose_verbs(self:Learner, cbs):
+    self.verbs = {verb: getattr(self, verb) for verb in VERBS}
+    for verb in VERBS:
+        givers = [cb for cb in cbs if callable(getattr(cb, verb, None))]
+        if len(givers) > 1:
+            raise ValueError(f'{givers} all want to be the one who does {verb!r}: '
+                             f'keep one of them')
+        if givers: self.verbs[verb] = partial(getattr(givers[0], verb), self)
+
+@patch
 def _do(self:Learner, verb):
-    "Run one verb; if it fails, say what is likely wrong"
     try:
-        if verb != 'get_loss' or self.iter: return self._verbs[verb]()
-        with warnings.catch_warnings():          # of the first batch of a phase
+        if verb != 'get_loss' or self.iter: return self.verbs[verb]()
+        with warnings.catch_warnings():        # of the first batch of a phase
             warnings.filterwarnings('error', 'Using a target size', UserWarning)
-            self._verbs[verb]()
+            self.verbs[verb]()
     except (*CANCELS.values(), CancelStep): raise
     except Exception as e:
-        if why := self._likely(verb, e):
-            raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
-        raise
-
-@patch
-def _likely(self:Learner, verb, error):
-    "An exception that says what was wrong, or None if nobody knows better"
-    preds, text = getattr(self, 'preds', None), str(error)
-    if (
-        verb == 'get_loss'
-        and isinstance(error, UserWarning)
-        and 'Using a target size' in text
-    ):
-        shapes = f'{tuple(preds.shape)} and targets {tuple(self.yb.shape)}'
-        return ValueError(
-            f'predictions {shapes} would be compared each with each: give both one '
-            'shape, '
-            f'such as self.preds.squeeze(1) at the end of Learner.predict')
-    if verb not in ('predict', 'get_loss') or not isinstance(
-        error, (TypeError, AttributeError)
-    ):
-        return None
-    odd = [part for part in _parts(self.batch) if isinstance(part, (np.ndarray, str))]
-    if odd and isinstance(odd[0], str):
-        return TypeError(
-            f'the batch holds text, such as {odd[0]!r}: give numbers, and for names '
-            'of classes '
-            f'their position in a list')
-    if odd:
-        return TypeError(
-            'the batch holds NumPy arrays, and models and losses take tensors: let the '
-            'loader make them (torch.from_numpy), or override Learner.predict and '
-            'get_loss')
-    if verb == 'get_loss' and not isinstance(preds, Tensor):
-        return TypeError(
-            f'the model returned a {type(preds).__name__}, and the loss function '
-            'cannot take it: '
-            'override Learner.predict, so that self.preds is a tensor, or '
-            'Learner.get_loss')
-
-# %% ../nbs/04_learner.ipynb #7acfb518
-def _parts(batch):
-    "What a batch consists of, at the bottom of its tuples, lists and dicts"
-    if isinstance(batch, nn.utils.rnn.PackedSequence): yield batch
-    elif isinstance(batch, Mapping): yield from _parts(list(batch.values()))
-    elif isinstance(batch, (tuple, list)):
-        for part in batch: yield from _parts(part)
-    else: yield batch
-
-def _tensors(batch):
-    for part in _parts(batch):
-        # its sizes stay on the CPU
-        if isinstance(part, nn.utils.rnn.PackedSequence): yield part.data
-        elif isinstance(part, Tensor): yield part
-
-def _divisor(loss_func, targets):
-    """What cross-entropy divides by: targets, but for those that it ignores, by their
-    weights; None: unknown"""
-    if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        func, weight, ignored = (
-            F.cross_entropy, loss_func.weight, loss_func.ignore_index)
-    else:
-        func, given = (
-            getattr(loss_func, 'func', loss_func), getattr(loss_func, 'keywords', {}))
-        weight, ignored = given.get('weight'), given.get('ignore_index', -100)
-    of_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
-    if func not in (F.cross_entropy, F.nll_loss) or not of_classes: return None
-    counts = targets != ignored
-    total = (
-        counts if weight is None else weight[targets.where(counts, 0)] * counts).sum()
-    return (
-        total.float() if total.device.type == 'mps' else total.double()
-    )  # stays on the device
-
-def _n_samples(batch):
-    for part in _parts(batch):
-        if isinstance(part, nn.utils.rnn.PackedSequence):
-            return int(part.batch_sizes[0])
-        if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
-    raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
-                    f'override Learner.count, which returns that number')
-
-@patch
-def _check_devices(self:Learner):
-    for t in _tensors(self.batch):
-        if t.device != self.device:
-            raise ValueError(
-                f'the model is on {self.device}, a tensor of the batch on {t.device}: '
-                'add DeviceCB() to the callbacks, '
-                f'or build model and loaders on the same device')
+        why = explain(self, verb, e)
+        if why is None: raise
+        raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
 
 # %% ../nbs/04_learner.ipynb #c35c2728
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1
     for self.iter, self.batch in enumerate(self.dl, first):
-        run_level('batch', self._one_batch, self._emit)
+        run_level('batch', self._one_batch, self.listeners.emit)
     if self.iter < 0:
-        raise ValueError(
-            f'the {self.phase} loader gave no batch: is the data empty, or is it an '
-            'iterator that is used up?')
+        raise ValueError(f'the {self.phase} loader gave no batch: is the data empty, '
+                         f'or is it an iterator that is used up?')
 
-@patch
-def _run_phase(self:Learner, phase):
-    self.phase, self.dl, self.iter = phase, getattr(self.dls, phase), 0
-    self.model.train(self.training)
-    with torch.set_grad_enabled(self.training):
-        run_level('phase', self._one_phase, self._emit)
-
-# %% ../nbs/04_learner.ipynb #77660efa
 @patch
 def _one_epoch(self:Learner):
-    for phase in self.phases: self._run_phase(phase)
+    for self.phase in self.phases:
+        self.dl, self.iter = getattr(self.dls, self.phase), 0
+        self.model.train(self.training)
+        with torch.set_grad_enabled(self.training):
+            run_level('phase', self._one_phase, self.listeners.emit)
 
 @patch
 def _all_epochs(self:Learner):
     for self.epoch in range(self.epoch, self.n_epochs):
-        run_level('epoch', self._one_epoch, self._emit)
-
-# %% ../nbs/04_learner.ipynb #b344ec4e
-@patch
-def _emit(self:Learner, event):
-    when, _, level = event.partition('_')
-    if when == 'cleanup': return self._clean_up(event, self._reached[level])
-    for handler in self._handlers[event]:
-        if when == 'before': self._reached[level] = handler
-        self._call(handler)
-    if when == 'before': self._reached[level] = None       # all of them
-
-@patch
-def _call(self:Learner, handler):
-    calling = self._calling                # those that are being called right now
-    calling.append(_owner(handler))
-    try: handler(self)
-    finally: calling.pop()
-
-def _owner(handler):
-    return getattr(handler, '__self__', None)  # the callback whose method it is
-
-@patch
-def _clean_up(self:Learner, event, reached):
-    handlers, errors = self._handlers[event], []
-    if reached is not None:
-        place = {id(cb): i for i, cb in enumerate(self.active)}
-        handlers = [
-            h for h in handlers if place[id(_owner(h))] <= place[id(_owner(reached))]]
-    for handler in handlers:
-        try: self._call(handler)
-        except BaseException as e: errors.append(e)
-    # Ctrl-C first
-    if errors:
-        raise next((e for e in errors if not isinstance(e, Exception)), errors[0])
-
-@patch
-def _listen(self:Learner, cbs):
-    # `active`: all callbacks of this fit, in their order
-    self.active, self._reached, self._calling = cbs, {}, []
-    self._handlers = {
-        event: [getattr(cb, event) for cb in cbs if hasattr(cb, event)]
-        for event in EVENTS}
-    self._verbs = {verb: getattr(self, verb) for verb in VERBS}
-    for verb in VERBS:
-        providers = [cb for cb in cbs if hasattr(cb, verb)]
-        if len(providers) > 1:
-            raise ValueError(
-                f'{providers} all want to be the one who does {verb!r}: keep one of '
-                'them')
-        if providers: self._verbs[verb] = partial(getattr(providers[0], verb), self)
-
-# %% ../nbs/04_learner.ipynb #ec4d9530
-def check_callbacks(
-    cbs  # what somebody passed as callbacks
-)->None:
-    """Refuse what cannot work: no callback, an unknown event, one given twice, missing
-    `needs`, two owners of a hyperparameter"""
-    for i, cb in enumerate(cbs):
-        if not isinstance(cb, Callback):
-            hint = f': pass an object, {cb.__name__}()' if isinstance(cb, type) else ''
-            raise TypeError(f'{cb!r} is not a Callback{hint}')
-        for cls in type(cb).__mro__:
-            # again: `@patch` adds methods after the class was defined
-            if issubclass(cls, Callback): _check_names(cls)
-        if sum(cb is other for other in cbs) > 1:
-            raise ValueError(
-                f'{cb} is given twice (once to the learner and once to fit?)')
-        for needed in cb.needs:
-            if not any(isinstance(other, needed) for other in cbs):
-                raise ValueError(
-                    f'{cb} needs {needed.__name__}, which is not among the callbacks '
-                    f'{list(cbs)}: add {needed.__name__}()')
-        for other in cbs[:i]:
-            if both := sorted(set(cb.owns) & set(other.owns)):
-                raise ValueError(
-                    f'{other} and {cb} would both write {", ".join(both)}: keep one '
-                    'of them')
-
-# %% ../nbs/04_learner.ipynb #3e4e6bac
-@patch
-def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
-    "Refuse what `fit` would refuse of these arguments"
-    if isinstance(n_epochs, bool) or not isinstance(n_epochs, int) or n_epochs < 1:
-        raise ValueError(
-            f'n_epochs must be a whole number of at least 1, got {n_epochs!r}; to '
-            'validate only: fit(1, train=False)')
-    if (
-        isinstance(lr, bool)
-        or not isinstance(lr, (int, float))
-        or not math.isfinite(lr)
-        or lr <= 0
-    ):
-        raise ValueError(f'lr must be a finite number above 0, got {lr!r}')
-    if not (train or valid):
-        raise ValueError('train=False and valid=False leave nothing to do')
+        run_level('epoch', self._one_epoch, self.listeners.emit)
 
 # %% ../nbs/04_learner.ipynb #72a66993
 @patch
@@ -382,61 +165,60 @@ def fit(self:Learner,
     cbs=(),            # further callbacks, for this fit only
     train:bool=True,   # run the training phase?
     valid:bool=True,   # run the validation phase (if there is a validation loader)?
-    # go on with this optimizer instead of a fresh one; its own lr counts
-    opt=None
+    opt=None           # go on with this optimizer instead of a fresh one, at its lr
 )->None:
-    """Train and validate for `n_epochs`; changes the model in place, fills
-    `learn.history` if `MetricsCB` is there"""
-    lr = self.lr if lr is None else lr
+    "Train and validate for `n_epochs`; changes the model in place"
+    lr, cbs = self.lr if lr is None else lr, [*self.cbs, *cbs]
     self.check_fit(n_epochs, lr, train, valid)
-    cbs = [*self.cbs, *cbs]
     check_callbacks(cbs)
-    if getattr(self, '_handlers', None):
-        raise RuntimeError(
-            'this learner is in the middle of a fit: for another one beside it, '
-            'write with aside(learn): learn.fit(…)')
-    self._listen(sort_callbacks(cbs))
+    if self.fitting:
+        raise RuntimeError('this learner is in the middle of a fit: for another one '
+                           'beside it, write with aside(learn): learn.fit(…)')
     try:
-        self.n_epochs, self.phase, self.epoch, self.iter = (
-            n_epochs, 'train' if train else 'valid', 0, 0)
-        self.phases = ['train'] * train + ['valid'] * (
-            valid and getattr(self.dls, 'valid', None) is not None)
+        self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
+        self._choose_verbs(self.active)
+        self._plan(n_epochs, train, valid)
         if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
-        n = n_batches(self.dls.train) if train else None
-        # steps taken; steps planned
-        self.n_taken, self.n_steps = 0, None if n is None else n_epochs*n
         self.model.zero_grad()
-        run_level('fit', self._all_epochs, self._emit)
+        run_level('fit', self._all_epochs, self.listeners.emit)
     except CancelStep as e:
-        raise RuntimeError(
-            'CancelStep was raised where no step can be left out any more: '
-            'raise it in after_backward or in `step`') from e
+        raise RuntimeError('CancelStep was raised where no step can be left out any '
+                           'more: raise it in after_backward or in `step`') from e
     except tuple(CANCELS.values()) as e:
-        raise RuntimeError(
-            f'{type(e).__name__} was raised while no such level was running') from e
+        raise RuntimeError(f'{type(e).__name__} was raised while no such level was '
+                           f'running') from e
     finally: self._let_go()
 
-def _detached(value, other=lambda value: value):
-    """Tensors, and tuples, lists and dicts of them, without graph; `other` says what
-    becomes of the rest"""
-    if isinstance(value, Tensor): return value.detach()
-    if isinstance(value, Mapping):
-        return {k: _detached(v, other) for k, v in value.items()}
-    if isinstance(value, list): return [_detached(v, other) for v in value]
-    if hasattr(value, '_make'):
-        return value._make(_detached(v, other) for v in value)  # named tuples
-    if isinstance(value, tuple): return tuple(_detached(v, other) for v in value)
-    return other(value)
+# %% ../nbs/04_learner.ipynb #3e4e6bac
+@patch
+def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
+    "Refuse what `fit` would refuse of these arguments"
+    whole('n_epochs', n_epochs)
+    positive('lr', lr)
+    if not (train or valid):
+        raise ValueError('train=False and valid=False leave nothing to do')
+
+@patch
+def _plan(self:Learner, n_epochs, train, valid):
+    valid = valid and getattr(self.dls, 'valid', None) is not None
+    self.phases = ['train']*train + ['valid']*valid
+    self.n_epochs, self.epoch, self.iter = n_epochs, 0, 0
+    self.phase = 'train' if train else 'valid'
+    n = n_batches(self.dls.train) if train else None
+    self.n_taken = 0                                    # steps taken
+    self.n_steps = None if n is None else n_epochs*n    # planned; None: unknown
 
 @patch
 def _let_go(self:Learner):
-    self.active, self._handlers, self._verbs = sort_callbacks(self.cbs), {}, {}
-    self.dl = None
-    if hasattr(self, 'batch'): self.batch = _detached(self.batch)
+    self.fitting, self.world, self.verbs, self.dl = False, World(), {}, None
+    self.listeners = Listeners(sort_callbacks(self.cbs), self)
+    if hasattr(self, 'batch'): self.batch = detached(self.batch)
     for name in {'preds', 'loss'} & set(vars(self)):
-        setattr(self, name, _detached(getattr(self, name), other=lambda value: None))
+        setattr(self, name, detached(getattr(self, name), other=lambda value: None))
 
 # %% ../nbs/04_learner.ipynb #a8838b71
+#| code-fold: true
+#| code-summary: "Show the loop"
 @patch
 def show_loop(self:Learner,
     cbs=()  # further callbacks, as in `fit`
@@ -445,24 +227,22 @@ def show_loop(self:Learner,
     cbs = [*self.cbs, *cbs]
     check_callbacks(cbs)
     cbs = sort_callbacks(cbs)
-    at = lambda name: ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
-    def line(depth, name, who):
+    def line(depth, name, who=None):
+        who = who or ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
         if who: print(f'{"  "*depth}{name:{26-2*depth}} {who}')
     def level(depth):
         name = LEVELS[depth]
-        print(
-            '  ' * depth
-            + name
-            + {
-                'epoch': ' × n_epochs', 'phase': ' train, then valid',
-                'batch': ' × batches'}.get(name, '')
-        )
-        line(depth+1, 'before_'+name, at('before_'+name))
+        print('  '*depth + name + dict(epoch=' × n_epochs', phase=' train, then valid',
+                                       batch=' × batches').get(name, ''))
+        line(depth+1, 'before_'+name)
         if name != 'batch': level(depth+1)
-        else:
-            for verb in VERBS:
-                line(depth+1, verb, at(verb) or type(self).__name__)
-                event = 'after_'+verb.removeprefix('get_')
-                if event in EVENTS: line(depth+1, event, at(event))
-        for when in 'after_', 'cleanup_': line(depth+1, when+name, at(when+name))
+        else: verbs(depth+1)
+        line(depth+1, 'after_'+name)
+        line(depth+1, 'cleanup_'+name)
+    def verbs(depth):
+        for verb in VERBS:
+            givers = [str(cb) for cb in cbs if callable(getattr(cb, verb, None))]
+            line(depth, verb, ', '.join(givers) or type(self).__name__)
+            event = 'after_'+verb.removeprefix('get_')
+            if event in EVENTS: line(depth, event)
     level(0)

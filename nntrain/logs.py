@@ -13,7 +13,8 @@ import csv
 
 import torch
 
-from .events import After, Callback, CancelPhase
+from .callback import After, Callback
+from .events import CancelPhase
 from .metrics import MetricsCB
 from .monitors import _at_least
 from .saving import _file, write_whole

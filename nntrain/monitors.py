@@ -11,9 +11,10 @@ __all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateau
 # %% ../nbs/16_callbacks.ipynb #89865621
 import math
 
-from .events import Callback, CancelFit
-from .metrics import MetricsCB, _to_floats
-from .progress import last_metric
+from .callback import Callback
+from .events import CancelFit
+from .metrics import MetricsCB, to_floats
+from .history import last_metric
 
 # %% ../nbs/16_callbacks.ipynb #25899f01
 def _at_least(name, value, least=1):
@@ -42,7 +43,7 @@ class StopOnNonFiniteCB(Callback):
     def after_epoch(self, learn): self._look()
     def _look(self):
         values, self.seen = (
-            dict(zip(self.seen, _to_floats(list(self.seen.values())))), {})
+            dict(zip(self.seen, to_floats(list(self.seen.values())))), {})
         bad = next((at for at, v in values.items() if not math.isfinite(v)), None)
         if bad is None: return
         self.stopped = f'{bad[0]} loss {values[bad]} in epoch {bad[1]}, batch {bad[2]}'

@@ -18,7 +18,8 @@ from torch import Tensor
 from .aside import acting, aside
 from .augment import AugmentCB
 from .data import TARGET_KEYS
-from .events import Callback, CancelBatch, CancelFit
+from .callback import Callback
+from .events import CancelBatch, CancelFit
 from .learner import Learner
 
 # %% ../nbs/20_augmentation.ipynb #c71bd101
@@ -63,9 +64,8 @@ def _predict(learn, dl, tfms):
     if dl is None:
         raise ValueError(
             'this learner has no validation loader: say which loader to predict, dl=…')
-    asking = getattr(
-        learn, '_calling', ()
-    )  # callbacks that are being called: in the middle of a fit
+    # callbacks that are being called: in the middle of a fit
+    asking = learn.listeners.calling if learn.fitting else ()
     cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
     collect = _CollectCB()
     with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):

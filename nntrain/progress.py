@@ -6,85 +6,15 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLORS', 'history_table', 'plot_history', 'last_metric', 'in_notebook', 'ProgressCB', 'RecorderCB']
+__all__ = ['in_notebook', 'ProgressCB']
 
-# %% ../nbs/05_measuring.ipynb #946fdc3e
-import difflib
-import math
+# %% ../nbs/05_measuring.ipynb #2436dc9f
 import time
 
-from torch import Tensor
-
+from .callback import After, Callback
 from .data import n_batches
-from .events import After, Callback
-from .metrics import MetricsCB, _to_floats
-
-# %% ../nbs/05_measuring.ipynb #71518fe3
-def history_table(
-    history,       # rows of `learn.history`
-    plain=False    # aligned text instead of a Markdown table
-)->str:
-    "The rows of a history as a table; what a row does not have stays empty"
-    if not history: return ''
-    cell = lambda k, v: (
-        '' if v is None else f'{v:d}' if k == 'epoch' else f'{v:.1f}' if k == 'seconds'
-        else f'{v:.4f}')
-    # in the order of the longest row
-    names = list(
-        dict.fromkeys(k for row in sorted(history, key=len, reverse=True) for k in row))
-    rows = [names, *([cell(k, row.get(k)) for k in names] for row in history)]
-    if plain:
-        return '\n'.join(
-            '  '.join(f'{c:>{max(len(h), 7)}}' for h, c in zip(rows[0], row))
-            for row in rows)
-    return '\n'.join(
-        '| ' + ' | '.join(row) + ' |'
-        for row in [rows[0], ['--:'] * len(rows[0]), *rows[1:]])
-
-# %% ../nbs/05_measuring.ipynb #ed2b8fca
-COLORS = (
-    '#0072B2',
-    '#D55E00',
-    '#009E73',
-    '#CC79A7',
-)  # told apart by colour-blind readers too
-
-def plot_history(
-    history,      # rows of `learn.history`
-    what='loss',  # a metric: plots train_<what> and valid_<what>
-    ax=None       # matplotlib axes; None: a new figure
-):
-    "Curves of one metric in both phases"
-    known = sorted({k.split('_', 1)[1] for row in history for k in row if '_' in k})
-    if what not in known:
-        raise ValueError(f'the history has no metric {what!r}: it has {known}')
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(6, 3))[1]
-    for phase, marker, color in zip(('train', 'valid'), 'os', COLORS):
-        if any(f'{phase}_{what}' in r for r in history):
-            ax.plot(
-                [r['epoch'] + 1 for r in history],
-                [r.get(f'{phase}_{what}', math.nan) for r in history], marker=marker,
-                color=color, label=phase)
-    ax.set(xlabel='epoch', ylabel=what, title=f'{what}, {len(history)} epochs')
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend()
-    return ax
-
-# %% ../nbs/05_measuring.ipynb #b31bc5ae
-def last_metric(
-    history,   # rows of `learn.history`
-    name:str   # key of the last row, such as 'valid_loss'
-)->float:
-    "One value of the newest row of a history; ValueError if there is none of that name"
-    known = [k for k in history[-1] if k != 'epoch'] if history else []
-    if name in known: return history[-1][name]
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f': did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
-        f'no metric {name!r} in the history{hint}; it has {known}'
-        + ('' if history else ': is MetricsCB among the callbacks?'))
+from .history import history_table, plot_history
+from .metrics import MetricsCB
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
 def in_notebook()->bool:
@@ -96,7 +26,7 @@ def in_notebook()->bool:
 
 class ProgressCB(Callback):
     "A progress bar, and a row per epoch; in a notebook with a live curve if `plot`"
-    order, needs, watches = After(MetricsCB), (MetricsCB,), True
+    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         plot:bool=False,  # draw the loss after each epoch (notebook only)
         every:float=.2    # seconds between two updates of the bar
@@ -113,56 +43,52 @@ class ProgressCB(Callback):
         self.screen.close()
         del self.screen              # a closed bar cannot be copied or pickled
 
-# %% ../nbs/05_measuring.ipynb #ec6a9108
+# %% ../nbs/05_measuring.ipynb #c29f3fce
+#| code-fold: true
+#| code-summary: "The two screens: terminal and notebook"
 class _TerminalScreen:
     def __init__(self, plot): self.bar, self.head = None, None
     def start(self, title, total, every):
         from tqdm import tqdm
-        self.bar = tqdm(
-            total=total, desc=title, mininterval=every, leave=False, disable=None,
-            dynamic_ncols=True)
+        self.bar = tqdm(total=total, desc=title, mininterval=every, leave=False,
+                        disable=None, dynamic_ncols=True)
     def tick(self): self.bar.update()
     def stop(self):
         if self.bar is not None: self.bar.close()
     def row(self, history):
         lines = history_table(history, plain=True).splitlines()
-        # all rows first: a training that goes on has old ones
-        new = (
-            lines if self.head is None
-            else [*lines[:1] * (lines[0] != self.head), lines[-1]])
+        if self.head is None: new = lines            # of a run that goes on: all so far
+        else: new = [*lines[:1]*(lines[0] != self.head), lines[-1]]
         print('\n'.join(new), flush=True)
-        self.head = lines[0]  # new columns get a new header
+        self.head = lines[0]                         # new columns get a new header
     def close(self): self.stop()
 
-# %% ../nbs/05_measuring.ipynb #c29f3fce
 class _NotebookScreen:
     def __init__(self, plot):
-        self.table, self.plain, self.handle, self.curve, self.plot, self.shown = (
-            '', '', None, None, plot, 0.0)
+        self.table, self.plain, self.plot, self.shown = '', '', plot, 0.
+        self.handle, self.curve = None, None         # two displays
     def show(self, meter=''):
         from IPython.display import display
         note = f'\n\n`{meter}`' if meter else ''
-        data = {
-            'text/markdown': (self.table + note) or ' ',
-            'text/plain': '\n'.join(filter(None, (self.plain, meter)))}
+        data = {'text/markdown': (self.table + note) or ' ',
+                'text/plain': '\n'.join(filter(None, (self.plain, meter)))}
         if self.handle is None: self.handle = display(data, raw=True, display_id=True)
         else: self.handle.update(data, raw=True)
     def start(self, title, total, every):
-        self.title, self.total, self.every, self.n, self.begin = (
-            title, total, every, 0, time.perf_counter())
+        self.title, self.total, self.every = title, total, every
+        self.n, self.begin = 0, time.perf_counter()
         self.tick(0)
     def tick(self, step=1):
         self.n, now = self.n + step, time.perf_counter()
         if now - self.shown < self.every: return
         from tqdm import tqdm
         self.shown = now
-        self.show(
-            tqdm.format_meter(
-                self.n, self.total, now - self.begin, ncols=80, prefix=self.title))
+        self.show(tqdm.format_meter(self.n, self.total, now - self.begin, ncols=80,
+                                    prefix=self.title))
     def stop(self): pass
     def row(self, history):
-        self.table, self.plain = (
-            history_table(history), history_table(history, plain=True))
+        self.table = history_table(history)
+        self.plain = history_table(history, plain=True)
         self.show()
         if self.plot: self.draw(history)
     def draw(self, history):
@@ -173,47 +99,3 @@ class _NotebookScreen:
         else: self.curve.update(fig)
         plt.close(fig)
     def close(self): self.show()
-
-# %% ../nbs/05_measuring.ipynb #8355a28b
-def _loss(learn): return learn.loss.detach()
-
-def _one_number(name, value):
-    if not isinstance(value, Tensor) or value.numel() == 1: return value
-    raise ValueError(
-        f'RecorderCB notes numbers, but {name} gave a tensor of shape '
-        f'{tuple(value.shape)}: '
-        f'give its mean, or one function for each number')
-
-class RecorderCB(Callback):
-    """Note the loss and `fns` at each training batch; values are kept on the device
-    until the phase ends"""
-    order, watches = 10, True
-    def __init__(self,
-        **fns  # name=function of the learner, giving a number or a 0-dim tensor
-    ): self.fns = {'loss': _loss} | fns
-    def before_fit(self, learn):
-        self.values, self.new = {name: [] for name in self.fns}, {}
-    def before_phase(self, learn): self.new = {name: [] for name in self.fns}
-    def after_loss(self, learn):
-        if learn.training:
-            for name, fn in self.fns.items():
-                self.new[name].append(_one_number(name, fn(learn)))
-    def cleanup_phase(self, learn):
-        for name, values in self.new.items(): self.values[name] += _to_floats(values)
-        self.new = {}
-    def state_dict(self) -> dict:
-        return {
-            name: values + _to_floats(self.new.get(name, []))
-            for name, values in self.values.items()}
-    def load_state_dict(self, state) -> None:
-        self.values, self.new = (
-            {name: list(values) for name, values in state.items()},
-            {name: [] for name in self.fns})
-    def plot(self, name='loss', ax=None):
-        "Plot one recorded quantity over the training batches"
-        if ax is None:
-            import matplotlib.pyplot as plt
-            ax = plt.subplots(figsize=(6, 3))[1]
-        ax.plot(self.values[name], color=COLORS[0])
-        ax.set(xlabel='training batch', ylabel=name, title=f'{name}, batch by batch')
-        return ax

@@ -31,11 +31,13 @@ from .budgets import default_device
 from .data import DataLoaders, fashion_dls
 from .sources import FASHION_MEAN, FASHION_STD
 from .init import cnn
-from .batches import DeviceCB, NormalizeCB
-from .events import After, Callback
-from .learner import Learner, set_seed
+from .prepare import DeviceCB, NormalizeCB
+from .callback import After, Callback
+from .compare import set_seed
+from .learner import Learner
 from .metrics import Accuracy, MetricsCB
-from .progress import ProgressCB, plot_history
+from .history import plot_history
+from .progress import ProgressCB
 from .momentum import Momentum
 from .optimizer import SGD
 from .resnet import resnet

@@ -6,39 +6,20 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
-from torch import Tensor
+from . import checks
+from .checks import at_least, finite, positive, whole
 
 # %% auto #0
 __all__ = ['at_steps', 'constant', 'linear', 'cosine', 'polynomial', 'exponential', 'time_decay', 'step_decay', 'stairs', 'join',
            'repeat', 'triangular', 'warm_restarts', 'warm_up', 'inverse_sqrt', 'wsd']
 
 # %% ../nbs/15_schedulers.ipynb #d0537b01
-def _check_numbers(**numbers):
+def _above_0(why='', **numbers):
     for name, value in numbers.items():
-        tensor = isinstance(value, Tensor) and value.numel() == 1
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (tensor or number) or not math.isfinite(value):
-            raise ValueError(f'{name} must be a finite number, got {value!r}')
-
-def _check_above_0(why='', **numbers):
-    _check_numbers(**numbers)
-    for name, value in numbers.items():
-        if not value > 0:
+        if not finite(name, value) > 0:
             raise ValueError(f'{name} must be above 0, got {value!r}{why}')
-
-def _check_share(high=1., **numbers):
-    _check_numbers(**numbers)
-    for name, value in numbers.items():
-        if not 0 <= value <= high:
-            raise ValueError(f'{name} is a share of the training and must lie '
-                             f'in [0, {high:g}], got {value!r}')
-
-def _check_count(**numbers):
-    for name, n in numbers.items():
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-            raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
 
 def _check_schedule(schedule, name='this'):
     if not callable(schedule):
@@ -51,7 +32,7 @@ def at_steps(
 )->list:        # the value at each step; the last one is at progress 1
     "Values of a schedule at the steps of a training run"
     _check_schedule(schedule, 'schedule')
-    _check_count(n_steps=n_steps)
+    whole('n_steps', n_steps)
     return [schedule(i/max(1, n_steps-1)) for i in range(n_steps)]
 
 # %% ../nbs/15_schedulers.ipynb #57478d01
@@ -60,7 +41,7 @@ def constant(
 ):               # schedule: progress -> value
     "The same value all the time"
     for one in value if isinstance(value, tuple) else (value,):
-        _check_numbers(value=one)
+        finite('value', one)
     return lambda progress: value
 
 def linear(
@@ -68,7 +49,7 @@ def linear(
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Equal differences from step to step"
-    _check_numbers(start=start, end=end)
+    finite('start', start), finite('end', end)
     return lambda progress: (1-progress)*start + progress*end
 
 def cosine(
@@ -76,7 +57,7 @@ def cosine(
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Half a wave of the cosine: leaves the start slowly and comes to the end slowly"
-    _check_numbers(start=start, end=end)
+    finite('start', start), finite('end', end)
     def schedule(progress):
         w = (1 + math.cos(math.pi*progress))/2
         return w*start + (1-w)*end
@@ -89,8 +70,8 @@ def polynomial(
     power:float=2.  # of what is left, above 0; 1 is linear, 2 comes slowly to the end
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
-    _check_numbers(start=start, end=end)
-    _check_above_0(power=power)  # at the end 0**power: no 0 for 0, no number below
+    finite('start', start), finite('end', end)
+    positive('power', power)  # at the end 0**power: no 0 for 0, no number below
     def schedule(progress):
         w = (1-progress)**power
         return w*start + (1-w)*end
@@ -101,8 +82,8 @@ def exponential(
     end:float     # value at progress 1, above 0
 ):                # schedule: progress -> value
     "Equal factors from step to step"
-    _check_above_0(': no factor leads to 0 or away from it; '
-                   'try a small number, or another schedule', start=start, end=end)
+    why = ': no factor leads to 0 or away from it; try a small number'
+    _above_0(why, start=start, end=end)
     return lambda progress: start**(1-progress)*end**progress
 
 def time_decay(
@@ -110,7 +91,7 @@ def time_decay(
     end:float     # value at progress 1, above 0
 ):                # schedule: progress -> value
     "The first half falls most: start/(1 + k*progress), with the k that leads to `end`"
-    _check_above_0(': it comes near 0 but never there', start=start, end=end)
+    _above_0(': it comes near 0 but never there', start=start, end=end)
     def schedule(progress):  # start*end/((1-progress)*end + progress*start), exact ends
         w = (1-progress)*end/((1-progress)*end + progress*start)
         return w*start + (1-w)*end
@@ -123,8 +104,7 @@ def step_decay(
     at:tuple=(.5, .75)  # progress of each cut, in [0, 1]
 ):                      # schedule: progress -> value
     "Constant, and cut at given places"
-    _check_numbers(start=start, factor=factor)
-    if factor < 0: raise ValueError(f'factor must be at least 0, got {factor!r}')
+    finite('start', start), at_least('factor', factor)
     if isinstance(at, Real): at = (at,)
     for a in at:
         if not 0 <= a <= 1:
@@ -137,7 +117,7 @@ def stairs(
     n:int      # number of stairs, such as the number of epochs; at least 1
 ):             # schedule: progress -> value
     "The same schedule in `n` stairs of equal width: per epoch instead of per batch"
-    _check_count(n=n)
+    whole('n', n)
     values = at_steps(schedule, n)
     return lambda progress: values[min(int(progress*n), n-1)]
 
@@ -162,7 +142,7 @@ def join(
                          f'got {fractions} with sum {math.fsum(fractions):g}: '
                          f'divide counts or percentages by their sum')
     # a part without length is never seen
-    parts = [(f, s) for f, s in zip(fractions, schedules) if f > 0]
+    parts = [(f, s) for f, s in zip(fractions, schedules) if f > 1e-9]
     ends = [math.fsum(f for f, _ in parts[:k+1]) for k in range(len(parts)-1)] + [1.]
     def schedule(progress):
         if not 0 <= progress <= 1:
@@ -179,8 +159,8 @@ def repeat(
     growth:float=1.  # how many times as long each cycle is as the one before
 ):                   # schedule: progress -> value
     "The same schedule again and again"
-    _check_count(n=n)
-    _check_above_0(growth=growth)
+    whole('n', n)
+    positive('growth', growth)
     lengths = [growth**k for k in range(n)]
     return join([length/math.fsum(lengths) for length in lengths], [schedule]*n)
 
@@ -208,7 +188,7 @@ def warm_up(
     start:float=0.   # value at progress 0
 ):                   # schedule: progress -> value
     "A straight line from `start` to where `schedule` begins, then `schedule`"
-    _check_share(share=share)
+    checks.share('share', share)
     _check_schedule(schedule, 'schedule')
     return join([share, 1-share], [linear(start, schedule(0.)), schedule])
 
@@ -217,9 +197,8 @@ def inverse_sqrt(
     share:float=.1  # of the training for the warm-up, in (0, 1]
 ):                  # schedule: progress -> value
     "A straight line from 0, then as 1/√progress; ends at `peak`·√`share`"
-    _check_numbers(peak=peak)
-    _check_above_0(share=share)
-    _check_share(share=share)
+    finite('peak', peak)
+    positive('share', checks.share('share', share))
     def falling(p): return peak*math.sqrt(share/(share + (1-share)*p))
     return warm_up(falling, share)
 
@@ -231,8 +210,8 @@ def wsd(
     anneal=linear    # (start, end) -> schedule: the shape of the decay
 ):                   # schedule: progress -> value
     "Warm-up, stable, decay"
-    _check_numbers(peak=peak, end=end)
-    _check_share(up=up)
-    _check_share(1-up, down=down)
+    finite('peak', peak), finite('end', end)
+    checks.share('up', up), checks.share('down', down)
+    checks.share('up + down', up + down)
     parts = [linear(0., peak), constant(peak), anneal(peak, end)]
     return join([up, 1-up-down, down], parts)

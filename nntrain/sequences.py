@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .events import After, Callback
+from .callback import After, Callback
 from .metrics import MetricsCB
 
 # %% auto #0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .budgets import to_device
 from .data import TensorLoader
-from .learner import _tensors
+from .batches import tensors_of
 from .processes import part_of, world_size
 
 # %% ../nbs/18_distributed.ipynb #cf68f501
@@ -138,7 +138,7 @@ class ListShard:
     def __len__(self): return len(self.batches)
     def __iter__(self):
         return (
-            _rows(b, part_of(len(next(_tensors(b))), self.rank, self.world))
+            _rows(b, part_of(len(next(tensors_of(b))), self.rank, self.world))
             for b in self.batches)
 
 # %% ../nbs/18_distributed.ipynb #568db901

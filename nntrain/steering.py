@@ -15,12 +15,12 @@ from numbers import Real
 from fastcore.basics import patch
 from torch import Tensor
 
+from .callback import Callback
+from .checks import finite, positive, share
 from .cycles import momentum_cycle, one_cycle
-from .events import Callback
 from .learner import Learner
 from .optimizer import Optimizer, SCHEDULER_KEYS, check_hyper, check_names
-from .schedule import (_check_above_0, _check_numbers, _check_schedule,
-                              _check_share, at_steps, constant, cosine, join)
+from .schedule import _check_schedule, at_steps, constant, cosine, join
 
 # %% ../nbs/15_schedulers.ipynb #25a7d901
 def hyper_names(
@@ -185,7 +185,7 @@ def _listed(lr):  # one rate for all parameter groups, or one for each
     rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
     if not rates: raise ValueError('lr is an empty list: give one rate for each group')
     for k, rate in enumerate(rates):
-        _check_numbers(**{f'lr[{k}]' if len(rates) > 1 else 'lr': rate})
+        finite(f'lr[{k}]' if len(rates) > 1 else 'lr', rate)
     return rates
 
 def _per_group(make, lr):  # one schedule, or a list if `lr` is one
@@ -222,8 +222,7 @@ def fit_flat_cos(self:Learner,
     "Train at a constant rate, then down along a cosine; everything else as `fit`"
     lr = self.lr if lr is None else lr
     highs = _listed(lr)
-    _check_share(pct_start=pct_start)
-    _check_above_0(div_final=div_final)
+    share('pct_start', pct_start), positive('div_final', div_final)
     def flat_cos(high):
         down = cosine(high, high/div_final)
         return join([pct_start, 1-pct_start], [constant(high), down])

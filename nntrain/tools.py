@@ -245,6 +245,11 @@ def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
         if not n: raise SystemExit(f"_quarto.yml needs a line '  {key}: …' under book")
     return text
 
+def _with_reference(text, lib):  # _quarto.yml with the reference page of each module
+    pages = [f'        - api/{p.stem}.qmd\n' for p in sorted(lib.glob('[a-z]*.py'))]
+    return re.sub(r'(- part: "API reference"\n +chapters:\n)(?: +- api/.*\n)*',
+                  lambda m: m[1] + ''.join(pages), text)
+
 # the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
 def _llms(text, s, nbs):
     site = s['doc_host']+s['doc_baseurl']
@@ -279,6 +284,7 @@ def _llms(text, s, nbs):
 def _in_step(root, s):  # {path: the text it should have}
     nbs = root/s['nbs_path']
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
+    book = _with_reference(book, root/s['lib_path'])
     res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(

@@ -13,9 +13,9 @@ import inspect
 
 from fastcore.basics import patch
 
-from .events import After, Callback
+from .callback import After, Callback
 from .metrics import MetricsCB
-from .progress import last_metric
+from .history import last_metric
 
 # %% ../nbs/15_schedulers.ipynb #e4483601
 class TorchSchedulerCB(Callback):

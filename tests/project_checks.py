@@ -37,9 +37,7 @@ EVENT = re.compile(r'(before|after|cleanup)_')
 CHECK_CALL = re.compile(r'(test|assert|check)_\w+|expect_fail')
 
 
-# ---- reading
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------
 
 def settings(root):
     "The values of settings.ini"
@@ -91,11 +89,11 @@ def target_of(src):
                  if (to := directive(src, kind)) is not None), '')
 
 def module_places(root):
-    "{module: (chapter, place within it)}: modules and cells behind it may import it"
+    "{module: chapter that exports it}: modules and cells of later ones may import it"
     found = {}
     for path, nb in notebooks(root).items():
         for name, _ in exporting_to(nb):
-            found.setdefault(name, (chapter(path), len(found)))
+            found.setdefault(name, chapter(path))
     return found
 
 def shared_modules(root):
@@ -144,9 +142,7 @@ def copy_project(root, to):
     return to
 
 
-# ---- notebooks and package in step
-#
-# ---------------------------------------------------------------------------------------------------
+# ---- notebooks and package in step ---------------------------------------------------
 
 def out_of_step(root, tmp):
     "Modules that are not what `nbdev_export` makes of the notebooks"
@@ -177,29 +173,43 @@ def not_clean(root, tmp):
         != (fresh / 'nbs' / p.name).read_text(encoding='utf-8')]
 
 def backward_imports(root):
-    "Modules and cells that import what comes later; chapters in shared modules"
+    """Modules and cells that import what comes later, shared modules that import a
+    chapter, modules that import each other"""
     places, shared, problems = module_places(root), shared_modules(root), []
+    graph = {name: set() for name in places}
     def problem(path, text): problems.append(f'{path.name}: {text}')
     for path, nb in notebooks(root).items():
         for own, src in exporting_to(nb):
-            for module in sorted(imported_modules(src) - {own}):
-                if module not in places:
+            for module in sorted(imported_modules(src)):
+                if module == own: problem(path, f'nntrain.{own} imports itself')
+                elif module not in places:
                     problem(path, f'exported code imports nntrain.{module}, '
                                   'which no chapter exports')
-                elif (own in shared) == (module in shared):
-                    if places[module] >= places[own]:
-                        problem(
-                            path, f'nntrain.{own} imports nntrain.{module} of '
-                            f'chapter {places[module][0]:02}: not an earlier one')
-                elif own in shared:
+                if module not in places or module == own: continue
+                graph[own].add(module)
+                if own in shared and module not in shared:
                     problem(path, f'nntrain.{own} may import no chapter, '
                                   f'but imports nntrain.{module}')
+                elif module not in shared and places[module] > places[own]:
+                    problem(path, f'nntrain.{own} imports nntrain.{module} of '
+                                  f'chapter {places[module]:02}: not an earlier one')
         for src in filter(lambda src: not is_export(src), code_cells(nb)):
             for module in sorted(imported_modules(src) - shared):
-                if places.get(module, (-1,))[0] > chapter(path):
+                if places.get(module, -1) > chapter(path):
                     problem(path, f'a cell imports nntrain.{module} of the later '
-                                  f'chapter {places[module][0]:02}')
-    return problems
+                                  f'chapter {places[module]:02}')
+    return problems + [f'nntrain.{a} and nntrain.{b} import each other'
+                       for a in graph for b in graph
+                       if a < b and b in reached(graph, a) and a in reached(graph, b)]
+
+def reached(graph, start):
+    "All that can be reached from a node: {node: nodes}"
+    found, todo = set(), [start]
+    while todo:
+        new = graph.get(todo.pop(), set()) - found
+        found |= new
+        todo += new
+    return found
 
 def imported_modules(src):
     "Modules of the package that a piece of code imports, wherever in it"
@@ -219,9 +229,7 @@ def imported_modules(src):
     return {m for m in found if not m.startswith('__')}
 
 
-# ---- one notebook
-#
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- one notebook --------------------------------------------------------------------
 
 def untidy(nb, size=0):
     "What must not be stored in a notebook of `size` bytes"
@@ -315,9 +323,39 @@ def used_names(src):
         if isinstance(n, (ast.Name, ast.Attribute))}
 
 
-# ---- the package
-#
-# -----------------------------------------------------------------------------------------------------------------------
+LONGEST = 88   # characters of a line of code, wherever it stands
+_NUMBER = re.compile(r'(?<![\w-])[Cc]hapters? \d+(?!\d| of\b)')
+
+def long_lines(source):
+    "Lines of code that a page cannot show in one piece; nbdev's directives do not count"
+    return [f'{len(line)} characters: {line.strip()[:60]}…'
+            for line in source.splitlines()
+            if len(line) > LONGEST and not line.startswith('#|')]
+
+def long_code(nb):
+    "Over-long lines in the code cells of a notebook"
+    return [f'cell {i}: {line}' for i, cell in enumerate(nb['cells'])
+            if cell['cell_type'] == 'code'
+            for line in long_lines(''.join(cell['source']))]
+
+def typed_numbers(nb):
+    """Chapters named by a number that is not the label of a link: in prose a link says
+    it (its label follows the file), code names the topic"""
+    return [f'cell {i}: {found[0]}' for i, cell in enumerate(nb['cells'])
+            for found in _NUMBER.finditer(without_labels(''.join(cell['source'])))]
+
+def without_labels(text):
+    "A text without the labels of its links to chapters"
+    return re.sub(r'\[[^\]]*\](?=\(\d\d_\w+\.ipynb)', '[]', text)
+
+def wrong_labels(root):
+    "Files in which a link's number is not its chapter's: nntrain_renumber mends them"
+    from nntrain.renumber import renumber
+    return [f'{path.relative_to(root)}: run nntrain_renumber'
+            for path in renumber(root, {}, check=True)]
+
+
+# ---- the package ---------------------------------------------------------------------
 
 _IMPORT = '''
 import importlib, json, sys
@@ -452,9 +490,7 @@ def bad_result(path):
     return [f'{path.name}: {p}' for p in problems]
 
 
-# ---- repository and texts
-#
-# ----------------------------------------------------------------------------------------------------------------
+# ---- repository and texts ------------------------------------------------------------
 
 def tracked_artefacts(root):
     "Files in git that .gitignore keeps out"

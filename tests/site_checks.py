@@ -18,11 +18,7 @@ SERIOUS = ('serious', 'critical')
 BROWSERS = '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'
 
 
-# ---- files
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------
 
 class Page(html.parser.HTMLParser):
     "What a page offers as targets, and what it points to"
@@ -94,11 +90,7 @@ def file_problems(docs, base):
     return bad
 
 
-# ---- pages in a browser
-#
-#
-#
-# -----------------------------------------------------------------------------------------------
+# ---- pages in a browser --------------------------------------------------------------
 
 def start_browser():
     "Context manager, or a skip that says what is missing"
@@ -279,11 +271,7 @@ def page_problems(page, axe=None):
     return bad + page.problems
 
 
-# ---- the site
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------
+# ---- the site ------------------------------------------------------------------------
 
 def build(top):
     """`nbdev_docs` in a copy of the checkout, without what git ignores -> folder of the

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nntrain.activations import ActivationStatsCB, Hooks, activation_stats, find_modules
 from nntrain.summary import layer_macs, summary, untouched
-from nntrain.events import Callback, CancelBatch, CancelEpoch, CancelFit, CancelPhase
+from nntrain.callback import Callback
+from nntrain.events import CancelBatch, CancelEpoch, CancelFit, CancelPhase
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
 
 
@@ -41,11 +43,7 @@ def learner(*cbs, model=None):
     return Learner(model or small(), Data(), F.cross_entropy, lr=0.1, cbs=cbs)
 
 
-# ---- hooks
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- hooks ---------------------------------------------------------------------------
 
 class RaiseCB(Callback):
     def __init__(self, event, error):
@@ -129,11 +127,7 @@ def test_keyword_inputs_are_seen():
     assert hooks[0].n == 2
 
 
-# ---- statistics
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------
 
 class NoSync(TorchDispatchMode):
     "Fails on whatever needs the value of a tensor in Python"
@@ -211,15 +205,11 @@ def test_one_module_at_two_places():
 
 def test_lr_find_leaves_the_statistics_out():
     stats = ActivationStatsCB()
-    learner(stats).lr_find(n_steps=5)
+    lr_find(learner(stats), n_steps=5)
     assert not stats.means
 
 
-# ---- summary
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------------
+# ---- summary -------------------------------------------------------------------------
 
 def snapshot(model):
     return (
@@ -404,11 +394,7 @@ def test_user_hooks_stay():
     assert n_hooks(model) == 1 and len(calls) == 1
 
 
-# ---- compiled models
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- compiled models -----------------------------------------------------------------
 
 def compiled_whole(model): return torch.compile(model, backend='eager')
 def compiled_in_place(model): model.compile(backend='eager'); return model

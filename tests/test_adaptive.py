@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from nntrain.adaptive import Adam, AdamW, RMSProp
 from nntrain.annealing import AdamAnnealed, AnnealCB
 from nntrain.data import DataLoaders
-from nntrain.events import Callback
+from nntrain.callback import Callback
 from nntrain.learner import Learner
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD

@@ -22,11 +22,12 @@ from nntrain.callbacks import (
     GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, WeightAveragingCB)
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.batches import DeviceCB, NormalizeCB
-from nntrain.events import Callback
+from nntrain.prepare import DeviceCB, NormalizeCB
+from nntrain.callback import Callback
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.progress import RecorderCB
+from nntrain.history import RecorderCB
 
 quick = settings(max_examples=25, deadline=None)
 shapes = st.tuples(
@@ -65,11 +66,7 @@ def chi2_ok(counts, expected):
     ) < 5 * math.sqrt(2 * dof)
 
 
-# ---- every transform
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------
+# ---- every transform -----------------------------------------------------------------
 
 @pytest.mark.parametrize('make', TRANSFORMS.values(), ids=TRANSFORMS)
 @given(shape=shapes, seed=seeds, byte=st.booleans())
@@ -173,11 +170,7 @@ def test_no_transform(make):
     with pytest.raises(TypeError, match='is no transform'): make()
 
 
-# ---- crop
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------------
+# ---- crop ----------------------------------------------------------------------------
 
 @given(
     shape=shapes, padding=st.integers(0, 3), fill=st.floats(-3, 3), seed=seeds,
@@ -205,11 +198,7 @@ def test_crop_then_normalise_is_normalise_then_crop_with_black():
         normalise(RandomCrop(2, generator=seeded(0))(x)))
 
 
-# ---- coverage
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------------------------------
+# ---- coverage ------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', [RandomErase, RandomCopy])
 @pytest.mark.parametrize('share, side', [(0.25, 12), (0.5, 7), (1.0, 5)])
@@ -273,11 +262,7 @@ def test_copied_rectangles_move_as_a_whole():
     assert came_from.min() >= 0 and came_from.max() < side*side
 
 
-# ---- labels
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------
 
 @given(n=st.integers(1, 9), c=st.integers(2, 6), eps=st.floats(0, 1), seed=seeds)
 @quick
@@ -424,11 +409,7 @@ def test_shares_follow_beta_and_the_larger_part_gives_the_class():
         2 / 20_000)
 
 
-# ---- dropout
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------------
+# ---- dropout -------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'ours, theirs', [(Dropout, nn.Dropout), (Dropout2d, nn.Dropout2d)])
@@ -445,11 +426,7 @@ def test_dropout_is_torchs_in_distribution(ours, theirs, p):
     assert ours(p).eval()(x) is x and ours(p)(x.half()).dtype == torch.float16
 
 
-# ---- in the learner
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- in the learner ------------------------------------------------------------------
 
 def small_dls(n=40):
     torch.manual_seed(0)
@@ -478,7 +455,7 @@ def test_mixing_trains_beside_everything_else(mixing):
     assert len(learn.history) == 3 and all(
         math.isfinite(v) for v in learn.history[-1].values())
     assert torch.equal(learn.dls.train.x, x)
-    assert learn.lr_find(n_steps=8).losses
+    assert lr_find(learn, n_steps=8).losses
     soft = Learner(
         net(), learn.dls, lambda p, y: F.cross_entropy(p, y, label_smoothing=0.1),
         lr=0.05, cbs=[mixing()])

@@ -23,11 +23,7 @@ NBS = ROOT/'nbs'
 ALT = 'A line that moves when the slider moves.'
 
 
-# ---- figures to try
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# ---- figures to try ------------------------------------------------------------------
 
 def waves(shift, shape):
     x = np.linspace(0, 6, 40)
@@ -129,11 +125,7 @@ def stored_figures(path, mark='/*data*/'):
     return [h for h in html if mark in h]
 
 
-# ---- what explore refuses
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------
+# ---- what explore refuses ------------------------------------------------------------
 
 def line(a): return {'y': [0., a]}
 def two_lengths(a): return {'y': np.ones(a)}
@@ -322,11 +314,7 @@ def test_works_without_nbdev():
     )
 
 
-# ---- predict
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- predict -------------------------------------------------------------------------
 
 UP, DOWN = '<up> & away', 'down'
 
@@ -408,11 +396,7 @@ def test_prediction_is_deterministic_small_and_self_contained():
         "Pick one: .check('…') answers."]
 
 
-# ---- in a browser
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------
+# ---- in a browser --------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def browser():
@@ -775,11 +759,7 @@ def test_colours_stand_out():
             assert (high+.05)/(low+.05) >= 3, (colour, ground)
 
 
-# ---- results
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------
 
 KW = dict(split='test', seconds=1., source='real')
 
@@ -891,11 +871,7 @@ def test_recorded_rows_are_complete():
             and row.hardware and row.versions['torch'])
 
 
-# ---- nntrain_execute
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------
+# ---- nntrain_execute -----------------------------------------------------------------
 
 def write_notebook(path, *cells):
     cell = lambda i, src: dict(
@@ -980,11 +956,7 @@ def test_live_kernel_shows_the_widget(tmp_path, no_env):
         'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
 
 
-# ---- nntrain_sync
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- nntrain_sync --------------------------------------------------------------------
 
 @pytest.fixture
 def small_project(tmp_path):

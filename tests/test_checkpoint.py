@@ -31,11 +31,16 @@ from nntrain.checkpoint import (
     read_checkpoint, set_random_state, training_facts, training_state, write_checkpoint)
 from nntrain.annealing import AutoAnnealCB
 from nntrain.data import DataLoaders
-from nntrain.batches import BatchTransformCB, DeviceCB, MomentumLearner, NormalizeCB
-from nntrain.events import Callback, CancelFit, CancelStep
-from nntrain.learner import Learner, set_seed
+from nntrain.compare import MomentumLearner
+from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB
+from nntrain.callback import Callback
+from nntrain.events import CancelFit, CancelStep
+from nntrain.lr_finder import lr_find
+from nntrain.compare import set_seed
+from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.progress import ProgressCB, RecorderCB
+from nntrain.history import RecorderCB
+from nntrain.progress import ProgressCB
 from nntrain.cycles import one_cycle
 from nntrain.schedule import step_decay
 from nntrain.steering import ScheduleCB
@@ -48,7 +53,13 @@ from torch import nn
 from nntrain import checkpoint, callbacks
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.learner import Accuracy, BatchTransformCB, Callback, Learner, MetricsCB, RecorderCB, set_seed
+from nntrain.lr_finder import lr_find
+from nntrain.learner import Learner
+from nntrain.callback import Callback
+from nntrain.compare import set_seed
+from nntrain.history import RecorderCB
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.prepare import BatchTransformCB
 from nntrain.schedule import ScheduleCB, one_cycle
 import torch._dynamo  # what the first optimizer loads: once here, not in every life
 
@@ -181,11 +192,7 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
         'result.pt', 'run.pt']  # what was half-written is swept away
 
 
-# ---- in one process
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------------
+# ---- in one process ------------------------------------------------------------------
 
 X, Y = torch.randn(50, 4), torch.randint(0, 3, (50,))
 
@@ -725,7 +732,7 @@ def test_a_callback_that_fails_to_load_leaves_nothing_half_loaded(tmp_path):
 
 def test_lr_find_and_validation_leave_the_file_alone(tmp_path):
     learn = learner(CheckpointCB(tmp_path/'c.pt'))
-    learn.lr_find(n_steps=5)
+    lr_find(learn, n_steps=5)
     learn.fit(1, train=False)
     assert not (tmp_path/'c.pt').exists()
 

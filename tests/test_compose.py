@@ -35,7 +35,8 @@ from nntrain.parts import (average_grad, l2_reg, momentum_step, scalar, sgd_step
 from nntrain.zoo import (LAMB, LARS, Lion, RAdam, lamb_step, lookahead, trust_ratio,
                          with_lookahead)
 from nntrain.data import DataLoaders
-from nntrain.events import Callback, CancelPhase
+from nntrain.callback import Callback
+from nntrain.events import CancelPhase
 from nntrain.learner import Learner
 from nntrain.optimizer import SGD
 

@@ -17,11 +17,15 @@ from nntrain.data import DataLoaders, TensorLoader
 from nntrain.distributed import AccelerateCB
 from nntrain.processes import Processes, is_main, part_of
 from nntrain.shards import ListShard, LoaderShard, TensorShard, shard
-from nntrain.batches import MomentumLearner, TrainCB
-from nntrain.events import Callback, CancelEpoch, CancelStep
-from nntrain.learner import Learner, set_seed
+from nntrain.compare import MomentumLearner
+from nntrain.callback import Callback
+from nntrain.events import CancelEpoch, CancelStep
+from nntrain.lr_finder import lr_find
+from nntrain.compare import set_seed
+from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.progress import ProgressCB, RecorderCB
+from nntrain.history import RecorderCB
+from nntrain.progress import ProgressCB
 from nntrain.momentum import Momentum
 from nntrain.schedule import linear
 from nntrain.steering import ScheduleCB
@@ -39,6 +43,7 @@ from nntrain.callbacks import *
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders, TensorLoader
 from nntrain.distributed import *
+from nntrain.lr_finder import lr_find
 from nntrain.learner import *
 from nntrain.momentum import Momentum
 from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
@@ -457,13 +462,10 @@ def test_decisions_are_taken_by_all(two):
 def test_lr_find(two):
     def find():
         dl = loader('seeded tensors', 97)
-        return Learner(
-            model(),
-            DataLoaders(dl, dl),
-            F.cross_entropy,
-            Momentum,
-            cbs=[AccelerateCB(), ProgressCB(), MetricsCB()],
-        ).lr_find(n_steps=30, stop_at=1.5)
+        learn = Learner(model(), DataLoaders(dl, dl), F.cross_entropy, Momentum,
+                        cbs=[AccelerateCB(), ProgressCB(), MetricsCB()])
+        return lr_find(learn, n_steps=30, stop_at=1.5)
+    two.run('from nntrain.lr_finder import lr_find')
     two.define(model)
     set_seed(0); alone = find()
     two.run('set_seed(0)')
@@ -501,9 +503,13 @@ def test_metrics_that_cannot_be_added_are_refused(two):
     assert two.run(refused)[0].startswith('Last cannot be added up over processes')
 
 
+class BackwardCB(Callback):
+    def backward(self, learn): learn.backward()
+
+
 def test_two_providers_of_backward_are_refused():
     with pytest.raises(ValueError, match='backward'):
-        train(cbs=[AccelerateCB(), TrainCB()])
+        train(cbs=[AccelerateCB(), BackwardCB()])
 
 
 @pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])

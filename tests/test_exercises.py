@@ -188,11 +188,7 @@ def test_exercises(path):
 def test_all_chapters_are_looked_at(): assert len(CHAPTERS) >= 17
 
 
-# ---- the checker can fail
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------
+# ---- the checker can fail ------------------------------------------------------------
 
 TASK = 'Write `double(x)`: a tensor of the shape of `x` with all of its numbers times two, and nothing else changed.'
 STUB = 'def double(x): ...   # your code'

@@ -43,11 +43,7 @@ def inputs(shape, gen, dtype):
         torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype))
 
 
-# ---- BatchNorm
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- BatchNorm -----------------------------------------------------------------------
 
 @given(
     shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 1e-3, 0.1]),
@@ -148,11 +144,7 @@ def test_half_precision_inputs_are_normalised_in_the_precision_of_the_weights(no
         conv_block(1, 4, norm=norm)(torch.randn(4, 1, 8, 8)).sum().backward()
 
 
-# ---- LayerNorm
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- LayerNorm -----------------------------------------------------------------------
 
 @given(
     shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 0.1]),
@@ -177,11 +169,7 @@ def test_layer_norm_is_torchs(shape, kind, eps, seed):
     same(ours(a[:1]), out[:1], tol)
 
 
-# ---- GeneralReLU
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- GeneralReLU ---------------------------------------------------------------------
 
 @given(
     leak=st.floats(0, 1), subtract=st.floats(0, 1),
@@ -206,11 +194,7 @@ def test_general_relu_refuses():
         GeneralReLU(subtract=0.4, max_value=-0.4)
 
 
-# ---- initialisation
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------
+# ---- initialisation ------------------------------------------------------------------
 
 @pytest.mark.parametrize('leak', [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(
@@ -375,11 +359,7 @@ def test_lsuv_trains_afterwards_and_refuses():
         with pytest.raises(ValueError, match='no module matches'): init_weights(nothing)
 
 
-# ---- blocks
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------
+# ---- blocks --------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm, lambda n: nn.GroupNorm(1, n)])

@@ -102,8 +102,7 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
         execute(installed/'venv', tmp_path/'fails.ipynb', tmp_path)
 
 
-# ---- set-up cells, where something is missing
-# ---------------------------------------------------------------------------
+# ---- set-up cells, where something is missing ----------------------------------------
 
 PIP = '''
 import json, os, shutil, sys, sysconfig

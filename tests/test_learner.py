@@ -15,16 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nntrain.data import DataLoaders, TensorLoader
 from nntrain.aside import acting, aside
-from nntrain.batches import BatchTransformCB, NormalizeCB, SingleBatchCB
-from nntrain.compare import run_seeds
-from nntrain.events import (After, Before, CANCELS, Callback, CancelFit, CancelStep,
-                            EVENTS, LEVELS, sort_callbacks)
-from nntrain.learner import Learner, check_callbacks, set_seed, unpack
-from nntrain.lr_finder import smooth_losses
+from nntrain.batches import unpack
+from nntrain.callback import After, Callback, check_callbacks, sort_callbacks
+from nntrain.compare import run_seeds, set_seed
+from nntrain.data import DataLoaders, TensorLoader
+from nntrain.events import CANCELS, EVENTS, LEVELS, CancelFit, CancelStep
+from nntrain.history import RecorderCB
+from nntrain.learner import Learner
+from nntrain.lr_finder import lr_find, smooth_losses
 from nntrain.metrics import Accuracy, Mean, MetricsCB
-from nntrain.progress import ProgressCB, RecorderCB
+from nntrain.prepare import BatchTransformCB, NormalizeCB, SingleBatchCB
+from nntrain.progress import ProgressCB
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 BATCHES = list(zip(X.split(3), Y.split(3)))  # 3, 3 and 2 samples
@@ -37,7 +39,7 @@ def learner(*cbs, **kw):
 
 class Everything(Callback):
     "Notes every event; raises `error` at the n-th one"
-    order = Before(MetricsCB)
+    order = 9   # before MetricsCB
     def __init__(self, fail_at, error):
         self.heard, self.fail_at, self.error = [], fail_at, error
     def _hear(self, event):
@@ -121,33 +123,16 @@ def test_accuracy_per_pixel():
 
 
 @settings(deadline=None)
-@given(
-    st.permutations(
-        [
-            (0, None), (5, None), (10, None), (None, ('after', 1)),
-            (None, ('before', 2)), (None, ('after', 0))]
-    )
-)
+@given(st.permutations([(0, None), (5, None), (10, None), (None, 1), (None, 'one'), (None, 0)]))
 def test_order_holds_whatever_the_order_of_listing(parts):
-    classes = {}
-    numbers = [0, 5, 10]
-    for i, n in enumerate(numbers):
-        classes[i] = type(f'N{n}', (Callback,), {'order': n})
-    made = []
-    for number, relative in parts:
-        if relative is None:
-            made.append(classes[numbers.index(number)]())
-        else:
-            side, target = relative
-            made.append(
-                type(
-                    f'{side}{target}',
-                    (Callback,),
-                    {'order': (After if side == 'after' else Before)(classes[target])},
-                )()
-            )
-    names = [type(cb).__name__ for cb in sort_callbacks(made)]
-    assert names == ['N0', 'after0', 'N5', 'after1', 'before2', 'N10']
+    numbers = [type(f'N{n}', (Callback,), {'order': n}) for n in (0, 5, 10)]
+    one = type('after1', (Callback,), {'order': After(numbers[1])})
+    two = type('after_after1', (Callback,), {'order': After(one)})
+    zero = type('after0', (Callback,), {'order': After(numbers[0])})
+    made = {(0, None): numbers[0], (5, None): numbers[1], (10, None): numbers[2],
+            (None, 1): one, (None, 'one'): two, (None, 0): zero}
+    names = [type(cb).__name__ for cb in sort_callbacks([made[p]() for p in parts])]
+    assert names == ['N0', 'after0', 'N5', 'after1', 'after_after1', 'N10']
 
 
 @pytest.mark.parametrize(
@@ -200,7 +185,7 @@ def test_lr_find_repeats_and_leaves_the_next_fit_alone():
         torch.manual_seed(0)
         learn = learner(MetricsCB(Accuracy()), opt_func=torch.optim.Adam, lr=.01)
         learn.fit(1)
-        if find: learn.lr_find(n_steps=10)
+        if find: lr_find(learn, n_steps=10)
         learn.fit(2)
         return learn
     with_search, without = trained(True), trained(False)
@@ -254,8 +239,8 @@ def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
         batch_sampler=torch.utils.data.BatchSampler(
             torch.utils.data.RandomSampler(data, generator=own), 3, False))
     before = own.get_state()
-    Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy).lr_find(
-        n_steps=8)
+    lr_find(Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy),
+            n_steps=8)
     assert torch.equal(own.get_state(), before)
 
 
@@ -840,7 +825,8 @@ def found(loss=F.cross_entropy, n_steps=60, cbs=(), n=64, batch_size=16, end_lr=
         (x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_size=batch_size,
         seed=0)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-    return Learner(model, dls, loss, cbs=cbs).lr_find(n_steps=n_steps, end_lr=end_lr)
+    learn = Learner(model, dls, loss, cbs=cbs)
+    return lr_find(learn, n_steps=n_steps, end_lr=end_lr)
 
 
 @pytest.mark.parametrize('shift', [.6, 3., -2.])
@@ -915,7 +901,7 @@ def test_lr_find_of_lazy_layers_and_of_callbacks_that_need_the_metrics():
     learn = Learner(
         nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), DataLoaders(BATCHES, BATCHES),
         F.cross_entropy, cbs=cbs)
-    assert len(learn.lr_find(n_steps=8).lrs) == 8
+    assert len(lr_find(learn, n_steps=8).lrs) == 8
     assert (
         list(learn.cbs) == cbs and learn.history == []
         and type(learn.model[0]) is nn.LazyLinear)
@@ -924,7 +910,7 @@ def test_lr_find_of_lazy_layers_and_of_callbacks_that_need_the_metrics():
 def test_the_finder_owns_the_rate():
     class Writes(Callback): owns = ('lr',)
     with pytest.raises(ValueError, match='would both write lr'):
-        learner(Writes()).lr_find(n_steps=5)
+        lr_find(learner(Writes()), n_steps=5)
 
 
 def test_validation_with_another_model():
@@ -1050,7 +1036,7 @@ def test_compiled_models():
         learn = Learner(
             one, DataLoaders(BATCHES, BATCHES), F.cross_entropy,
             cbs=[MetricsCB(Accuracy())])
-        rates = learn.lr_find(n_steps=6).losses
+        rates = lr_find(learn, n_steps=6).losses
         learn.fit(2)
         fits.append((rates, [row['valid_loss'] for row in learn.history]))
     for a, b in zip(*fits): assert a == pytest.approx(b, rel=1e-5)
@@ -1082,8 +1068,7 @@ def test_aside_of_anything():
         'model': model}
 
 
-# ---- what a loss counts
-# ---------------------------------------------------------------
+# ---- what a loss counts --------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'loss',

@@ -11,7 +11,7 @@ from optimizer_checks import set_gradients
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.batches import MomentumLearner
+from nntrain.compare import MomentumLearner
 from nntrain.learner import Learner
 from nntrain.momentum import EMAMomentum, Momentum, ema
 from nntrain.optimizer import SGD

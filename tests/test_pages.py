@@ -87,11 +87,7 @@ def drift(nb, monkeypatch):
 def ok(problems, todo=''): assert not problems, '\n'.join([*problems, todo])
 
 
-# ---- results
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------
 
 RESULTS_PAGES = [p for p in ('index.ipynb', '95_results.ipynb') if (NBS/p).exists()]
 
@@ -144,11 +140,7 @@ def test_a_typed_number_is_noticed(monkeypatch):
     assert any('04-cnm' in line for line in drift(nb, monkeypatch))
 
 
-# ---- links from page to page
-#
-#
-#
-# ----------------------------------------------------------------------------------------------
+# ---- links from page to page ---------------------------------------------------------
 
 def anchor(heading):
     "Identifier that pandoc, and so Quarto, gives to a heading"
@@ -251,11 +243,7 @@ def test_anchor_is_that_of_pandoc(heading, identifier):
     assert anchor(heading) == identifier
 
 
-# ---- names
-#
-#
-#
-# ------------------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def names_page():
@@ -363,11 +351,7 @@ def test_built_elsewhere_can_fail():
     ]
 
 
-# ---- glossary
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# ---- glossary ------------------------------------------------------------------------
 
 def glossary_problems(nb, pages):
     """Entries out of order, twice, without text, or without a link to a section of a
@@ -431,11 +415,7 @@ def test_glossary_problems_are_found(entry, problem):
     assert found == [] if problem is None else len(found) == 1 and problem in found[0]
 
 
-# ---- bibliography
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------
+# ---- bibliography --------------------------------------------------------------------
 
 def bibliography_problems(bib, texts):
     "Entries that are incomplete or that nobody cites"

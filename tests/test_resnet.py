@@ -26,11 +26,7 @@ def n_dead(model, *shape):
     return sum(mask.sum().item() for mask in dead_weights(model, shape).values())
 
 
-# ---- shapes
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'identity, channels, stride',
@@ -75,11 +71,7 @@ def test_pad_channels_appends_and_drops():
     assert_close(PadChannels(2)(x), x[:, :2])
 
 
-# ---- the network
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- the network ---------------------------------------------------------------------
 
 nets = st.tuples(
     st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 2),
@@ -140,11 +132,7 @@ def test_other_norms_and_activations(norm, act):
     assert resnet((4, 8), norm=norm, act=act)(torch.randn(4, 1, 9, 9)).shape == (4, 10)
 
 
-# ---- dead weights
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------
+# ---- dead weights --------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'ks, stride, size', list(itertools.product((1, 3, 5), (1, 2), range(1, 6))))
@@ -227,11 +215,7 @@ def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():
         and not dead['1.weight'].any())
 
 
-# ---- bad input
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'make, message',

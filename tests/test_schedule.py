@@ -14,11 +14,12 @@ from torch.optim import lr_scheduler
 
 from nntrain.adaptive import AdamW
 from nntrain.zoo import Lion
-from nntrain.events import Callback, CancelBatch, CancelFit, CancelStep
+from nntrain.callback import Callback
+from nntrain.events import CancelBatch, CancelFit, CancelStep
+from nntrain.lr_finder import lr_find
 from nntrain.learner import Learner
-import nntrain.lr_finder  # gives a Learner its lr_find
 from nntrain.metrics import MetricsCB
-from nntrain.progress import RecorderCB
+from nntrain.history import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import SGD
 from nntrain.cycles import momentum_cycle, one_cycle
@@ -164,15 +165,14 @@ def test_restarts_have_their_middle_in_the_middle():
     for p in 1/14, 2/7, 5/7: assert abs(grows(p) - .5) < 1e-12
 
 
-@given(peak=values, up=st.floats(0, 1), rest=st.floats(0, 1), end=st.floats(0, 1),
+@given(peak=values, up=st.floats(.01, .9), rest=st.floats(.01, 1), end=st.floats(0, 1),
        way=st.sampled_from([linear, cosine]))
 @quick
 def test_warm_up_stable_decay(peak, up, rest, end, way):
     down = (1-up)*rest
     schedule = wsd(peak, up, down, end*peak, way)
-    assert schedule(0.) == (0. if up > 0 else peak if down < 1 else schedule(0.))
+    assert schedule(0.) == 0 and schedule(1.) == end*peak
     if up + down < .99: assert schedule(up + (1-up-down)/2) == peak
-    if down > 1e-6: assert schedule(1.) == end*peak
     assert all(v <= peak*(1 + 1e-9) for v in at_steps(schedule, 50))
 
 
@@ -399,32 +399,32 @@ def test_schedule_cb_refuses(opt_func, schedules, error, says):
 
 
 @pytest.mark.parametrize('make, says', [
-    (lambda: one_cycle(.1, div=0), 'div must be above 0, got 0'),
-    (lambda: one_cycle(.1, div_final=0), 'div_final must be above 0'),
-    (lambda: one_cycle(.1, div=-2.), 'div must be above 0'),
+    (lambda: one_cycle(.1, div=0), 'div must be a finite number above 0, got 0'),
+    (lambda: one_cycle(.1, div_final=0), 'div_final must be a finite number above 0'),
+    (lambda: one_cycle(.1, div=-2.), 'div must be a finite number above 0'),
     (lambda: one_cycle(math.inf), 'max_lr must be a finite number'),
     (lambda: one_cycle('.1'), "max_lr must be a finite number, got '.1'"),
-    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must be a finite number'),
+    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must lie in .* got nan'),
     (lambda: one_cycle(.1, pct_start=.6, three_phase=True), r'in \[0, 0.5\]'),
     (lambda: momentum_cycle((.95, 1.5, .95)), r'moms\[1\] must be a number .* below 1'),
     (lambda: momentum_cycle((.95, .85)), 'moms must be three numbers'),
-    (lambda: momentum_cycle(pct_start=25), 'pct_start is a share of the training'),
-    (lambda: polynomial(1., 0., power=-1), 'power must be above 0'),
-    (lambda: polynomial(1., 0., power=0), 'power must be above 0'),
+    (lambda: momentum_cycle(pct_start=25), 'pct_start must lie in'),
+    (lambda: polynomial(1., 0., power=-1), 'power must be a finite number above 0'),
+    (lambda: polynomial(1., 0., power=0), 'power must be a finite number above 0'),
     (lambda: linear(.1, math.nan), 'end must be a finite number'),
     (lambda: cosine(True, 0.), 'start must be a finite number'),
     (lambda: constant((.9, math.nan)), 'value must be a finite number'),
     (lambda: exponential(.1, math.inf), 'end must be a finite number'),
     (lambda: exponential(0., .1), 'start must be above 0'),
     (lambda: time_decay(.1, 0.), 'end must be above 0'),
-    (lambda: step_decay(.1, factor=-1.), 'factor must be at least 0'),
+    (lambda: step_decay(.1, factor=-1.), 'factor must be a finite number of at least 0'),
     (lambda: step_decay(.1, at=(30, 60)), 'not as a step or an epoch'),
     (lambda: stairs(linear(1., 0.), 2.5), 'n must be a whole number'),
     (lambda: repeat(linear(1., 0.), 0), 'n must be a whole number'),
-    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be above 0'),
-    (lambda: warm_up(linear(1., 0.), 1.5), 'share is a share of the training'),
+    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be a finite number above 0'),
+    (lambda: warm_up(linear(1., 0.), 1.5), 'share must lie in'),
     (lambda: at_steps(linear(1., 0.), 2.5), 'n_steps must be a whole number'),
-    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be above 0'),
+    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be a finite number above 0'),
     (lambda: learner(opt_func=AdamW).fit_one_cycle(1, lr=[]), 'lr is an empty list'),
 ])
 def test_numbers_are_checked_when_a_schedule_is_made(make, says):
@@ -712,13 +712,13 @@ def test_state_of_the_callbacks_resumes_in_the_middle(make):
 
 
 def test_lr_find_leaves_schedules_out():
-    plain = learner().lr_find(n_steps=10).losses
+    plain = lr_find(learner(), n_steps=10).losses
     for cb in (
         ScheduleCB(lr=linear(0.1, 0.0)),
         TorchSchedulerCB(partial(s.OneCycleLR, max_lr=0.1, total_steps=4)),
     ):
         learn = learner([cb])
-        assert learn.lr_find(n_steps=10).losses == plain
+        assert lr_find(learn, n_steps=10).losses == plain
         learn.fit(1)
 
 

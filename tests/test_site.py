@@ -43,8 +43,7 @@ def front_matter(nb):
         yaml.safe_load(source(first).strip().strip('-')) if first['cell_type'] == 'raw'
         else {})
 
-# --- checkers: each returns what is wrong
-# -------------------------------------------------------------------------------
+# ---- checkers: each returns what is wrong --------------------------------------------
 
 def heading_problems(nb):
     # the page's h1 is the first page's title in its front matter, and a heading
@@ -225,11 +224,7 @@ def drift_problems(nb):
                 'notebook again')
     return bad
 
-# --- the checkers can fail
-#
-#
-#
-# ------------------------------------------------------------------------------------------------
+# ---- the checkers can fail -----------------------------------------------------------
 
 def page(*cells):
     make = lambda kind, text, **data: dict(
@@ -337,11 +332,7 @@ def test_lost_text_can_fail():
     assert lost_text(shown, stored) == ["lost: '<details><summary>Hint</summary>'"]
     assert len(lost_text(page(['raw', '---\ntitle: Title\n---']), stored)) == 3
 
-# --- the book
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------
+# ---- the book ------------------------------------------------------------------------
 
 DRIVER = """
 import json, traceback
@@ -463,11 +454,7 @@ def test_bibliography():
     )
     assert len(keys)==len(set(keys)), 'a key stands twice'
 
-# --- the built site
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------
+# ---- the built site ------------------------------------------------------------------
 
 BASE = 'https://nntrain.example/book/'
 PAGES = sorted(re.sub(r'^\d+[a-z]?_', '', p.stem) + '.html' for p in CHAPTERS) + sorted(

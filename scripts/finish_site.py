@@ -1,0 +1,197 @@
+#!/usr/bin/env python
+"""What Quarto's pages still lack, done once to the built files. Quarto calls this at the end.
+
+- Style sheets lose the rules that no page uses (Bootstrap's are 500 KB, of which 130 are used),
+  scripts do not hold up the first picture, images load when they come near the screen.
+- A link to skip the navigation, and a contents list for narrow screens, both without JavaScript.
+- Old addresses lead on: pages by themselves, places in a page by `moved.json` (page.html asks).
+- Each chapter's notebook stands beside its page, to be downloaded.
+"""
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OLD_PAGES = HERE/'first_edition.json'  # {page: [places in it]} of the first edition
+
+
+# ---- style sheets -------------------------------------------------------------------------
+
+def end_of(css, i, stop):
+    "Where one of the letters `stop` comes first, outside of quotes and brackets"
+    quote, depth = None, 0
+    while i < len(css):
+        c = css[i]
+        if c == '\\': i += 1
+        elif quote: quote = None if c == quote else quote
+        elif c in '"\'': quote = c
+        elif depth == 0 and c in stop: return i
+        elif c in '([{': depth += 1
+        elif c in ')]}': depth -= 1
+        i += 1
+    return i
+
+
+def rules(css):
+    "A style sheet as [(what stands before the brace, what stands inside, or None)]"
+    css, i, found = re.sub(r'/\*.*?\*/', '', css, flags=re.S), 0, []
+    while css[i:].strip():
+        at = end_of(css, i, '{;')
+        if css[at:at + 1] != '{': found.append((css[i:at + 1].strip(), None)); i = at + 1
+        else:
+            end = end_of(css, at + 1, '}')
+            found.append((css[i:at].strip(), css[at + 1:end]))
+            i = end + 1
+    return found
+
+
+def selectors(text):
+    found, i = [], 0
+    while i < len(text):
+        at = end_of(text, i, ',')
+        found.append(text[i:at].strip())
+        i = at + 1
+    return found
+
+
+def is_used(selector, words):
+    "Can it match anything? `words`: all classes, ids, tags and what scripts might add"
+    text = re.sub(r':(?:not|is|where|has)\((?:[^()]|\([^()]*\))*\)', '', selector)
+    text = re.sub(r'\[[^\]]*\]|::?[\w-]+(?:\([^)]*\))?', '', text)
+    names = [name.replace('\\', '') for name in re.findall(r'[.#]((?:[\w-]|\\.)+)', text)]
+    return all(word in words for word in names + re.findall(r'(?:^|[\s>+~])([a-z]\w*)', text))
+
+
+def used_rules(css, words):
+    kept = []
+    for before, inside in rules(css):
+        if inside is None: kept.append(before)
+        elif re.match('@(media|supports|layer|container)', before):
+            inside = used_rules(inside, words)
+            if inside: kept.append(f'{before}{{{inside}}}')
+        elif before.startswith('@'): kept.append(f'{before}{{{inside}}}')
+        else:
+            before = ','.join(s for s in selectors(before) if is_used(s, words))
+            if before: kept.append(f'{before}{{{inside}}}')
+    return ''.join(kept)
+
+
+def smaller(css, words):
+    "A style sheet without what no page uses; who holds the rights stays on top"
+    rights = re.findall(r'/\*!(?:(?!\*/).)*?(?:Copyright|Licensed).*?\*/', css, re.S)
+    return ''.join(f'{text}\n' for text in rights) + used_rules(css, words)
+
+
+def words_of(docs, pages):
+    "Whatever a selector may name: classes, ids and tags of the pages, words of the scripts"
+    scripts = [p.read_text(encoding='utf-8') for p in docs.rglob('*.js')]
+    words = set()
+    for text in pages.values():
+        for value in re.findall(r'\b(?:class|id)="([^"]*)"', text): words |= set(value.split())
+        words |= set(re.findall(r'<([a-zA-Z][\w-]*)', text))
+        scripts += re.findall(r'<script\b[^>]*>(.*?)</script>', text, re.S)
+    for text in scripts: words |= set(re.findall(r'[\w-]+', text))
+    return words
+
+
+# ---- pages ----------------------------------------------------------------------------------
+
+SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
+
+
+def contents(text):
+    "The page's list of contents once more, folded under the title, for screens without margin"
+    toc = re.search(r'<nav id="TOC".*?(<ul>.*?</ul>)\s*(?:<div class="toc-actions|</nav>)',
+                    text, re.S)
+    if not toc: return text
+    plain = re.sub(r' (?:id|class|data-scroll-target)="[^"]*"', '', toc[1])
+    box = ('<details class="contents-here"><summary>On this page</summary>\n'
+           f'<nav aria-label="On this page">{plain}</nav></details>\n')
+    lead = re.search(r'<div class="lead">.*?</div>\s*|(?<=</header>)\s*(?=.*</main>)',
+                     text[text.index('<main'):], re.S)
+    at = text.index('<main') + lead.end() if lead else text.index('</main>')
+    return text[:at] + box + text[at:]
+
+
+def finished(text):
+    "One page, finished; a finished page stays as it is"
+    if SKIP in text: return text
+    text = re.sub(r'<body\b[^>]*>', lambda m: m[0] + SKIP, text, count=1)
+    text = re.sub(r'(<script src="[^"]*\.js")(?=></script>)', r'\1 defer', text)
+    text = re.sub(r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>', '', text)
+    text = re.sub(r'<img (?=src=)', '<img loading="lazy" decoding="async" ', text)
+    return contents(text)
+
+
+# ---- old addresses ----------------------------------------------------------------------------
+
+LEAD_ON = '''<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="robots" content="noindex"><link rel="canonical" href="{to}">
+<meta http-equiv="refresh" content="1; url={to}">
+<script>
+fetch('moved.json').then(r => r.json()).then(moved => {{
+  const place = location.hash.slice(1), page = moved['{name}'][place]
+  location.replace(page ? page + '#' + place : '{to}')
+}})
+</script></head>
+<body><main><h1>{title}</h1><p>This page is now <a href="{to}">{to}</a>.</p></main></body></html>
+'''
+
+
+def places(text): return set(re.findall(r'<[^>]* id="([^"]+)"', text))
+
+
+def moved(old, now):
+    """{old page: {place: the page where it is now}} for places that are no longer in their page
+
+    `old`, `now`: {page: places}. Place '' is where most of a page went that is gone."""
+    found = {}
+    for page, wanted in old.items():
+        ways = {}
+        for place in sorted(set(wanted) - now.get(page, set())):
+            homes = sorted(p for p, ids in now.items() if place in ids and '/' not in p)
+            if len(homes) == 1: ways[place] = homes[0]
+        if page not in now:
+            homes = list(ways.values())
+            ways[''] = max(sorted(set(homes)), key=homes.count) if homes else 'index.html'
+        if ways: found[page] = ways
+    return found
+
+
+def lead_on(docs, pages):
+    "Write moved.json, and a page for each old one that is gone"
+    if not OLD_PAGES.is_file(): return
+    old = json.loads(OLD_PAGES.read_text(encoding='utf-8'))
+    ways = moved(old, {name: places(text) for name, text in pages.items()})
+    for name in sorted(set(ways) - set(pages)):
+        page = LEAD_ON.format(title='This page has moved', name=name, to=ways[name][''])
+        (docs/name).write_text(page, encoding='utf-8')
+    (docs/'moved.json').write_text(json.dumps(ways, sort_keys=True), encoding='utf-8')
+
+
+# ---- all of it ----------------------------------------------------------------------------------
+
+def finish(docs, notebooks):
+    "Finish the site in the folder `docs`; `notebooks`: folder of the chapters' notebooks"
+    gone = ('This page has moved',)
+    pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
+             for p in sorted(docs.rglob('*.html'))}
+    pages = {name: finished(text) for name, text in pages.items() if gone[0] not in text}
+    for name, text in pages.items(): (docs/name).write_text(text, encoding='utf-8')
+    words = words_of(docs, pages)
+    for sheet in sorted(docs.glob('site_libs/**/*.css')):
+        css = sheet.read_text(encoding='utf-8')
+        sheet.write_text(smaller(css, words), encoding='utf-8')
+    lead_on(docs, pages)
+    (docs/'notebooks').mkdir(exist_ok=True)
+    for path in sorted(notebooks.glob('*.ipynb')): shutil.copy2(path, docs/'notebooks')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) == 2: finish(Path(sys.argv[1]), HERE.parent/'nbs')
+    elif os.environ.get('QUARTO_PROJECT_RENDER_ALL'):  # not for a page of a preview
+        finish(Path(os.environ['QUARTO_PROJECT_OUTPUT_DIR']), HERE.parent/'nbs')

@@ -22,7 +22,8 @@ from nntrain.prepare import DeviceCB
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.resnet import resnet
-from nntrain.schedule import ScheduleCB, momentum_cycle, one_cycle
+from nntrain.cycles import momentum_cycle, one_cycle
+from nntrain.steering import ScheduleCB
 
 DEVICE = default_device()
 

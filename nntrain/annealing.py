@@ -18,7 +18,6 @@ from .adaptive import Adam
 from .callback import Callback
 from .hypers import check_hyper
 from .optimizer import Optimizer
-from .zoo import length
 
 # %% ../nbs/15_schedulers.ipynb #8757d500
 class AdamAnnealed(Adam):
@@ -26,34 +25,28 @@ class AdamAnnealed(Adam):
     ranges = Optimizer.ranges | dict(anneal_rate=(0, 1))
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        lr:float=1e-3,               # learning rate of the first step, at least 0
-        # the rate is multiplied by this after every *step*, in [0, 1)
-        anneal_rate:float=.97,
-        # shares of the means of gradient and square that are kept, each in [0, 1)
-        betas:tuple=(.9, .999),
-        # added to the root, in the gradient's unit, at least 0
-        eps:float=1e-8,
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
-        weight_decay:float=0.,
-        maximize:bool=False,         # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
+        params,                 # tensors, (name, tensor) pairs, or a dict per group
+        lr:float=1e-3,          # learning rate of the first step, at least 0
+        anneal_rate:float=.97,  # multiplies the rate after every step, in [0, 1)
+        betas:tuple=(.9, .999), # shares of the two means that are kept, each in [0, 1)
+        eps:float=1e-8,         # added to the root, in the gradient's unit, at least 0
+        weight_decay:float=0.,  # L2 penalty, at least 0
+        maximize:bool=False,    # go up instead of down?
+        foreach:bool=True       # all tensors of a group at once, where that is possible
     ):
-        Optimizer.__init__(
-            self,
-            params,
-            dict(
-                lr=lr, anneal_rate=anneal_rate, betas=betas, eps=eps,
-                weight_decay=weight_decay, maximize=maximize, foreach=foreach))
+        Optimizer.__init__(self, params, dict(
+            lr=lr, anneal_rate=anneal_rate, betas=betas, eps=eps,
+            weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
-    def lr_at(self, group, t): return group['lr']*group['anneal_rate']**(t-1)
+    def one_step(self, p, grad, state, group):
+        rate = group['anneal_rate']**state['step'].double()  # steps taken before this one
+        super().one_step(p, grad, state, {**group, 'lr': group['lr']*rate})
+
+    multi_step = Optimizer.multi_step  # each parameter counts its own steps: one by one
 
 # %% ../nbs/15_schedulers.ipynb #36eb8042
 class AnnealCB(Callback):
-    """Multiply the learning rate of every parameter group by `anneal_rate` after each
-    step, or after each epoch"""
+    "Multiply the rates of all parameter groups by `anneal_rate`, per step or epoch"
     owns = ('lr',)
     def __init__(self,
         anneal_rate:float=.97,  # in [0, 1]
@@ -72,29 +65,26 @@ class AnnealCB(Callback):
 
 # %% ../nbs/15_schedulers.ipynb #ec429371
 class AutoAnnealCB(Callback):
-    """Divide all learning rates by `factor` whenever the running minimum of the mean
-    squared gradient has fallen to `share` of its value at the last cut"""
-    order, watches = 20, True  # `lr_find` leaves it out, since it moves the rate itself
-    owns = ('lr',)
+    "Divide the rates when the lowest mean squared gradient so far has fallen enough"
+    order, watches, owns = 20, True, ('lr',)  # `lr_find` leaves it out
     def __init__(self,
-        share:float=.5,     # how far the minimum must fall, in (0, 1)
+        share:float=.5,     # of the last cut's value: how far it must fall, in (0, 1)
         factor:float=4.,    # what the rates are divided by, above 1
         every:str='epoch'   # look at the mean of each 'epoch', or at each 'batch'
     ):
         if not 0 < share < 1 or not factor > 1:
-            raise ValueError(
-                f'share must lie in (0, 1) and factor above 1, got {share} and {factor}'
-            )
+            raise ValueError(f'share must lie in (0, 1) and factor above 1, '
+                             f'got {share} and {factor}')
         if every not in ('epoch', 'batch'):
             raise ValueError(f"every must be 'epoch' or 'batch', got {every!r}")
         self.share, self.factor, self.every = share, factor, every
     def before_fit(self, learn):
         self.seen, self.lrs, self.level, self.new = [], [], None, []
-    # those of a phase that was left early count no more
-    def before_phase(self, learn): self.new = []
+    def before_phase(self, learn): self.new = []  # a phase left early counts no more
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
-        self.new.append(sum(length(g)**2 for g in grads)/sum(g.numel() for g in grads))
+        squares = sum(g.float().square().sum() for g in grads)
+        self.new.append(squares/sum(g.numel() for g in grads))
         if self.every == 'batch': self._look(learn)
     def after_phase(self, learn):
         if learn.training and self.every == 'epoch': self._look(learn)
@@ -108,12 +98,9 @@ class AutoAnnealCB(Callback):
         self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
     def _cut(self, groups):
         shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}
-        # one tensor for several groups is cut once
-        for lr in shared.values(): lr /= self.factor
+        for lr in shared.values(): lr /= self.factor  # a shared tensor is cut once
         for group in groups:
             if not isinstance(group['lr'], Tensor): group['lr'] /= self.factor
-    def state_dict(self) -> dict:
-        return {
-            name: copy.copy(getattr(self, name))
-            for name in ('seen', 'lrs', 'level', 'new')}
+    def state_dict(self)->dict:
+        return {k: copy.copy(getattr(self, k)) for k in ('seen', 'lrs', 'level', 'new')}
     def load_state_dict(self, state)->None: vars(self).update(copy.copy(state))

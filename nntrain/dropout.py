@@ -12,7 +12,7 @@ __all__ = ['Dropout', 'Dropout2d']
 import torch
 from torch import Tensor, nn
 
-from .schedule import _check_share
+from .augment import _check_share
 
 # %% ../nbs/21_predictions.ipynb #a4182c01
 class Dropout(nn.Module):

@@ -41,7 +41,8 @@ from .progress import ProgressCB
 from .momentum import Momentum
 from .sgd import SGD
 from .resnet import resnet
-from .schedule import ScheduleCB, one_cycle
+from .cycles import one_cycle
+from .steering import ScheduleCB
 
 # %% auto #0
 __all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'resume_fashion',

@@ -11,10 +11,9 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .augment import (_check_images, _first_input, _spans, _with_first_input,
-                             _with_target)
+from .augment import (_check_images, _check_share, _first_input, _spans,
+                             _with_first_input, _with_target)
 from .callback import Callback
-from .schedule import _check_share
 
 # %% auto #0
 __all__ = ['smooth_labels', 'mixup', 'cutmix', 'mix_targets', 'MixUpCB', 'CutMixCB']

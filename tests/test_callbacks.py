@@ -33,7 +33,8 @@ from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
-from nntrain.schedule import ScheduleCB, linear
+from nntrain.schedule import linear
+from nntrain.steering import ScheduleCB
 
 
 def learner(

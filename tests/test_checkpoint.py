@@ -48,7 +48,10 @@ from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
 from nntrain.momentum import Momentum
 from nntrain.sgd import SGD
-from nntrain.schedule import ScheduleCB, TorchSchedulerCB, one_cycle, step_decay
+from nntrain.cycles import one_cycle
+from nntrain.schedule import step_decay
+from nntrain.steering import ScheduleCB
+from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.zoo import LAMB
 
 NURSERY = '''

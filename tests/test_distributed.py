@@ -28,7 +28,8 @@ from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
 from nntrain.momentum import Momentum
-from nntrain.schedule import ScheduleCB, linear
+from nntrain.schedule import linear
+from nntrain.steering import ScheduleCB
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

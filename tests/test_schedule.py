@@ -1,5 +1,5 @@
-"""Schedules as functions, and the callbacks that write them: properties over random
-shapes, and torch as the oracle."""
+"""Schedules as functions, and the callbacks that write them: properties over random shapes,
+and torch as the oracle."""
 import inspect
 import math
 from functools import partial
@@ -22,10 +22,13 @@ from nntrain.metrics import MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.sgd import SGD
-from nntrain.schedule import (
-    ScheduleCB, TorchSchedulerCB, at_steps, constant, cosine, exponential, find_hyper,
-    hyper_names, join, linear, momentum_cycle, one_cycle, polynomial, repeat, set_hyper,
-    stairs, step_decay, time_decay, torch_pct_start, triangular, warm_restarts, warm_up)
+from nntrain.cycles import momentum_cycle, one_cycle
+from nntrain.annealing import AdamAnnealed, AnnealCB, AutoAnnealCB
+from nntrain.schedule import (at_steps, constant, cosine, exponential, inverse_sqrt, join,
+                              linear, polynomial, repeat, stairs, step_decay, time_decay,
+                              triangular, warm_restarts, warm_up, wsd)
+from nntrain.steering import ScheduleCB, find_hyper, hyper_names, set_hyper
+from nntrain.torch_schedulers import TorchSchedulerCB
 
 quick = settings(max_examples=40, deadline=None)
 values = st.floats(1e-6, 10)
@@ -147,6 +150,97 @@ def test_warm_up_and_triangles(share, lr):
 
 def test_step_decay_cuts_at_its_places():
     assert at_steps(step_decay(8., .5, (0., .5, 1.)), 5) == [4., 4., 2., 2., 1.]
+    assert at_steps(step_decay(8., .5, at=()), 2) == [8., 8.]
+
+
+@pytest.mark.parametrize('a, b', [(a, b) for a in range(1, 9) for b in range(1, 10-a)])
+def test_join_of_tenths_ends_exactly(a, b):
+    fractions = [a/10, b/10, (10-a-b)/10]      # some of them do not sum to 1
+    parts = [linear(.1, 5.), constant(5.), linear(5., .7)]
+    assert join(fractions, parts)(1.) == .7
+
+
+def test_restarts_have_their_middle_in_the_middle():
+    grows = warm_restarts(1., 0., n=3, growth=2)
+    for p in 1/14, 2/7, 5/7: assert abs(grows(p) - .5) < 1e-12
+
+
+@given(peak=values, up=st.floats(.01, .9), rest=st.floats(.01, 1), end=st.floats(0, 1),
+       way=st.sampled_from([linear, cosine]))
+@quick
+def test_warm_up_stable_decay(peak, up, rest, end, way):
+    down = (1-up)*rest
+    schedule = wsd(peak, up, down, end*peak, way)
+    assert schedule(0.) == 0 and schedule(1.) == end*peak
+    if up + down < .99: assert schedule(up + (1-up-down)/2) == peak
+    assert all(v <= peak*(1 + 1e-9) for v in at_steps(schedule, 50))
+
+
+@given(peak=values, share=st.floats(.01, 1.), p=st.floats(0, 1))
+@quick
+def test_inverse_square_root(peak, share, p):
+    at_p = inverse_sqrt(peak, share)(p)
+    expected = peak*min(p/share, (share/p)**.5) if p else 0.
+    assert math.isclose(at_p, expected, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def test_three_phases_by_hand():
+    three = one_cycle(1., .25, 4., 100., linear, three_phase=True)
+    assert at_steps(three, 5) == pytest.approx([.25, 1., .25, .13, .01])
+
+
+def torch_pct_start(pct_start, n_steps):
+    "The share with which `one_cycle` takes the values of OneCycleLR"
+    return (pct_start*n_steps - 1)/(n_steps - 1)
+
+
+def test_no_first_phase_starts_at_the_peak_and_torchs_a_little_below():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1., momentum=.9)
+    lr_scheduler.OneCycleLR(opt, 1., total_steps=10, pct_start=0.)
+    assert opt.param_groups[0]['lr'] < .99
+    assert one_cycle(1., pct_start=0.)(0.) == 1.
+    assert at_steps(one_cycle(1., pct_start=1/9), 10)[1] == 1.
+
+
+T = 41
+
+
+@pytest.mark.parametrize('ours, theirs', [
+    (cosine(1., .1), partial(lr_scheduler.CosineAnnealingLR, T_max=T-1, eta_min=.1)),
+    (linear(1., .2), partial(lr_scheduler.LinearLR, start_factor=1., end_factor=.2,
+                             total_iters=T-1)),
+    (exponential(1., .01), partial(lr_scheduler.ExponentialLR, gamma=.01**(1/(T-1)))),
+    (polynomial(1., 0., 3.), partial(lr_scheduler.PolynomialLR, total_iters=T-1,
+                                     power=3.)),
+    (triangular(.1, 1., 2), partial(lr_scheduler.CyclicLR, base_lr=.1, max_lr=1.,
+                                    step_size_up=10, cycle_momentum=False)),
+    (step_decay(1., .1, (.25, .5)), partial(lr_scheduler.MultiStepLR,
+                                            milestones=[10, 20])),
+    (warm_restarts(1., 0., 2, growth=1.),
+     partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=20)),
+], ids=['cosine', 'linear', 'exponential', 'polynomial', 'cyclic', 'steps', 'restarts'])
+def test_ours_against_torchs_which_count_differently(ours, theirs):
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    scheduler, used = theirs(opt), []
+    for _ in range(T):
+        used.append(opt.param_groups[0]['lr'])
+        opt.step(), scheduler.step()
+    restarts = isinstance(scheduler, lr_scheduler.CosineAnnealingWarmRestarts)
+    if restarts: assert (ours(1.), used[-1]) == (0., 1.)   # its last step starts a third
+    n = T - restarts
+    assert at_steps(ours, T)[:n] == pytest.approx(used[:n], abs=1e-12)
+
+
+def test_one_step_too_many_and_torchs_cycle_comes_back():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1., momentum=.9)
+    scheduler = lr_scheduler.OneCycleLR(opt, .01, total_steps=59)
+    for _ in range(59): last = opt.param_groups[0]['lr']; opt.step(); scheduler.step()
+    assert opt.param_groups[0]['lr'] > 10*last
+    with pytest.raises(ValueError, match='total steps is 59'): scheduler.step()
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    scheduler = lr_scheduler.CosineAnnealingLR(opt, T_max=20)
+    for _ in range(40): opt.step(); scheduler.step()
+    assert opt.param_groups[0]['lr'] == pytest.approx(1.)
 
 
 @given(
@@ -305,32 +399,32 @@ def test_schedule_cb_refuses(opt_func, schedules, error, says):
 
 
 @pytest.mark.parametrize('make, says', [
-    (lambda: one_cycle(.1, div=0), 'div must be above 0, got 0'),
-    (lambda: one_cycle(.1, div_final=0), 'div_final must be above 0'),
-    (lambda: one_cycle(.1, div=-2.), 'div must be above 0'),
+    (lambda: one_cycle(.1, div=0), 'div must be a finite number above 0, got 0'),
+    (lambda: one_cycle(.1, div_final=0), 'div_final must be a finite number above 0'),
+    (lambda: one_cycle(.1, div=-2.), 'div must be a finite number above 0'),
     (lambda: one_cycle(math.inf), 'max_lr must be a finite number'),
     (lambda: one_cycle('.1'), "max_lr must be a finite number, got '.1'"),
-    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must be a finite number'),
+    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must lie in .* got nan'),
     (lambda: one_cycle(.1, pct_start=.6, three_phase=True), r'in \[0, 0.5\]'),
     (lambda: momentum_cycle((.95, 1.5, .95)), r'moms\[1\] must be a number .* below 1'),
     (lambda: momentum_cycle((.95, .85)), 'moms must be three numbers'),
-    (lambda: momentum_cycle(pct_start=25), 'pct_start is a share of the training'),
-    (lambda: polynomial(1., 0., power=-1), 'power must be above 0'),
-    (lambda: polynomial(1., 0., power=0), 'power must be above 0'),
+    (lambda: momentum_cycle(pct_start=25), 'pct_start must lie in'),
+    (lambda: polynomial(1., 0., power=-1), 'power must be a finite number above 0'),
+    (lambda: polynomial(1., 0., power=0), 'power must be a finite number above 0'),
     (lambda: linear(.1, math.nan), 'end must be a finite number'),
     (lambda: cosine(True, 0.), 'start must be a finite number'),
     (lambda: constant((.9, math.nan)), 'value must be a finite number'),
     (lambda: exponential(.1, math.inf), 'end must be a finite number'),
     (lambda: exponential(0., .1), 'start must be above 0'),
     (lambda: time_decay(.1, 0.), 'end must be above 0'),
-    (lambda: step_decay(.1, factor=-1.), 'factor must be at least 0'),
+    (lambda: step_decay(.1, factor=-1.), 'factor must be a finite number of at least 0'),
     (lambda: step_decay(.1, at=(30, 60)), 'not as a step or an epoch'),
     (lambda: stairs(linear(1., 0.), 2.5), 'n must be a whole number'),
     (lambda: repeat(linear(1., 0.), 0), 'n must be a whole number'),
-    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be above 0'),
-    (lambda: warm_up(linear(1., 0.), 1.5), 'share is a share of the training'),
+    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be a finite number above 0'),
+    (lambda: warm_up(linear(1., 0.), 1.5), 'share must lie in'),
     (lambda: at_steps(linear(1., 0.), 2.5), 'n_steps must be a whole number'),
-    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be above 0'),
+    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be a finite number above 0'),
     (lambda: learner(opt_func=AdamW).fit_one_cycle(1, lr=[]), 'lr is an empty list'),
 ])
 def test_numbers_are_checked_when_a_schedule_is_made(make, says):
@@ -648,3 +742,112 @@ def test_fit_one_cycle_passes_on_what_fit_takes():
         and 'valid_loss' not in learn.history[-1])
     learn.fit_flat_cos(2, .2, pct_start=.5, cbs=[seen])
     assert seen.values['lr'][:4] == [.2]*4 and seen.values['lr'][-1] == .2/1e5
+
+
+def test_fit_one_cycle_leaves_the_momentum_alone_on_request():
+    seen = RecorderCB(
+        lr=lambda learn: learn.opt.param_groups[0]['lr'],
+        beta1=lambda learn: learn.opt.param_groups[0]['betas'][0])
+    learn = learner([seen], AdamW)
+    learn.fit_one_cycle(3, .1, moms=None, pct_start=.5, div=10, div_final=100)
+    assert seen.values['lr'] == pytest.approx(at_steps(one_cycle(.1, .5, 10, 100), 12))
+    assert set(seen.values['beta1']) == {.9}
+
+
+@pytest.mark.parametrize('fit', ['fit_one_cycle', 'fit_flat_cos'])
+def test_one_rate_per_group_in_one_line(fit):
+    def two_groups(params, lr):
+        return torch.optim.AdamW([{'params': [p]} for p in params], lr=lr)
+    learn = learner(opt_func=two_groups)
+    getattr(learn, fit)(1, lr=[1e-3, 1e-2])
+    assert [g['lr'] for g in learn.opt.param_groups] == [1e-3/1e5, 1e-2/1e5]
+    with pytest.raises(ValueError, match='3 schedules for 2'):
+        getattr(learn, fit)(1, lr=[.1]*3)
+    with pytest.raises(ValueError, match='n_epochs'): getattr(learn, fit)(0)
+
+
+def test_a_loader_without_length_has_no_progress():
+    endless = learner([ScheduleCB(lr=constant(.1))])
+    batches = endless.dls.train
+    class Unsized:
+        def __iter__(self): return iter(batches)
+    endless.dls.train = Unsized()
+    with pytest.raises(ValueError, match='no length'): endless.fit(1)
+
+
+def test_a_callback_that_takes_fewer_steps_says_so_and_the_end_is_exact():
+    class EveryOtherCB(Callback):
+        order = -5
+        def before_fit(self, learn): learn.n_steps = learn.n_steps//2
+        def after_backward(self, learn):
+            if learn.iter % 2 == 0: raise CancelStep()
+    sched = ScheduleCB(lr=linear(.1, 0.))
+    learner([sched, EveryOtherCB()]).fit(3)
+    assert sched.values['lr'] == at_steps(linear(.1, 0.), 6)
+
+
+def test_progress_can_be_something_else():
+    class HalfCB(ScheduleCB):
+        def progress(self, learn): return super().progress(learn)/2
+    sched = HalfCB(lr=linear(.1, 0.))
+    learner([sched]).fit(1)
+    assert sched.values['lr'] == [linear(.1, 0.)(i/6) for i in range(4)]
+
+
+one_cycle_of_7 = partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=7)
+plateau = lr_scheduler.ReduceLROnPlateau
+
+
+@pytest.mark.parametrize('make, error, says', [
+    (lambda: TorchSchedulerCB(one_cycle_of_7), ValueError,
+     'total_steps=7, but this fit has 12'),
+    (lambda: TorchSchedulerCB(plateau, 'epoch'), ValueError, 'watches a metric'),
+    (lambda: TorchSchedulerCB(s.ConstantLR, 'epoch', 'valid_loss'), ValueError,
+     'takes no metric'),
+    (lambda: TorchSchedulerCB(plateau, 'epoch', 'valid_los'), ValueError,
+     "did you mean 'valid_loss'"),
+    (lambda: TorchSchedulerCB(plateau, metric='valid_loss'), ValueError,
+     "say per='epoch'"),
+    (lambda: TorchSchedulerCB(s.ConstantLR, per='step'), ValueError,
+     "'batch' or 'epoch'"),
+    (lambda: TorchSchedulerCB(lambda opt: None), TypeError, 'must return a scheduler'),
+], ids=['length', 'no metric', 'a metric', 'unknown', 'per batch', 'per step', 'nothing'])
+def test_torch_scheduler_cb_refuses(make, error, says):
+    with pytest.raises(error, match=says): learner([make()]).fit(3)
+
+
+# ---- annealing
+
+def test_annealed_adam_by_hand_and_in_groups():
+    def positions(**kwargs):
+        p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        opt, seen = AdamAnnealed([p], lr=.1, eps=0., **kwargs), []
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            opt.step()
+            seen.append(-p.item())
+        return seen
+    assert positions(anneal_rate=.5) == pytest.approx([.1, .15, .175])
+    assert positions(anneal_rate=.5, foreach=False) == positions(anneal_rate=.5)
+    with pytest.raises(ValueError, match='anneal_rate must be a number of at least 0'):
+        AdamAnnealed([nn.Parameter(torch.zeros(1))], anneal_rate=1.5)
+
+
+@pytest.mark.parametrize('per, expected', [
+    ('epoch', [1., 1., .5, .5, .25, .25]), ('step', [2.**-i for i in range(6)])])
+def test_annealing_per_step_and_per_epoch(per, expected):
+    seen = used()
+    learner([AnnealCB(.5, per), seen], lr=1., n_batches=2).fit(3)
+    assert seen.values['lr'] == expected
+
+
+def test_bad_annealing_is_refused():
+    with pytest.raises(ValueError, match='anneal_rate must be a number'): AnnealCB(-.5)
+    for bad in dict(share=1.), dict(factor=1.), dict(every='step'):
+        with pytest.raises(ValueError): AutoAnnealCB(**bad)
+
+
+def test_one_look_has_nothing_to_compare_with():
+    cb = AutoAnnealCB()
+    learner([cb], lr=1e-3).fit(1)
+    assert cb.lrs == [1e-3] and len(cb.seen) == 1

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checkpoint_file import plain, read_checkpoint, write_checkpoint
-from .monitors import _at_least as whole_number
+from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
 from .saving import _file, _unfinished
@@ -91,7 +91,7 @@ def _circumstances(learn):
     return noted
 
 def _check_savable(learn):
-    if getattr(getattr(learn, 'world', None), 'size', 1) > 1:
+    if learn.world.size > 1:
         raise RuntimeError('CheckpointCB writes down one process, and this run has '
                            'several, each with a random state of its own: leave it out')
     for name, value in learn.model.state_dict().items():

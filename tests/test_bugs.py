@@ -1,5 +1,5 @@
-"""The bug museum: what hangs on the walls is what was trained. The parts and their checks
-run in the notebook itself."""
+"""The bug museum: what hangs on the walls is what was trained. The parts and their
+checks run in the notebook itself."""
 import ast
 import codecs
 import json
@@ -41,7 +41,7 @@ def test_the_line_stands_once_in_its_part(n):
 
 @each
 def test_no_code_shows_the_broken_line(n):
-    "A room can be played: a faulty line stands only in the secret and in folded answers"
+    "A room can be played: faulty lines stand in the secret and in folded answers only"
     part, old, new = EXHIBITS[n]
     healthy, broken = part_cell(CODE, part), part_cell(CODE, part).replace(old, new)
     was = [line.strip() for line in healthy.splitlines()]

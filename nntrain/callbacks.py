@@ -57,10 +57,8 @@ class GradientAccumulationCB(Callback):
             self.per_epoch = learn.n_steps//learn.n_epochs
             learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
     def _weight(self, learn):
-        """What the batch counts in the mean of the group: its samples, or what its loss
-        divides by"""
-        together = getattr(learn, 'n_samples', None)  # of several processes
-        return learn.loss_weight() if together is None else together.item()
+        "What the batch counts in the mean of the group, over all processes"
+        return learn.world.n_rows(learn)
     def after_loss(self, learn):
         if not learn.training: return
         n = self._weight(learn)

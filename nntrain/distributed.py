@@ -21,7 +21,8 @@ from torch import nn
 
 from .budgets import to_device
 from .callback import Callback
-from .data import TensorLoader, n_batches
+from .data import n_batches
+from .tensor_loader import TensorLoader
 from .events import CANCELS
 from .metrics import Mean, MetricsCB
 from .shards import made_up_row, rows_of, shard

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .batches import tensors_of
 from .budgets import to_device
-from .data import TensorLoader
+from .tensor_loader import TensorLoader
 from .world import agree, part_of
 
 class TensorShard(TensorLoader):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
                                MixedPrecisionCB, WeightAveragingCB)
 from nntrain.monitors import StopOnNonFiniteCB
-from nntrain.data import DataLoaders, TensorLoader
+from nntrain.data import DataLoaders
+from nntrain.tensor_loader import TensorLoader
 from nntrain.distributed import AccelerateCB
 from nntrain.processes import Processes
 from nntrain.world import is_main, part_of

@@ -22,17 +22,15 @@ close = dict(rtol=0, atol=1e-7)
 
 
 def written_out(path, dampened, start=0., weight=0.):
-    """The weighted mean by its definition, in exact sums of Python: (mean or None, sum
-    of weights)"""
-    total, mass = (
-        [start * weight * math.prod(b for _, b in path)],
-        [weight * math.prod(b for _, b in path)])
+    """The weighted mean by its definition, in exact sums of Python:
+    (mean or None, sum of weights)"""
+    kept = weight*math.prod(b for _, b in path)
+    total, mass = [start*kept], [kept]
     for j, (x, beta) in enumerate(path):
         w = (1-beta if dampened else 1.)*math.prod(b for _, b in path[j+1:])
         total.append(w*x); mass.append(w)
-    return (
-        math.fsum(total) / math.fsum(mass) if math.fsum(mass) > 1e-6 else None
-    ), math.fsum(mass)
+    mean = math.fsum(total)/math.fsum(mass) if math.fsum(mass) > 1e-6 else None
+    return mean, math.fsum(mass)
 
 
 @given(steps, st.booleans())

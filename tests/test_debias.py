@@ -168,7 +168,7 @@ def test_complex_and_double():
             == dtype)
 
 
-# ---- β that moves: what chapter 11 says in words
+# ---- β that moves: what the chapter on debiasing says in words
 
 def one_cycle_betas(n_steps, low=.85, high=.95, pct_start=.3):
     progress = torch.arange(n_steps, dtype=torch.float64)/(n_steps-1)

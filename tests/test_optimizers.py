@@ -760,7 +760,7 @@ def test_the_closure_is_called_once_and_its_loss_given_back(name):
     assert calls == [True]*20 and losses[-1] < losses[0]
 
 
-# ---- what chapter 9 says and only shows once
+# ---- what the chapter on optimizers says and only shows once
 
 SCHEDULERS = dict(
     LambdaLR=lambda o: lr_scheduler.LambdaLR(o, lambda t: .9**t),
@@ -886,7 +886,7 @@ def test_decay_groups_and_what_decays():
 
 
 def test_in_front_of_a_batch_norm_the_size_of_weights_does_not_matter():
-    "So decay does not make the function simpler there (chapter 9, van Laarhoven 2017)"
+    "So decay does not make the function simpler there (van Laarhoven 2017)"
     norm = nn.BatchNorm1d(3, affine=False, eps=1e-12).double()
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(8, 4, generator=gen, dtype=torch.float64)

@@ -175,6 +175,8 @@ def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name w
     finally: hook.remove()
 
 # %% ../nbs/09_optimizers.ipynb #c28f2117
+#| code-summary: "Code of loading: is this state ours, and of which type are its numbers?"
+#| code-fold: true
 @patch
 def _readable_group(self:Optimizer, group):
     "A saved group as ours are; ValueError if it is of another optimizer"

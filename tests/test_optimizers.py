@@ -614,8 +614,8 @@ HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @pytest.mark.parametrize('order', [(0, 1, 2, 0), (1, 0, 2, 1), (2, 2, 1, 0)])
 @all_of_them
 def test_types_mixed_in_one_group(name, order):
-    """Each type goes through `multi_step` on its own, and ends where it would end alone;
-    one by one it ends there as well, up to the rounding of its type"""
+    """Each type goes through `multi_step` on its own, and ends where it would end
+    alone; one by one it ends there as well, up to the rounding of its type"""
     dtypes = [list(HALVES)[i] for i in order]
     def run(dtypes, which, **kw):
         gen = torch.Generator().manual_seed(0)

@@ -61,7 +61,8 @@ PAIRS = {
     'Momentum': (Momentum, torch_momentum, momentum_hypers),
     'Nesterov': (partial(Momentum, nesterov=True), torch_nesterov,
                  hypers(momentum=st.floats(.1, .95))),
-    'RMSProp': (RMSProp, torch.optim.RMSprop, hypers(alpha=st.floats(0, .999), eps=eps)),
+    'RMSProp': (RMSProp, torch.optim.RMSprop,
+                hypers(alpha=st.floats(0, .999), eps=eps)),
     'Adam': (Adam, torch.optim.Adam, adam_hypers),
     'AdamW': (AdamW, torch.optim.AdamW, adam_hypers),
 }

@@ -46,7 +46,7 @@ from nntrain.callback import Callback
 from nntrain.callbacks import *
 from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import MomentumLearner, set_seed
-from nntrain.data import DataLoaders, TensorLoader
+from nntrain.data import DataLoaders
 from nntrain.distributed import *
 from nntrain.events import CancelEpoch, CancelStep
 from nntrain.history import RecorderCB
@@ -59,8 +59,11 @@ from nntrain.monitors import StopOnNonFiniteCB
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB
-from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
+from nntrain.schedule import cosine
 from nntrain.shards import *
+from nntrain.steering import ScheduleCB
+from nntrain.tensor_loader import TensorLoader
+from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.world import *
 '''
 

@@ -190,6 +190,8 @@ def fit(self:Learner,
     finally: self._let_go()
 
 # %% ../nbs/04_learner.ipynb #3e4e6bac
+#| code-fold: true
+#| code-summary: "Its helpers: refuse, plan, let go"
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"

@@ -59,7 +59,9 @@ from nntrain.monitors import StopOnNonFiniteCB
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB
-from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
+from nntrain.schedule import cosine
+from nntrain.steering import ScheduleCB
+from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.shards import *
 from nntrain.world import *
 '''

@@ -29,7 +29,7 @@ from nntrain.callback import Callback, sort_callbacks
 from nntrain.events import CancelBatch, CancelFit, CancelPhase, CancelStep
 from nntrain.lr_finder import lr_find
 from nntrain.compare import set_seed
-from nntrain.learner import Learner
+from nntrain.learner import Learner, World
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
@@ -171,10 +171,11 @@ def test_accumulation_survives_left_out_batches():
     assert learn.n_taken == 2
 
 def test_accumulation_takes_samples_of_all_processes_if_it_is_told():
+    class Told(World):
+        def n_rows(self, learn): return 3 if learn.iter == 0 else 1
     class ToldCB(Callback):
         order = -30
-        def after_loss(self, learn):
-            learn.n_samples = torch.tensor(float(3 if learn.iter == 0 else 1))
+        def before_fit(self, learn): learn.world = Told()
     learn = learner(GradientAccumulationCB(2), ToldCB(), seen := GradsCB(), n=16)
     learn.fit(1, valid=False)
     a, b = seen.single

@@ -143,6 +143,7 @@ def bibliography_problems(bib, texts):
     keys = re.findall(r'^@\w+\{([^,\s]+),', bib, re.M)
     bad = [f'{key} stands twice' for key in sorted(set(keys)) if keys.count(key) > 1]
     for kind, key, body in re.findall(r'^@(\w+)\{([^,\s]+),(.*?)^\}', bib, re.M | re.S):
+        if '\n@' in body: bad.append(f'{key} has no end: Quarto stops here')
         pairs = re.findall(r'^\s*(\w+)\s*=\s*\{(.*)\}', body, re.M)
         fields = {name.lower() for name, value in pairs if value.strip()}
         needed = {'author', 'title', 'year', PLACE.get(kind, 'year')}
@@ -164,6 +165,7 @@ def test_bibliography():
     ('journal = {J}', 'booktitle = {J}', 'lacks journal'),
     ('url = {u}', 'note = {u}', 'lacks url'),
     ('{a1999x', '{b1999x', 'nobody cites'),
+    ('@article', '@article{a1998x,\n  year = {1998}\n@article', 'has no end'),
     ('@article', '@article{a1999x,\n}\n\n@article', 'twice')])
 def test_bibliography_problems_are_found(old, new, problem):
     good = ('@article{a1999x,\n  title = {T},\n  author = {A},\n  journal = {J},\n'

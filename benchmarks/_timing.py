@@ -1,9 +1,10 @@
 """Paired timings for the side-by-side measurements in this folder.
 
-On a shared machine one absolute time says little: the clock speed, the caches and the neighbours change from minute to minute. So `compare` runs the
-candidates in turn (a b c, c b a, …) and takes, in each round, every candidate's time as a ratio of the first one's. Whatever slows the machine slows the
-neighbours of a round alike and cancels in the ratio; the median over the rounds ignores the odd round that was disturbed.
-"""
+On a shared machine one absolute time says little: the clock speed, the caches and the
+neighbours change from minute to minute. So `compare` runs the candidates in turn (a b
+c, c b a, …) and takes, in each round, every candidate's time as a ratio of the first
+one's. Whatever slows the machine slows the neighbours of a round alike and cancels in
+the ratio; the median over the rounds ignores the odd round that was disturbed."""
 import json
 import os
 import platform
@@ -29,10 +30,13 @@ def compare(
     per=1,
     unit='call',   # what one unit of work is called in the table
     title='',      # printed above the table
-    record='',     # name such as 'import': writes a row `results/bench-<name>-<candidate>.json` for every candidate but the yardstick; '' writes nothing
+    # name such as 'import': writes a row `results/bench-<name>-<candidate>.json` for
+    # every candidate but the yardstick; '' writes nothing
+    record='',
     folder=None,   # where the rows go; default: the project's results/
     source='real', # of the data, for the rows: 'real', or 'toy' for built-in pictures
-):                 # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio', 'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
+):  # {name: {'median', 'low', 'high' (seconds per unit; quartiles), 'ratio',
+    #  'ratio_low', 'ratio_high', 'ok' (None without a limit)}}
     """Time `candidates` in interleaved rounds, print a table with medians, quartiles
     and ratios, and return it as a dict"""
     if not candidates:
@@ -74,7 +78,8 @@ def describe_machine():
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
         else os.cpu_count())
-    return f'{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}'
+    return (f'{_processor()}, {cores} cores, {platform.system()}, '
+            f'Python {platform.python_version()}')
 
 
 def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, source):

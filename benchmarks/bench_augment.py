@@ -1,4 +1,5 @@
-"Per-image augmentation of a batch of 1,024 images: what it adds to a training step of the small CNN, and torchvision image by image"
+"""Per-image augmentation of a batch of 1,024 images: what it adds to a training step of
+the small CNN, and torchvision image by image"""
 import argparse
 import sys
 

@@ -1,10 +1,10 @@
-"""One epoch of batches: from tensors in memory against decoding PNG pictures through `datasets` and collate.
+"""One epoch of batches: from tensors in memory against decoding PNG pictures through
+`datasets` and collate.
 
     # uses NNTRAIN_DATA, the hub or toy_fashion, like the book
     python benchmarks/bench_data.py
 
-Goal: TensorLoader at least 60 times faster than the loader that decodes.
-"""
+Goal: TensorLoader at least 60 times faster than the loader that decodes."""
 import argparse
 import sys
 

@@ -1,8 +1,8 @@
 """Time of `import nntrain.learner` against `import torch`, each in a fresh interpreter.
 
-Target: at most 1.15 times. Heavy packages (matplotlib, datasets, torchvision, ipywidgets) must therefore load only where they are used.
-The start of the interpreter is part of both times.
-"""
+Target: at most 1.15 times. Heavy packages (matplotlib, datasets, torchvision,
+ipywidgets) must therefore load only where they are used. The start of the interpreter
+is part of both times."""
 import argparse
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"Overhead of the learner with metrics over a bare PyTorch loop, per batch, on a tiny model (batch 32)"
+"""Overhead of the learner with metrics over a bare PyTorch loop, per batch, on a tiny
+model (batch 32)"""
 import argparse
 import io
 import sys

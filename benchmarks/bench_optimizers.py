@@ -1,7 +1,7 @@
-"""One step of our optimizers over the parameters of a ResNet, against torch's `foreach`, torch's `fused`, and a Python loop that allocates
+"""One step of our optimizers over the parameters of a ResNet, against torch's
+`foreach`, torch's `fused`, and a Python loop that allocates
 
-A further optimizer is one more line in `CONTENDERS`.
-"""
+A further optimizer is one more line in `CONTENDERS`."""
 import argparse
 import sys
 
@@ -10,7 +10,7 @@ from _timing import compare
 from torch import nn
 
 from nntrain.adaptive import Adam
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 
 class LoopSGD:

@@ -1,4 +1,5 @@
-"One training epoch of a ResNet: our learner (in-memory data, channels_last, float32 and bfloat16) against the same network trained as its ancestors train it"
+"""One training epoch of a ResNet: our learner (in-memory data, channels_last, float32
+and bfloat16) against the same network trained as its ancestors train it"""
 import argparse
 import ctypes
 import sys

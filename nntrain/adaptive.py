@@ -12,43 +12,39 @@ from torch import Tensor
 from .optimizer import Optimizer, step_counter
 
 # %% auto #0
-__all__ = ['RMSProp', 'subtract_ratio', 'Adam', 'AdamW']
+__all__ = ['RMSProp', 'subtract_ratio', 'average_squares', 'adam_direction', 'Adam', 'adam_denoms', 'AdamW']
 
 # %% ../nbs/12_adaptive.ipynb #5f232fb7
 def _init_state(p, *names):
     "With torch's keys: the parameter's own step counter, and averages that start at 0"
-    state = {'step': step_counter()}
-    for name in names: state[name] = torch.zeros_like(p)
-    return state
+    return {'step': step_counter(), **{name: torch.zeros_like(p) for name in names}}
 
 class RMSProp(Optimizer):
-    """Divide each gradient by the root of the running mean of its square; equals
-    `torch.optim.RMSprop`"""
+    """Divide each gradient by the root of the running mean of its square;
+    equals `torch.optim.RMSprop`"""
     ranges = Optimizer.ranges | dict(alpha=(0, 1))
-    torch_keys = Optimizer.torch_keys | dict(
-        momentum=0, centered=False, capturable=None)
+    torch_keys = Optimizer.torch_keys | dict(momentum=0, centered=False,
+                                             capturable=None)
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0: about the size of a step, whatever the gradient's
-        lr:float=1e-2,
-        # share of the mean square that is kept at each step, in [0, 1)
-        alpha:float=.99,
-        eps:float=1e-8,         # added to the root, in the gradient's unit, at least 0
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
-        weight_decay:float=0.,
+        params,                 # tensors, (name, tensor) pairs, or one dict per group
+        lr:float=1e-2,          # learning rate, at least 0: about the size of a step
+        alpha:float=.99,        # share of the mean square that is kept, in [0, 1)
+        eps:float=1e-8,         # added to the root, in the gradient's unit
+        weight_decay:float=0.,  # L2 penalty: the gradient plus `weight_decay * p`
         maximize:bool=False,    # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
-    ): super().__init__(params, dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
+        foreach:bool=True       # all tensors of a group at once? or one by one
+    ):
+        super().__init__(params, dict(
+            lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
+            maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return _init_state(p, 'square_avg')
     def one_step(self, p, grad, state, group):
         state['step'] += 1
         if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
-        v = state['square_avg']
-        v *= group['alpha']; v += (1-group['alpha'])*grad**2
+        v, alpha = state['square_avg'], group['alpha']
+        v *= alpha; v += (1-alpha)*grad**2
         p -= group['lr']*grad/(v.sqrt() + group['eps'])
 
 # %% ../nbs/12_adaptive.ipynb #a6d24418
@@ -65,74 +61,100 @@ def subtract_ratio(
         torch._foreach_sub_(params, moves)
     else: torch._foreach_addcdiv_(params, nums, denoms, [-size for size in sizes])
 
+def _add_penalty(grads, params, group):
+    decay = group['weight_decay']
+    return torch._foreach_add(grads, params, alpha=decay) if decay != 0 else grads
+
+def average_squares(
+    avgs:list,   # running means of squares, changed in place
+    grads:list,  # as many tensors of the same shapes
+    share:float  # of the means that is kept, in [0, 1)
+)->None:
+    "`avg = share*avg + (1-share)*grad**2` for each"
+    torch._foreach_mul_(avgs, share)
+    torch._foreach_addcmul_(avgs, grads, grads, value=1-share)
+
 @patch
 def multi_step(self:RMSProp, params, grads, states, group):
-    vs, alpha = [state['square_avg'] for state in states], group['alpha']
     torch._foreach_add_([state['step'] for state in states], 1)
-    if group['weight_decay'] != 0:
-        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
-    torch._foreach_mul_(vs, alpha)
-    torch._foreach_addcmul_(vs, grads, grads, value=1-alpha)
+    grads = _add_penalty(grads, params, group)
+    vs = [state['square_avg'] for state in states]
+    average_squares(vs, grads, group['alpha'])
     denoms = torch._foreach_sqrt(vs)
     torch._foreach_add_(denoms, group['eps'])
     subtract_ratio(params, grads, denoms, [group['lr']]*len(params))
+
+# %% ../nbs/12_adaptive.ipynb #4a1e796d
+def _number(step):  # compiled code must not look at a tensor's value
+    return step.double() if torch.compiler.is_compiling() else step.item()
+
+def adam_direction(
+    exp_avg:Tensor,          # m, running mean of the gradients
+    exp_avg_sq:Tensor,       # v, running mean of their squares, same shape
+    step:Tensor,             # t, steps of this parameter so far, from 1, one element
+    *,
+    betas:tuple=(.9, .999),  # shares of the two means that are kept, each in [0, 1)
+    eps:float=1e-8           # added to the root, in the unit of the gradient
+)->Tensor:                   # about 1 in size where gradients agree
+    "Debiased mean of the gradients over the root of the debiased mean of their squares"
+    t = _number(step)
+    m_hat, v_hat = exp_avg/(1-betas[0]**t), exp_avg_sq/(1-betas[1]**t)
+    return m_hat/(v_hat.sqrt() + eps)
 
 # %% ../nbs/12_adaptive.ipynb #9e57a647
 class Adam(Optimizer):
     """Running mean of the gradient over the root of that of its square, both debiased;
     equals `torch.optim.Adam`"""
-    torch_keys = Optimizer.torch_keys | dict(
-        amsgrad=False, capturable=None, decoupled_weight_decay=False)
+    torch_keys = Optimizer.torch_keys | dict(amsgrad=False, capturable=None,
+                                             decoupled_weight_decay=False)
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0: about the length of a step, seldom more
-        lr:float=1e-3,
-        # shares of the means of gradient and square that are kept, each in [0, 1)
-        betas:tuple=(.9, .999),
-        # added to the root, in the gradient's unit, at least 0
-        eps:float=1e-8,
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0; see
-        # `AdamW`
-        weight_decay:float=0.,
-        maximize:bool=False,         # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
-    ): super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
+        params,                  # tensors, (name, tensor) pairs, or one dict per group
+        lr:float=1e-3,           # learning rate: about the length of a step
+        betas:tuple=(.9, .999),  # shares kept of the means of gradient and square
+        eps:float=1e-8,          # added to the root, in the gradient's unit
+        weight_decay:float=0.,   # L2 penalty: the gradient plus `weight_decay * p`
+        maximize:bool=False,     # go up instead of down?
+        foreach:bool=True        # all tensors of a group at once? or one by one
+    ):
+        super().__init__(params, dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
+            maximize=maximize, foreach=foreach))
 
     def init_state(self, p, group): return _init_state(p, 'exp_avg', 'exp_avg_sq')
-    def lr_at(self, group, t): return group['lr']  # or by the step
     def one_step(self, p, grad, state, group):
         (beta1, beta2), m, v = group['betas'], state['exp_avg'], state['exp_avg_sq']
-        state['step'] += 1
-        t = state['step'].item()
         if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
+        state['step'] += 1
         m *= beta1; m += (1-beta1)*grad
         v *= beta2; v += (1-beta2)*grad**2
-        m_hat, v_hat = m/(1-beta1**t), v/(1-beta2**t)
-        p -= self.lr_at(group, t)*m_hat/(v_hat.sqrt() + group['eps'])
+        p -= group['lr']*adam_direction(m, v, state['step'],
+                                        betas=group['betas'], eps=group['eps'])
 
 # %% ../nbs/12_adaptive.ipynb #904ae5f1
+def adam_denoms(
+    exp_avg_sqs:list,  # tensors v
+    steps:list,        # tensors t with one element, as many
+    betas:tuple,       # shares of the two means that are kept
+    eps:float          # added to the root
+)->tuple:              # (denominators, a factor for each)
+    "Lists of what makes `factor * m/denom` Adam's direction, see `adam_direction`"
+    ts = [_number(t) for t in steps]
+    roots = [(1-betas[1]**t)**.5 for t in ts]
+    denoms = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_add_(denoms, [eps*root for root in roots])
+    return denoms, [root/(1-betas[0]**t) for t, root in zip(ts, roots)]
+
 @patch
 def multi_step(self:Adam, params, grads, states, group):
-    (beta1, beta2), eps = group['betas'], group['eps']
-    steps, ms, vs = (
-        [state[key] for state in states] for key in ('step', 'exp_avg', 'exp_avg_sq'))
+    grads = _add_penalty(grads, params, group)
+    keys = 'step', 'exp_avg', 'exp_avg_sq'
+    steps, ms, vs = ([state[key] for state in states] for key in keys)
     torch._foreach_add_(steps, 1)
-    # compiled code must not look at values
-    ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in steps]
-    if group['weight_decay'] != 0:
-        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
-    torch._foreach_lerp_(ms, grads, 1-beta1)
-    torch._foreach_mul_(vs, beta2)
-    torch._foreach_addcmul_(vs, grads, grads, value=1-beta2)
-    roots = [(1-beta2**t)**.5 for t in ts]
-    denoms = torch._foreach_sqrt(vs)
-    torch._foreach_add_(denoms, [eps*root for root in roots])
-    subtract_ratio(
-        params, ms, denoms,
-        [self.lr_at(group, t) * root / (1 - beta1**t) for t, root in zip(ts, roots)])
+    torch._foreach_lerp_(ms, grads, 1-group['betas'][0])
+    average_squares(vs, grads, group['betas'][1])
+    denoms, factors = adam_denoms(vs, steps, group['betas'], group['eps'])
+    subtract_ratio(params, ms, denoms, [group['lr']*factor for factor in factors])
 
 # %% ../nbs/12_adaptive.ipynb #ef28fcb2
 class AdamW(Adam):
@@ -141,19 +163,13 @@ class AdamW(Adam):
     torch_keys = Adam.torch_keys | dict(decoupled_weight_decay=True)
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0: about the length of a step, seldom more
-        lr:float=1e-3,
-        # shares of the means of gradient and square that are kept, each in [0, 1)
-        betas:tuple=(.9, .999),
-        # added to the root, in the gradient's unit, at least 0
-        eps:float=1e-8,
-        # each step shrinks a weight by the share `lr*weight_decay`; at least 0
-        weight_decay:float=1e-2,
-        maximize:bool=False,       # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
+        params,                   # tensors, (name, tensor) pairs, or one dict per group
+        lr:float=1e-3,            # learning rate: about the length of a step
+        betas:tuple=(.9, .999),   # shares kept of the means of gradient and square
+        eps:float=1e-8,           # added to the root, in the gradient's unit
+        weight_decay:float=1e-2,  # a step shrinks a weight by `lr*weight_decay`
+        maximize:bool=False,      # go up instead of down?
+        foreach:bool=True         # all tensors of a group at once? or one by one
     ): super().__init__(params, lr, betas, eps, weight_decay, maximize, foreach)
 
     def one_step(self, p, grad, state, group):
@@ -161,6 +177,6 @@ class AdamW(Adam):
         super().one_step(p, grad, state, {**group, 'weight_decay': 0.})
     def multi_step(self, params, grads, states, group):
         kept = 1 - group['lr']*group['weight_decay']
-        torch._foreach_mul_(
-            params, kept.squeeze() if isinstance(kept, Tensor) else kept)
+        if isinstance(kept, Tensor): kept = kept.squeeze()
+        torch._foreach_mul_(params, kept)
         super().multi_step(params, grads, states, {**group, 'weight_decay': 0.})

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .adaptive import Adam
 from .callback import Callback
-from .optimizer import Optimizer, check_hyper
+from .hypers import check_hyper
+from .optimizer import Optimizer
 
 # %% ../nbs/15_schedulers.ipynb #8757d500
 class AdamAnnealed(Adam):

@@ -40,7 +40,7 @@ def unpack(
 
 # %% ../nbs/04_learner.ipynb #7acfb518
 #| code-fold: true
-#| code-summary: "Helpers: tensors of a batch, samples, what a loss was divided by"
+#| code-summary: "Helpers: samples, divisors, and what is likely wrong"
 def _parts(batch):
     "What a batch consists of, at the bottom of its tuples, lists and dicts"
     if isinstance(batch, PackedSequence): yield batch
@@ -99,9 +99,6 @@ def detached(
     if isinstance(value, tuple): return tuple(detached(v, other) for v in value)
     return other(value)
 
-# %% ../nbs/04_learner.ipynb #1d6e1685
-#| code-fold: true
-#| code-summary: "Helpers: what is likely wrong"
 def check_loss(
     loss  # what a loss function gave
 )->None:

@@ -155,7 +155,7 @@ class Listeners:
         if when == 'before': self.reached[level] = None      # all of them
 
     def _call(self, cb, event):
-        if not self.learn.world.hears(cb, event): return     # see "Several processes"
+        if not self.learn.world.hears(cb, event): return
         self.calling.append(cb)
         try: getattr(cb, event)(self.learn)
         finally: self.calling.pop()

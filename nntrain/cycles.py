@@ -10,7 +10,7 @@ __all__ = ['one_cycle', 'momentum_cycle']
 
 # %% ../nbs/15_schedulers.ipynb #f9438e06
 from .checks import finite, positive, share
-from .optimizer import check_hyper
+from .hypers import check_hyper
 from .schedule import constant, cosine, join
 
 # %% ../nbs/15_schedulers.ipynb #3d185501

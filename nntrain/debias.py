@@ -17,25 +17,21 @@ def _known_beta(beta):
 
 def _divide(value, total):
     if total == 0:
-        raise ValueError(
-            'no value has any weight yet: with beta=1 a dampened average ignores all '
-            'that it is given')
-    return (
-        list(torch._foreach_div(value, float(total)))
-        if isinstance(value, (list, tuple)) else value / total)
+        raise ValueError('no value has any weight yet: with beta=1 a dampened average '
+                         'ignores all that it is given')
+    if not isinstance(value, (list, tuple)): return value/total
+    return list(torch._foreach_div(value, float(total)))
 
 def debias(
-    # average or sum that was started at 0: a number, a tensor, or a list of tensors
-    value,
-    beta:float,          # decay, in [0, 1], the same at every step
-    step:int,            # how many values it has seen, at least 1
-    dampened:bool=True   # were the values multiplied by 1-beta?
-):                       # the weighted mean of the values, like `value`
-    """Divide an average by the sum of its weights; raises ValueError before the first
-    step, and where all weights are 0"""
+    value,              # average or sum, started at 0: a number, a tensor, or tensors
+    beta:float,         # decay, in [0, 1], the same at every step
+    step:int,           # how many values it has seen, at least 1
+    dampened:bool=True  # were the values multiplied by 1-beta?
+):                      # the weighted mean of the values, like `value`
+    """Divide an average by the sum of its weights.
+    Raises ValueError before the first step, and where all weights are 0"""
     _known_beta(beta)
-    if step < 1:
-        raise ValueError(f'step counts the values seen so far, from 1; got {step}')
+    if step < 1: raise ValueError(f'step counts the values seen, from 1; got {step}')
     if dampened: return _divide(value, 1 - beta**step)
     return _divide(value, step if beta == 1 else (1 - beta**step)/(1-beta))
 
@@ -46,33 +42,27 @@ def _wide(x):  # sums of 16-bit numbers need more digits than 16 bits have
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 def ema_step(
-    # average so far (or its weight): a number, a tensor, or a list of tensors
-    avg,
-    x,                   # next value, of the same kind; 1 for the weight
-    beta:float,          # decay at this step, in [0, 1]
-    dampened:bool=True   # multiply `x` by 1-beta?
-):                       # the next average, in at least 32 bits; nothing is changed in place
-    """One step of a moving average, `beta*avg + (1-beta)*x`, or `beta*avg + x`
-    undampened"""
+    avg,                # average so far (or its weight): a number, a tensor, or tensors
+    x,                  # next value, of the same kind; 1 for the weight
+    beta:float,         # decay at this step, in [0, 1]
+    dampened:bool=True  # multiply `x` by 1-beta?
+):                      # the next average, in at least 32 bits; inputs are only read
+    "One step of an average: `beta*avg + (1-beta)*x`, or `beta*avg + x` undampened"
     _known_beta(beta)
     avg, x, scale = _wide(avg), _wide(x), 1-beta if dampened else 1.
     if not isinstance(x, list): return beta*avg + scale*x
     if not isinstance(avg, list): avg = [torch.full_like(t, avg) for t in x]
-    return list(
-        torch._foreach_add(torch._foreach_mul(avg, float(beta)), x, alpha=float(scale)))
+    kept = torch._foreach_mul(avg, float(beta))
+    return list(torch._foreach_add(kept, x, alpha=float(scale)))
 
 # %% ../nbs/11_debiasing.ipynb #e5a0c52b
 class ExactEMA:
-    """Moving average that carries the sum of its own weights: a true weighted mean for
-    every path of beta"""
+    "Moving average that carries the sum of its weights: a true mean whatever beta does"
     def __init__(self,
-        beta:float=.9,       # decay of the steps that are not given one, in [0, 1]
-        start=0.,            # a guess: a number, a tensor, or a list of tensors
-        # what the guess counts, at least 0: 0 nothing; 1 as much as an endless past,
-        # or, undampened, as one value
-        weight:float=0.,
-        # multiply each value by 1-beta? undampened, beta=1 gives the plain mean of all
-        dampened:bool=True
+        beta:float=.9,      # decay of the steps that are not given one, in [0, 1]
+        start=0.,           # a guess: a number, a tensor, or a list of tensors
+        weight:float=0.,    # what the guess counts: 0 nothing, 1 as an endless past
+        dampened:bool=True  # multiply values by 1-beta? if not, beta=1: plain mean
     ):
         _known_beta(beta)
         self.beta, self.dampened = beta, dampened
@@ -81,15 +71,13 @@ class ExactEMA:
     def reset(self, start=0., weight=0.):
         "Forget all values; start again from a guess, or from nothing"
         if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
-        start = _wide(start)
-        self.total = (
-            [t * weight for t in start] if isinstance(start, list) else start * weight)
+        start, several = _wide(start), isinstance(start, (list, tuple))
+        self.total = [t*weight for t in start] if several else start*weight
         self.weight = weight
         return self
 
     def update(self,
-        # next value: a number, a tensor, or a list of tensors; only read
-        x,
+        x,               # next value: a number, a tensor, or tensors; only read
         beta:float=None  # decay of this step; default: the average's own
     ):
         "Take one value; returns the average itself"

@@ -9,7 +9,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .optimizer import SGD, Optimizer, add_scaled, check_hyper
+from .hypers import check_hyper
+from .optimizer import Optimizer
+from .sgd import SGD, add_l2, add_scaled
 
 # %% auto #0
 __all__ = ['ema', 'Momentum', 'EMAMomentum']
@@ -18,77 +20,67 @@ __all__ = ['ema', 'Momentum', 'EMAMomentum']
 def ema(
     xs:Tensor,    # (T, …) values, any unit
     beta:float,   # share that is kept at each step, in [0, 1)
-    # the average before the first value: a number, or a tensor of the shape of `xs[0]`
-    start=0.,
-    # of the new value; None: 1-beta, an average; 1: the undampened sum of momentum
-    weight=None,
+    start=0.,     # the average before the first value: a number, or like `xs[0]`
+    weight=None,  # of the new value; None: 1-beta, an average; 1: the sum of momentum
 )->Tensor:        # (T, …) running averages, in the unit of `xs`
-    """Exponential moving average: `avg = beta*avg + weight*x`. With `start=0` it is too
-    close to 0 at first"""
+    "Moving average `avg = beta*avg + weight*x`; from `start=0` too small at first"
     check_hyper('beta', beta, 0, 1)
+    if weight is None: weight = 1-beta
     avg, out = start, []
     for x in xs:
-        avg = beta*avg + (1-beta if weight is None else weight)*x
+        avg = beta*avg + weight*x
         out.append(avg)
     return torch.stack(out)
 
 # %% ../nbs/10_momentum.ipynb #560247a0
 class Momentum(SGD):
-    """SGD that steps along a fading sum of gradients; equals
-    `torch.optim.SGD(momentum=…)`"""
-    ranges, torch_keys = SGD.ranges | dict(dampening=(0, 1)), Optimizer.torch_keys
+    "SGD along a fading sum of gradients, as `torch.optim.SGD(momentum=…)`"
+    ranges = SGD.ranges | dict(dampening=(0, 1))
+    torch_keys = Optimizer.torch_keys
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0; a steady gradient moves by
-        # `lr*(1-dampening)/(1-momentum)` a step
-        lr:float=1e-3,
-        # share of the buffer that is kept at each step, in [0, 1)
-        momentum:float=.9,
-        # a new gradient counts `1-dampening`, but the very first counts 1; in [0, 1)
-        dampening:float=0.,
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
-        weight_decay:float=0.,
-        nesterov:bool=False,    # look one step ahead? needs momentum, and no dampening
+        params,                 # tensors, (name, tensor) pairs, or one dict per group
+        lr:float=1e-3,          # learning rate, at least 0; see also `momentum`
+        momentum:float=.9,      # β, in [0, 1): a steady gradient moves by `lr/(1-β)`
+        dampening:float=0.,     # in [0, 1): a gradient counts 1-dampening, the first 1
+        weight_decay:float=0.,  # L2 penalty, at least 0: the gradient gets `+ decay*p`
+        nesterov:bool=False,    # look one step ahead? not together with dampening
         maximize:bool=False,    # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
-    ): Optimizer.__init__(self, params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach))
+        foreach:bool=True       # all tensors at once? else one by one: the same, slower
+    ):
+        Optimizer.__init__(self, params, dict(
+            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
+            nesterov=nesterov, maximize=maximize, foreach=foreach))
 
     def one_step(self, p, grad, state, group):
-        beta = group['momentum']
         if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
+        beta, buf = group['momentum'], state.get('momentum_buffer')
         if beta != 0:
-            if state.get('momentum_buffer') is None:
-                state['momentum_buffer'] = grad.clone()
-            else:
-                state['momentum_buffer'].mul_(beta).add_(
-                    grad, alpha=1 - group['dampening'])
-            grad = (
-                grad + beta * state['momentum_buffer'] if group['nesterov']
-                else state['momentum_buffer'])
+            if buf is None: buf = state['momentum_buffer'] = grad.clone()
+            else: buf.mul_(beta).add_(grad, alpha=1-group['dampening'])
+            grad = grad + beta*buf if group['nesterov'] else buf
         p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
+def _feed_buffers(grads, states, beta, dampening):
+    "Fade all buffers and add the gradients; a first gradient becomes the buffer itself"
+    old = [(s['momentum_buffer'], g) for s, g in zip(states, grads)
+           if s.get('momentum_buffer') is not None]
+    for s, g in zip(states, grads):
+        if s.get('momentum_buffer') is None: s['momentum_buffer'] = g.clone()
+    if old:
+        bufs, new = map(list, zip(*old))
+        torch._foreach_mul_(bufs, beta)
+        torch._foreach_add_(bufs, new, alpha=1-dampening)
+    return [s['momentum_buffer'] for s in states]
+
 @patch
 def multi_step(self:Momentum, params, grads, states, group):
-    beta = group['momentum']
-    if group['weight_decay'] != 0:
-        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+    beta, grads = group['momentum'], add_l2(grads, params, group['weight_decay'])
     if beta != 0:
-        old = [
-            (s['momentum_buffer'], g) for s, g in zip(states, grads)
-            if s.get('momentum_buffer') is not None]
-        for s, g in zip(states, grads):
-            if s.get('momentum_buffer') is None: s['momentum_buffer'] = g.clone()
-        if old:
-            bufs, new = map(list, zip(*old))
-            torch._foreach_mul_(bufs, beta)
-            torch._foreach_add_(bufs, new, alpha=1-group['dampening'])
-        bufs = [s['momentum_buffer'] for s in states]
-        grads = (
-            torch._foreach_add(grads, bufs, alpha=beta) if group['nesterov'] else bufs)
+        bufs = _feed_buffers(grads, states, beta, group['dampening'])
+        nesterov = group['nesterov']
+        grads = torch._foreach_add(grads, bufs, alpha=beta) if nesterov else bufs
     add_scaled(params, grads, -group['lr'])
 
 # %% ../nbs/10_momentum.ipynb #ba97c752
@@ -98,32 +90,28 @@ def add_param_group(self:Momentum,
 )->None:
     "As for every `Optimizer`; refuses `nesterov` with dampening or without momentum"
     group = self.defaults | param_group
-    if group['nesterov'] and (group['momentum'] == 0 or group['dampening'] != 0):
-        raise ValueError(
-            "nesterov needs momentum above 0 and dampening 0, got "
-            f"{group['momentum']} and {group['dampening']}: change these, or leave "
-            "nesterov out")
+    momentum, dampening = group['momentum'], group['dampening']
+    if group['nesterov'] and (momentum == 0 or dampening != 0):
+        raise ValueError(f'nesterov needs momentum above 0 and dampening 0, got '
+                         f'{momentum} and {dampening}: change these, or leave it out')
     SGD.add_param_group(self, param_group)
 
 # %% ../nbs/10_momentum.ipynb #bc1ff1a0
 class EMAMomentum(SGD):
-    """SGD that steps along the moving average of the gradients, started at 0: as
-    `Momentum` at the rate `lr*(1-beta)`"""
+    "SGD along the moving average of the gradients: as `Momentum` at `lr*(1-beta)`"
     ranges, torch_keys = SGD.ranges | dict(beta=(0, 1)), Optimizer.torch_keys
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0; a steady gradient moves by `lr` a step, in the end
-        lr:float=1e-3,
-        # share of the average that is kept at each step, in [0, 1)
-        beta:float=.9,
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
-        weight_decay:float=0.,
+        params,                 # tensors, (name, tensor) pairs, or one dict per group
+        lr:float=1e-3,          # at least 0; a steady gradient moves by `lr` a step
+        beta:float=.9,          # share of the average that is kept, in [0, 1)
+        weight_decay:float=0.,  # L2 penalty, at least 0: the gradient gets `+ decay*p`
         maximize:bool=False,    # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
-    ): Optimizer.__init__(self, params, dict(lr=lr, beta=beta, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
+        foreach:bool=True       # all tensors at once? else one by one: the same, slower
+    ):
+        Optimizer.__init__(self, params, dict(
+            lr=lr, beta=beta, weight_decay=weight_decay, maximize=maximize,
+            foreach=foreach))
 
     def init_state(self, p, group): return {'exp_avg': torch.zeros_like(p)}
     def one_step(self, p, grad, state, group):
@@ -131,8 +119,7 @@ class EMAMomentum(SGD):
         state['exp_avg'].lerp_(grad, 1-group['beta'])      # avg + (1-β)·(grad - avg)
         p -= group['lr']*state['exp_avg']
     def multi_step(self, params, grads, states, group):
-        if group['weight_decay'] != 0:
-            grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
+        grads = add_l2(grads, params, group['weight_decay'])
         avgs = [s['exp_avg'] for s in states]
         torch._foreach_lerp_(avgs, grads, 1-group['beta'])
         add_scaled(params, avgs, -group['lr'])

@@ -7,53 +7,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from difflib import get_close_matches
-from numbers import Real
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .hypers import check_hyper, check_names
 
 # %% auto #0
-__all__ = ['SCHEDULER_KEYS', 'check_hyper', 'check_names', 'Optimizer', 'SGD', 'add_scaled', 'step_counter', 'decay_groups']
-
-# %% ../nbs/09_optimizers.ipynb #4b4d014f
-def check_hyper(
-    name:str,             # name of the hyperparameter, for the message
-    value,                # a number, a one-element tensor, or a tuple of numbers
-    low:float=0.,         # smallest value allowed
-    high:float=math.inf,  # the first value that is too large
-)->None:
-    "Raise ValueError unless `low <= value < high`, which NaN and infinity never pass"
-    if isinstance(value, (tuple, list)):
-        for i, v in enumerate(value):
-            if isinstance(v, Tensor):
-                raise ValueError(
-                    f'{name}[{i}] must be a plain number, got {v!r}: '
-                    f'a tensor may stand for a single value only, such as lr')
-            check_hyper(f'{name}[{i}]', v, low, high)
-        return
-    scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (scalar or number) or not low <= value < high:
-        below = 'finite' if high == math.inf else f'below {high:g}'
-        raise ValueError(
-            f'{name} must be a number of at least {low:g} and {below}, got {value!r}')
-
-# %% ../nbs/09_optimizers.ipynb #d809d02e
-def check_names(
-    names,     # names that somebody has given
-    known:list,# names that there are
-    who:str    # who takes them, for the message
-)->None:
-    """Raise TypeError, with the nearest name that there is, for the first of `names`
-    that is not in `known`"""
-    for name in names:
-        if name in known: continue
-        near = get_close_matches(name, known, n=1, cutoff=0)
-        raise TypeError(
-            f"{who} has no hyperparameter {name!r}: did you mean {near[0]!r}? There "
-            f"are: {', '.join(known)}")
+__all__ = ['SCHEDULER_KEYS', 'Optimizer', 'step_counter']
 
 # %% ../nbs/09_optimizers.ipynb #cf41f55b
 def _check_order(params):
@@ -62,8 +24,7 @@ def _check_order(params):
                         'and a saved state goes by order: give a list')
 
 class Optimizer(torch.optim.Optimizer):
-    """What all optimizers of this book share: override `one_step` and, for speed,
-    `multi_step`"""
+    "What all optimizers share: override `one_step` and, for speed, `multi_step`"
     # low <= value < high
     ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf),
                   momentum=(0, 1), betas=(0, 1))
@@ -71,23 +32,19 @@ class Optimizer(torch.optim.Optimizer):
     torch_keys = dict(differentiable=False, fused=None)
 
     def __new__(cls, *args, **kwargs):
-        known = [
-            name for name in inspect.signature(cls.__init__).parameters
-            if name != 'self']
+        known = [k for k in inspect.signature(cls.__init__).parameters if k != 'self']
         check_names(kwargs, known, cls.__name__)
         return super().__new__(cls)
 
     def __init__(self,
-        # tensors, (name, tensor) pairs, or dicts: one per parameter group, with
-        # hyperparameters of its own
-        params,
+        params,        # tensors, (name, tensor) pairs, or one dict per parameter group
         defaults:dict  # hyperparameters of the groups that do not set them
     ):
         _check_order(params)
-        # a bare tensor is refused by torch
-        if not isinstance(params, Tensor) and not (params := list(params)):
-            raise ValueError('no parameters to optimize: has the model none, '
-                             'or was the generator model.parameters() used up before?')
+        if not isinstance(params, Tensor):          # torch refuses a bare tensor itself
+            if not (params := list(params)):
+                raise ValueError('no parameters to optimize: has the model none, or '
+                                 'was the generator model.parameters() used up before?')
         super().__init__(params, {'maximize': False, 'foreach': True, **defaults})
 
     def init_state(self, p:Tensor, group:dict)->dict:
@@ -98,8 +55,7 @@ class Optimizer(torch.optim.Optimizer):
         raise NotImplementedError(f'{type(self).__name__} needs a method '
                                   f'one_step(self, p, grad, state, group)')
     def multi_step(self, params:list, grads:list, states:list, group:dict)->None:
-        """The same for lists of one type on one device; without an override `one_step`
-        for each"""
+        "The same for lists of one type on one device; by default `one_step` for each"
         for p, grad, state in zip(params, grads, states):
             self.one_step(p, grad, state, group)
 
@@ -124,25 +80,20 @@ def _by_kind(params, grads, states):
     def kind(p): return p.dtype, p.device
     if all(kind(p) == kind(params[0]) for p in params): return [(params, grads, states)]
     kinds = {}
-    for p, grad, state in zip(params, grads, states):
-        for xs, x in zip(kinds.setdefault(kind(p), ([], [], [])), (p, grad, state)):
-            xs.append(x)
-    return list(kinds.values())
+    for row in zip(params, grads, states):
+        kinds.setdefault(kind(row[0]), []).append(row)
+    return [tuple(map(list, zip(*rows))) for rows in kinds.values()]
 
 @patch
 def _step_group(self:Optimizer, params, grads, group):
     if any(g.layout is not torch.strided for g in grads):
-        raise RuntimeError(
-            f'{type(self).__name__} takes dense gradients only: make the layer '
-            f'with sparse=False, or use torch.optim.SparseAdam for it')
-    # shape (1,) does not fit a p of shape ()
-    if any(isinstance(v, Tensor) and v.ndim for v in group.values()):
-        group = {
-            k: v.squeeze() if isinstance(v, Tensor) else v for k, v in group.items()}
+        raise RuntimeError(f'{type(self).__name__} takes dense gradients only: '
+                           f'set sparse=False, or use torch.optim.SparseAdam')
+    wide = {k: v for k, v in group.items() if isinstance(v, Tensor) and v.ndim}
+    if wide: group = group | {k: v.squeeze() for k, v in wide.items()}   # shape (1,)
     if group['maximize']: grads = torch._foreach_neg(grads)
     states = [self.state[p] for p in params]
-    # nothing to ask for is asked for: it costs as much as a small step
-    if type(self).init_state is not Optimizer.init_state:
+    if type(self).init_state is not Optimizer.init_state:  # asking costs like a step
         for p, state in zip(params, states):
             if not state: state.update(self.init_state(p, group))
     if group['foreach']:
@@ -151,51 +102,10 @@ def _step_group(self:Optimizer, params, grads, group):
         for p, grad, state in zip(params, grads, states):
             self.one_step(p, grad, state, group)
 
-# %% ../nbs/09_optimizers.ipynb #8fc6b51e
-class SGD(Optimizer):
-    "Stochastic gradient descent: `p -= lr * (grad + weight_decay*p)`"
-    torch_keys = Optimizer.torch_keys | dict(momentum=0, dampening=0, nesterov=False)
-
-    def __init__(self,
-        # tensors, (name, tensor) pairs, or one dict per parameter group
-        params,
-        # learning rate, at least 0; a one-element tensor will do
-        lr:float=1e-3,
-        # L2 penalty, added to the gradient as `weight_decay * p`, at least 0
-        weight_decay:float=0.,
-        maximize:bool=False,    # go up instead of down?
-        # all tensors of a group at once? else one after the other: same numbers, slower
-        foreach:bool=True
-    ): super().__init__(params, dict(lr=lr, weight_decay=weight_decay, maximize=maximize, foreach=foreach))
-
-    def one_step(self, p, grad, state, group):
-        if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
-        p -= group['lr']*grad
-
-# %% ../nbs/09_optimizers.ipynb #1a949fa0
-def add_scaled(
-    xs:list,  # tensors, changed in place
-    ys:list,  # as many tensors of the same shapes
-    alpha     # a number, or a one-element tensor
-)->None:
-    "`x += alpha*y` for each pair, in one call"
-    # stays on the device: nobody waits for its value
-    if isinstance(alpha, Tensor):
-        torch._foreach_add_(xs, torch._foreach_mul(ys, alpha.squeeze()))
-    else:
-        torch._foreach_add_(xs, ys, alpha=alpha)
-
-# %% ../nbs/09_optimizers.ipynb #2b11ff57
-@patch
-def multi_step(self:SGD, params, grads, states, group):
-    if group['weight_decay'] != 0:
-        grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
-    add_scaled(params, grads, -group['lr'])
-
 # %% ../nbs/09_optimizers.ipynb #8ed03862
 # what torch's schedulers and `SWALR` write into a group besides the hyperparameters
-SCHEDULER_KEYS = (
-    'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum', 'swa_lr')
+SCHEDULER_KEYS = ('initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum',
+                  'swa_lr')
 
 @patch
 def _options_on(self:Optimizer, group):
@@ -204,49 +114,52 @@ def _options_on(self:Optimizer, group):
             if off is not None and group.get(k) not in (off, None)}
 
 @patch
-def add_param_group(self:Optimizer,
-    # 'params' and any hyperparameters; copied; also a group of torch's namesake
-    param_group:dict
-)->None:
-    "Check a group and add it; its missing hyperparameters come from `self.defaults`"
-    group, me = dict(param_group), f'a parameter group of {type(self).__name__}'
+def _check_hypers(self:Optimizer, group):
+    me = f'a parameter group of {type(self).__name__}'
     if on := self._options_on(group):
         raise ValueError(f'{me} has {on}, which it lacks: leave it out')
     others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
     check_names([k for k in group if k not in others], list(self.defaults), me)
-    if group.get('foreach', True) is None: del group['foreach']  # torch's "as you like"
     for name, value in {**self.defaults, **group}.items():
         if name in self.ranges and name not in self.torch_keys:
             check_hyper(name, value, *self.ranges[name])
-    _check_order(group['params'])
-    given = group['params']
-    given = group['params'] = [given] if isinstance(given, Tensor) else list(given)
-    seen = {id(p) for g in self.param_groups for p in g['params']}
+
+@patch
+def _check_params(self:Optimizer, given):
+    seen = {id(p) for group in self.param_groups for p in group['params']}
     for i, p in enumerate(given):
         name, p = p if isinstance(p, tuple) else (f'number {i}', p)
         if not isinstance(p, Tensor): continue  # torch says what it is
         if id(p) in seen:
-            raise ValueError(
-                f'parameter {name} of shape {tuple(p.shape)} is given twice, '
-                f'in one group or in two: it would take two steps')
+            raise ValueError(f'parameter {name} of shape {tuple(p.shape)} is given '
+                             f'twice, in one group or in two: it would take two steps')
         if p.is_complex():
-            raise ValueError(
-                f'parameter {name} is complex: keep it as torch.view_as_real(…) instead'
-            )
+            raise ValueError(f'parameter {name} is complex: '
+                             f'keep it as torch.view_as_real(…) instead')
         seen.add(id(p))
-    torch.optim.Optimizer.add_param_group(
-        self, {**group, **dict.fromkeys(self.torch_keys)})
+
+@patch
+def add_param_group(self:Optimizer,
+    param_group:dict  # 'params' and any hyperparameters; may be torch's namesake's
+)->None:
+    "Check a copy of a group and add it; what it leaves out is as in `self.defaults`"
+    group, given = dict(param_group), param_group['params']
+    if group.get('foreach', True) is None: del group['foreach']  # torch's "as you like"
+    self._check_hypers(group)
+    _check_order(given)
+    group['params'] = [given] if isinstance(given, Tensor) else list(given)
+    self._check_params(group['params'])
+    off = dict.fromkeys(self.torch_keys)
+    torch.optim.Optimizer.add_param_group(self, {**group, **off})
 
 # %% ../nbs/09_optimizers.ipynb #f4c15dbb
 def step_counter()->Tensor:  # 0, on the CPU
-    """A step count in float32, or in float64 where that is the default type: narrower
-    ones stop counting early"""
-    wide = torch.get_default_dtype() == torch.float64
-    return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device='cpu')
+    "A step count in at least float32: narrower types stop counting early"
+    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return torch.zeros((), dtype=wide, device='cpu')
 
 @patch
-# after loading and unpickling, also of files of an older version
-def __setstate__(self:Optimizer, state):
+def __setstate__(self:Optimizer, state):  # after unpickling, also of an older version
     torch.optim.Optimizer.__setstate__(self, state)
     options = {'maximize': False, 'foreach': True, **dict.fromkeys(self.torch_keys)}
     for group in self.param_groups:
@@ -254,41 +167,36 @@ def __setstate__(self:Optimizer, state):
 
 @patch
 def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name writes it
-    """All state and hyperparameters, ready to save, or to load into torch's optimizer
-    of the same name"""
+    "State and hyperparameters, to save, or for torch's optimizer of the same name"
     def switch_off(opt, saved):
         for group in saved['param_groups']: group.update(opt.torch_keys)
     hook = self.register_state_dict_post_hook(switch_off, prepend=True)
     try: return torch.optim.Optimizer.state_dict(self)
     finally: hook.remove()
 
+# %% ../nbs/09_optimizers.ipynb #c28f2117
+@patch
+def _readable_group(self:Optimizer, group):
+    "A saved group as ours are; ValueError if it is of another optimizer"
+    me, names = type(self).__name__, self.defaults.keys() - {'maximize', 'foreach'}
+    if on := self._options_on(group):
+        raise ValueError(f'the saved state has {on}, which {me} lacks: '
+                         f'load it into an optimizer that has it')
+    ours = names | self.torch_keys.keys()
+    strange = group.keys() & self.ranges.keys() - ours
+    wrong = sorted(names - group.keys()) + sorted(strange)
+    if wrong:
+        raise ValueError(f'{wrong}: in the saved state or in {me}, but not in both. '
+                         f'Load it into the optimizer that it was saved from')
+    kept = {k: None if k in self.torch_keys else v for k, v in group.items()}
+    return {'maximize': False, **kept, 'foreach': self.defaults['foreach']}
+
 @patch
 def _readable(self:Optimizer, state_dict):
-    """A copy of `state_dict` with the groups as ours are; ValueError if it is of
-    another optimizer"""
-    me = type(self).__name__
     if not {'state', 'param_groups'} <= state_dict.keys():
-        raise ValueError(
-            f'no state of an optimizer: expected the keys state and param_groups, '
-            f'got {list(state_dict)[:5]}')
-    groups, names = [], self.defaults.keys() - {'maximize', 'foreach'}
-    for group in state_dict['param_groups']:
-        if on := self._options_on(group):
-            raise ValueError(f'the saved state has {on}, which {me} lacks: '
-                             f'load it into an optimizer that has it')
-        ours = names | self.torch_keys.keys()
-        wrong = sorted(names - group.keys()) + sorted(
-            group.keys() & self.ranges.keys() - ours)
-        if wrong:
-            raise ValueError(
-                f'{wrong}: in the saved state or in {me}, but not in both. '
-                f'Load it into the optimizer that it was saved from')
-        kept = {k: None if k in self.torch_keys else v for k, v in group.items()}
-        groups.append(
-            {
-                **kept, 'maximize': kept.get('maximize', False),
-                'foreach': self.defaults['foreach']}
-        )
+        raise ValueError(f'no state of an optimizer: expected the keys state and '
+                         f'param_groups, got {list(state_dict)[:5]}')
+    groups = [self._readable_group(group) for group in state_dict['param_groups']]
     return {**state_dict, 'param_groups': groups}
 
 @patch
@@ -302,25 +210,21 @@ def _restore_numbers(self:Optimizer, saved):
             if name not in state:
                 raise ValueError(f'the saved state of parameter {key} lacks {name!r}, '
                                  f'which {type(self).__name__} needs')
-            now = self.state[p][name]
-            if isinstance(now, Tensor) and (now.dtype, now.device) == (
-                made.dtype,
-                made.device,
-            ):
-                continue
-            value = (
-                state[name].detach().clone() if isinstance(state[name], Tensor)
-                else state[name])
-            self.state[p][name] = torch.as_tensor(
-                value, dtype=made.dtype, device=made.device)
+            self.state[p][name] = _as_made(self.state[p][name], state[name], made)
+
+def _as_made(now, saved, made):
+    "The loaded value, or, where loading changed its type, the saved one as `made` is"
+    if isinstance(now, Tensor) and (now.dtype, now.device) == (made.dtype, made.device):
+        return now
+    value = saved.detach().clone() if isinstance(saved, Tensor) else saved
+    return torch.as_tensor(value, dtype=made.dtype, device=made.device)
 
 @patch
 def load_state_dict(self:Optimizer,
-    # from this optimizer, or from torch's of the same name; not changed
-    state_dict:dict
+    state_dict:dict  # from this optimizer, or torch's of the same name; not changed
 )->None:
-    """Take over state and hyperparameters (but not `foreach`); raises ValueError for
-    what this optimizer cannot go on with"""
+    """Take over state and hyperparameters (but not `foreach`).
+    Raises ValueError for what this optimizer cannot go on with"""
     saved = {}
     def check(opt, given):     # the last hook before loading
         saved.update(opt._readable(given))
@@ -331,19 +235,3 @@ def load_state_dict(self:Optimizer,
     try: torch.optim.Optimizer.load_state_dict(self, state_dict)
     finally:
         for hook in hooks: hook.remove()
-
-# %% ../nbs/09_optimizers.ipynb #a1b2e9eb
-def decay_groups(
-    model:nn.Module,     # any model
-    weight_decay:float   # for the weights of layers, at least 0
-)->list:                 # two parameter groups: the decayed, the others
-    """Split the parameters in two groups: biases, norms and all other vectors and
-    scalars are not decayed"""
-    decayed, rest = {}, {}
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            spared = p.ndim < 2 or 'bias' in name or 'Norm' in type(module).__name__
-            (rest if spared else decayed)[id(p)] = p
-    return [
-        {'params': list(decayed.values()), 'weight_decay': weight_decay},
-        {'params': list(rest.values()), 'weight_decay': 0.0}]

@@ -6,76 +6,46 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['sgd_step', 'weight_decay', 'l2_reg', 'stat', 'at_least_float32', 'scalar', 'sum_grad', 'average_grad', 'average_sqr_grad', 'square_average', 'step_count', 'momentum_step', 'rms_prop_step', 'adam_direction', 'adam_step']
+__all__ = ['sgd_step', 'add_decay', 'sum_grad', 'average_grad', 'average_sqr_grad', 'square_average', 'step_count', 'rms_direction', 'at_least_float32', 'scalar', 'weight_sums', 'exact_direction']
 
 # %% ../nbs/13_composing.ipynb #fc285035
 import torch
 from torch import Tensor
 
-from .adaptive import subtract_ratio
-from .compose import multi
-from .optimizer import add_scaled, step_counter
+from .adaptive import adam_denoms, adam_direction, average_squares
+from .compose import multi, stat
+from .optimizer import step_counter
+from .sgd import add_scaled
 
 # %% ../nbs/13_composing.ipynb #19fde0f0
-def sgd_step(p, grad, *, lr):
-    "Step: down along the gradient"
-    p -= lr*grad
+def sgd_step(p, update, *, lr):
+    "Step: down along the update"
+    p -= lr*update
 
-def weight_decay(p, *, lr, weight_decay=0.):
-    "Step: decay of the weight itself, apart from the gradient"
-    p *= 1 - lr*weight_decay
-
-# %% ../nbs/13_composing.ipynb #9f672e0a
-def l2_reg(p, grad, *, weight_decay=0.):
-    "New gradient: with the L2 term"
-    if weight_decay != 0: return grad + weight_decay*p
-
-# %% ../nbs/13_composing.ipynb #d99aacbe
-def stat(
-    # name of a state = function (parameter) -> first value, a tensor that the part
-    # changes in place
-    **makes
-):           # a decorator that gives the function back
-    "Mark a part as the one that keeps these states"
-    def mark(part):
-        part.makes = makes
-        return part
-    return mark
-
-def at_least_float32(
-    x:Tensor    # any floating-point tensor
-)->torch.dtype: # its type, or float32 if that is wider
-    """In which type to sum and count for `x`: a sum in bfloat16 stops growing at 256
-    times its terms"""
-    return torch.promote_types(x.dtype, torch.float32)
-
-def scalar(
-    value:float  # where it starts
-):               # (parameter) -> a tensor with one element, on the parameter's device
-    """For a state that is one number per parameter; in float32 even if the parameter is
-    in half precision"""
-    return lambda p: torch.full((), value, dtype=at_least_float32(p), device=p.device)
+def add_decay(p, update, *, weight_decay=0.):
+    "New update: with a share of the weight itself"
+    if weight_decay != 0: return update + weight_decay*p
 
 # %% ../nbs/13_composing.ipynb #90641b1e
 @stat(momentum_buffer=torch.zeros_like)
-def sum_grad(grad, momentum_buffer, *, momentum=.9):
-    "Stat: decaying sum of the gradients"
-    momentum_buffer.mul_(momentum).add_(grad)
+def sum_grad(update, momentum_buffer, *, momentum=.9):
+    "Stat and new update: decaying sum of what arrives"
+    return momentum_buffer.mul_(momentum).add_(update)
 
 @stat(exp_avg=torch.zeros_like)
-def average_grad(grad, exp_avg, *, betas=(.9, .999)):
-    "Stat: running average of the gradients"
-    exp_avg.lerp_(grad, 1-betas[0])
+def average_grad(update, exp_avg, *, betas=(.9, .999)):
+    "Stat: running average of what arrives"
+    exp_avg.lerp_(update, 1-betas[0])
 
 @stat(exp_avg_sq=torch.zeros_like)
-def average_sqr_grad(grad, exp_avg_sq, *, betas=(.9, .999)):
-    "Stat: running average of their squares"
-    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1-betas[1])
+def average_sqr_grad(update, exp_avg_sq, *, betas=(.9, .999)):
+    "Stat: running average of the squares of what arrives"
+    exp_avg_sq.mul_(betas[1]).addcmul_(update, update, value=1-betas[1])
 
 @stat(square_avg=torch.zeros_like)
-def square_average(grad, square_avg, *, alpha=.99):
+def square_average(update, square_avg, *, alpha=.99):
     "Stat: the same under the names of torch's RMSprop"
-    square_avg.mul_(alpha).addcmul_(grad, grad, value=1-alpha)
+    square_avg.mul_(alpha).addcmul_(update, update, value=1-alpha)
 
 @stat(step=lambda p: step_counter())
 def step_count(step):
@@ -83,73 +53,73 @@ def step_count(step):
     step += 1
 
 # %% ../nbs/13_composing.ipynb #db3a98ed
-def momentum_step(p, momentum_buffer, *, lr):
-    "Step: along the sum of the gradients"
-    p -= lr*momentum_buffer
-
-def rms_prop_step(p, grad, square_avg, *, lr, eps=1e-8):
-    "Step: along the gradient over the root of its average square"
-    p -= lr*grad/(square_avg.sqrt() + eps)
-
-def adam_direction(
-    exp_avg:Tensor,    # m, running average of the gradients
-    exp_avg_sq:Tensor, # v, running average of their squares, same shape
-    step:Tensor,       # t, steps of this parameter so far, from 1, one element
-    betas:tuple,       # what the two averages keep at each step, in [0, 1)
-    eps:float          # added to the root, in the unit of the gradient
-)->Tensor:             # about 1 in size where gradients agree
-    """Debiased average of the gradients over the root of the debiased average of their
-    squares"""
-    # compiled code must not look at values
-    t = step.double() if torch.compiler.is_compiling() else step.item()
-    m, v = exp_avg/(1 - betas[0]**t), exp_avg_sq/(1 - betas[1]**t)
-    return m/(v.sqrt() + eps)
-
-def adam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
-    "Step: along Adam's direction"
-    p -= lr*adam_direction(exp_avg, exp_avg_sq, step, betas, eps)
+def rms_direction(update, square_avg, *, eps=1e-8):
+    "New update: over the root of the average square"
+    return update/(square_avg.sqrt() + eps)
 
 # %% ../nbs/13_composing.ipynb #42636eb3
 #| code-fold: true
+#| code-summary: "The second forms of all parts so far"
 @multi(sgd_step)
-def _sgd_steps(p, grad, *, lr): add_scaled(p, grad, -lr)
-@multi(weight_decay)
-def _weight_decays(p, *, lr, weight_decay):
-    if weight_decay != 0: torch._foreach_mul_(p, 1 - lr*weight_decay)
-@multi(l2_reg)
-def _l2_regs(p, grad, *, weight_decay):
-    return (
-        torch._foreach_add(grad, p, alpha=weight_decay) if weight_decay != 0 else None)
+def _sgd_steps(p, update, *, lr): add_scaled(p, update, -lr)
+
+@multi(add_decay)
+def _add_decays(p, update, *, weight_decay):
+    if weight_decay != 0: return torch._foreach_add(update, p, alpha=weight_decay)
+
 @multi(sum_grad)
-def _sum_grads(grad, momentum_buffer, *, momentum):
+def _sum_grads(update, momentum_buffer, *, momentum):
     torch._foreach_mul_(momentum_buffer, momentum)
-    torch._foreach_add_(momentum_buffer, grad)
+    torch._foreach_add_(momentum_buffer, update)
+    return momentum_buffer
+
 @multi(average_grad)
-def _average_grads(grad, exp_avg, *, betas):
-    torch._foreach_lerp_(exp_avg, grad, 1 - betas[0])
+def _average_grads(update, exp_avg, *, betas):
+    torch._foreach_lerp_(exp_avg, update, 1-betas[0])
+
 @multi(average_sqr_grad)
-def _average_sqr_grads(grad, exp_avg_sq, *, betas):
-    _square_averages(grad, exp_avg_sq, alpha=betas[1])
+def _average_sqr_grads(update, exp_avg_sq, *, betas):
+    average_squares(exp_avg_sq, update, betas[1])
+
 @multi(square_average)
-def _square_averages(grad, square_avg, *, alpha):
-    torch._foreach_mul_(square_avg, alpha)
-    torch._foreach_addcmul_(square_avg, grad, grad, 1-alpha)
+def _square_averages(update, square_avg, *, alpha):
+    average_squares(square_avg, update, alpha)
+
 @multi(step_count)
 def _step_counts(step): torch._foreach_add_(step, 1)
-@multi(momentum_step)
-def _momentum_steps(p, momentum_buffer, *, lr): add_scaled(p, momentum_buffer, -lr)
-@multi(rms_prop_step)
-def _rms_prop_steps(p, grad, square_avg, *, lr, eps):
-    floors = torch._foreach_sqrt(square_avg)
-    torch._foreach_add_(floors, eps)
-    subtract_ratio(p, grad, floors, [lr]*len(p))
-@multi(adam_step)
-# both debiasing divisions in the rate, as in chapter 12
-def _adam_steps(p, exp_avg, exp_avg_sq, step, *, lr, betas, eps):
-    ts = [t.double() if torch.compiler.is_compiling() else t.item() for t in step]
-    roots = [(1 - betas[1]**t)**.5 for t in ts]
-    floors = torch._foreach_sqrt(exp_avg_sq)
-    torch._foreach_add_(floors, [eps*root for root in roots])
-    subtract_ratio(
-        p, exp_avg, floors,
-        [lr * root / (1 - betas[0] ** t) for t, root in zip(ts, roots)])
+
+@multi(rms_direction)
+def _rms_directions(update, square_avg, *, eps):
+    denoms = torch._foreach_sqrt(square_avg)
+    torch._foreach_add_(denoms, eps)
+    return torch._foreach_div(update, denoms)
+
+@multi(adam_direction)
+def _adam_directions(exp_avg, exp_avg_sq, step, *, betas, eps):
+    denoms, factors = adam_denoms(exp_avg_sq, step, betas, eps)
+    directions = torch._foreach_div(exp_avg, denoms)
+    torch._foreach_mul_(directions, factors)
+    return directions
+
+# %% ../nbs/13_composing.ipynb #05155ea7
+def at_least_float32(
+    x:Tensor    # any floating-point tensor
+)->torch.dtype: # its type, or float32 if that is wider
+    "The type to sum and count in: a sum in bfloat16 stops at 256 times its terms"
+    return torch.promote_types(x.dtype, torch.float32)
+
+def scalar(
+    value:float  # where it starts
+):               # (parameter) -> a tensor with one element, on the parameter's device
+    "Start of a state that is one number per parameter, in float32 or wider"
+    return lambda p: torch.full((), value, dtype=at_least_float32(p), device=p.device)
+
+@stat(weight1=scalar(0.), weight2=scalar(0.))
+def weight_sums(weight1, weight2, *, betas=(.9, .999)):
+    "Stat: what the weights in the two averages of Adam add up to"
+    for weight, beta in (weight1, betas[0]), (weight2, betas[1]):
+        weight.mul_(beta).add_(1-beta)
+
+def exact_direction(exp_avg, exp_avg_sq, weight1, weight2, *, eps=1e-8):
+    "New update: Adam's direction, debiased by the true sums"
+    return exp_avg/weight1/((exp_avg_sq/weight2).sqrt() + eps)

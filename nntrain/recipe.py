@@ -39,7 +39,7 @@ from .metrics import Accuracy, MetricsCB
 from .history import plot_history
 from .progress import ProgressCB
 from .momentum import Momentum
-from .optimizer import SGD
+from .sgd import SGD
 from .resnet import resnet
 from .cycles import one_cycle
 from .steering import ScheduleCB

@@ -14,6 +14,7 @@ import io
 import re
 import tokenize
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -195,12 +196,16 @@ def reference_page(
         head, lead, built, *(_entry_page(e, homes) for e in found)])) + '\n'
 
 
+@lru_cache(maxsize=None)
+def _names(text): return [e.name for e in entries(text)]
+
+
 def reference_names(
     folder,  # of the package's modules
 )->dict:     # public name -> name of its module
     "Where each public name of a package is at home"
     found = {}
     for path in sorted(Path(folder).glob('[a-z]*.py')):
-        for e in entries(path.read_text(encoding='utf-8')):
-            found.setdefault(e.name, path.stem)
+        for name in _names(path.read_text(encoding='utf-8')):
+            found.setdefault(name, path.stem)
     return found

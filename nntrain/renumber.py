@@ -63,14 +63,16 @@ _TEXTS = ('nbs/*.ipynb', 'nbs/api/*.ipynb', 'nbs/*.qmd', '_quarto.yml',
 def _mended(path, names):  # what a file should hold
     text = path.read_text(encoding='utf-8')
     if path.suffix != '.ipynb': return relinked(text, names)
+    def mend(source):  # a text, or a list of its lines
+        if isinstance(source, str): return relinked(source, names)
+        return relinked(''.join(source), names).splitlines(keepends=True)
     nb = json.loads(text)
     for c in nb['cells']:
-        c['source'] = relinked(''.join(c['source']), names).splitlines(keepends=True)
+        c['source'] = mend(c['source'])
         for out in c.get('outputs', ()):
             data = out.get('data', {})
             for kind in set(data) & {'text/markdown', 'text/html'}:
-                mended = relinked(''.join(data[kind]), names)
-                data[kind] = mended.splitlines(keepends=True)
+                data[kind] = mend(data[kind])
     return _dumps(nb)
 
 def renumber(
@@ -100,7 +102,9 @@ def _topic(word):
         raise argparse.ArgumentTypeError(f'{word!r}: write topic=number, momentum=10')
     return topic, int(number)
 
-def nntrain_renumber(argv:list=None):  # words of the command line; None: of this process
+def nntrain_renumber(
+    argv:list=None,  # words of the command line; None: those of this process
+)->int:              # exit status: 0, or 1 if `--check` finds work, or 2
     """Give chapters other numbers (momentum=10 …); rename their files and mend every
     link and label. Without a number: mend labels only"""
     parser = argparse.ArgumentParser('nntrain_renumber',

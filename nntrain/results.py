@@ -126,7 +126,8 @@ def record(
     unit:str='',          # its unit; '' for a share
     seeds=None,           # the seeds; default 0, 1, …
     better:str='higher',  # is 'higher' or 'lower' better?
-    hint:str='are data, split, budget and seed the same?',  # what to ask a reader whose value is on the bad side
+    # what to ask a reader whose value is on the bad side
+    hint:str='are data, split, budget and seed the same?',
     # (value, who): the best ancestor's figure for the same experiment
     best=None,
     note:str='',          # anything a reader must know
@@ -169,7 +170,7 @@ def results(
 def result(
     experiment:str,  # name of a row
     folder=None,     # as in `results`
-)->AttrDict:         # the row: mean, se, n, seeds, split, source, seconds, hardware, …; the single values are row['values']
+)->AttrDict:  # the row: mean, se, n, seeds, …; the single values are row['values']
     "Read one recorded row; raises ValueError with the nearest names when there is none"
     rows = results(folder)
     if experiment in rows: return rows[experiment]
@@ -232,7 +233,9 @@ def in_band(
             f"{experiment} was recorded with {row.n} seed(s) and has no spread to "
             "compare with")
     half = _t_bound(level, row.n-1)*row.se*(row.n+1)**.5  # se·√(n+1) = s·√(1 + 1/n)
-    band = f"{level * 100:.4g} % of runs like ours lie between {row.mean - half:.4g} and {row.mean + half:.4g} ({ours})"
+    low, high = row.mean - half, row.mean + half
+    band = (f"{level*100:.4g} % of runs like ours lie between {low:.4g} and {high:.4g} "
+            f"({ours})")
     if abs(value-row.mean)<=half: return Verdict(True, f"{value:.4g} is normal: {band}")
     high = value>row.mean
     better = high==(row.better=='higher')
@@ -248,7 +251,8 @@ class Difference(Verdict):
         self.mean, self.low, self.high, self.n, self.level = (
             mean, mean - half, mean + half, n, level)
         told = not self.low<=0<=self.high
-        text = f"{mean:+.4f} ({level * 100:.4g} % interval {self.low:+.4f} to {self.high:+.4f}, {n} pairs): "
+        text = (f"{mean:+.4f} ({level*100:.4g} % interval {self.low:+.4f} to "
+                f"{self.high:+.4f}, {n} pairs): ")
         super().__init__(told, text + ("told apart" if told else "not told apart"))
 
 # a row, the result of `run_seeds`, or plain numbers -> {seed: value}
@@ -264,7 +268,7 @@ def paired_difference(
     b,                # the same for the other method, with the same seeds
     # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
     level:float=.95,
-)->Difference:        # `mean`, `low`, `high` of a-b, `n` pairs; true when 0 lies outside of the interval
+)->Difference:  # of a-b: `mean`, `low`, `high`, `n`; true if 0 lies outside
     """Mean difference of two methods that ran with the same seeds, with its interval
     (Student's t on the differences)"""
     a,b = _by_seed(a),_by_seed(b)
@@ -290,7 +294,7 @@ class _Markdown(str):
 def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
-)->_Markdown:           # one line per row: ours, n, seconds, hardware, the best ancestor's figure, the difference
+)->_Markdown:  # a line per row: ours, n, seconds, hardware, best ancestor, difference
     """Make a Markdown table of recorded rows; the difference is at least as uncertain
     as a single run of ours"""
     res = [

@@ -37,8 +37,9 @@ class TakeAwayProc:
         if not any(c.cell_type == 'code' for c in cells): return
         root, s, path = _top(self.nb)
         colab = 'https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/'
-        links = (f'[Open in Colab]({colab.format(**s)}{path}) · <a download '
-                 f'href="notebooks/{Path(path).name}">Download the notebook</a>')
+        # finish_site.py makes a download of the second; Quarto would look for a page
+        links = (f'[Open in Colab]({colab.format(**s)}{path}) · '
+                 f'[Download the notebook](download:{Path(path).name})')
         at = 1 if cells[0].cell_type == 'raw' else 0
         cells.insert(at, _prose(f'::: {{.take-away}}\n{links}\n:::', 'take-away'))
         cells.append(_prose(self.about(root, s, path), 'about'))

@@ -19,7 +19,8 @@ from .callback import Callback
 from .checks import finite, positive, share
 from .cycles import momentum_cycle, one_cycle
 from .learner import Learner
-from .optimizer import Optimizer, SCHEDULER_KEYS, check_hyper, check_names
+from .hypers import check_hyper, check_names
+from .optimizer import Optimizer, SCHEDULER_KEYS
 from .schedule import _check_schedule, at_steps, constant, cosine, join
 
 # %% ../nbs/15_schedulers.ipynb #25a7d901

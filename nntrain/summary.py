@@ -21,7 +21,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .activations import Hooks, _is_compiled, _modules_of
 from .aside import aside
 from .budgets import to_device
-from .batches import tensors_of, unpack
+from .batches import unpack
+from .sources import _tensors
 
 # %% ../nbs/19_resnet.ipynb #9a12ef01
 def layer_macs(
@@ -32,7 +33,7 @@ def layer_macs(
     """Multiply-adds with weights: each weight of a convolution or linear layer is used
     once per position. Everything else counts 0"""
     if isinstance(module, _ConvTransposeNd):
-        positions = next(tensors_of(inputs)).numel() // module.in_channels
+        positions = next(_tensors(inputs)).numel() // module.in_channels
     elif isinstance(module, _ConvNd):
         positions = output.numel() // module.out_channels
     elif isinstance(module, nn.Linear):
@@ -144,7 +145,7 @@ class Summary:
 # %% ../nbs/19_resnet.ipynb #98a83f01
 def _shapes(obj):
     return (
-        ', '.join('×'.join(map(str, t.shape)) or 'scalar' for t in tensors_of(obj)) or '–'
+        ', '.join('×'.join(map(str, t.shape)) or 'scalar' for t in _tensors(obj)) or '–'
     )
 
 def _check_ready(model):
@@ -173,7 +174,7 @@ def summary(
         or next(m.parameters(recurse=False), None) is not None
         or isinstance(m, (_ConvNd, nn.Linear))}
     rows, running, total = {}, [], {}
-    n = next((len(t) for t in tensors_of(inputs) if t.ndim), 1)
+    n = next((len(t) for t in _tensors(inputs) if t.ndim), 1)
     if n == 0: raise ValueError('the batch is empty: its first axis has length 0')
 
     def start(module, args, kwargs, name):

@@ -21,6 +21,10 @@ _kept = re.compile(
     r'!?\[(?:[^][]|\[[^]]*\])*\](?:\([^)]*\))?|\{[^}\n]*\}|<[^>]+>|https?://\S+',
     re.M | re.S)
 
+# words that a chapter more often means as everybody does
+_common = set('level process progress rank split verb generator event phase part task '
+              'view world'.split())
+
 
 def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
 
@@ -66,6 +70,7 @@ class GlossaryProc:
                     lambda m: f'[]{{#{_place(m[1])}}}{m[0]}', c.source)
         elif re.match(r'[0-8]\d', path.name):
             terms = {t: meaning for t, (meaning, built) in meanings.items()
-                     if built != path.name and len(t) > 2 and '(' not in t}
+                     if built != path.name and len(t) > 2 and '(' not in t
+                     and t.lower() not in _common}
             texts = _mark([c.source for c in cells], terms, page)
             for c, text in zip(cells, texts): c.source = text

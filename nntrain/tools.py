@@ -16,12 +16,10 @@ import time
 from configparser import ConfigParser
 from pathlib import Path
 
-from fastcore.script import call_parse
-
 from .results import _checkout, _write
 
 # %% auto #0
-__all__ = ['nntrain_execute', 'nntrain_sync', 'start_fit']
+__all__ = ['nntrain_execute', 'start_fit']
 
 # %% ../nbs/94_tools.ipynb #c06e7f7c
 def _root():
@@ -73,6 +71,20 @@ def _clean(nb):
         if c['cell_type']!='code': continue
         c['execution_count'] = None
         c['outputs'] = [o for o in map(_clean_output, c['outputs']) if o]
+    return nb
+
+# %% ../nbs/94_tools.ipynb #5f01da7e
+_is_folded = re.compile(r'(#\|.*\n)*#\|\s*(code-fold:\s*true|echo:\s*false)\b')
+
+# the notebook with those code cells folded in JupyterLab and in Colab that the site
+# folds or does not show, and no others
+def _with_folds(nb):
+    for c in nb['cells']:
+        if c['cell_type']!='code': continue
+        c['metadata'] = {
+            k: v for k, v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
+        if _is_folded.match(''.join(c['source'])):
+            c['metadata'] |= {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
     return nb
 
 # %% ../nbs/94_tools.ipynb #5c81f2a7
@@ -135,189 +147,6 @@ def nntrain_execute(
         else:
             print(f'{f.name}: {time.time() - began:.0f} s')
     if failed: raise SystemExit(1)
-
-# %% ../nbs/94_tools.ipynb #611d7a80
-def _setup_cell(s):
-    return (
-        "#| hide\n# Colab and other fresh machines: install what is missing (an "
-        "installed torch is kept)\n"
-        f"try: import {s['lib_name']}\nexcept ImportError:\n    %pip install -q "
-        f"git+{s['git_url']}"
-    )
-
-# the notebook with its set-up cell as it should be, after the title and `default_exp`
-def _with_setup(nb, source):
-    cells = nb['cells']
-    at = next(
-        (
-            i
-            for i, c in enumerate(cells)
-            if '# Colab and other fresh machines' in ''.join(c['source'])
-        ),
-        None,
-    )
-    if at is None:
-        at = 1 + max(
-            [
-                i for i, c in enumerate(cells[:3])
-                if 'default_exp' in ''.join(c['source'])]
-            or [0]
-        )
-        cells.insert(
-            at,
-            {
-                'cell_type': 'code', 'execution_count': None, 'id': 'setup',
-                'metadata': {}, 'outputs': []},
-        )
-    cells[at]['source'] = source.splitlines(keepends=True)
-    return nb
-
-_is_folded = re.compile(r'(#\|.*\n)*#\|\s*(code-fold:\s*true|echo:\s*false)\b')
-
-# the notebook with those code cells folded in JupyterLab and in Colab that the site
-# folds or does not show, and no others
-def _with_folds(nb):
-    for c in nb['cells']:
-        if c['cell_type']!='code': continue
-        c['metadata'] = {
-            k: v for k, v in c['metadata'].items() if k not in ('jupyter', 'cellView')}
-        if _is_folded.match(''.join(c['source'])):
-            c['metadata'] |= {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
-    return nb
-
-# %% ../nbs/94_tools.ipynb #871099e6
-def _readme_cell(c):  # the Markdown of one cell of index.ipynb
-    src = ''.join(c['source'])
-    if c['cell_type']=='markdown': return src
-    if c['cell_type'] == 'raw' or re.search(
-        r'^#\|\s*(hide|default_exp|include:\s*false)', src, re.M
-    ):
-        return ''
-    code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
-    res = (
-        [f'```python\n{code}\n```']
-        if code and not re.search(r'^#\|\s*echo:\s*false', src, re.M)
-        else []
-    )
-    for o in c['outputs']:
-        data = o.get('data', {})
-        if any(k.startswith('image/') for k in data):
-            raise SystemExit(
-                "index.ipynb: README.md cannot hold a picture from an output; save it "
-                "in nbs/images and link it")
-        if 'text/markdown' in data:
-            res.append(''.join(data['text/markdown']))
-        elif 'text/plain' in data or 'text' in o:
-            res.append(
-                '```\n' + ''.join(data.get('text/plain') or o['text']).rstrip()
-                + '\n```')
-    return '\n\n'.join(res)
-
-# README.md from index.ipynb: links point into the folder `nbs`, what only Quarto reads
-# is dropped
-def _readme(nb, nbs):
-    text = '\n\n'.join(p for p in map(_readme_cell, nb['cells']) if p.strip())
-    text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
-    text = re.sub(r'(\]\([^)]+\))\{[^}]*\}', r'\1', text)
-    text = re.sub(
-        r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?',
-        lambda m: m[1] + ('' if m[2] else nbs + '/'),
-        text,
-    )
-    return (
-        f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n')
-
-# %% ../nbs/94_tools.ipynb #0dea0bf5
-def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
-    site = s['doc_host']+s['doc_baseurl']
-    for key, value in {
-        'title': s['title'],
-        'author': s['author'],
-        'description': s['description'],
-        'site-url': site,
-        'repo-url': s['git_url'],
-        'repo-branch': s['branch'],
-        'repo-subdir': s['nbs_path'],
-    }.items():
-        text, n = re.subn(
-            rf'^  {key}:.*$', lambda _: f'  {key}: {json.dumps(value)}', text, count=1,
-            flags=re.M)
-        if not n: raise SystemExit(f"_quarto.yml needs a line '  {key}: …' under book")
-    return text
-
-def _with_reference(text, lib):  # _quarto.yml with the reference page of each module
-    pages = [f'        - api/{p.stem}.qmd\n' for p in sorted(lib.glob('[a-z]*.py'))]
-    return re.sub(r'(- part: "API reference"\n +chapters:\n)(?: +- api/.*\n)*',
-                  lambda m: m[1] + ''.join(pages), text)
-
-# the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
-def _llms(text, s, nbs):
-    site = s['doc_host']+s['doc_baseurl']
-    res = [
-        f"# {s['title']}",
-        '',
-        f"> {s['description']}",
-        '',
-        "Each page is a Jupyter notebook in "
-        f"{s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells are "
-        f"the package `{s['lib_name']}`.",
-        '',
-    ]
-    for part, name in re.findall(
-        r'^ *(?:- part: "?|(?=appendices:))([^":\n]+)|^ *- (\S+\.ipynb)$', text, re.M
-    ):
-        if part: res += ['', f'## {part.capitalize()}', '']
-        if not (nbs/name).is_file(): continue
-        first = ''.join(
-            json.loads((nbs / name).read_text(encoding='utf-8'))['cells'][0]['source'])
-        title, promise = (
-            re.search('^# (.*)', first, re.M),
-            re.search('^> (.*)', first, re.M),
-        )
-        number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
-        chapter = f'{number} ' if number and name<'90' else ''
-        res.append(
-            f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)"
-            + (f': {promise[1]}' if promise else ''))
-    return '\n'.join(res)+'\n'
-
-def _in_step(root, s):  # {path: the text it should have}
-    nbs = root/s['nbs_path']
-    book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
-    book = _with_reference(book, root/s['lib_path'])
-    res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
-    for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
-        res[path] = _dumps(
-            _with_folds(
-                _with_setup(
-                    json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
-    index = nbs/'index.ipynb'
-    if index.exists():
-        home = _with_setup(
-            json.loads(index.read_text(encoding='utf-8')), _setup_cell(s))
-        res |= {
-            index: _dumps(_with_folds(home)),
-            root / 'README.md': _readme(home, s['nbs_path'])}
-    return res
-
-# %% ../nbs/94_tools.ipynb #295c9daf
-@call_parse
-def nntrain_sync(
-    check:bool=False, # write nothing; exit with status 1 when something is out of step
-    # folder of settings.ini; default: the checkout that the package runs from
-    root:str=None,
-):
-    """Bring README.md (from index.ipynb), each chapter's set-up cell and folds,
-    _quarto.yml and llms.txt in step with settings.ini and the chapters"""
-    root = Path(root) if root else _root()
-    stale = {
-        p: text for p, text in _in_step(root, _settings(root)).items()
-        if not p.exists() or p.read_text(encoding='utf-8') != text}
-    for p,text in stale.items():
-        if not check: _write(p, text)
-        print(f"{'out of step' if check else 'written'}: {p.relative_to(root)}")
-    if check and stale: raise SystemExit("run nntrain_sync")
-    if not stale: print("all in step")
 
 # %% ../nbs/94_tools.ipynb #90f10002
 def start_fit(

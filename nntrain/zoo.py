@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['weight_sums', 'exact_adam_step', 'trust_ratio', 'length', 'lamb_step', 'LAMB', 'lars_grad', 'LARS', 'lion_step', 'Lion', 'radam_step', 'RAdam', 'lookahead', 'with_lookahead']
+__all__ = ['length', 'trust_ratio', 'trust_scale', 'LAMB', 'lars_scale', 'LARS', 'lion_direction', 'Lion', 'radam_direction', 'RAdam', 'lookahead', 'with_lookahead']
 
 # %% ../nbs/13_composing.ipynb #5647f407
 import math
@@ -14,24 +14,28 @@ import math
 import torch
 from torch import Tensor
 
-from .compose import Composed, ComposedType
+from .adaptive import adam_direction
+from .compose import Composed, stat
 from .optimizer import Optimizer, step_counter
-from .parts import (adam_direction, at_least_float32, average_grad,
-                           average_sqr_grad, l2_reg, momentum_step, scalar, stat,
-                           step_count, sum_grad, weight_decay)
-
-# %% ../nbs/13_composing.ipynb #05155ea7
-@stat(weight1=scalar(0.), weight2=scalar(0.))
-def weight_sums(weight1, weight2, *, betas=(.9, .999)):
-    "Stat: what the weights in the two averages of Adam add up to"
-    for weight, beta in (weight1, betas[0]), (weight2, betas[1]):
-        weight.mul_(beta).add_(1 - beta)
-
-def exact_adam_step(p, exp_avg, exp_avg_sq, weight1, weight2, *, lr, eps=1e-8):
-    "Step: Adam's, debiased by the true sums"
-    p -= lr*(exp_avg/weight1)/((exp_avg_sq/weight2).sqrt() + eps)
+from nntrain.parts import (
+    add_decay,
+    at_least_float32,
+    average_grad,
+    average_sqr_grad,
+    scalar,
+    sgd_step,
+    step_count,
+    sum_grad,
+)
 
 # %% ../nbs/13_composing.ipynb #4f180ec2
+def length(
+    x:Tensor  # the weights or the update of one layer, any shape
+)->Tensor:    # one element, at least in float32
+    "Euclidean length of a whole tensor, also of one spread over several devices"
+    norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
+    return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+
 def trust_ratio(
     weight_norm:Tensor, # length of the weights of one layer, one element
     update_norm:Tensor  # length of its proposed update, one element
@@ -41,79 +45,65 @@ def trust_ratio(
     return torch.where(both, weight_norm/torch.where(both, update_norm, 1.), 1.)
 
 # %% ../nbs/13_composing.ipynb #72bdde6c
-def length(
-    x:Tensor  # the weights or the update of one layer, any shape
-)->Tensor:    # one element, at least in float32
-    """Euclidean length of a whole tensor, also of one that is spread over several
-    devices"""
-    norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
-    return (
-        norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-    )  # else: of the piece on this device
-
-@stat(trust=scalar(1.0))  # kept to be looked at
-def lamb_step(
-    p, exp_avg, exp_avg_sq, step, trust, *, lr, betas=(0.9, 0.999), eps=1e-6,
-    weight_decay=0.0, max_trust=10.0):
-    "Step: Adam's direction, as long as the share `lr` of the weights"
-    u = adam_direction(exp_avg, exp_avg_sq, step, betas, eps) + weight_decay*p
-    trust.copy_(trust_ratio(length(p), length(u)).clamp(max=max_trust))
-    p -= lr*trust*u
+@stat(trust=scalar(1.))  # kept to be looked at
+def trust_scale(p, update, trust, *, max_trust=10.):
+    "New update: as long as the weights, but at most `max_trust` times what it was"
+    trust.copy_(trust_ratio(length(p), length(update)).clamp(max=max_trust))
+    return trust*update
 
 class LAMB(Composed):
-    """Adam whose step in each layer is a share `lr` of the length of its weights; safe
-    for weights and updates of length 0"""
-    parts, hypers = (
-        (average_grad, average_sqr_grad, step_count, lamb_step), dict(lr=1e-3))
+    """Adam whose step in each layer is a share `lr` of the length of its weights;
+    safe for weights and updates of length 0"""
+    parts = (average_grad, average_sqr_grad, step_count, adam_direction,
+             add_decay, trust_scale, sgd_step)
+    hypers = dict(lr=1e-3, eps=1e-6)
 
 # %% ../nbs/13_composing.ipynb #3ed4f700
-def lars_grad(p, grad, *, trust=1e-3, weight_decay=0.):
-    "New gradient: as long as the share `trust` of the weights"
+def lars_scale(p, grad, update, *, trust=1e-3, weight_decay=0.):
+    "New update: as long as the share `trust` of the weights, decay included"
     ratio = trust_ratio(length(p), length(grad) + weight_decay*length(p))
-    return trust*ratio*(grad + weight_decay*p)
+    return trust*ratio*update
 
 class LARS(Composed):
-    """Momentum on gradients that are as long as a share `trust` of the weights, layer
-    by layer"""
-    parts = lars_grad, sum_grad, momentum_step
+    "Momentum on gradients as long as a share `trust` of the weights, layer by layer"
+    parts = add_decay, lars_scale, sum_grad, sgd_step
 
 # %% ../nbs/13_composing.ipynb #d50cd4e0
 @stat(exp_avg=torch.zeros_like)
-def lion_step(p, grad, exp_avg, *, lr, betas=(.9, .99)):
-    "Step and stat: move by `lr` against the sign of an average, then update it"
-    p -= lr*exp_avg.lerp(grad, 1-betas[0]).sign()
-    exp_avg.lerp_(grad, 1-betas[1])
+def lion_direction(update, exp_avg, *, betas=(.9, .99)):
+    "New update and stat: the sign of an average, which is updated afterwards"
+    sign = exp_avg.lerp(update, 1-betas[0]).sign()
+    exp_avg.lerp_(update, 1-betas[1])
+    return sign
 
 class Lion(Composed):
     "The sign of an average: every weight moves by `lr`"
-    parts, hypers = (weight_decay, lion_step), dict(lr=1e-4)
+    parts, hypers = (lion_direction, add_decay, sgd_step), dict(lr=1e-4)
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
-def radam_step(p, exp_avg, exp_avg_sq, step, *, lr, betas=(.9, .999), eps=1e-8):
-    """Step: Adam's direction without the root at first, then scaled down for how few
-    squares its average holds"""
+def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
+    "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
     most = 2/(1-beta2) - 1
     held = most - 2*t*beta2**t/(1-beta2**t)  # about how many squares the average holds
     update = exp_avg/(1-beta1**t)
-    if held > 5:
-        rectify = math.sqrt((held-4)*(held-2)*most/((most-4)*(most-2)*held))
-        update = update*rectify*math.sqrt(1-beta2**t)/(exp_avg_sq.sqrt() + eps)
-    p -= lr*update
+    if held <= 5: return update
+    rectify = math.sqrt((held-4)*(held-2)*most/((most-4)*(most-2)*held))
+    return update*rectify*math.sqrt(1-beta2**t)/(exp_avg_sq.sqrt() + eps)
 
 class RAdam(Composed):
-    """Adam that leaves the root out while its average of squares is young; equals
-    `torch.optim.RAdam`"""
-    parts, hypers = (
-        (l2_reg, average_grad, average_sqr_grad, step_count, radam_step), dict(lr=1e-3))
-    torch_keys = {
-        **Optimizer.torch_keys, 'decoupled_weight_decay': False, 'capturable': False}
+    """Adam that leaves the root out while its average of squares is young;
+    equals `torch.optim.RAdam`"""
+    parts = (add_decay, average_grad, average_sqr_grad, step_count, radam_direction,
+             sgd_step)
+    hypers = dict(lr=1e-3)
+    torch_keys = Optimizer.torch_keys | dict(decoupled_weight_decay=False,
+                                             capturable=False)
 
 # %% ../nbs/13_composing.ipynb #8bf38591
 @stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: step_counter())
 def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
-    """Step: every `k` steps, move slow weights a share `slow_lr` of the way to the fast
-    ones, and start from there"""
+    "Step: every `k` steps slow weights catch up a share `slow_lr`, and p starts there"
     since_sync += 1
     if since_sync < k: return
     slow.lerp_(p, slow_lr)
@@ -124,9 +114,7 @@ def with_lookahead(
     cls:type  # a subclass of `Composed`
 )->type:      # another one, with the further hyperparameters `k` and `slow_lr`
     "Append `lookahead` to the parts of an optimizer"
-    made = dict(
-        parts=(*cls.parts, lookahead), hypers=dict(cls.hypers),
-        __doc__=f'{cls.__name__} with Lookahead', _recipe=(with_lookahead, (cls,)))
-    return ComposedType(
-        'Lookahead' + cls.__name__, (cls,), made
-    )  # keeps what else `cls` has of its own
+    made = dict(parts=(*cls.parts, lookahead), hypers=dict(cls.hypers),
+                __doc__=f'{cls.__name__} with Lookahead',
+                _recipe=(with_lookahead, (cls,)))
+    return type(cls)('Lookahead' + cls.__name__, (cls,), made)  # keeps cls's methods

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""What Quarto's pages still lack, done once to the built files. Quarto calls this at the end.
+"""What Quarto's pages still lack, done to the built files. Quarto calls it at the end.
 
-- Style sheets lose the rules that no page uses (Bootstrap's are 500 KB, of which 130 are used),
+- Style sheets lose the rules that no page uses (of Bootstrap's 500 KB, 130 are used),
   scripts do not hold up the first picture, images load when they come near the screen.
-- A link to skip the navigation, and a contents list for narrow screens, both without JavaScript.
-- Old addresses lead on: pages by themselves, places in a page by `moved.json` (page.html asks).
+- A link to skip the navigation and a contents list for narrow screens, both without
+  JavaScript.
+- Old addresses lead on: pages by themselves, places in a page by `moved.json`, which
+  page.html asks.
 - Each chapter's notebook stands beside its page, to be downloaded.
 """
 import json
@@ -18,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 OLD_PAGES = HERE/'first_edition.json'  # {page: [places in it]} of the first edition
 
 
-# ---- style sheets -------------------------------------------------------------------------
+# ---- style sheets --------------------------------------------------------------------
 
 def end_of(css, i, stop):
     "Where one of the letters `stop` comes first, outside of quotes and brackets"
@@ -40,11 +42,13 @@ def rules(css):
     css, i, found = re.sub(r'/\*.*?\*/', '', css, flags=re.S), 0, []
     while css[i:].strip():
         at = end_of(css, i, '{;')
-        if css[at:at + 1] != '{': found.append((css[i:at + 1].strip(), None)); i = at + 1
-        else:
+        if css[at:at + 1] == '{':
             end = end_of(css, at + 1, '}')
             found.append((css[i:at].strip(), css[at + 1:end]))
             i = end + 1
+        else:
+            found.append((css[i:at + 1].strip(), None))
+            i = at + 1
     return found
 
 
@@ -61,8 +65,10 @@ def is_used(selector, words):
     "Can it match anything? `words`: all classes, ids, tags and what scripts might add"
     text = re.sub(r':(?:not|is|where|has)\((?:[^()]|\([^()]*\))*\)', '', selector)
     text = re.sub(r'\[[^\]]*\]|::?[\w-]+(?:\([^)]*\))?', '', text)
-    names = [name.replace('\\', '') for name in re.findall(r'[.#]((?:[\w-]|\\.)+)', text)]
-    return all(word in words for word in names + re.findall(r'(?:^|[\s>+~])([a-z]\w*)', text))
+    names = re.findall(r'[.#]((?:[\w-]|\\.)+)', text)
+    names = [name.replace('\\', '') for name in names]
+    tags = re.findall(r'(?:^|[\s>+~])([a-z]\w*)', text)
+    return all(word in words for word in names + tags)
 
 
 def used_rules(css, words):
@@ -86,33 +92,35 @@ def smaller(css, words):
 
 
 def words_of(docs, pages):
-    "Whatever a selector may name: classes, ids and tags of the pages, words of the scripts"
+    "What a selector may name: classes, ids and tags of the pages, words of the scripts"
     scripts = [p.read_text(encoding='utf-8') for p in docs.rglob('*.js')]
     words = set()
     for text in pages.values():
-        for value in re.findall(r'\b(?:class|id)="([^"]*)"', text): words |= set(value.split())
+        for value in re.findall(r'\b(?:class|id)="([^"]*)"', text):
+            words |= set(value.split())
         words |= set(re.findall(r'<([a-zA-Z][\w-]*)', text))
         scripts += re.findall(r'<script\b[^>]*>(.*?)</script>', text, re.S)
     for text in scripts: words |= set(re.findall(r'[\w-]+', text))
     return words
 
 
-# ---- pages ----------------------------------------------------------------------------------
+# ---- pages ---------------------------------------------------------------------------
 
 SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
 
 
 def contents(text):
-    "The page's list of contents once more, folded under the title, for screens without margin"
-    toc = re.search(r'<nav id="TOC".*?(<ul>.*?</ul>)\s*(?:<div class="toc-actions|</nav>)',
-                    text, re.S)
+    "The list of contents once more, folded under the title, for screens without margin"
+    end = r'\s*(?:<div class="toc-actions|</nav>)'
+    toc = re.search(f'<nav id="TOC".*?(<ul>.*?</ul>){end}', text, re.S)
     if not toc: return text
     plain = re.sub(r' (?:id|class|data-scroll-target)="[^"]*"', '', toc[1])
     box = ('<details class="contents-here"><summary>On this page</summary>\n'
            f'<nav aria-label="On this page">{plain}</nav></details>\n')
-    lead = re.search(r'<div class="lead">.*?</div>\s*|(?<=</header>)\s*(?=.*</main>)',
-                     text[text.index('<main'):], re.S)
-    at = text.index('<main') + lead.end() if lead else text.index('</main>')
+    start = text.index('<main')
+    under = (re.compile('<div class="lead">.*?</div>', re.S).search(text, start)
+             or re.compile('</header>').search(text, start))
+    at = under.end() if under else text.index('>', start) + 1
     return text[:at] + box + text[at:]
 
 
@@ -121,13 +129,16 @@ def finished(text):
     if SKIP in text: return text
     text = re.sub(r'<body\b[^>]*>', lambda m: m[0] + SKIP, text, count=1)
     text = re.sub(r'(<script src="[^"]*\.js")(?=></script>)', r'\1 defer', text)
-    text = re.sub(r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>', '', text)
+    numbers = r'<a href="#cb[\d-]+" aria-hidden="true" tabindex="-1"></a>'
+    text = re.sub(numbers, '', text)
     text = re.sub(r'<img (?=src=)', '<img loading="lazy" decoding="async" ', text)
+    text = re.sub('href="download:([^"]*)"', r'href="notebooks/\1" download', text)
     return contents(text)
 
 
-# ---- old addresses ----------------------------------------------------------------------------
+# ---- old addresses -------------------------------------------------------------------
 
+GONE = 'This page has moved'
 LEAD_ON = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="robots" content="noindex"><link rel="canonical" href="{to}">
@@ -138,7 +149,9 @@ fetch('moved.json').then(r => r.json()).then(moved => {{
   location.replace(page ? page + '#' + place : '{to}')
 }})
 </script></head>
-<body><main><h1>{title}</h1><p>This page is now <a href="{to}">{to}</a>.</p></main></body></html>
+<body><main><h1>{title}</h1>
+<p>This page is now <a href="{to}">{to}</a>.</p></main></body>
+</html>
 '''
 
 
@@ -146,7 +159,7 @@ def places(text): return set(re.findall(r'<[^>]* id="([^"]+)"', text))
 
 
 def moved(old, now):
-    """{old page: {place: the page where it is now}} for places that are no longer in their page
+    """{old page: {place: the page where it is now}} for places that left their page
 
     `old`, `now`: {page: places}. Place '' is where most of a page went that is gone."""
     found = {}
@@ -157,7 +170,8 @@ def moved(old, now):
             if len(homes) == 1: ways[place] = homes[0]
         if page not in now:
             homes = list(ways.values())
-            ways[''] = max(sorted(set(homes)), key=homes.count) if homes else 'index.html'
+            most = max(sorted(set(homes)), key=homes.count, default='index.html')
+            ways[''] = most
         if ways: found[page] = ways
     return found
 
@@ -168,19 +182,18 @@ def lead_on(docs, pages):
     old = json.loads(OLD_PAGES.read_text(encoding='utf-8'))
     ways = moved(old, {name: places(text) for name, text in pages.items()})
     for name in sorted(set(ways) - set(pages)):
-        page = LEAD_ON.format(title='This page has moved', name=name, to=ways[name][''])
+        page = LEAD_ON.format(title=GONE, name=name, to=ways[name][''])
         (docs/name).write_text(page, encoding='utf-8')
     (docs/'moved.json').write_text(json.dumps(ways, sort_keys=True), encoding='utf-8')
 
 
-# ---- all of it ----------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------
 
 def finish(docs, notebooks):
-    "Finish the site in the folder `docs`; `notebooks`: folder of the chapters' notebooks"
-    gone = ('This page has moved',)
+    "Finish the site in the folder `docs`; `notebooks`: folder of the notebooks"
     pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
              for p in sorted(docs.rglob('*.html'))}
-    pages = {name: finished(text) for name, text in pages.items() if gone[0] not in text}
+    pages = {name: finished(text) for name, text in pages.items() if GONE not in text}
     for name, text in pages.items(): (docs/name).write_text(text, encoding='utf-8')
     words = words_of(docs, pages)
     for sheet in sorted(docs.glob('site_libs/**/*.css')):

@@ -5,9 +5,9 @@
     pip install fonttools brotli
     scripts/fonts.py FOLDER                               # that holds both
 
-Formulas are MathML. A browser draws roots, sums and brackets in the right size only with
-a font that has an OpenType MATH table, and many systems have none. The icons are those of
-Quarto's pages, 3 KB instead of 176.
+Formulas are MathML. A browser draws roots, sums and brackets in the right size only
+with a font that has an OpenType MATH table, and many systems have none. The icons are
+those of Quarto's pages, 3 KB instead of 176.
 """
 import re
 import sys

@@ -1,8 +1,8 @@
-"""Draw nbs/images/card.png, the picture that other sites show beside a link to the book, from recorded rows.
+"""Draw nbs/images/card.png, the picture that other sites show beside a link to the
+book, from recorded rows.
 
-    python scripts/social_card.py           write it
-    python scripts/social_card.py --check   only say whether its numbers are still those of the rows
-"""
+python scripts/social_card.py           write it python scripts/social_card.py --check
+only say whether its numbers are still those of the rows"""
 import argparse
 import json
 from pathlib import Path
@@ -33,7 +33,8 @@ def stale(card=CARD):
     if not card.exists(): return f'no {card.name}: run scripts/social_card.py'
     with Image.open(card) as picture:
         if picture.text.get('Rows') != numbers():
-            return f"{card.name} shows {picture.text.get('Rows')}, the rows say {numbers()}: run scripts/social_card.py"
+            return (f"{card.name} shows {picture.text.get('Rows')}, the rows say "
+                    f"{numbers()}: run scripts/social_card.py")
         if picture.size != (1200, 630):
             return f'{card.name} has {picture.size} pixels, not 1200×630'
     if card.stat().st_size > 200_000: return f'{card.name} is larger than 200 KB'

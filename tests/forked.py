@@ -1,8 +1,7 @@
 """The command nntrain_fit in processes of its own that need not load torch.
 
-They are forked from one process that has loaded it: this saves seconds of processor time
-each. A test that needs a process to send signals to starts a real one.
-"""
+They are forked from one process that has loaded it: this saves seconds of processor
+time each. A test that needs a process to send signals to starts a real one."""
 import multiprocessing
 import os
 import subprocess

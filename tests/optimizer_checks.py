@@ -1,60 +1,71 @@
-"""What the tests of optimizers share: all optimizers of the book, the same gradients for several of them, and
-whether these agree"""
+"""What the tests of optimizers share: all optimizers of the book, the same gradients
+for several of them, and whether these agree"""
 from functools import partial
 
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.adaptive import Adam, AdamW, RMSProp
+from nntrain.adaptive import Adam, AdamW, RMSProp, adam_direction
 from nntrain.annealing import AdamAnnealed
 from nntrain.compose import Composed, compose
-from nntrain.parts import (adam_step, average_grad, average_sqr_grad, l2_reg,
-                           momentum_step, rms_prop_step, sgd_step, square_average,
-                           step_count, sum_grad, weight_decay)
-from nntrain.zoo import (LAMB, LARS, Lion, RAdam, exact_adam_step, weight_sums,
-                         with_lookahead)
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD, Optimizer
+from nntrain.optimizer import Optimizer
+from nntrain.sgd import SGD
+from nntrain.parts import (
+    add_decay,
+    average_grad,
+    average_sqr_grad,
+    exact_direction,
+    rms_direction,
+    sgd_step,
+    square_average,
+    step_count,
+    sum_grad,
+    weight_sums,
+)
+from nntrain.zoo import LAMB, LARS, Lion, RAdam, with_lookahead
 
 # float64; the second for weights that a drawn setting blew up to 10⁴ and more, whose
-# last bit alone is above
-# the first
+# last bit alone is above the first
 ATOL, RTOL = 1e-12, 1e-13
 
-adam = average_grad, average_sqr_grad, step_count, adam_step
+adam = average_grad, average_sqr_grad, step_count, adam_direction
 
 
 class OneAdam(Composed):
-    parts, hypers = (l2_reg, *adam), dict(lr=1e-3)
+    parts, hypers = (add_decay, *adam, sgd_step), dict(lr=1e-3)
     torch_keys = Optimizer.torch_keys | dict(
         amsgrad=False, capturable=False, decoupled_weight_decay=False)
 
 class OneAdamW(Composed):
-    parts, hypers = (weight_decay, *adam), dict(lr=1e-3, weight_decay=1e-2)
+    parts = *adam, add_decay, sgd_step
+    hypers = dict(lr=1e-3, weight_decay=1e-2)
     torch_keys = OneAdam.torch_keys | dict(decoupled_weight_decay=True)
 
 class OneRMSProp(Composed):
-    parts, hypers = (l2_reg, square_average, step_count, rms_prop_step), dict(lr=1e-2)
+    parts = add_decay, square_average, step_count, rms_direction, sgd_step
+    hypers = dict(lr=1e-2)
     torch_keys = Optimizer.torch_keys | dict(
         momentum=0, centered=False, capturable=False)
 
 class OneMomentum(Composed):
-    parts, hypers = (l2_reg, sum_grad, momentum_step), dict(lr=1e-3)
+    parts, hypers = (add_decay, sum_grad, sgd_step), dict(lr=1e-3)
     torch_keys = Optimizer.torch_keys | dict(dampening=0, nesterov=False)
 
 class OneSGD(Composed):
-    parts, hypers = (l2_reg, sgd_step), dict(lr=1e-3)
+    parts, hypers = (add_decay, sgd_step), dict(lr=1e-3)
     torch_keys = SGD.torch_keys
 
 class Users(Composed):
     "As a user writes one, with a method of its own"
-    parts, hypers = (sum_grad, momentum_step), dict(lr=1e-3)
+    parts, hypers = (sum_grad, sgd_step), dict(lr=1e-3)
     def doubled(self): return 2*self.param_groups[0]['lr']
 
 
 Exact = compose(
-    average_grad, average_sqr_grad, weight_sums, exact_adam_step, name='Exact', lr=1e-3)
+    average_grad, average_sqr_grad, weight_sums, exact_direction, sgd_step,
+    name='Exact', lr=1e-3)
 
 # every optimizer of the book: called with parameters and, if need be, lr and foreach
 ALL = {
@@ -96,10 +107,11 @@ def same_parameters(ours, theirs):
 
 
 def step_alike(*runs):
-    """One step of each (parameters, optimizer): all must agree with the first one, without editing a gradient,
-    and go on from its parameters. Comparing only at the end would be wrong: where the decay is part of the
-    gradient, the rate large and the memory short, fifty steps blow up the last bit a million times (chaos),
-    which says nothing about a formula"""
+    """One step of each (parameters, optimizer): all must agree with the first one,
+    without editing a gradient, and go on from its parameters. Comparing only at the
+    end would be wrong: where the decay is part of the gradient, the rate large and
+    the memory short, fifty steps blow up the last bit a million times (chaos), which
+    says nothing about a formula"""
     (first, _), *others = runs
     grads = [None if p.grad is None else p.grad.clone() for p in first]
     for _, opt in runs: opt.step()

@@ -1,7 +1,8 @@
-"""What must hold for the whole project. Each function returns the problems that it finds as a list of lines; an empty list means all is well.
+"""What must hold for the whole project. Each function returns the problems that it
+finds as a list of lines; an empty list means all is well.
 
-Folders are passed in, so that tests can feed every check a bad sample and see that it fails.
-"""
+Folders are passed in, so that tests can feed every check a bad sample and see that it
+fails."""
 import ast
 import json
 import math
@@ -24,7 +25,7 @@ FASTCORE = {
     'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr',
     'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 # Appendices whose modules any chapter may import; they import no chapter
-SHARED_PAGES = {'90_pictures', '92_figures', '93_recording', '94_tools'}
+SHARED_PAGES = {'90_pictures', '92_figures', '93_recording', '94_tools', '98_site'}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
 # ruff: undefined and unused names, mutable defaults, useless comparisons and
@@ -154,12 +155,12 @@ def out_of_step(root, tmp):
             p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8')
             for p in folder.rglob('*.py')}
     want, have = modules(fresh/'nntrain'), modules(root/'nntrain')
-    return [
-        f"nntrain/{name} "
-        f"{'is missing' if name not in have else 'comes from no notebook' if name not in want else 'differs from its notebook'}: run nbdev_export"
-        for name in sorted(want | have)
-        if want.get(name) != have.get(name)
-    ]
+    def how(name):
+        if name not in have: return 'is missing'
+        if name not in want: return 'comes from no notebook'
+        return 'differs from its notebook'
+    return [f'nntrain/{name} {how(name)}: run nbdev_export'
+            for name in sorted(want | have) if want.get(name) != have.get(name)]
 
 def not_clean(root, tmp):
     "Notebooks that `nbdev_clean` would change"
@@ -327,7 +328,8 @@ LONGEST = 88   # characters of a line of code, wherever it stands
 _NUMBER = re.compile(r'(?<![\w-])[Cc]hapters? \d+(?!\d| of\b)')
 
 def long_lines(source):
-    "Lines of code that a page cannot show in one piece; nbdev's directives do not count"
+    """Lines of code that a page cannot show in one piece; nbdev's directives do not
+    count"""
     return [f'{len(line)} characters: {line.strip()[:60]}…'
             for line in source.splitlines()
             if len(line) > LONGEST and not line.startswith('#|')]
@@ -363,11 +365,15 @@ sys.path.insert(0, '.')
 import torch
 problems, heavy = [], set(json.loads(sys.argv[2]))
 for name in json.loads(sys.argv[1]):
-    for old in [m for m in sys.modules if m == 'nntrain' or m.startswith('nntrain.')]: del sys.modules[old]  # each one alone
+    ours = [m for m in sys.modules if m == 'nntrain' or m.startswith('nntrain.')]
+    for old in ours: del sys.modules[old]  # each one alone
     try: importlib.import_module('nntrain.' + name)
-    except BaseException as e: problems.append(f'import nntrain.{name}: {type(e).__name__}: {e}')
-    if name in ('learner', 'data', 'figures', 'results', 'tools', 'site') and heavy & set(sys.modules):
-        problems.append(f'import nntrain.{name} loads {sorted(heavy & set(sys.modules))}: import it where it is used')
+    except BaseException as e:
+        problems.append(f'import nntrain.{name}: {type(e).__name__}: {e}')
+    light = name in ('learner', 'data', 'figures', 'results', 'tools', 'site')
+    if light and (loaded := heavy & set(sys.modules)):
+        problems.append(f'import nntrain.{name} loads {sorted(loaded)}: '
+                        'import it where it is used')
         heavy -= set(sys.modules)
 print(json.dumps(problems))
 '''
@@ -527,7 +533,8 @@ def dead_links(page):
 def foreign_home(files, user, repo):
     "Links to a home of this project other than the one in settings.ini"
     home = re.compile(
-        rf'(?:(?:github|githubusercontent)\.com|colab\.research\.google\.com/github)/([\w.-]+)/{repo}\b|\b([\w-]+)\.github\.io/{repo}\b'
+        r'(?:(?:github|githubusercontent)\.com|colab\.research\.google\.com/github)'
+        rf'/([\w.-]+)/{repo}\b|\b([\w-]+)\.github\.io/{repo}\b'
     )
     return [
         f'{f.name}: {m[0]} (settings.ini says {user})' for f in files

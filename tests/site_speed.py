@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How long a reader waits: each page of a built site on a slow line and a slow computer.
+"""How long a reader waits: pages of a built site on a slow line and a slow computer.
 
     tests/site_speed.py _docs [page.html …]
 
-prints a table: time to the first paint, kilobytes on the line, height in screens of 1280 px.
-The computer is four times slower than this one, the line carries 1.6 Mbit/s with 150 ms of
-delay each way, and the server compresses, as that of most hosts.
+prints a table: time to the first paint, kilobytes on the line, height in screens of
+1280 px. The computer is four times slower than this one, the line carries 1.6 Mbit/s
+with a delay of 150 ms, and the server compresses, as that of most hosts.
 """
 import gzip
 import http.server
@@ -18,7 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-LINE = dict(offline=False, latency=150, downloadThroughput=200_000, uploadThroughput=94_000)
+LINE = dict(offline=False, latency=150, downloadThroughput=200_000,  # bytes a second
+            uploadThroughput=94_000)
 SLOWER = 4
 TEXT = '.html', '.css', '.js', '.json', '.svg', '.xml', '.txt'
 

@@ -1,4 +1,5 @@
-"""Hooks that always let go, statistics that never wait, and a summary that counts like torch and leaves no trace."""
+"""Hooks that always let go, statistics that never wait, and a summary that counts like
+torch and leaves no trace."""
 import copy
 import random
 import warnings

@@ -1,5 +1,5 @@
-"""The limit of Adam's step, the first compiled step, and who owns the rate. That the optimizers of
-chapters 6 and 8 equal torch's, and do what its own tests ask, is in test_optimizers.py."""
+"""The limit of Adam's step, the first compiled step, and facts of chapter 12. That its
+optimizers equal torch's, and do what its own tests ask, is in test_optimizers.py."""
 import shutil
 import warnings
 
@@ -9,12 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from nntrain.adaptive import Adam, AdamW, RMSProp
-from nntrain.annealing import AdamAnnealed, AnnealCB
-from nntrain.data import DataLoaders
-from nntrain.callback import Callback
-from nntrain.learner import Learner
+from nntrain.annealing import AdamAnnealed
 from nntrain.momentum import EMAMomentum, Momentum
-from nntrain.optimizer import SGD
 
 KINDS = Momentum, EMAMomentum, RMSProp, Adam, AdamW, AdamAnnealed
 every = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
@@ -66,17 +62,3 @@ def test_no_step_of_adam_is_longer_than_the_limit(kind, betas):
         longest = max(longest, (p - before).abs().max().item())
     assert .97*limit < longest < limit + 1e-9
     assert longest > 1.05
-
-
-def test_two_that_write_the_rate_do_not_train_together():
-    batches = [(torch.ones(2, 1), torch.zeros(2, 1))]
-    def learner(*cbs):
-        dls = DataLoaders(batches, batches)
-        return Learner(
-            nn.Linear(1, 1), dls, nn.functional.mse_loss, SGD, lr=0.1, cbs=cbs)
-    class Half(Callback):
-        owns = ('lr',)
-    for pair in [AnnealCB(), Half()], [AnnealCB(per='epoch'), AnnealCB()]:
-        with pytest.raises(ValueError, match="would both write lr"):
-            learner(*pair).fit(1)
-    learner(AnnealCB()).fit(1)

@@ -1,4 +1,5 @@
-"""Transforms with a draw for each image, soft targets, dropout, averaged predictions: properties over random shapes, uniform coverage, and what must stay as it was."""
+"""Transforms with a draw for each image, soft targets, dropout, averaged predictions:
+properties over random shapes, uniform coverage, and what must stay as it was."""
 import copy
 import math
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"Figures in a browser with the network refused, result rows, and the commands that run and sync notebooks."
+"""Figures in a browser with the network refused, result rows, and the commands that run
+and sync notebooks."""
 import io
 import json
 import math
@@ -16,7 +17,8 @@ from nntrain import figures as book
 from nntrain.explore import check_frames, explore, figure_data
 from nntrain.prediction import predict
 from nntrain.results import in_band, paired_difference, record, result, results
-from nntrain.tools import nntrain_execute, nntrain_sync
+from nntrain.sync import nntrain_sync
+from nntrain.tools import nntrain_execute
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -809,7 +811,8 @@ def test_in_band_needs_a_spread(tmp_path):
     ) and 'better than ours' in str(in_band(-2.0, 'loss', folder=tmp_path))
 
 def test_bands_hold_as_many_healthy_runs_as_they_say(tmp_path):
-    """3 sd of three runs raise the alarm for 9 healthy runs in 100, not for 0.3: the few runs know their spread badly"""
+    """3 sd of three runs raise the alarm for 9 healthy runs in 100, not for 0.3: the
+    few runs know their spread badly"""
     draws = np.random.default_rng(0).normal(.8, .01, (1000, 4))
     outside = {level: 0 for level in (.9, .95)}
     for i,(*ours,yours) in enumerate(draws):
@@ -835,7 +838,8 @@ def test_t_bounds_hold_their_share_of_the_density():
             assert share == pytest.approx(level, abs=1e-6), (df, level)
 
 def test_intervals_of_paired_differences_hold_zero_as_often_as_they_say():
-    """Two equal methods: a share of 1-level of the comparisons tells them apart by chance"""
+    """Two equal methods: a share of 1-level of the comparisons tells them apart by
+    chance"""
     noise = np.random.default_rng(1).normal(0, .01, (2000, 2, 3))
     apart = sum(bool(paired_difference(a, b)) for a,b in noise)
     assert abs(apart/2000-.05) < .02
@@ -854,7 +858,8 @@ def test_pairs_are_made_by_seed(tmp_path, capsys):
 
 @pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
 def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
-    """A temporary file is private; what is put in its place is as readable as any new file of this user, or as the file before"""
+    """A temporary file is private; what is put in its place is as readable as any new
+    file of this user, or as the file before"""
     before = os.umask(umask)
     try: record('a', [.1, .2], folder=tmp_path, **KW)
     finally: os.umask(before)

@@ -1,4 +1,5 @@
-"The bug museum: what hangs on the walls is what was trained. The parts and their checks run in the notebook itself."
+"""The bug museum: what hangs on the walls is what was trained. The parts and their
+checks run in the notebook itself."""
 import ast
 import codecs
 import json

@@ -1,4 +1,5 @@
-"Trainings that are killed, and go on: the same bits at the end. One process (the nursery) loads torch once and forks the lives that are killed."
+"""Runs that are killed, and go on: the same bits at the end.
+One process (the nursery) loads torch once and forks the lives that are killed."""
 import contextlib
 import copy
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from functools import partial
 from pathlib import Path
@@ -26,48 +28,55 @@ from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
 from nntrain.logs import BatchLimitCB, CSVLogCB
 from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
 from nntrain.saving import SaveBestCB
-from nntrain.checkpoint import (
-    CheckpointCB, check_facts, load_training_state, plain, random_state,
-    read_checkpoint, set_random_state, training_facts, training_state, write_checkpoint)
+from nntrain.checkpoint import CheckpointCB
+from nntrain.checkpoint_file import plain, read_checkpoint, write_checkpoint
+from nntrain.facts import check_facts, training_facts
+from nntrain.state import (load_training_state, random_state, set_random_state,
+                           training_state)
+from nntrain.adaptive import Adam, AdamW, RMSProp
 from nntrain.annealing import AutoAnnealCB
 from nntrain.data import DataLoaders
 from nntrain.compare import MomentumLearner
 from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB
 from nntrain.callback import Callback
 from nntrain.events import CancelFit, CancelStep
-from nntrain.lr_finder import lr_find
 from nntrain.compare import set_seed
 from nntrain.learner import Learner
+from nntrain.lr_finder import LRFind
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
+from nntrain.momentum import Momentum
+from nntrain.sgd import SGD
 from nntrain.cycles import one_cycle
 from nntrain.schedule import step_decay
 from nntrain.steering import ScheduleCB
 from nntrain.torch_schedulers import TorchSchedulerCB
+from nntrain.zoo import LAMB
 
 NURSERY = '''
 import os, random, signal, sys, time
 import numpy as np, torch
 from torch import nn
-from nntrain import checkpoint, callbacks
+from nntrain.batches import BatchTransformCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
-from nntrain.lr_finder import lr_find
-from nntrain.learner import Learner
-from nntrain.callback import Callback
-from nntrain.compare import set_seed
-from nntrain.history import RecorderCB
+from nntrain.events import Callback
+from nntrain.learner import Learner, set_seed
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.prepare import BatchTransformCB
+from nntrain.progress import RecorderCB
 from nntrain.schedule import ScheduleCB, one_cycle
+from nntrain.state import training_state
 import torch._dynamo  # what the first optimizer loads: once here, not in every life
 
 torch.set_num_threads(1)
 numbers = torch.Generator().manual_seed(0)
-x, y = torch.randn(203, 6, generator=numbers), torch.randint(0, 3, (203,), generator=numbers)
+x = torch.randn(203, 6, generator=numbers)
+y = torch.randint(0, 3, (203,), generator=numbers)
 
-def augment(batch): return batch[0] + .1*random.random() + .1*float(np.random.randn()) + .1*torch.randn_like(batch[0]), batch[1]
+def augment(batch):
+    noise = random.random() + float(np.random.randn()) + torch.randn_like(batch[0])
+    return batch[0] + .1*noise, batch[1]
 
 class ReportCB(Callback):
     order, watches = 2000, True
@@ -75,13 +84,17 @@ class ReportCB(Callback):
 
 def train(folder, seed, n_epochs=40):
     set_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(),
+                          nn.Dropout(.2), nn.Linear(16, 3))
     dls = DataLoaders.from_tensors((x, y), (x[:50], y[:50]), batch_size=16)
     recorder = RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'])
-    learn = Learner(model, dls, nn.functional.cross_entropy, torch.optim.AdamW, 1e-2,
-                    cbs=[MetricsCB(Accuracy()), recorder, BatchTransformCB(augment), ScheduleCB(lr=one_cycle(1e-2), momentum=one_cycle(.9)), ReportCB()])
+    schedule = ScheduleCB(lr=one_cycle(1e-2), momentum=one_cycle(.9))
+    cbs = [MetricsCB(Accuracy()), recorder, BatchTransformCB(augment), schedule,
+           ReportCB()]
+    loss_func = nn.functional.cross_entropy
+    learn = Learner(model, dls, loss_func, torch.optim.AdamW, .01, cbs)
     learn.fit(n_epochs, cbs=[CheckpointCB(f'{folder}/run.pt', every_batches=3)])
-    state = checkpoint.plain(checkpoint.training_state(learn))
+    state = training_state(learn)
     for row in state['history']: del row['seconds']
     torch.save(state, f'{folder}/result.pt')
 
@@ -188,8 +201,8 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
         torch.load(tmp_path / name / 'result.pt', weights_only=True)
         for name in ('calm', 'hunted'))
     same_bits(calm, hunted, f'after kills at {places}, delays {delays}: state')
-    assert sorted(p.name for p in (tmp_path / 'hunted').iterdir()) == [
-        'result.pt', 'run.pt']  # what was half-written is swept away
+    left = sorted(p.name for p in (tmp_path / 'hunted').iterdir())
+    assert left == ['result.pt', 'run.pt']      # what was half-written is swept away
 
 
 # ---- in one process ------------------------------------------------------------------
@@ -211,15 +224,15 @@ def net(n=6, p=0.3):
 def noise(batch):
     return batch[0] + 0.1 * random.random() + 0.1 * float(np.random.randn()), batch[1]
 
-def learner(
-    *cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None, batch_size=16,
-    n=50, seed=0, **kwargs):
+def learner(*cbs, model=net, opt_func=torch.optim.Adam, kind=Learner, train=None,
+            batch_size=16, n=50, seed=0, order_seed=None,
+            loss_func=nn.functional.cross_entropy, **kwargs):
     set_seed(seed)
-    dls = DataLoaders.from_tensors((X[:n], Y[:n]), (X, Y), batch_size=batch_size)
+    dls = DataLoaders.from_tensors((X[:n], Y[:n]), (X, Y), batch_size=batch_size,
+                                   seed=order_seed)
     if train is not None: dls.train = train()
-    return kind(
-        model(), dls, nn.functional.cross_entropy, opt_func, 0.01,
-        cbs=[MetricsCB(Accuracy()), BatchTransformCB(noise), *cbs], **kwargs)
+    cbs = [MetricsCB(Accuracy()), BatchTransformCB(noise), *cbs]
+    return kind(model(), dls, loss_func, opt_func, 0.01, cbs=cbs, **kwargs)
 
 def result(learn):
     return plain(
@@ -300,26 +313,11 @@ def test_gradients_that_stay(tmp_path):
     'opt_func',
     [
         partial(torch.optim.SGD, momentum=0.9, nesterov=True), torch.optim.RMSprop,
-        torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, 'SGD', 'Momentum',
-        'RMSProp', 'Adam', 'AdamW', 'Lamb'],
+        torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, SGD, Momentum,
+        RMSProp, Adam, AdamW, LAMB],
     ids=str,
 )
 def test_optimizers(tmp_path, opt_func):
-    if isinstance(opt_func, str):
-        # noqa: E401
-        import nntrain.adaptive, nntrain.compose, nntrain.momentum, nntrain.optimizer
-        found = [
-            getattr(m, name)
-            for m in (
-                nntrain.optimizer,
-                nntrain.momentum,
-                nntrain.adaptive,
-                nntrain.compose,
-            )
-            for name in (opt_func, opt_func.upper())
-            if hasattr(m, name)
-        ]
-        opt_func = found[0]
     check_resume(
         tmp_path, lambda: learner(ScheduleCB(lr=one_cycle(0.01)), opt_func=opt_func),
         (1, 'train', 2))
@@ -422,7 +420,7 @@ def test_resume_again_and_again(tmp_path):
     last.fit(2, cbs=[CheckpointCB(tmp_path/'c.pt', every_batches=1)])
     same_bits(result(whole), result(last))
 
-def test_a_file_of_another_training_touches_nothing(tmp_path):
+def test_a_file_of_another_run_touches_nothing(tmp_path):
     path = tmp_path/'c.pt'
     learner().fit(2, cbs=[CheckpointCB(path)])
     content = path.read_bytes()
@@ -431,6 +429,11 @@ def test_a_file_of_another_training_touches_nothing(tmp_path):
         (learner(opt_func=torch.optim.SGD), 2, 'optimizer was Adam, is SGD'),
         (learner(n=49), 2, 'samples of the train data was 50, is 49'),
         (learner(batch_size=15), 2, 'batch_size of the train data was 16, is 15'),
+        (learner(order_seed=1), 2, 'seed of the train data was None, is 1'),
+        (learner(loss_func=nn.functional.nll_loss), 2, 'cross_entropy, is nll_loss'),
+        (learner(opt_func=partial(torch.optim.Adam, weight_decay=.1)), 2,
+         'weight_decay of parameter group 0 was 0, is 0.1'),
+        (learner(WeightAveragingCB(.9)), 2, "callbacks was ['BatchTransformCB', "),
         (learner(), 3, 'n_epochs was 2, is 3'),
     ]:
         before = copy.deepcopy(learn.model.state_dict())
@@ -575,7 +578,7 @@ def augments(p): return AugmentCB(RandomErase(p=p))
         ],
     ],
 )
-def test_other_settings_are_another_training(tmp_path, then, now, said):
+def test_other_settings_are_another_run(tmp_path, then, now, said):
     def facts(model=net, loss_func=nn.functional.cross_entropy, cbs=()):
         class FactsCB(Callback):
             order = 1000
@@ -652,7 +655,7 @@ def test_other_data_of_the_same_size(tmp_path, make, what):
         if make: learn.dls.train = make(x, y)
         else: learn.dls.train.x, learn.dls.train.y = x, y
         if not changed: learn.fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')]); continue
-        with pytest.raises(ValueError, match='belongs to another training: sample of'):
+        with pytest.raises(ValueError, match='belongs to another run: sample of'):
             learn.fit(1, cbs=[CheckpointCB(tmp_path / 'c.pt')])
 
 def test_settings_of_a_learner_and_of_a_module(tmp_path):
@@ -732,7 +735,7 @@ def test_a_callback_that_fails_to_load_leaves_nothing_half_loaded(tmp_path):
 
 def test_lr_find_and_validation_leave_the_file_alone(tmp_path):
     learn = learner(CheckpointCB(tmp_path/'c.pt'))
-    lr_find(learn, n_steps=5)
+    assert isinstance(learn.lr_find(n_steps=5), LRFind)
     learn.fit(1, train=False)
     assert not (tmp_path/'c.pt').exists()
 
@@ -778,7 +781,7 @@ def test_compiled_models_keep_their_own_names(tmp_path, capsys):
         learner(model=now).fit(2, cbs=[CheckpointCB(path, every_batches=1)])
         assert ('compiled was' in capsys.readouterr().out) == (then != now)
 
-def test_a_training_of_a_gpu_goes_on_without_one(tmp_path, capsys):
+def test_a_run_of_a_gpu_goes_on_without_one(tmp_path, capsys):
     path = tmp_path/'c.pt'
     with pytest.raises(PowerFailure):
         learner(MixedPrecisionCB()).fit(
@@ -878,3 +881,81 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         try: state = read_checkpoint(tmp_path/'b.pt')
         except ValueError: continue
         assert state['w'].tolist() == [0, 1, 2] and state['n'] == 1, (i, bit)
+
+
+# ---- what the chapter says and does not show -----------------------------------------
+
+def test_a_finished_run_is_not_repeated(tmp_path, capsys):
+    callback = CheckpointCB(tmp_path/'new'/'c.pt')            # the folder is made
+    learn = learner(callback); learn.fit(2)
+    assert callback.resumed is None
+    again = learner(callback, seed=9); again.fit(2)
+    assert callback.resumed == (2, 0) and again.history == learn.history
+    same_bits(dict(again.model.state_dict()), dict(learn.model.state_dict()))
+    same_bits(training_facts(again), read_checkpoint(callback.path)['facts'])
+    written = callback.path.stat().st_mtime_ns
+    again.fit(1, train=False)                                 # neither reads nor writes
+    assert callback.path.stat().st_mtime_ns == written
+    capsys.readouterr()
+    learner(CheckpointCB(callback.path, quiet=True)).fit(2)
+    assert capsys.readouterr().out == ''
+    callback.resume = False                                   # anew, in this file
+    again.fit(2)
+    assert again.history != learn.history
+
+def test_a_state_of_a_wider_model_leaves_nothing_half_loaded(tmp_path):
+    class LoadWrongCB(Callback):
+        order, watches = 1000, True
+        def before_fit(self, learn):
+            before = training_state(learn)
+            wrong = copy.deepcopy(before)
+            for value in wrong['model'].values(): value += 1
+            wrong['model']['3.weight'] = torch.zeros(4, 6)    # after others were copied
+            with pytest.raises(RuntimeError, match='size mismatch'):
+                load_training_state(learn, wrong)
+            same_bits(before, training_state(learn))
+    learner().fit(1, cbs=[LoadWrongCB()])
+
+def test_a_state_that_is_no_plain_value_is_told_when_the_fit_begins(tmp_path):
+    class SecretiveCB(Callback):
+        def state_dict(self): return {'rule': lambda: 0}
+        def load_state_dict(self, state): pass
+    with pytest.raises(TypeError, match=r"\[1\]\['rule'\] is a function"):
+        learner(SecretiveCB()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert not (tmp_path/'c.pt').exists()
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path, bad = tmp_path/'c.pt', tmp_path/'bad.pt'
+    write_checkpoint({'w': torch.arange(3)}, path)
+    torch.load(path, weights_only=True)                       # anyone can read it
+    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+        read_checkpoint(tmp_path/'none.pt')
+    for content in b'', b'hello world', path.read_bytes()[:-100]:
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match='damaged, cut short'): read_checkpoint(bad)
+        with pytest.raises(ValueError, match='damaged, cut short'):
+            learner().fit(1, cbs=[CheckpointCB(bad)])
+    torch.save(nn.Linear(2, 2).state_dict(), bad)
+    with pytest.raises(ValueError, match='written not by CheckpointCB'):
+        read_checkpoint(bad)
+    torch.save({'format': 'nntrain checkpoint 1'}, bad)
+    with pytest.raises(ValueError, match='another version'): read_checkpoint(bad)
+    with zipfile.ZipFile(bad, 'w') as archive: archive.writestr('a.txt', 'a')
+    with pytest.raises(ValueError, match='not a file of torch.save'):
+        read_checkpoint(bad)
+
+def test_arguments(tmp_path):
+    for name in 'every_epochs', 'every_batches':
+        with pytest.raises(ValueError, match=f'{name} must be a whole number'):
+            CheckpointCB(tmp_path/'c.pt', **{name: 0})
+    with pytest.raises(ValueError, match='is a folder: name a file in it'):
+        CheckpointCB(tmp_path)
+
+def test_plain_values():
+    assert type(torch.__version__) is not str and type(plain(torch.__version__)) is str
+    assert [type(k) for k in plain({np.int64(1): 2})] == [int]
+    with pytest.raises(TypeError, match='is a ndarray'): plain(np.ones(2))
+    with pytest.raises(TypeError, match=r"a key of the state\['best'\] is a type"):
+        plain({'best': {int: 1}})
+    state = nn.BatchNorm1d(2).state_dict()
+    assert plain(state)._metadata == state._metadata

@@ -1,8 +1,9 @@
-"""Our optimizers in other people's training loops: each library must end where a plain loop ends.
+"""Our optimizers in other people's training loops: each library must end where a plain
+loop ends.
 
-The libraries come with `pip install -e '.[clients]'`, best in an environment of its own: fastai wants a newer
-fastcore than nbdev. A test of one that is missing is skipped by name.
-"""
+The libraries come with `pip install -e '.[clients]'`, best in an environment of its
+own: fastai wants a newer fastcore than nbdev. A test of one that is missing is skipped
+by name."""
 import copy
 import logging
 import pickle
@@ -187,8 +188,9 @@ def test_a_users_class_with_lookahead_and_its_copies():
 # ---- two processes on this machine
 
 def sharded(names, kind, folder):
-    """For each optimizer: the largest distance from a network that one process trains, after `kind` has spread
-    weights or states over two; for FSDP2 half of the way goes through a distributed checkpoint"""
+    """For each optimizer: the largest distance from a network that one process trains,
+    after `kind` has spread weights or states over two; for FSDP2 half of the way
+    goes through a distributed checkpoint"""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.device_mesh import init_device_mesh

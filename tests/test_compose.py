@@ -1,4 +1,5 @@
-"""Optimizers made of stats and steps take torch's steps, whatever the hyperparameters; parts that do not fit together are refused with the fix."""
+"""Optimizers made of parts take torch's steps, whatever the hyperparameters; a chain
+equals the formulas in one block; parts that do not fit are refused with the fix."""
 import copy
 import inspect
 import math
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimizer_checks import (
     ATOL,
+    RTOL,
     Exact,
     OneAdam,
     OneAdamW,
@@ -27,18 +29,27 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.testing import assert_close
 
-from nntrain.annealing import AutoAnnealCB
-from nntrain.compose import Composed, compose, multi
-from nntrain.compose import REQUIRED, read_part
-from nntrain.parts import (average_grad, l2_reg, momentum_step, scalar, sgd_step, stat,
-                           step_count, sum_grad, weight_decay)
-from nntrain.zoo import (LAMB, LARS, Lion, RAdam, lamb_step, lookahead, trust_ratio,
-                         with_lookahead)
-from nntrain.data import DataLoaders
-from nntrain.callback import Callback
-from nntrain.events import CancelPhase
-from nntrain.learner import Learner
-from nntrain.optimizer import SGD
+from nntrain.compose import REQUIRED, Composed, compose, multi, read_part, stat
+from nntrain.parts import (
+    add_decay,
+    average_grad,
+    rms_direction,
+    scalar,
+    sgd_step,
+    square_average,
+    step_count,
+    sum_grad,
+)
+from nntrain.zoo import (
+    LAMB,
+    LARS,
+    Lion,
+    RAdam,
+    lookahead,
+    trust_ratio,
+    trust_scale,
+    with_lookahead,
+)
 
 
 def dicts(**kw):
@@ -119,7 +130,7 @@ def test_lists_and_one_by_one_agree(name):
     'cls',
     [
         *(ours for ours, *_ in PAIRS.values()), *OWN.values(),
-        compose(l2_reg, *adam, name='Unnamed')],
+        compose(add_decay, *adam, sgd_step, name='Unnamed')],
 )
 def test_copies_pickles_and_saved_states_go_on_alike(cls):
     a = parameters()
@@ -260,19 +271,17 @@ def refused(error, text, *parts, **kw):
 def test_parts_that_do_not_fit_are_refused_when_the_class_is_made():
     refused(
         ValueError,
-        "Mine: momentum_step asks for 'momentum_buffer', which no earlier part makes: "
-        "add a stat", momentum_step)
-    refused(
-        ValueError, 'put sum_grad, which makes it, before momentum_step', momentum_step,
-        sum_grad)
+        "Mine: rms_direction asks for 'square_avg', which no earlier part makes: add "
+        "a stat", rms_direction, sgd_step)
+    refused(ValueError, 'put square_average, which makes it, before rms_direction',
+            rms_direction, square_average, sgd_step)
     refused(
         ValueError, "average_grad and average_grad both make 'exp_avg'", average_grad,
-        *adam)
+        *adam, sgd_step)
     refused(ValueError, 'no part asks for p', sum_grad, step_count)
     refused(ValueError, 'no part asks for p')
     refused(
-        TypeError, "did you mean 'weight_decay'", weight_decay, sgd_step,
-        weigth_decay=0.1)
+        TypeError, "did you mean 'weight_decay'", add_decay, sgd_step, weigth_decay=0.1)
     refused(TypeError, 'a part must be a function, got 3', sgd_step, 3)
     def greedy(p, grad, **kwargs): ...
     refused(TypeError, r'greedy takes \*\*kwargs', greedy)
@@ -284,17 +293,17 @@ def test_parts_that_do_not_fit_are_refused_when_the_class_is_made():
         assert compose(*order).hypers == dict(lr=0.5)
     def taken(p, *, foreach=1): ...
     refused(ValueError, r"the names \['foreach'\] are taken", taken)
-    for name in 'p', 'grad':
+    for name in 'p', 'grad', 'update':
         @stat(**{name: scalar(0.)})
         def clash(p, grad): ...
         refused(ValueError, f"every optimizer and clash both make '{name}'", clash)
-    with pytest.raises(ValueError, match='Bad: momentum_step asks'):
-        class Bad(Composed): parts = momentum_step,
+    with pytest.raises(ValueError, match='Bad: rms_direction asks'):
+        class Bad(Composed): parts = rms_direction, sgd_step
 
 
 def test_what_the_constructor_refuses():
     ps = parameters()
-    make = compose(sum_grad, momentum_step, name='Mine')
+    make = compose(sum_grad, sgd_step, name='Mine')
     with pytest.raises(TypeError, match='Mine needs a value for lr'): make(ps)
     with pytest.raises(TypeError, match="did you mean 'momentum'"):
         make(ps, lr=0.1, momentun=0.9)
@@ -314,9 +323,10 @@ def test_what_the_constructor_refuses():
 def test_returned_inputs_are_refused(foreach):
     def returns_p(p, grad, *, lr): return p.sub_(lr*grad)
     def returns_grad(p, grad, *, lr): return grad.mul_(lr)
-    for part in returns_p, returns_grad:
+    def returns_update(p, update): return update
+    for part in returns_p, returns_grad, returns_update:
         ps = parameters()
-        opt = compose(part)(ps, lr=.1, foreach=foreach)
+        opt = compose(part, sgd_step)(ps, lr=.1, foreach=foreach)
         for p in ps: p.grad = torch.ones_like(p)
         with pytest.raises(TypeError, match='change it in place and return nothing'):
             opt.step()
@@ -324,34 +334,34 @@ def test_returned_inputs_are_refused(foreach):
 
 def test_a_part_of_your_own_with_and_without_lists():
     @stat(seen=scalar(0.))
-    def count(grad, seen): seen += 1
-    def step(p, grad, seen, *, lr, power=.5): p -= lr*grad/seen**power
-    make = compose(l2_reg, count, step, lr=.1)
+    def count(seen): seen += 1
+    def step(p, update, seen, *, lr, power=.5): p -= lr*update/seen**power
+    make = compose(add_decay, count, step, lr=.1)
     a, b = parameters(), parameters()
     train(
         0, 5, (a, make(a, weight_decay=0.1)),
         (b, make(b, weight_decay=0.1, foreach=False)))
     calls = []
     @multi(step)
-    def steps(p, grad, seen, *, lr, power):
+    def steps(p, update, seen, *, lr, power):
         calls.append(len(p))
-        for xs in zip(p, grad, seen): step(*xs, lr=lr, power=power)
+        for xs in zip(p, update, seen): step(*xs, lr=lr, power=power)
     train(0, 1, (a, make(a)), missing=0)
     assert calls == [len(a)]
     with pytest.raises(TypeError, match='must ask for'):
         @multi(step)
-        def wrong(p, grad, *, lr, power): ...
-    assert read_part(step) == (['p', 'grad', 'seen'], dict(lr=REQUIRED, power=.5))
+        def wrong(p, update, *, lr, power): ...
+    assert read_part(step) == (['p', 'update', 'seen'], dict(lr=REQUIRED, power=.5))
 
 
 def test_signature_and_inheritance():
     assert list(inspect.signature(LAMB).parameters) == [
-        'params', 'betas', 'lr', 'eps', 'weight_decay', 'max_trust', 'maximize',
+        'params', 'betas', 'eps', 'weight_decay', 'max_trust', 'lr', 'maximize',
         'foreach']
     class Bolder(LAMB): hypers = dict(lr=.5)
     assert (
         Bolder.hypers['lr'] == 0.5 and Bolder.parts == LAMB.parts
-        and LAMB.hypers['lr'] == 1e-3 and lamb_step in Bolder.parts)
+        and LAMB.hypers['lr'] == 1e-3 and trust_scale in Bolder.parts)
 
 
 @given(k=st.integers(1, 6), alpha=st.floats(.1, 1), n=st.integers(1, 20))
@@ -368,61 +378,91 @@ def test_lookahead_by_hand(k, alpha, n):
     assert p.item() == pytest.approx(fast, abs=ATOL)
 
 
-def fit(grads, cb, n_epochs=1):
-    batches = [(torch.tensor([[g]]), torch.zeros(1, 1)) for g in grads]
-    learn = Learner(
-        nn.Linear(1, 1, bias=False), DataLoaders(batches, []),
-        lambda preds, y: preds.sum(), SGD, lr=1.0, cbs=[cb])
-    learn.fit(n_epochs, valid=False)
-    return cb
+# ---- chains
+
+def test_grad_stays_raw_while_update_flows():
+    """Of one parameter and in lists; `update` starts as the gradient, also where the
+    sign is turned"""
+    seen = []
+    def double(update): return 2*update
+    def note(grad, update): seen.append((grad.item(), update.item()))
+    for foreach in True, False:
+        for maximize in True, False:
+            p = nn.Parameter(torch.tensor(1.))
+            p.grad = torch.tensor(3.)
+            opt = compose(note, add_decay, double, note, sgd_step)
+            opt([p], lr=.1, weight_decay=.5, foreach=foreach, maximize=maximize).step()
+            g = -3. if maximize else 3.
+            assert seen == [(g, g), (g, 2*(g + .5))]
+            assert p.item() == pytest.approx(1 - .2*(g + .5))
+            seen.clear()
 
 
-def test_the_annealer_waits_for_the_running_minimum_to_halve():
-    assert fit([2.0, 1.5, 1.4, 3.0, 1.0, 0.9], AutoAnnealCB(every='batch')).lrs == [
-        1.0, 1.0, 0.25, 0.25, 0.25, 0.0625]
-    cb = AutoAnnealCB(share=.9, factor=2.)
-    # the same gradients each epoch: never less
-    assert fit([2., 1.], cb, n_epochs=3).lrs == [1., 1., 1.]
-    # a second fit starts fresh
-    assert fit([2., 1.], cb, n_epochs=1).lrs == [1.]
-    for bad in dict(share=1.), dict(share=0.), dict(factor=1.), dict(every='step'):
-        with pytest.raises(ValueError): AutoAnnealCB(**bad)
+def lamb_block(p, state, grad, lr, betas, eps, weight_decay, max_trust):
+    "LAMB as one block, without a part: Alg. 2 with the cap on the ratio"
+    state['t'] = t = state.get('t', 0) + 1
+    m = state['m'] = betas[0]*state.get('m', 0.) + (1-betas[0])*grad
+    v = state['v'] = betas[1]*state.get('v', 0.) + (1-betas[1])*grad**2
+    u = (m/(1-betas[0]**t))/((v/(1-betas[1]**t)).sqrt() + eps) + weight_decay*p
+    trust = trust_ratio(p.norm(), u.norm()).clamp(max=max_trust)
+    return p - lr*trust*u
 
 
-def test_the_annealer_forgets_the_batches_of_an_interrupted_phase():
-    """The first epoch is left after two batches; the mean of the second must not count
-    them"""
-    class Leave(Callback):
-        order = 90
-        def after_batch(self, learn):
-            if learn.epoch == 0 and learn.iter == 1: raise CancelPhase
-    batches = [(torch.tensor([[g]]), torch.zeros(1, 1)) for g in (100., 100., 1.)]
-    cb = AutoAnnealCB()
-    learn = Learner(nn.Linear(1, 1, bias=False), DataLoaders(batches, []),
-                    lambda preds, y: preds.sum(), SGD, lr=1., cbs=[cb, Leave()])
-    learn.fit(2, valid=False)
-    assert cb.seen == [pytest.approx((1e4 + 1e4 + 1)/3)]
+def lars_block(p, state, grad, lr, momentum, trust, weight_decay):
+    local = trust*trust_ratio(p.norm(), grad.norm() + weight_decay*p.norm())
+    state['m'] = momentum*state.get('m', 0.) + local*(grad + weight_decay*p)
+    return p - lr*state['m']
 
 
-@pytest.mark.parametrize('tensor', [False, True])
-def test_the_annealer_cuts_each_rate_once(tensor):
-    "Groups that were given no rate of their own share the tensor of the constructor"
-    ps = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
-    opt = SGD(
-        [{'params': ps[:1]}, {'params': ps[1:]}],
-        lr=torch.tensor(1.0) if tensor else 1.0)
-    AutoAnnealCB(factor=4.)._cut(opt.param_groups)
-    assert [float(g['lr']) for g in opt.param_groups] == [.25, .25]
-    assert AutoAnnealCB.owns == ('lr',)
+lamb_hypers = dict(
+    betas=st.tuples(shares, st.floats(0.3, 0.999)), eps=floors,
+    max_trust=st.floats(0.5, 20))
+lars_hypers = dict(momentum=shares, trust=st.floats(1e-3, .1))
 
 
-def test_gradients_in_float16_do_not_overflow_the_annealer():
-    model = nn.Linear(1, 1, bias=False).half()
-    cb = AutoAnnealCB(every='batch')
-    cb.before_fit(None)
-    # its square is above 65,504
-    model.weight.grad = torch.full((1, 1), 300., dtype=torch.float16)
-    class Fit: opt = SGD(model.parameters(), lr=1.)
-    Fit.model = model
-    cb.after_backward(Fit)
-    assert cb.seen == [9e4]
+@pytest.mark.parametrize(
+    'cls, block, hypers',
+    [(LAMB, lamb_block, lamb_hypers), (LARS, lars_block, lars_hypers)])
+@pytest.mark.parametrize('foreach', [True, False])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@quick
+def test_a_chain_of_parts_equals_the_block(cls, block, hypers, foreach, data, seed):
+    kw = data.draw(
+        st.fixed_dictionaries(
+            dict(lr=st.floats(1e-4, 0.1), weight_decay=st.floats(0.0, 0.5)) | hypers))
+    ps = parameters(seed)
+    with torch.no_grad(): ps[1].zero_()
+    opt, states = cls(ps, foreach=foreach, **kw), [{} for _ in ps]
+    gen = torch.Generator().manual_seed(seed)
+    for _ in range(30):
+        want = []
+        for p, state in zip(ps, states):
+            p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64)
+            want.append(block(p.detach().clone(), state, p.grad, **kw))
+        opt.step()
+        for p, q in zip(ps, want): assert_close(p.detach(), q, rtol=RTOL, atol=ATOL)
+
+
+@given(lr=st.floats(1e-4, .1), decay=st.floats(0., .5), seed=st.integers(0, 10_000))
+@quick
+def test_where_the_decay_stands(lr, decay, seed):
+    "Before the averages it is torch's Adam, behind the direction torch's AdamW"
+    for parts, theirs in (
+        ((add_decay, *adam, sgd_step), torch.optim.Adam),
+        ((*adam, add_decay, sgd_step), torch.optim.AdamW),
+    ):
+        a, b = parameters(seed), parameters(seed)
+        train(
+            seed, 30, (a, compose(*parts)(a, lr=lr, weight_decay=decay)),
+            (b, theirs(b, lr=lr, weight_decay=decay)))
+
+
+@pytest.mark.parametrize('foreach', [True, False])
+@pytest.mark.parametrize('grads', [(.5, 10.), (10., .5)])
+def test_a_new_update_for_some_parameters_only(grads, foreach):
+    def clip_large(update):
+        if update.norm() > 1: return update/update.norm()
+    ps = [nn.Parameter(torch.zeros(1)) for _ in grads]
+    for p, g in zip(ps, grads): p.grad = torch.full_like(p, g)
+    compose(clip_large, sgd_step)(ps, lr=1., foreach=foreach).step()
+    assert [p.item() for p in ps] == [-min(g, 1.) for g in grads]

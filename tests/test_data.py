@@ -1,5 +1,6 @@
-"""Properties and faults of `nntrain.data`: what a chapter has no room for. No test here uses the network, and none measures speed
-(the time limits are those that a reader is promised, with the waiting done by a stand-in)."""
+"""Properties and faults of `nntrain.data`: what a chapter has no room for. No test here
+uses the network, and none measures speed (the time limits are those that a reader is
+promised, with the waiting done by a stand-in)."""
 import gzip
 import json
 import os

@@ -1,12 +1,16 @@
-"Properties of chapter 07's averages: exact for every path of decays, from every start"
+"Properties of the averages of 11_debiasing: exact for every path of decays and start"
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nntrain.debias import ExactEMA, debias, ema_step, ema_weights
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.testing import assert_close
+
+from nntrain.debias import ExactEMA, debias, ema_step, ema_weights
+from nntrain.lr_finder import smooth_losses
+from nntrain.momentum import ema
 
 quick = settings(max_examples=60, deadline=None)
 values = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -164,3 +168,159 @@ def test_complex_and_double():
         assert (
             ExactEMA(0.5, start=[ones], weight=1.0).update([ones]).mean[0].dtype
             == dtype)
+
+
+# ---- β that moves: what chapter 11 says in words
+
+def one_cycle_betas(n_steps, low=.85, high=.95, pct_start=.3):
+    progress = torch.arange(n_steps, dtype=torch.float64)/(n_steps-1)
+    down, up = progress/pct_start, (progress-pct_start)/(1-pct_start)
+    share = torch.where(progress < pct_start, down, 1-up)
+    return high - (high-low)*(1-torch.cos(math.pi*share))/2
+
+
+def usual_error(betas):
+    "How much too small an average is that is divided by 1 - β**t instead of 1 - Πβ"
+    steps = torch.arange(1., len(betas)+1, dtype=torch.float64)
+    return 1 - (1 - betas.cumprod(0))/(1 - betas**steps)
+
+
+def test_the_path_of_one_cycle():
+    betas = one_cycle_betas(177)
+    assert_close(betas[[0, -1]], torch.full((2,), .95, dtype=torch.float64), **close)
+    assert .85 <= betas.min() < .8501 and abs(betas.argmin() - 53) <= 1
+
+
+def test_a_constant_stays_under_one_cycle():
+    avg, seven = ExactEMA(), torch.tensor(7., dtype=torch.float64)
+    for b in one_cycle_betas(177):
+        assert_close(avg.update(seven, b).mean, seven, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('n_epochs, shortest', [(3, .882), (5, .925), (20, .989)])
+def test_torchs_adam_is_off_by_this_error(n_epochs, shortest):
+    """On a constant gradient each step ought to be one learning rate long.
+    OneCycleLR moves β₁, and torch divides by 1 - β₁**t"""
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    opt, lengths, path = torch.optim.Adam([p], lr=1., eps=0.), [], []
+    schedule = OneCycleLR(opt, max_lr=.01, total_steps=n_epochs*59)
+    for _ in range(n_epochs*59):
+        group, before = opt.param_groups[0], p.item()
+        lr = group['lr']
+        path.append(group['betas'][0])
+        p.grad = torch.full_like(p, 7.)
+        opt.step(); schedule.step()
+        lengths.append((before - p.item())/lr)
+    lengths, path = (torch.tensor(xs, dtype=torch.float64) for xs in (lengths, path))
+    assert_close(lengths, 1 - usual_error(path), rtol=0, atol=1e-6)
+    assert lengths.min().item() == pytest.approx(shortest, abs=6e-4)
+
+
+def test_torchs_adam_is_right_at_a_constant_beta():
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    opt = torch.optim.Adam([p], lr=.01, eps=0.)
+    for _ in range(50): p.grad = torch.full_like(p, 7.); opt.step()
+    assert p.item() == pytest.approx(-.5, abs=1e-12)           # fifty steps of one rate
+
+
+def test_nadam_keeps_a_product():
+    p = torch.nn.Parameter(torch.zeros(1))
+    p.grad = torch.ones(1)
+    opt = torch.optim.NAdam([p])
+    opt.step()
+    assert 'mu_product' in opt.state[p]
+
+
+def test_undampened_momentum_is_divided_by_nothing():
+    "Under one cycle its steps are up to twenty rates long: the sum of its weights"
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    opt, total = torch.optim.SGD([p], lr=1., momentum=.9), 0.
+    schedule, gains = OneCycleLR(opt, max_lr=.01, total_steps=590), []
+    for _ in range(590):
+        group, before = opt.param_groups[0], p.item()
+        lr, total = group['lr'], group['momentum']*total + 1
+        p.grad = torch.ones_like(p)
+        opt.step(); schedule.step()
+        gains.append((before - p.item())/lr)
+        assert gains[-1] == pytest.approx(total, abs=1e-6)
+    assert gains[0] == pytest.approx(1)
+    assert min(gains[100:]) == pytest.approx(6.7, abs=.1)
+    assert gains[-1] == pytest.approx(19.6, abs=.1)
+
+
+def test_dampened_and_undampened_agree_for_a_constant_beta_only():
+    def shares(betas, dampened):
+        w = ema_weights(torch.tensor(betas, dtype=torch.float64), dampened)
+        return w/w.sum()
+    same, moving = [.9]*3, [.9, .5, .9]
+    assert_close(shares(same, True), shares(same, False), **close)
+    a, b = shares(moving, True), shares(moving, False)
+    assert a[1] > a[2] and b[1] < b[2]
+
+
+def test_the_smoothed_loss_is_the_constant_case():
+    gen = torch.Generator().manual_seed(0)
+    noise = torch.rand(100, generator=gen, dtype=torch.float64)
+    losses = [2.3*.99**i + .1*x for i, x in enumerate(noise.tolist())]
+    avg = ExactEMA(.9)
+    means = [avg.update(x).mean for x in losses]
+    assert means == pytest.approx(smooth_losses(losses, .9))
+
+
+def test_bias_and_spread_of_four_starts():
+    "Bias: share of the start times its error; variance: the sum of squared weights"
+    gen = torch.Generator().manual_seed(2)
+    n, beta = 20_000, .9
+    draws = 10 + torch.randn(50, n, generator=gen, dtype=torch.float64)
+    t = torch.arange(1., 51, dtype=torch.float64)
+    squares = (1-beta)**2*(1-beta**(2*t))/(1-beta**2)
+    first = squares - (1-beta)**2*beta**(2*t-2) + beta**(2*t-2)
+    plain, weights = ema(draws, beta), 1 - beta**t
+    for averages, bias, variance in (
+            (plain, -10*beta**t, squares),
+            (plain/weights[:, None], 0*t, squares/weights**2),
+            (ema(draws, beta, start=draws[0]), 0*t, first),
+            (ema(draws, beta, start=6.), -4*beta**t, squares)):
+        error = variance.sqrt()/n**.5
+        assert ((averages.mean(1) - 10 - bias).abs() < 5*error).all()
+        assert_close(averages.std(1), variance.sqrt(), rtol=.03, atol=0)
+
+
+def test_right_on_average_and_close_are_two_things():
+    "Five values around .3: from zero is the closest, because zero happens to be near"
+    gen = torch.Generator().manual_seed(3)
+    rows = torch.randn(5, 5000, generator=gen, dtype=torch.float64) + .3
+    zero, first = ema(rows, .99)[-1], ema(rows, .99, start=rows[0])[-1]
+    fair = zero/(1-.99**5)
+    off = [(x-.3).square().mean().sqrt() for x in (zero, fair, first)]
+    assert abs(zero.mean() - .3*(1-.99**5)) < .01 and abs(fair.mean() - .3) < .03
+    assert off[0] < off[1] < off[2] and abs(off[1] - 5**-.5) < .02
+
+
+def test_the_exponent_is_the_number_of_the_step():
+    "Points walked in sorted order, with the index before the sorting: wrong at first"
+    gen = torch.Generator().manual_seed(0)
+    grid = torch.linspace(-4, 4, 100, dtype=torch.float64)
+    xs = grid + .1*torch.randn(100, generator=gen, dtype=torch.float64)
+    ys, order = 1 - (grid/3)**2, xs.argsort()
+    steps = torch.arange(1, 101)
+    by_step, by_index = (ema(ys[order], .7)/(1-.7**n) for n in (steps, order+1))
+    assert (steps != order+1).sum() > 20 and (by_step - by_index).abs().max() > .01
+    assert_close(by_step[-1].item(), debias(ema(ys[order], .7)[-1].item(), .7, 100))
+
+
+def test_special_values():
+    assert debias(7., beta=0., step=5) == 7.                   # remembers the last only
+    assert ExactEMA().update(4., 0.).update(6., 0.).mean == 6.
+    assert ExactEMA().update(4., .5).update(6., 1.).mean == 4.  # β = 1: ignored
+    undampened = ExactEMA(1., dampened=False)
+    assert undampened.update(4.).update(6.).update(8.).mean == 6.
+    guess = ExactEMA(.5, start=8., weight=1.).update(4.).update(6.)
+    assert guess.mean == pytest.approx(6.)                      # as `ema` from 8
+    assert ExactEMA(.5, start=8.).update(4.).mean == pytest.approx(4.)
+    pair = debias([torch.ones(2), torch.ones(1)], .5, 1)
+    assert_close(pair, [2*torch.ones(2), 2*torch.ones(1)])
+    for empty in ExactEMA(), ExactEMA(1.).update(5.):
+        with pytest.raises(ValueError, match='any weight'): empty.mean
+    with pytest.raises(ValueError, match='any weight'): debias(0., beta=1., step=3)
+    with pytest.raises(ValueError, match='beta must lie'): ema_step(0., 1., -.1)

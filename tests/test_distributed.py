@@ -1,4 +1,5 @@
-"Several processes train as one: two real processes (gloo, loopback) against one with the whole batch"
+"""Several processes train as one: two real processes (gloo, loopback) against one with
+the whole batch"""
 import subprocess
 import sys
 import time

@@ -1,7 +1,9 @@
-"""Every numbered chapter ends with exercises of one form: task, stub, check, the stub fails it, folded hint, folded solution that passes it; and
-before every figure with sliders stands what to try.
-The cells themselves are run by `nbdev_test`; here we look that they are there, in this order. The checker is fed bad pages, too.
-Exempt: the appendices, numbered from 90 on (the tools of the book and the like), where there is nothing to practise."""
+"""Every numbered chapter ends with exercises of one form: task, stub, check, the stub
+fails it, folded hint, folded solution that passes it; and before every figure with
+sliders stands what to try. The cells themselves are run by `nbdev_test`; here we
+look that they are there, in this order. The checker is fed bad pages, too. Exempt:
+the appendices, numbered from 90 on (the tools of the book and the like), where there
+is nothing to practise."""
 import ast
 import json
 import re
@@ -122,7 +124,8 @@ def exercise_problems(heading, parts):
     fails = next(
         (i for i, s in codes if i > at and stubs in calls(s, name, True)), None)
     if fails is None:
-        yield f'{heading}: no cell shows that the stub fails: with expect_fail(AssertionError, "what is wrong"): {name}({stubs})'
+        yield (f'{heading}: no cell shows that the stub fails: '
+               f'with expect_fail(AssertionError, "what is wrong"): {name}({stubs})')
         return
     hint = next(
         (
@@ -138,7 +141,8 @@ def exercise_problems(heading, parts):
     if not solutions: yield f'{heading}: no solution'; return
     for i, s in codes:
         if i > fails and i not in solutions:
-            yield f'{heading}: after the check, a cell that is no folded solution: {s[:40]!r}'
+            yield (f'{heading}: after the check, a cell that is no folded solution: '
+                   f'{s[:40]!r}')
         if i in solutions and option(s, 'code-fold') != 'true':
             yield f'{heading}: the solution is not folded (code-fold: true)'
     if hint is not None and hint > solutions[0]:
@@ -190,16 +194,20 @@ def test_all_chapters_are_looked_at(): assert len(CHAPTERS) >= 17
 
 # ---- the checker can fail ------------------------------------------------------------
 
-TASK = 'Write `double(x)`: a tensor of the shape of `x` with all of its numbers times two, and nothing else changed.'
+TASK = ('Write `double(x)`: a tensor of the shape of `x` with all of its numbers times '
+        'two, and nothing else changed.')
 STUB = 'def double(x): ...   # your code'
 CHECK = '''def check_double(fn):
     x = torch.randn(random.randint(1, 9))
     got = fn(x)
     assert got is not None, 'the function returns None'
-    assert torch.equal(got, 2*x), f'{x.tolist()}: expected {(2*x).tolist()}, got {got.tolist()}\''''
+    assert torch.equal(got, 2*x), f'{x}: expected {2*x}, got {got}\''''
 FAILS = "with expect_fail(AssertionError, 'returns None'): check_double(double)"
 HINT = '<details><summary>Hint</summary>\n\nAdd it to itself.\n\n</details>'
-SOLUTION = '#| code-fold: true\n#| code-summary: "Solution"\ndef double_solution(x): return x + x\nfor _ in range(3): check_double(double_solution)'
+SOLUTION = '''#| code-fold: true
+#| code-summary: "Solution"
+def double_solution(x): return x + x
+for _ in range(3): check_double(double_solution)'''
 
 def page(*grades, **other):
     """A page of exercises; `other` replaces, drops (None) or adds a piece of the last

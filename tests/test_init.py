@@ -1,4 +1,5 @@
-"""Layers of chapter 4 against torch over shapes and types, initialisation against its formulas, blocks over a grid of shapes."""
+"""Layers of chapter 4 against torch over shapes and types, initialisation against its
+formulas, blocks over a grid of shapes."""
 import copy
 import math
 import warnings

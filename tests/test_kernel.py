@@ -1,8 +1,9 @@
-"""Each notebook alone, in a real Jupyter kernel, from an installed wheel, outside the repository: as in Colab.
+"""Each notebook alone, in a real Jupyter kernel, from an installed wheel, outside the
+repository: as in Colab.
 
-The set-up cells also run where nntrain is missing, with a stand-in for pip that installs the wheel and writes down what it was asked for.
-Not covered: Colab itself, and the network that it installs from.
-"""
+The set-up cells also run where nntrain is missing, with a stand-in for pip that
+installs the wheel and writes down what it was asked for. Not covered: Colab itself, and
+the network that it installs from."""
 import email
 import json
 import os
@@ -107,12 +108,17 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
 PIP = '''
 import json, os, shutil, sys, sysconfig
 with open('asked.jsonl', 'a') as f: print(json.dumps(sys.argv[1:]), file=f)
-if 'nntrain' in sys.argv[-1]: shutil.unpack_archive(os.environ['WHEEL'], sysconfig.get_paths()['purelib'], 'zip')
+if 'nntrain' in sys.argv[-1]:
+    where = sysconfig.get_paths()['purelib']
+    shutil.unpack_archive(os.environ['WHEEL'], where, 'zip')
 '''
 
 HIDE = """import importlib.util as u
 real, asked = u.find_spec, []
-def find_spec(name, *args): return None if not asked and name == 'accelerate' and asked.append(name) is None else real(name, *args)
+def find_spec(name, *args):
+    first = not asked and name == 'accelerate'
+    if first: asked.append(name)
+    return None if first else real(name, *args)
 u.find_spec = find_spec"""
 
 

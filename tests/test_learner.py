@@ -1,31 +1,28 @@
-"The learner under random cancels and errors, and what chapter 2 only shows once"
+"The loop under random cancels and errors, and what the chapter on it shows only once"
 import copy
 import math
 import pickle
-import random
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nntrain.aside import acting, aside
 from nntrain.batches import unpack
 from nntrain.callback import After, Callback, check_callbacks, sort_callbacks
-from nntrain.compare import run_seeds, set_seed
-from nntrain.data import DataLoaders, TensorLoader
-from nntrain.events import CANCELS, EVENTS, LEVELS, CancelFit, CancelStep
+from nntrain.data import DataLoaders
+from nntrain.events import CANCELS, EVENTS, LEVELS, CancelFit, CancelStep, run_level
 from nntrain.history import RecorderCB
-from nntrain.learner import Learner
-from nntrain.lr_finder import lr_find, smooth_losses
-from nntrain.metrics import Accuracy, Mean, MetricsCB
-from nntrain.prepare import BatchTransformCB, NormalizeCB, SingleBatchCB
+from nntrain.learner import Learner, World
+from nntrain.lr_finder import lr_find
+from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB, SingleBatchCB
 from nntrain.progress import ProgressCB
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
@@ -98,32 +95,9 @@ def test_the_table_of_can_catch_can_fail():
     assert not can_catch(heard, heard.index('cleanup_batch'), CANCELS['batch'])
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(2, 5))
-def test_metrics_do_not_depend_on_the_cut_into_batches(sizes, n_classes):
-    logits, targets = (
-        torch.randn(sum(sizes), n_classes), torch.randint(0, n_classes, (sum(sizes),)))
-    accuracy, loss = Accuracy(), Mean()
-    for lg, tg in zip(logits.split(sizes), targets.split(sizes)):
-        accuracy.update(lg, tg)
-        loss.update(F.cross_entropy(lg, tg), len(tg))
-    assert math.isclose(
-        accuracy.compute().item(), (logits.argmax(1) == targets).float().mean().item(),
-        abs_tol=1e-6)
-    assert math.isclose(
-        loss.compute().item(), F.cross_entropy(logits, targets).item(), rel_tol=1e-5)
-
-
-def test_accuracy_per_pixel():
-    "Class dimension 1, as in F.cross_entropy"
-    accuracy = Accuracy()
-    # (1, 2, 1, 2) and (1, 1, 2)
-    accuracy.update(torch.tensor([[[[1., 0.]], [[0., 1.]]]]), torch.tensor([[[0, 0]]]))
-    assert accuracy.compute().item() == .5
-
-
 @settings(deadline=None)
-@given(st.permutations([(0, None), (5, None), (10, None), (None, 1), (None, 'one'), (None, 0)]))
+@given(st.permutations(
+    [(0, None), (5, None), (10, None), (None, 1), (None, 'one'), (None, 0)]))
 def test_order_holds_whatever_the_order_of_listing(parts):
     numbers = [type(f'N{n}', (Callback,), {'order': n}) for n in (0, 5, 10)]
     one = type('after1', (Callback,), {'order': After(numbers[1])})
@@ -152,65 +126,6 @@ def test_other_names_are_not(name):
     type('SomeCB', (Callback,), {name: lambda self, learn: None})
 
 
-def test_one_transfer_per_phase(monkeypatch):
-    "Metrics and recorder must not read the device batch by batch"
-    reads = Counter()
-    for method in 'item', 'tolist', '__float__', '__bool__', 'cpu':
-        original = getattr(torch.Tensor, method)
-        def counted(self, *args, _original=original, _method=method, **kw):
-            reads[_method] += 1
-            return _original(self, *args, **kw)
-        monkeypatch.setattr(torch.Tensor, method, counted)
-    learn = learner(
-        MetricsCB(Accuracy()),
-        RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr']))
-    learn.fit(3)
-    # an epoch: one for the history, one for the recorder
-    assert 0 < sum(reads.values()) <= 3*2, reads
-
-
-def test_terminal_table_and_no_bar_in_a_log(capsys):
-    learn = learner(MetricsCB(Accuracy()), ProgressCB())
-    learn.fit(3)
-    out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert lines[0].split() == [
-        'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy',
-        'seconds']
-    assert [line.split()[0] for line in lines[1:]] == ['0', '1', '2'] and err == ''
-
-
-def test_lr_find_repeats_and_leaves_the_next_fit_alone():
-    def trained(find):
-        torch.manual_seed(0)
-        learn = learner(MetricsCB(Accuracy()), opt_func=torch.optim.Adam, lr=.01)
-        learn.fit(1)
-        if find: lr_find(learn, n_steps=10)
-        learn.fit(2)
-        return learn
-    with_search, without = trained(True), trained(False)
-    assert torch.equal(with_search.model.weight, without.model.weight)
-    assert [
-        {k: v for k, v in row.items() if k != 'seconds'} for row in with_search.history
-    ] == [{k: v for k, v in row.items() if k != 'seconds'} for row in without.history]
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.floats(0, .99))
-def test_smoothing_is_a_weighted_mean(losses, beta):
-    for i, smoothed in enumerate(smooth_losses(losses, beta), 1):
-        weights = [beta**(i-1-k) for k in range(i)]
-        assert math.isclose(
-            smoothed, sum(w * v for w, v in zip(weights, losses)) / sum(weights),
-            rel_tol=1e-6, abs_tol=1e-6)
-
-
-def test_harness_keeps_seeds_apart():
-    runs = run_seeds('x', lambda: learner(MetricsCB(Accuracy())), 1, [3, 4, 3])
-    assert (
-        runs.histories[0][0]['train_loss'] == runs.histories[2][0]['train_loss']
-        != runs.histories[1][0]['train_loss'])
-
-
 def test_learner_saves_nothing_of_a_failed_fit():
     learn = learner(MetricsCB(Accuracy()))
     learn.fit(1)
@@ -229,19 +144,6 @@ def test_callbacks_may_come_from_an_iterator(capsys):
     assert noted.heard and l.active == []  # a guest of that fit only
     l.show_loop(iter([noted]))
     assert 'Everything' in capsys.readouterr().out
-
-
-def test_lr_find_puts_back_the_generator_of_a_batch_sampler():
-    own = torch.Generator().manual_seed(0)
-    data = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(
-        data,
-        batch_sampler=torch.utils.data.BatchSampler(
-            torch.utils.data.RandomSampler(data, generator=own), 3, False))
-    before = own.get_state()
-    lr_find(Learner(nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy),
-            n_steps=8)
-    assert torch.equal(own.get_state(), before)
 
 
 # --- clean-up: for those who began, and never instead of the error under way
@@ -317,18 +219,6 @@ def test_ctrl_c_in_clean_up_comes_out_and_the_others_clean_up():
 
 
 # fine for cross_entropy, not for Accuracy
-def wrong_targets(y): return F.one_hot(y, 2).float()
-
-
-def test_metrics_do_not_hide_what_was_wrong():
-    batches = [(x, wrong_targets(y)) for x, y in BATCHES]
-    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy,
-                    cbs=[MetricsCB(Accuracy())])
-    with pytest.raises(ValueError, match='Accuracy wants'): learn.fit(1)
-    class Interrupt(Callback):
-        def after_predict(self, learn): raise KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        learner(MetricsCB(Accuracy()), Interrupt()).fit(1)
 
 
 # --- settings and owners
@@ -384,224 +274,6 @@ def test_one_owner_of_each_hyperparameter():
         check_callbacks([Two('lr', 'betas'), Two(), Two('betas', 'lr', 'eps')])
     with pytest.raises(TypeError, match=r"write \('lr',\)"):
         type('OneCB', (Callback,), {'owns': 'lr'})
-
-
-# --- aside: no trace
-
-class Stateful(Callback):
-    """State of many kinds: numbers, lists, tensors, generators, a scaler, an object
-    with slots of its own"""
-    def __init__(self):
-        self.n, self.seen, self.last = 0, [], deque(maxlen=2)
-        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
-        self.torch, self.numpy = (
-            torch.Generator().manual_seed(1), np.random.default_rng(1))
-        self.old, self.python = np.random.RandomState(1), random.Random(1)
-        self.array, self.tensor = np.zeros(3), torch.zeros(2)
-        self.nested, self.few = {'a': [{'b': torch.zeros(1)}]}, {1}
-        self.noise = BatchTransformCB(
-            partial(lambda gen, b: b, torch.Generator().manual_seed(2)))
-    def after_loss(self, learn):
-        self.n += 1
-        self.seen.append(self.n)
-        self.last.append(self.n)
-        self.few.add(self.n)
-        self.scaler.scale(learn.loss.detach())
-        self.scaler.update(self.scaler.get_scale()/2)
-        self.tensor += 1; self.array += 1; self.nested['a'][0]['b'] += 1
-        self.nested['a'].append({}); self.new = 'an attribute'
-        torch.rand(1, generator=self.torch); self.numpy.random(); self.old.rand()
-        self.python.random()
-        torch.rand(1, generator=self.noise.tfm.args[0])
-    def look(self):
-        def plain(v):
-            if isinstance(v, torch.Generator): return v.get_state().tolist()
-            if isinstance(v, np.random.Generator): return str(v.bit_generator.state)
-            if isinstance(v, np.random.RandomState): return str(v.get_state())
-            if isinstance(v, random.Random): return v.getstate()
-            if isinstance(v, torch.amp.GradScaler): return v.state_dict()
-            if isinstance(v, (torch.Tensor, np.ndarray)): return v.tolist()
-            if isinstance(v, BatchTransformCB):
-                return v.tfm.args[0].get_state().tolist()
-            return copy.deepcopy(v)
-        return {name: plain(v) for name, v in vars(self).items()}
-
-
-class Odd(nn.Module):
-    """A model with a buffer that is not saved, a frozen part, an own counter and a tied
-    weight"""
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm, self.b = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
-        self.tied, self.n = self.a.weight, 0
-        self.b.bias.requires_grad_(False)
-        self.register_buffer('calls', torch.zeros(1), persistent=False)
-    def forward(self, x):
-        self.n += 1; self.calls += 1
-        return self.b(F.dropout(self.norm(self.a(x)), .2, self.training))
-
-
-def traces(learn):
-    model = learn.model
-    state = [
-        (
-            n, t.detach().clone(), t.requires_grad,
-            None if t.grad is None else t.grad.clone())
-        for n, t in (*model.named_parameters(), *model.named_buffers())
-    ]
-    opt = None if learn.opt is None else copy.deepcopy(learn.opt.state_dict())
-    own = {k: v for k, v in vars(learn).items() if k not in ('model', 'opt', 'history')}
-    return dict(
-        state=state, opt=opt, own=own, history=copy.deepcopy(learn.history),
-        modes=[m.training for m in model.modules()], n=model.n,
-        cbs=[cb.look() for cb in learn.cbs if isinstance(cb, Stateful)],
-        rest=[copy.deepcopy(vars(cb)) for cb in learn.cbs if isinstance(cb, MetricsCB)],
-        chance=(random.getstate(), str(np.random.get_state()), torch.get_rng_state()),
-        epochs=[learn.dls.train.epoch, learn.dls.valid.epoch])
-
-
-def assert_same(a, b, where=''):
-    assert type(a) is type(b), (where, a, b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), (where, list(a), list(b))
-        for k in a:
-            assert_same(a[k], b[k], f'{where}[{k!r}]')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (one, other) in enumerate(zip(a, b)):
-            assert_same(one, other, f'{where}[{i}]')
-    elif isinstance(a, (Mean, Accuracy)):
-        assert_same(vars(a), vars(b), where)
-    else:
-        assert a is b or a == b, (where, a, b)
-
-
-def odd_learner(*cbs):
-    torch.manual_seed(0)
-    dls = DataLoaders(TensorLoader(X, Y, 3, shuffle=True), TensorLoader(X, Y, 4))
-    return Learner(Odd(), dls, F.cross_entropy, partial(torch.optim.Adam, lr=.1),
-                   cbs=[Stateful(), MetricsCB(Accuracy()), *cbs])
-
-
-def disturb(learn):
-    learn.fit(2, lr=3.)
-    learn.model.eval()
-    learn.model.a.weight.data.mul_(2)           # without a sign on the version counter
-    learn.model.a.weight.requires_grad_(False)
-    with torch.enable_grad(): learn.model(X).sum().backward()
-    learn.lr, learn.extra = 7., 'new'
-    for cb in learn.cbs: cb.changed = True
-    random.random(); np.random.rand(); torch.rand(1)
-
-
-def test_aside_leaves_no_trace_before_and_after_a_fit():
-    learn = odd_learner()
-    for _ in range(2):
-        before = traces(learn)
-        with aside(learn): disturb(learn)
-        assert_same(before, traces(learn))
-        learn.fit(1)
-
-
-@pytest.mark.parametrize('event, n', [('after_epoch', 2), ('after_batch', 10),
-                                      ('before_phase', 4), ('after_backward', 6)])
-def test_aside_leaves_no_trace_in_the_middle_of_a_fit(event, n):
-    class Look(Callback):
-        order = -100
-        def __init__(self): self.n = 0
-        def _look(self, learn):
-            self.n += 1
-            before = traces(learn)
-            with aside(learn): disturb(learn)
-            assert_same(before, traces(learn))
-    setattr(Look, event, Look._look)
-    look = Look()
-    def trained(*cbs):
-        learn = odd_learner(*cbs)
-        learn.fit(2)
-        return learn
-    looked, plain = trained(look), trained()
-    assert look.n == n  # it is not called by what runs aside
-    rows = [
-        [{k: v for k, v in r.items() if k != 'seconds'} for r in o.history]
-        for o in (looked, plain)]
-    assert rows[0] == rows[1]
-    for a, b in zip(
-        looked.model.state_dict().values(), plain.model.state_dict().values()
-    ):
-        assert torch.equal(a, b)
-
-
-def test_aside_puts_back_after_an_error_too():
-    learn = odd_learner()
-    learn.fit(1)
-    before = traces(learn)
-    with pytest.raises(ZeroDivisionError):
-        with aside(learn): disturb(learn); 1/0
-    assert_same(before, traces(learn))
-
-
-def test_aside_keeps_identities():
-    """Who holds the history, a weight or a list of the learner sees the same object as
-    before"""
-    learn = odd_learner()
-    learn.fit(1)
-    held = learn.history, learn.opt, learn.model.a.weight, learn.cbs[0].seen, learn.cbs
-    with aside(learn): disturb(learn)
-    now = learn.history, learn.opt, learn.model.a.weight, learn.cbs[0].seen, learn.cbs
-    assert all(a is b for a, b in zip(held, now))
-
-
-def test_aside_does_not_copy_the_data():
-    learn = odd_learner()
-    learn.dls.train.x = x = X.clone()
-    with aside(learn):
-        # the data are not watched: that would take their memory once more
-        x += 1
-    assert torch.equal(x, X+1)
-
-
-def test_aside_leaves_alone_what_is_alive():
-    import queue, threading
-    class Tracker:
-        def __init__(self): self.todo, self.lock = queue.Queue(), threading.Lock()
-    class Tracks(Callback):
-        def __init__(self): self.tracker = Tracker()
-        def after_batch(self, learn): self.tracker.todo.put(learn.iter)
-    learn = odd_learner(Tracks())
-    learn.cbs[-1].tracker.todo.put('first')
-    with aside(learn):
-        learn.cbs[-1].tracker.todo.get()     # as a thread does that writes to a file
-    assert learn.cbs[-1].tracker.todo.empty()
-
-
-def test_aside_with_lazy_layers():
-    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
-    learn = Learner(
-        model, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[MetricsCB()])
-    with aside(learn): learn.fit(1)
-    assert type(model[0]) is nn.LazyLinear and type(model[1]) is nn.LazyBatchNorm1d
-    learn.fit(1)
-    assert type(model[0]) is nn.Linear and len(learn.history) == 1
-
-
-def test_aside_with_workers_that_stay():
-    data = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(
-        data, 3, num_workers=1, persistent_workers=True)
-    class Look(Callback):
-        def after_batch(self, learn):
-            if learn.iter == 1:
-                with aside(learn): learn.fit(1, valid=False)
-    counts = []
-    class Count(Callback):
-        def after_batch(self, learn): counts.append(learn.iter)
-    learn = Learner(
-        nn.Linear(3, 2), DataLoaders(loader, loader), F.cross_entropy, cbs=[Look()])
-    learn.fit(1, valid=False, cbs=[Count()])
-    assert counts == [0, 1, 2]
 
 
 # --- what a learner keeps
@@ -698,105 +370,6 @@ def test_a_stream_without_length(capsys):
     assert seen == [None] and learn.n_taken == 6 and len(learn.history) == 2
 
 
-# --- metrics
-
-@pytest.mark.parametrize('shape', [(4, 1), (4, 1, 2, 2)])
-def test_accuracy_of_one_number_per_sample(shape):
-    logits = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    right = (logits > 0).float()
-    with pytest.raises(
-        ValueError, match=r'say where class 1 begins: Accuracy\(threshold=0'
-    ):
-        Accuracy().update(logits, right.squeeze(1))
-    for preds, limit in (logits, 0.), (logits.sigmoid(), .5):
-        for targets in right, right.squeeze(1), right.long():
-            accuracy = Accuracy(threshold=limit)
-            accuracy.update(preds, targets)
-            assert accuracy.compute() == 1.
-        wrong = Accuracy(threshold=limit)
-        wrong.update(preds, 1-right)
-        assert wrong.compute() == 0.
-    with pytest.raises(ValueError, match='Accuracy wants'):
-        Accuracy(0.0).update(logits, right[:2])
-
-
-def test_accuracy_says_that_the_classes_come_last():
-    with pytest.raises(
-        ValueError, match=r'got \(4, 7, 3\) and \(4, 7\): the classes seem to come last'
-    ):
-        Accuracy().update(torch.zeros(4, 7, 3), torch.zeros(4, 7))
-    with pytest.raises(ValueError, match='got tuple and'):
-        Accuracy().update((1,), torch.zeros(4))
-    class Sequence(Learner):
-        def get_loss(self):
-            self.loss = F.cross_entropy(self.preds.flatten(0, 1), self.yb.flatten())
-    batches = [(torch.ones(4, 7, 3), torch.zeros(4, 7, dtype=torch.long))]
-    learn = Sequence(
-        nn.Linear(3, 2), DataLoaders(batches, batches), None,
-        cbs=[MetricsCB(Accuracy())])
-    with pytest.raises(ValueError, match='the classes seem to come last'): learn.fit(1)
-
-
-class Several(Mean):
-    "A metric that gives what it is told to give"
-    def __init__(self, value): super().__init__(); self.value = value
-    def update(self, preds, targets): self.n += len(targets)
-    def compute(self): return self.value
-
-
-@pytest.mark.parametrize(
-    'value, names',
-    [
-        (torch.tensor([0.1, 0.2]), ['m_0', 'm_1']),
-        (torch.tensor([0.5]), ['m']),
-        (0.5, ['m']),
-        (
-            {'f1': torch.tensor(0.5), 'per': torch.tensor([0.1, 0.2])},
-            ['f1', 'per_0', 'per_1']),
-    ],
-)
-def test_metrics_that_give_several_numbers(value, names):
-    learn = learner(MetricsCB(m=Several(value)))
-    learn.fit(1)
-    assert list(learn.history[0])[1:-1] == [
-        f'{p}_{k}' for p in ('train', 'valid') for k in ['loss', *names]]
-    assert all(isinstance(learn.history[0][f'valid_{k}'], float) for k in names)
-
-
-def test_metrics_that_do_not_fit_into_a_row():
-    with pytest.raises(ValueError, match=r"'m' gives a tensor of shape \(2, 2\)"):
-        learner(MetricsCB(m=Several(torch.ones(2, 2)))).fit(1)
-    with pytest.raises(ValueError, match='two metrics give train_f1'):
-        learner(MetricsCB(m=Several({'f1': 1.}), f1=Several(1.))).fit(1)
-
-
-def test_collections_of_torchmetrics():
-    tm = pytest.importorskip('torchmetrics')
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-    both = tm.MetricCollection({'acc': MulticlassAccuracy(2, average='micro'),
-                                'f1': MulticlassF1Score(2, average=None)})
-    learn = learner(MetricsCB(Accuracy(), both))
-    learn.fit(2)
-    row = learn.history[-1]
-    assert math.isclose(row['valid_accuracy'], row['valid_acc'], abs_tol=1e-6)
-    assert {'train_f1_0', 'valid_f1_1'} <= set(row)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_means_of_16_bit_losses(dtype):
-    mean = Mean()
-    for i in range(3000):
-        mean.update(torch.tensor(1.25 if i % 2 else 0.75, dtype=dtype), 1)
-    assert mean.compute().dtype == torch.float32 and mean.compute() == 1.
-
-
-def test_recorder_notes_numbers():
-    recorder = RecorderCB(
-        one=lambda learn: torch.ones(1), logits=lambda learn: learn.preds.detach())
-    with pytest.raises(ValueError, match=r'logits gave a tensor of shape \(3, 2\)'):
-        learner(recorder).fit(1)
-
-
 @pytest.mark.parametrize(
     'x, dtype',
     [
@@ -813,126 +386,6 @@ def test_normalisation_of_any_type(x, dtype):
         assert got.dtype == dtype
         torch.testing.assert_close(got, wanted)
         if isinstance(batch, dict): assert out['label'] is y
-
-
-# --- the learning-rate finder
-
-def found(loss=F.cross_entropy, n_steps=60, cbs=(), n=64, batch_size=16, end_lr=100.):
-    "A search on an easy problem"
-    torch.manual_seed(0)
-    x = torch.randn(n, 4)
-    dls = DataLoaders.from_tensors(
-        (x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_size=batch_size,
-        seed=0)
-    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-    learn = Learner(model, dls, loss, cbs=cbs)
-    return lr_find(learn, n_steps=n_steps, end_lr=end_lr)
-
-
-@pytest.mark.parametrize('shift', [.6, 3., -2.])
-def test_a_constant_in_the_loss_changes_nothing(shift):
-    plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - shift)
-    assert shifted.stopped == plain.stopped and 'rose by 1×' in plain.stopped
-    assert shifted.lrs == plain.lrs and len(plain.lrs) < 60
-    assert math.isclose(shifted.steep, plain.steep) and math.isclose(
-        shifted.minimum, plain.minimum)
-
-
-def test_a_picture_of_losses_below_zero():
-    import matplotlib
-    matplotlib.use('agg')
-    import matplotlib.pyplot as plt
-    plain, shifted = found(), found(lambda p, y: F.cross_entropy(p, y) - 5)
-    (a, b), (c, d) = (
-        one.plot(plt.subplots()[1]).get_ylim() for one in (plain, shifted))
-    assert (
-        a < min(plain.losses) and math.isclose(a - 5, c, abs_tol=1e-4)
-        and math.isclose(b - 5, d, abs_tol=1e-4))
-    plt.close('all')
-
-
-class EveryNth(Callback):
-    "Accumulate: one step per `n` batches"
-    def __init__(self, n): self.n, self.i = n, 0
-    def before_fit(self, learn): self.i = 0
-    def get_loss(self, learn): learn.get_loss(); learn.loss = learn.loss/self.n
-    def after_backward(self, learn):
-        self.i += 1
-        if self.i % self.n: raise CancelStep()
-
-
-def test_the_finder_counts_steps():
-    "Four batches of 4 that share a step are one batch of 16"
-    whole, parts = found(), found(batch_size=4, cbs=[EveryNth(4)])
-    assert parts.stopped == whole.stopped and len(parts.lrs) == len(whole.lrs)
-    torch.testing.assert_close(
-        4 * torch.tensor(parts.losses), torch.tensor(whole.losses), rtol=1e-3, atol=1e-3
-    )
-
-
-def test_steps_that_a_scaler_leaves_out_are_no_points():
-    class Skips(Callback):
-        def step(self, learn):
-            if learn.epoch == 0: raise CancelStep()
-            learn.step()
-    plain, skipped = (
-        found(n_steps=20, end_lr=1.0), found(n_steps=20, end_lr=1.0, cbs=[Skips()]))
-    assert plain.lrs == skipped.lrs and len(plain.lrs) == 20
-    class Never(Callback):
-        def step(self, learn): raise CancelStep()
-    with pytest.raises(ValueError, match='no two steps were taken'):
-        found(n_steps=5, cbs=[Never()])
-
-
-def test_all_rates_have_their_own_step():
-    rates = []
-    class Note(Callback):
-        order = 60
-        def after_backward(self, learn): rates.append(learn.opt.param_groups[0]['lr'])
-    walk = found(n_steps=7, cbs=[Note()])
-    assert rates[:7] == walk.lrs and len(walk.losses) == 7
-
-
-def test_lr_find_of_lazy_layers_and_of_callbacks_that_need_the_metrics():
-    class Reads(Callback):
-        order, needs = 20, (MetricsCB,)
-        def after_epoch(self, learn): assert learn.history
-    cbs = [MetricsCB(Accuracy()), ProgressCB(), Reads()]
-    learn = Learner(
-        nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), DataLoaders(BATCHES, BATCHES),
-        F.cross_entropy, cbs=cbs)
-    assert len(lr_find(learn, n_steps=8).lrs) == 8
-    assert (
-        list(learn.cbs) == cbs and learn.history == []
-        and type(learn.model[0]) is nn.LazyLinear)
-
-
-def test_the_finder_owns_the_rate():
-    class Writes(Callback): owns = ('lr',)
-    with pytest.raises(ValueError, match='would both write lr'):
-        lr_find(learner(Writes()), n_steps=5)
-
-
-def test_validation_with_another_model():
-    """What validation sees is what a fit aside sees, if callbacks that change the model
-    are kept"""
-    class Doubled(Callback):
-        watches, changes_model = True, True
-        def before_phase(self, learn):
-            if not learn.training:
-                self.kept = learn.model.weight.data.clone()
-                learn.model.weight.data *= 2
-        def cleanup_phase(self, learn):
-            if not learn.training: learn.model.weight.data = self.kept
-    learn = learner(MetricsCB(), Doubled())
-    learn.fit(1)
-    assert acting(learn.cbs) == [] and acting(learn.cbs, predict=True) == [learn.cbs[1]]
-    metrics = MetricsCB()
-    with aside(learn):
-        learn.cbs = tuple(acting(learn.cbs, predict=True))
-        learn.fit(1, train=False, cbs=[metrics])
-        valid_loss = learn.history[-1]['valid_loss']
-    assert valid_loss == learn.history[-1]['valid_loss'] and len(learn.cbs) == 2
 
 
 # --- models, batches and losses that do not fit
@@ -1058,59 +511,216 @@ def test_a_fit_in_a_fit_is_refused_but_not_aside():
     assert learn.active == []
 
 
-def test_aside_of_anything():
-    from types import SimpleNamespace
-    model = nn.BatchNorm1d(3)
-    with aside(SimpleNamespace(model=model)) as held:
-        held.model(X)
-        assert not torch.equal(model.running_mean, torch.zeros(3))
-    assert torch.equal(model.running_mean, torch.zeros(3)) and vars(held) == {
-        'model': model}
 
 
-# ---- what a loss counts --------------------------------------------------------------
+# --- what the chapter shows in one case only
 
-@pytest.mark.parametrize(
-    'loss',
-    [
-        partial(F.cross_entropy, ignore_index=0),
-        nn.CrossEntropyLoss(torch.tensor([1.0, 5.0])),
-        nn.CrossEntropyLoss(torch.tensor([1.0, 5.0]), ignore_index=1), F.cross_entropy],
-)
-def test_the_loss_of_an_epoch_is_that_of_all_its_samples(loss):
-    targets = torch.tensor([0, 1, 1, 0, 0, 0, 1, 1])
-    batches = list(zip(X.split(3), targets.split(3)))
-    learn = Learner(
-        nn.Linear(3, 2), DataLoaders(batches, batches), loss, cbs=[MetricsCB()])
-    learn.fit(1, train=False)
-    with torch.no_grad(): whole = loss(learn.model(X), targets).item()
-    assert abs(learn.history[-1]['valid_loss'] - whole) < 1e-6
+def trace(level, fail_in, error):
+    seen = []
+    def emit(event):
+        seen.append(event)
+        if event == fail_in: raise error
+    try: run_level(level, lambda: None, emit)
+    except Exception as e: seen.append(type(e).__name__)
+    return seen
 
 
-def test_a_batch_of_ignored_targets_does_not_spoil_the_epoch():
-    batches = [(X[:4], torch.tensor([0, 1, -100, 0])), (X[4:], torch.full((4,), -100))]
-    learn = Learner(nn.Linear(3, 2), DataLoaders(batches, batches), F.cross_entropy,
-                    cbs=[MetricsCB()])
+@pytest.mark.parametrize('level', LEVELS)
+@pytest.mark.parametrize('cancelled', LEVELS)
+def test_a_cancel_ends_its_own_level_only(level, cancelled):
+    error = CANCELS[cancelled]
+    assert trace(level, 'before_'+level, error()) == [
+        'before_'+level, 'cleanup_'+level] + [error.__name__]*(level != cancelled)
+
+
+def test_the_first_of_two_errors_counts():
+    def emit(event): raise (KeyError if event == 'before_fit' else OSError)(event)
+    with pytest.raises(KeyError, match='before_fit') as e:
+        run_level('fit', lambda: None, emit)
+    notes = getattr(e.value, '__notes__', ['cleanup_fit failed'])   # Python 3.10: none
+    assert 'cleanup_fit failed' in notes[0]
+
+
+def test_orders_of_subclasses_of_objects_and_in_circles():
+    class A(Callback): order = 10
+    class LateA(A): order = After(A)
+    class B(Callback): order = After(A)
+    class E(Callback): order = 11
+    late, early = LateA(), A()
+    assert sort_callbacks([late, early])[0] is early     # it does not wait for itself
+    assert str(sort_callbacks([LateA(), A(), LateA()])) == '[A, LateA, LateA]'
+    early.order = 99                                     # set on the object: it counts
+    assert str(sort_callbacks([early, B(), E()])) == '[E, A, B]'
+    class X(Callback): pass
+    class Y(Callback): order = After(X)
+    X.order = After(Y)
+    with pytest.raises(ValueError, match='circle'): sort_callbacks([X(), Y()])
+
+
+def test_events_that_were_patched_in_are_checked():
+    class Patched(Callback): pass
+    class Child(Patched): pass
+    @patch
+    def after_epochs(self:Patched, learn): pass
+    with pytest.raises(TypeError, match="did you mean 'after_epoch'"):
+        check_callbacks([Child()])
+    with pytest.raises(TypeError, match=r"write \('limit',\)"):
+        type('OneCB', (Callback,), {'shows': 'limit'})
+
+
+class LateStart(Callback):
+    def __init__(self): self.seen = []
+    def before_fit(self, learn): learn.epoch = 1
+    def before_phase(self, learn):
+        if learn.training and learn.epoch == 1:
+            learn.iter, learn.dl = 2, list(learn.dl)[2:]
+    def before_batch(self, learn):
+        self.seen.append((learn.epoch, learn.phase, learn.iter))
+
+
+def test_a_fit_that_starts_in_the_middle():
+    late = LateStart()
+    learner(late).fit(3)
+    valid = [(1, 'valid', i) for i in range(3)], [(2, 'valid', i) for i in range(3)]
+    assert late.seen == [(1, 'train', 2), *valid[0],
+                         *((2, 'train', i) for i in range(3)), *valid[1]]
+
+
+@pytest.mark.parametrize('given, why', [
+    *((dict(n_epochs=n), 'n_epochs must be a whole number')
+      for n in (0, -1, 1.5, True)),
+    *((dict(lr=lr), 'lr must be a finite number above 0')
+      for lr in (0, -.1, math.nan, math.inf, 'fast', True)),
+    (dict(train=False, valid=False), 'nothing to do')])
+def test_arguments_of_fit(given, why):
+    with pytest.raises(ValueError, match=why): learner().fit(**given)
+
+
+def test_a_second_fit_starts_fresh():
+    learn = learner(opt_func=partial(torch.optim.SGD, momentum=.9))
     learn.fit(1)
-    assert math.isfinite(learn.history[-1]['train_loss'])
-    assert all(p.isfinite().all() for p in learn.model.parameters())
-    mean = Mean()                                  # a weight that stays on the device
-    mean.update(torch.tensor(2.), torch.tensor(3.))
-    mean.update(torch.tensor(math.nan), torch.tensor(0.))
-    mean.update(torch.tensor(4.), 1)
-    assert mean.compute() == 2.5
+    old = learn.opt
+    learn.fit(1); assert learn.opt is not old
+    learn.fit(1, opt=old); assert learn.opt is old
 
 
-@pytest.mark.parametrize('seed', [10**20, -10**20, 1.5, True, 'one'])
-def test_seeds_that_no_generator_takes_are_named(seed):
-    with pytest.raises(ValueError, match='seed must be a whole number'): set_seed(seed)
+def test_cancels_at_the_wrong_place():
+    class Early(Callback):
+        def before_epoch(self, learn): raise CANCELS['batch']()
+    with pytest.raises(RuntimeError, match='no such level was running'):
+        learner(Early()).fit(1)
+    class TooEarly(Callback):
+        def before_epoch(self, learn): raise CancelStep()
+    class TooLate(Callback):
+        def after_step(self, learn): raise CancelStep()
+    for cb in TooEarly(), TooLate():
+        with pytest.raises(RuntimeError, match='no step can be left out any more'):
+            learner(cb).fit(1)
 
 
-def test_predictions_aside_do_not_share_the_copies_of_autocast():
+def test_a_model_on_another_device():
+    away = Learner(nn.Linear(3, 2, device='meta'), DataLoaders(BATCHES, BATCHES),
+                   F.cross_entropy)
+    with pytest.raises(ValueError, match=r'add DeviceCB\(\)'): away.fit(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_on_a_gpu():
+    learn = learner(DeviceCB('cuda'), MetricsCB(Accuracy()))
+    learn.fit(2)
+    assert learn.device.type == 'cuda' and len(learn.history) == 2
+    learn.cbs = (MetricsCB(),)                     # the batches stay on the CPU now
+    with pytest.raises(ValueError, match=r'add DeviceCB\(\)'): learn.fit(1)
+
+
+def test_mode_and_gradients_of_the_phases():
+    class Mode(Callback):
+        def __init__(self): self.seen = []
+        def after_loss(self, learn):
+            module, grad = learn.model[1].training, learn.loss.requires_grad
+            self.seen.append((learn.phase, module, grad))
+    mode = Mode()
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
+    Learner(model, DataLoaders(BATCHES, BATCHES), F.cross_entropy, cbs=[mode]).fit(1)
+    assert mode.seen == [('train', True, True)]*3 + [('valid', False, False)]*3
+
+
+@pytest.mark.parametrize('keep', [True, False])
+def test_a_frozen_norm_stays_frozen(keep):
+    class FrozenNorm(Callback):
+        def before_phase(self, learn):
+            for m in learn.model.modules():
+                norm = isinstance(m, nn.BatchNorm1d)
+                if norm and not any(p.requires_grad for p in m.parameters()): m.eval()
+    model = nn.Sequential(nn.BatchNorm1d(3).requires_grad_(False), nn.Linear(3, 2))
+    Learner(model, DataLoaders(BATCHES, BATCHES), F.cross_entropy,
+            cbs=[FrozenNorm()]*keep).fit(1)
+    assert bool(model[0].running_mean.any()) != keep
+
+
+def test_the_loop_as_text(capsys):
+    class Skip(Callback):
+        def after_loss(self, learn): pass
+    class Verb(Callback):
+        def step(self, learn): learn.step()
+    learner(Skip(), MetricsCB()).show_loop([Verb()])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    for name, who in (('after_loss', 'Skip, MetricsCB'), ('get_loss', 'Learner'),
+                      ('step', 'Verb')):
+        assert [name, who] in lines
+    with pytest.raises(TypeError, match='is not a Callback'):
+        learner().show_loop([print])
+
+
+def test_dicts_and_several_inputs():
+    class Two(nn.Linear):
+        def forward(self, a, b): return super().forward(a + b)
+    dicts = [{'image': x, 'label': y} for x, y in BATCHES]
+    pairs = [(x, x, y) for x, y in BATCHES]
+    for model, batches in (nn.Linear(3, 2), dicts), (Two(3, 2), pairs):
+        learn = Learner(model, DataLoaders(batches, batches), F.cross_entropy,
+                        cbs=[DeviceCB('cpu'), MetricsCB(Accuracy())])
+        learn.fit(1)
+        assert math.isfinite(learn.history[0]['valid_loss'])
+
+
+# --- a world of several processes, acted by one
+
+class Second(World):
+    "Of two processes this is the second, whose model is wrapped"
+    rank, size = 1, 2
+    def __init__(self, learn): self.forward, self.deaf = learn.model.forward, None
+    def sum(self, t): return 2*t
+    def hears(self, cb, event): return super().hears(cb, event) and cb is not self.deaf
+
+
+def test_a_callback_may_put_another_world_in_place():
+    class Join(Callback):
+        order = -30
+        def before_fit(self, learn):
+            learn.world = Second(learn)
+            learn.world.deaf = noted[1]
+    class Screen(Everything): main_only = True
+    class File(Everything): main_only = ('after_epoch',)
+    noted = [cls(-1, None) for cls in (Everything, Everything, Screen, File)]
+    learn = learner(Join(), *noted)
+    called = []
+    learn.model.register_forward_hook(lambda *_: called.append(1))
+    learn.fit(1)
+    everybody, deaf, screen, file = (cb.heard for cb in noted)
+    assert everybody == events(1) and deaf == screen == []
+    assert file == [event for event in events(1) if event != 'after_epoch']
+    assert called == []                          # the wrapped one was called instead
+    assert type(learn.world) is World and learn.world.is_main and not learn.fitting
+    with pytest.raises(ZeroDivisionError): learner(Join(), Fails()).fit(1)
+
+
+class Fails(Callback):
+    def after_batch(self, learn): 1/0
+
+
+def test_what_a_batch_counts_is_asked_from_the_world():
     learn = learner()
-    x = X[:2]
-    with torch.autocast('cpu', torch.bfloat16):
-        with aside(learn), torch.no_grad(): learn.model(x)
-        loss = learn.model(x).float().sum()
-    loss.backward()
-    assert all(p.grad is not None for p in learn.model.parameters())
+    learn.batch = BATCHES[0]
+    assert learn.world.n_rows(learn) == learn.loss_weight() == 3
+    assert torch.equal(World().sum(torch.ones(2)), torch.ones(2)) and World().size == 1

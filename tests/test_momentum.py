@@ -1,7 +1,9 @@
-"""The moving-average convention of momentum, Nesterov's step and the function `ema`; `Momentum` itself is in the table of test_optimizers.py."""
+"""The moving-average convention of momentum, Nesterov's step and the function `ema`;
+`Momentum` itself is in the table of test_optimizers.py."""
 import copy
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch.testing import assert_close
 from nntrain.compare import MomentumLearner
 from nntrain.learner import Learner
 from nntrain.momentum import EMAMomentum, Momentum, ema
-from nntrain.optimizer import SGD
+from nntrain.sgd import SGD
 
 quick = settings(max_examples=15, deadline=None)
 shares = st.floats(.05, .95)
@@ -190,3 +192,61 @@ def test_momentum_learner_and_momentum_train_alike():
         learn.fit(2); learn.fit(1)
         return list(learn.model.parameters())
     same(fitted(MomentumLearner, SGD, momentum=.9), fitted(Learner, Momentum))
+
+
+def test_a_decay_of_the_weight_itself_is_not_translated():
+    "1-β connects sum and average only where the decay is part of the gradient"
+    class Decoupled(EMAMomentum):
+        def multi_step(self, params, grads, states, group):
+            torch._foreach_mul_(params, 1 - group['lr']*group['weight_decay'])
+            super().multi_step(params, grads, states, group | {'weight_decay': 0})
+    def end(kind, decay):
+        gen, ps = torch.Generator().manual_seed(0), parameters()
+        opt = kind(ps, lr=.1, beta=.8, weight_decay=decay)
+        for _ in range(50):
+            set_gradients(gen, ps)
+            opt.step()
+        return ps
+    same(end(EMAMomentum, 0.), end(Decoupled, 0.))
+    gaps = [(p-q).abs().max() for p, q in zip(end(EMAMomentum, .1), end(Decoupled, .1))]
+    assert max(gaps) > 1e-3
+
+
+def test_a_sum_that_starts_with_the_first_value_counts_it_twice():
+    gen = torch.Generator().manual_seed(0)
+    xs = torch.randn(200, generator=gen, dtype=torch.float64)
+    extra = ema(xs, .99, start=xs[0], weight=1) - ema(xs, .99, weight=1)
+    assert_close(extra, xs[0]*.99**torch.arange(1, 201, dtype=torch.float64))
+
+
+def test_a_start_at_the_first_value_is_all_of_the_past():
+    "The weight of the first value after t steps: β**(t-1), or its fair share"
+    pulse = torch.zeros(100, dtype=torch.float64)
+    pulse[0] = 1
+    t = torch.arange(1, 101, dtype=torch.float64)
+    assert_close(ema(pulse, .99, start=pulse[0]), .99**(t-1))
+    assert_close(ema(pulse, .99)/(1-.99**t), .01*.99**(t-1)/(1-.99**t))
+
+
+def test_a_window_as_calm_as_an_average_lags_as_much():
+    for beta in .5, .7, .9, .99:
+        n, lag = (1+beta)/(1-beta), beta/(1-beta)
+        w = ema(torch.eye(1, 3000, dtype=torch.float64)[0], beta)
+        assert (w**2).sum().sqrt().item() == pytest.approx(n**-.5, abs=1e-9)
+        assert (n-1)/2 == pytest.approx(lag)
+
+
+def test_memory_kept_in_the_gradients_is_another_thing_once_weights_decay():
+    "MomentumLearner fades p.grad, and the decay of its optimizer stays outside of it"
+    batch = torch.randn(8, 3, dtype=torch.float64), torch.randint(0, 2, (8,))
+    class Loaders: train, valid = [batch]*4, [batch]
+    def fitted(kind, opt_func, **kw):
+        torch.manual_seed(0)
+        model, loss = nn.Linear(3, 2).double(), nn.functional.cross_entropy
+        learn = kind(model, Loaders, loss, opt_func, lr=.1, **kw)
+        learn.fit(2)
+        return learn
+    inside = fitted(Learner, partial(Momentum, weight_decay=.1))
+    outside = fitted(MomentumLearner, partial(SGD, weight_decay=.1), momentum=.9)
+    assert (inside.model.weight - outside.model.weight).abs().max() > 1e-3
+    assert not vars(inside.model.weight) and inside.model.weight.grad is None

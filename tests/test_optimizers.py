@@ -1,7 +1,9 @@
-"""Our optimizers take the same steps as torch's, in double precision, whatever the hyperparameters, groups and gradients are.
+"""Our optimizers take the same steps as torch's, in double precision, whatever the
+hyperparameters, groups and gradients are.
 
-A further optimizer is one more line in `PAIRS`. The second half asks of *every* optimizer of the book what
-torch's own suite asks of its optimizers; there a further one is one more line in `ALL` (optimizer_checks.py).
+A further optimizer is one more line in `PAIRS`. The second half asks of *every* optimizer
+of the book what torch's own suite asks of its optimizers; there a further one is one more
+line in `ALL` (optimizer_checks.py).
 """
 import copy
 import inspect
@@ -31,17 +33,12 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.testing import assert_close
 
 from nntrain.adaptive import Adam, AdamW, RMSProp
+from nntrain.data import DataLoaders
+from nntrain.hypers import check_hyper, check_names
+from nntrain.learner import Learner
 from nntrain.momentum import Momentum
-from nntrain.optimizer import (
-    SCHEDULER_KEYS,
-    SGD,
-    Optimizer,
-    add_scaled,
-    check_hyper,
-    check_names,
-    decay_groups,
-    step_counter,
-)
+from nntrain.optimizer import SCHEDULER_KEYS, Optimizer, step_counter
+from nntrain.sgd import SGD, add_l2, add_scaled, decay_groups
 
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
@@ -776,3 +773,174 @@ def test_the_closure_is_called_once_and_its_loss_given_back(name):
         return loss
     losses = [opt.step(closure).item() for _ in range(20)]
     assert calls == [True]*20 and losses[-1] < losses[0]
+
+
+# ---- what chapter 9 says and only shows once
+
+SCHEDULERS = dict(
+    LambdaLR=lambda o: lr_scheduler.LambdaLR(o, lambda t: .9**t),
+    MultiplicativeLR=lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: .95),
+    StepLR=lambda o: lr_scheduler.StepLR(o, 3),
+    MultiStepLR=lambda o: lr_scheduler.MultiStepLR(o, [2, 5]),
+    ConstantLR=lr_scheduler.ConstantLR,
+    LinearLR=lr_scheduler.LinearLR,
+    ExponentialLR=lambda o: lr_scheduler.ExponentialLR(o, .9),
+    PolynomialLR=lambda o: lr_scheduler.PolynomialLR(o, 8),
+    CosineAnnealingLR=lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
+    CosineAnnealingWarmRestarts=partial(
+        lr_scheduler.CosineAnnealingWarmRestarts, T_0=4),
+    CyclicLR=lambda o: lr_scheduler.CyclicLR(o, .01, .5, 3, cycle_momentum=False),
+    OneCycleLR=lambda o: lr_scheduler.OneCycleLR(
+        o, .5, total_steps=12, cycle_momentum=False),
+    ReduceLROnPlateau=lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+    SequentialLR=lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, .8)], [4]),
+    ChainedScheduler=lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, .8)]))
+
+
+def test_all_schedulers_of_torch_are_tried():
+    "A newer torch may have more; those that we know must be there"
+    assert set(SCHEDULERS) <= set(lr_scheduler.__all__)
+
+
+@pytest.mark.parametrize('name', SCHEDULERS)
+def test_every_scheduler_drives_ours_as_torchs(name):
+    def scheduled(opt_class):
+        p, rates = nn.Parameter(torch.tensor([1., -2.], dtype=torch.float64)), []
+        opt = opt_class([p], lr=.3, weight_decay=.01)
+        schedule = SCHEDULERS[name](opt)
+        for t in range(10):
+            p.grad = 2*p.detach() + t
+            opt.step()
+            schedule.step(*[1.] if name == 'ReduceLROnPlateau' else [])
+            rates.append(float(opt.param_groups[0]['lr']))
+        return p.detach(), rates
+    (p, rates), (q, theirs) = scheduled(SGD), scheduled(torch.optim.SGD)
+    assert rates == theirs and len(set(rates)) > 1
+    assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_a_cycle_of_momentum_needs_momentum():
+    with pytest.raises(ValueError, match='must support momentum'):
+        lr_scheduler.OneCycleLR(SGD(parameters(0), lr=.1), .5, total_steps=10)
+
+
+def test_clipping_and_weight_averaging():
+    p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    p.grad = torch.tensor([3., 4.], dtype=torch.float64)                  # norm 5
+    nn.utils.clip_grad_norm_([p], max_norm=1.)
+    SGD([p], lr=.1).step()
+    wanted = torch.tensor([-.06, -.08], dtype=torch.float64)
+    assert_close(p.detach(), wanted, rtol=1e-5, atol=0)
+    model = nn.Linear(1, 1, bias=False)
+    average, opt = swa_utils.AveragedModel(model), SGD(model.parameters(), lr=.1)
+    schedule = swa_utils.SWALR(opt, .01, anneal_epochs=2, anneal_strategy='linear')
+    seen = []
+    for _ in range(3):
+        model.weight.grad = torch.ones(1, 1)
+        opt.step(); schedule.step(); average.update_parameters(model)
+        seen.append(model.weight.item())
+    assert average.module.weight.item() == pytest.approx(sum(seen)/3, abs=1e-6)
+    assert opt.param_groups[0]['lr'] == pytest.approx(.01)
+
+
+def test_an_optimizer_needs_a_rule():
+    p = nn.Parameter(torch.ones(1))
+    p.grad = torch.ones(1)
+    with pytest.raises(NotImplementedError, match='needs a method one_step'):
+        Optimizer([p], dict(lr=.1)).step()
+
+
+def test_a_group_that_is_added_stays_as_it_was():
+    mine = {'params': [nn.Parameter(torch.ones(1))], 'lr': .5}
+    opt = SGD(parameters(0), lr=.1, weight_decay=.01)
+    opt.add_param_group(mine)
+    assert list(mine) == ['params', 'lr']
+    with pytest.raises(ValueError, match='given twice'): opt.add_param_group(mine)
+
+
+def test_what_is_no_parameter_is_refused_in_torchs_words():
+    p = parameters(0)[0]
+    with pytest.raises(TypeError, match='iterable of Tensors'): SGD(p)
+    with pytest.raises(TypeError, match='one of the params is int'): SGD([3])
+    for unordered in {p}, [{'params': {p}}]:
+        with pytest.raises(TypeError, match='a set have no fixed order'): SGD(unordered)
+
+
+def test_options_that_are_not_there_stand_as_none():
+    "So nothing can be scheduled that does not act"
+    w = parameters(0)
+    back = SGD(w)
+    back.load_state_dict(torch.optim.SGD(w, lr=.3).state_dict())
+    assert back.param_groups[0]['momentum'] is None
+    for saved in torch.optim.SGD(w, lr=.1, momentum=.9), Momentum(w, lr=.1):
+        with pytest.raises(ValueError, match='which SGD lacks: load it into'):
+            SGD(w).load_state_dict(saved.state_dict())
+    adam = torch.optim.Adam(w).state_dict()
+    with pytest.raises(ValueError, match=r"\['betas', 'eps'\]: in the saved state or"):
+        SGD(w).load_state_dict(adam)
+
+
+def test_a_narrow_step_count_would_stand_still():
+    wide, narrow = step_counter(), torch.zeros((), dtype=torch.float16)
+    for _ in range(3000): wide += 1; narrow += 1
+    assert (wide.item(), narrow.item(), wide.dtype) == (3000., 2048., torch.float32)
+
+
+def test_decay_groups_and_what_decays():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.LayerNorm((2, 4, 4)),
+        nn.Flatten(), nn.Linear(32, 3), nn.Linear(32, 3))
+    model[-1].weight = model[-2].weight                      # shared: listed once
+    assert [len(g['params']) for g in decay_groups(model, .01)] == [2, 6]
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in model.parameters()]
+    SGD(decay_groups(model, .5), lr=.1).step()             # gradient 0: only decay acts
+    assert sum(not torch.equal(p, b) for p, b in zip(model.parameters(), before)) == 2
+
+
+def test_in_front_of_a_batch_norm_the_size_of_weights_does_not_matter():
+    "So decay does not make the function simpler there (chapter 9, van Laarhoven 2017)"
+    norm = nn.BatchNorm1d(3, affine=False, eps=1e-12).double()
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 4, generator=gen, dtype=torch.float64)
+    weight = torch.randn(4, 3, generator=gen, dtype=torch.float64)
+    assert_close(norm(x @ weight), norm(x @ (.1*weight)), rtol=0, atol=1e-6)
+
+
+def test_l2_of_lists_reads_only():
+    grads, ps = [torch.ones(2)], [torch.full((2,), 3.)]
+    assert_close(add_l2(grads, ps, .5), [torch.full((2,), 2.5)])
+    assert add_l2(grads, ps, 0) is grads
+    assert_close(grads, [torch.ones(2)])
+
+
+def test_a_second_fit_makes_a_new_optimizer():
+    class Counting(SGD):
+        def init_state(self, p, group): return {'step': step_counter()}
+        def one_step(self, p, grad, state, group): state['step'] += 1
+        multi_step = Optimizer.multi_step
+    data = DataLoaders([(torch.ones(2, 1), torch.ones(2, 1))]*2, [])
+    learn = Learner(nn.Linear(1, 1), data, nn.functional.mse_loss, Counting, lr=.5)
+    counts = []
+    for n_epochs in 3, 1:
+        learn.fit(n_epochs, valid=False)
+        counts.append([s['step'].item() for s in learn.opt.state.values()])
+    assert counts == [[6.]*2, [2.]*2]
+
+
+@pytest.mark.parametrize('value', [-.1, math.nan, math.inf, '0.1', None, True,
+                                   torch.ones(2), torch.tensor(1j)])
+def test_what_is_no_rate(value):
+    with pytest.raises(ValueError, match='lr must be a number of at least 0 and'):
+        check_hyper('lr', value)
+
+
+def test_what_is_a_rate():
+    for value in 0, .1, 3, torch.tensor(.1), torch.tensor([.1]):
+        check_hyper('lr', value)
+    below = r'betas\[1\] must be a number of at least 0 and below 1, got 1.0'
+    with pytest.raises(ValueError, match=below): check_hyper('betas', (.9, 1.), 0, 1)
+    with pytest.raises(ValueError, match=r'betas\[0\] must be a plain number'):
+        check_hyper('betas', (torch.tensor(.9), .99), 0, 1)

@@ -1,8 +1,9 @@
-"""The pages around the chapters: home page and map, results, names, glossary, bibliography.
+"""The pages around the chapters: home page and map, results, names, glossary,
+bibliography.
 
-They say things about the rest of the project (what was measured, who needs whom, where a term is built). Each saying is compared with its source, and each
-comparison is fed something false, too.
-"""
+They say things about the rest of the project (what was measured, who needs whom, where
+a term is built). Each saying is compared with its source, and each comparison is fed
+something false, too."""
 import ast
 import copy
 import json

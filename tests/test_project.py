@@ -1,4 +1,5 @@
-"The project as a whole: package in step with notebooks, notebooks clean, imports forward, texts true. Every check is fed a bad sample, too."
+"""The project as a whole: package in step with notebooks, notebooks clean, imports
+forward, texts true. Every check is fed a bad sample, too."""
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def test_nothing_defined_twice(path):
 
 def test_readme_and_setup_cells_in_step(root):
     done = checks.run(
-        root, '-c', 'from nntrain.tools import nntrain_sync; nntrain_sync(check=True)')
+        root, '-c', 'from nntrain.sync import nntrain_sync; nntrain_sync(check=True)')
     assert done.returncode == 0, done.stdout + done.stderr
 
 def test_one_version(root):
@@ -321,7 +322,8 @@ def test_backward_import_is_found(mini, src, problem):
 def test_long_lines_are_found():
     long = 'x = ' + '1'*85
     cell = dict(cell_type='code', source=['#| fig-alt: ' + 'a'*99 + '\n', long])
-    assert checks.long_code(dict(cells=[cell])) == [f'cell 0: 89 characters: {long[:60]}…']
+    found = checks.long_code(dict(cells=[cell]))
+    assert found == [f'cell 0: 89 characters: {long[:60]}…']
 
 @pytest.mark.parametrize('text, found', [
     ('see [chapter 3](03_data.ipynb#a) and [4](04_learner.ipynb)', []),
@@ -345,11 +347,13 @@ def test_tools_import_no_chapter_but_serve_all(mini):
     assert 'may import no chapter' in checks.backward_imports(mini)[0]
 
 def test_modules_that_import_each_other_are_found(mini):
-    cells = '#| export early\ndef a(): ...', '#| export late\nfrom nntrain.early import a'
+    cells = ('#| export early\ndef a(): ...',
+             '#| export late\nfrom nntrain.early import a')
     page = mini/'nbs/03_three.ipynb'
     write_notebook(page, notebook(*cells))
     ok(checks.backward_imports(mini))
-    write_notebook(page, notebook(*cells, '#| export early\nfrom nntrain.late import a'))
+    back = '#| export early\nfrom nntrain.late import a'
+    write_notebook(page, notebook(*cells, back))
     assert 'import each other' in checks.backward_imports(mini)[0]
 
 def output(**data): return dict(output_type='display_data', metadata={}, data=data)
@@ -570,7 +574,7 @@ def test_dead_link_is_found(tmp_path, text, n):
         ('https://github.com/other/dataset', 0),
         ('git+https://github.com/you/nntrain.git', 1),
         (
-            'https://colab.research.google.com/github/you/nntrain/blob/main/nbs/x.ipynb',
+            'https://colab.research.google.com/github/you/nntrain/blob/main/x.ipynb',
             1,
         ),
         ('https://you.github.io/nntrain/', 1),
@@ -587,7 +591,17 @@ def test_machine_path_is_found(tmp_path):
     assert checks.machine_paths([tmp_path / 'a.md', tmp_path / 'b.md']) == [
         'b.md: machine path /Users/me']
 
-GOOD_FLOW = 'name: x\non: push\npermissions: {}\njobs:\n  a:\n    runs-on: u\n    timeout-minutes: 5\n    steps:\n      - uses: actions/checkout@v4\n      - run: ls\n'
+GOOD_FLOW = """name: x
+on: push
+permissions: {}
+jobs:
+  a:
+    runs-on: u
+    timeout-minutes: 5
+    steps:
+      - uses: actions/checkout@v4
+      - run: ls
+"""
 
 @pytest.mark.parametrize(
     'old, new, problem',

@@ -1,4 +1,5 @@
-"""ResNet blocks over the whole grid of shapes, cost against torch's counter, gradients that reach every weight, bad input."""
+"""ResNet blocks over the whole grid of shapes, cost against torch's counter, gradients
+that reach every weight, bad input."""
 import copy
 import itertools
 import math

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .budgets import to_device
-from .callbacks import GradientAccumulationCB, MixedPrecisionCB
+from .accumulate import GradientAccumulationCB
+from .precision import MixedPrecisionCB
 from .data import TensorLoader, n_batches
 from .callback import Callback
 from .events import CANCELS

@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
-                               MixedPrecisionCB, WeightAveragingCB)
-from nntrain.logs import BatchLimitCB, CSVLogCB, ConfusionMatrixCB
-from nntrain.monitors import (EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB,
-                              StopOnNonFiniteCB)
-from nntrain.saving import SaveBestCB, write_whole
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import BatchLimitCB
+from nntrain.confusion import ConfusionMatrixCB
+from nntrain.logs import CSVLogCB
+from nntrain.callbacks import StopOnNonFiniteCB
+from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
+from nntrain.files import write_whole
+from nntrain.saving import SaveBestCB
 from nntrain.sequences import ModelResetCB, RNNRegularizerCB
 from nntrain.data import DataLoaders
 from nntrain.compare import MomentumLearner

@@ -9,7 +9,7 @@ from _timing import compare
 from torchvision.transforms import v2
 
 from nntrain.augment import PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip
-from nntrain.init import cnn
+from nntrain.blocks import cnn
 from nntrain.memory import keep_freed_memory
 
 LIMIT = .08  # of a training step

@@ -10,7 +10,8 @@ import sys
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from nntrain.data import TensorLoader, collate_tuple
+from nntrain.collate import collate_tuple
+from nntrain.tensor_loader import TensorLoader
 from nntrain.sources import fashion_mnist, fashion_tensors
 from _timing import compare
 

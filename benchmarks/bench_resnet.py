@@ -17,7 +17,7 @@ from nntrain.budgets import default_device
 from nntrain.data import DataLoaders
 from nntrain.sources import FASHION_MEAN, FASHION_STD
 from nntrain.sources import fashion_mnist, fashion_tensors
-from nntrain.init import conv_block
+from nntrain.blocks import conv_block
 from nntrain.prepare import DeviceCB
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['GradientAccumulationCB']
 
-# %% ../nbs/16_callbacks.ipynb #imports16
+# %% ../nbs/16_callbacks.ipynb #d5a553de
 import math
 
 import torch

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import DataLoaders, TensorLoader
+from .data import DataLoaders
+from .tensor_loader import TensorLoader
 
 # %% ../nbs/06_lr_finder.ipynb #815ab867
 #| code-fold: true

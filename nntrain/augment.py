@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .aside import generators_of
 from .prepare import BatchTransformCB
-from .data import TARGET_KEYS
+from .collate import TARGET_KEYS
 from .batches import unpack
 
 # %% auto #0

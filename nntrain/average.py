@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['WeightAveragingCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsAV
+# %% ../nbs/16_callbacks.ipynb #233f3367
 import contextlib
 
 import torch

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .data import TARGET_KEYS
+from .collate import TARGET_KEYS
 
 # %% ../nbs/04_learner.ipynb #bea06c31
 def unpack(

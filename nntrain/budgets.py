@@ -40,37 +40,26 @@ class Budget:
         "Seeds to run"
         return list(range(n if self.n_seeds is None else min(n, self.n_seeds)))
 
-_BUDGETS = {
-    b.name: b
-    for b in (
-        Budget('quick', 2048, 512, 2, 1),
-        Budget('short', n_seeds=1),
-        Budget('full'),
-    )
-}
+_BUDGETS = {b.name: b for b in (
+    Budget('quick', n_train=2048, n_valid=512, max_epochs=2, n_seeds=1),
+    Budget('short', n_seeds=1), Budget('full'))}
 
 def budget(
-    # quick, short or full; None: variable NNTRAIN_BUDGET, else quick under
-    # `nbdev_test`, full with a GPU, short without
-    name:str=None,
+    name:str=None,  # quick, short or full; None: what this machine and run suggest
 )->Budget:          # sizes that every chapter goes by
-    "Decide how much work to do on this machine"
-    name = (
-        name
-        or os.environ.get('NNTRAIN_BUDGET')
-        or (
-            'quick' if os.environ.get('IN_TEST') else 'full'
-            if torch.cuda.is_available() else 'short'))
+    """Decide how much work to do on this machine.
+
+    The variable NNTRAIN_BUDGET decides; without it, quick under `nbdev_test`, full with
+    a GPU, short without."""
+    testing = os.environ.get('IN_TEST')
+    guess = 'quick' if testing else 'full' if torch.cuda.is_available() else 'short'
+    name = name or os.environ.get('NNTRAIN_BUDGET') or guess
     if name not in _BUDGETS:
         raise ValueError(
-            f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} (argument, "
-            "or variable NNTRAIN_BUDGET)")
-    if os.environ.get('IN_TEST'):
-        torch.set_num_threads(
-            1)  # nbdev_test runs notebooks side by side: one core each
+            f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} "
+            f"(argument, or variable NNTRAIN_BUDGET)")
+    if testing: torch.set_num_threads(1)   # notebooks run side by side: one core each
     return _BUDGETS[name]
-
-_get_budget = budget   # for functions with an argument called `budget`
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
 def default_device()->torch.device:  # cuda, else mps, else cpu
@@ -80,49 +69,43 @@ def default_device()->torch.device:  # cuda, else mps, else cpu
     return torch.device('cpu')
 
 def to_device(
-    # tensor, or tuple, list or dict of such, nested as you like; an object with a
-    # method `to`; anything else is passed through
-    batch,
+    batch,        # tensors in tuples, lists, dicts; objects with `to`; others stay
     device=None,  # where to; None: `default_device()`
 ):                # same structure on `device`
     "Move every tensor of `batch` to `device`"
     device = default_device() if device is None else device
-    if isinstance(batch, Tensor):
-        return batch.to(
-            device, non_blocking=torch.device(device).type != 'cpu'
-        )  # towards the CPU it would return before the numbers are there
-    if callable(getattr(batch, 'to', None)):
-        return batch.to(device)  # packed sequences, graphs
-    if isinstance(batch, Mapping):
-        return {k: to_device(o, device) for k, o in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
-        return type(batch)(*(to_device(o, device) for o in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(o, device) for o in batch)
+    def moved(o): return to_device(o, device)
+    if isinstance(batch, Tensor):     # towards the CPU, wait: else numbers come late
+        return batch.to(device, non_blocking=torch.device(device).type != 'cpu')
+    if callable(getattr(batch, 'to', None)): return batch.to(device)  # packed, graphs
+    if isinstance(batch, Mapping): return {k: moved(o) for k, o in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, '_fields'):         # a named tuple
+        return type(batch)(*map(moved, batch))
+    if isinstance(batch, (tuple, list)): return type(batch)(map(moved, batch))
     return batch
 
 def _duration(s):
     if s < 1: return 'under a second'
-    return (
-        f'about {s:.0f} s' if s < 100 else f'about {s / 60:.0f} min' if s < 6000
-        else f'about {s / 3600:.1f} h')
+    if s < 100: return f'about {s:.0f} s'
+    return f'about {s/60:.0f} min' if s < 6000 else f'about {s/3600:.1f} h'
 
 def _sync(device):
-    if device.type in ('cuda','mps'): getattr(torch, device.type).synchronize()
+    if device.type in ('cuda', 'mps'): getattr(torch, device.type).synchronize()
 
 @patch
 def announce(self:Budget,
-    # function without arguments that does one throw-away step of the work
-    step,
-    n_steps:int,               # steps that the section will do
-    what:str='this section',   # named in the message
-)->float:                      # expected seconds
-    "Time up to five calls of `step` and print how long `n_steps` of them will take"
+    step,                     # function without arguments: one throw-away step
+    n_steps:int,              # steps that the section will do
+    what:str='this section',  # named in the message
+)->float:                     # expected seconds
+    "Time up to five calls of `step`, and print how long `n_steps` of them will take"
     device = default_device()
-    # the first call also compiles, allocates and fills caches
-    step(); _sync(device)
+    step()                    # the first call also compiles, allocates and fills caches
+    _sync(device)
     n, start = 0, time.perf_counter()
-    while n < 5 and time.perf_counter()-start < 1: step(); n += 1
+    while n < 5 and time.perf_counter()-start < 1:
+        step()
+        n += 1
     _sync(device)
     secs = (time.perf_counter()-start)/n*n_steps
     print(f"{self.name} budget, {device.type}: {what} takes {_duration(secs)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['GradientClipCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsCL
+# %% ../nbs/16_callbacks.ipynb #fb4b2c13
 from torch import nn
 
 from .accumulate import _params

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['ConfusionMatrixCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsCO
+# %% ../nbs/16_callbacks.ipynb #c82139e3
 import torch
 from torch import Tensor
 

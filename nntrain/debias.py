@@ -96,7 +96,6 @@ def ema_weights(
     betas:Tensor,         # (T,) decay at each step, in [0, 1]
     dampened:bool=True    # were the values multiplied by 1-beta?
 )->Tensor:                # (T,) weight of each value after the last step
-    """Weights of a moving average, written out: `(1-beta[j]) * beta[j+1] * … *
-    beta[T-1]`"""
+    "Weights of an average, written out: `(1-beta[j]) * beta[j+1] * … * beta[T-1]`"
     later = torch.cat([betas[1:], betas.new_ones(1)]).flip(0).cumprod(0).flip(0)
     return later*(1-betas) if dampened else later

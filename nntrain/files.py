@@ -8,11 +8,12 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['write_whole']
 
-# %% ../nbs/16_callbacks.ipynb #importsFI
+# %% ../nbs/16_callbacks.ipynb #6b697553
 import contextlib
 import os
 import re
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 

@@ -89,11 +89,12 @@ class SourceProc:
 
     def labelled(self, cell):  # -> [its public names, the cell]
         if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
-        top, inside = ([n for n in names if n in self.homes]
-                       for names in _defined(cell.source))
-        if not top: return [cell]
-        links = [f'[`{n}`](api/{self.homes[n]}.qmd#{n}){self.place(n)}' for n in top]
-        places = ''.join(f'[]{p}' for p in map(self.place, inside) if p)
+        top, inside = _defined(cell.source)
+        links = [f'[`{n}`](api/{self.homes[n]}.qmd#{n}){self.place(n)}'
+                 for n in top if n in self.homes]
+        if not links: return [cell]
+        rest = [n for n in top + inside if '._' not in n and n[0] != '_']
+        places = ''.join(f'[]{p}' for p in map(self.place, rest) if p)
         text = f'::: {{.exported}}\n{" · ".join(links)}{places}\n:::'
         return [_prose(text, f'{cell.get("id")}-names'), cell]
 

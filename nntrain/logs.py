@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['CSVLogCB', 'TrackerCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsLO
+# %% ../nbs/16_callbacks.ipynb #46ebfb0e
 import csv
 
 from .callback import After, Callback
@@ -56,7 +56,7 @@ class CSVLogCB(Callback):
                 table.writerows(rows)
         write_whole(self.path, write)
 
-# %% ../nbs/16_callbacks.ipynb #track002
+# %% ../nbs/16_callbacks.ipynb #75e9eaa0
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsMO
+# %% ../nbs/16_callbacks.ipynb #f4a2c460
 import math
 
 from .callback import Callback

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['MixedPrecisionCB', 'has_bfloat16']
 
-# %% ../nbs/16_callbacks.ipynb #importsPR
+# %% ../nbs/16_callbacks.ipynb #af49062c
 import torch
 from fastcore.basics import patch
 
@@ -68,7 +68,7 @@ class MixedPrecisionCB(Callback):
             learn.opt.zero_grad()
             raise CancelStep()
 
-# %% ../nbs/16_callbacks.ipynb #prec0002
+# %% ../nbs/16_callbacks.ipynb #f5503cd1
 @patch
 def _again(self:MixedPrecisionCB, learn):
     "After a step that somebody cancelled: scale its gradients again"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .aside import acting, aside
 from .augment import AugmentCB
-from .data import TARGET_KEYS
+from .collate import TARGET_KEYS
 from .callback import Callback
 from .events import CancelBatch, CancelFit
 from .learner import Learner

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .budgets import default_device, to_device
 from .callback import After, Callback
-from .data import TARGET_KEYS
+from .collate import TARGET_KEYS
 from .events import CancelPhase
 
 # %% ../nbs/04_learner.ipynb #e8ea97f1

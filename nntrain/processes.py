@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['part_of', 'Processes', 'world_size', 'is_main', 'all_sum']
+__all__ = ['Processes']
 
-# %% ../nbs/18_distributed.ipynb #02e283c9
+# %% ../nbs/18_distributed.ipynb #3a2c5a01
+#| code-fold: true
+#| code-summary: "The far side: join the others, then wait for work"
 import contextlib
 import inspect
 import io
@@ -27,59 +29,70 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import nn
 
-# %% ../nbs/18_distributed.ipynb #bd026401
-def part_of(
-    n:int,      # how many rows there are, at least 0
-    rank:int,   # which part, from 0 to world-1
-    world:int   # into how many parts, at least 1
-)->slice:       # the rows of that part
-    "Cut `n` rows into `world` parts whose sizes differ by at most one"
-    if not 0 <= rank < world:
-        raise ValueError(f'rank must lie from 0 to world-1, got rank {rank} of {world}')
-    # rounded up: the first part is never the smaller one
-    return slice(-(-n*rank//world), -(-n*(rank+1)//world))
-
-# %% ../nbs/18_distributed.ipynb #3a2c5a01
 def _loopback():
-    """Tell gloo, which connects the processes, to use the network interface that no
-    other machine can reach"""
-    names = (
-        [name for _, name in socket.if_nameindex()] if hasattr(socket, 'if_nameindex')
-        else [])
-    return {'GLOO_SOCKET_IFNAME': name for name in names if name in ('lo', 'lo0')}
+    "Let gloo, which connects them, use an interface that no other machine reaches"
+    if not hasattr(socket, 'if_nameindex'): return {}
+    names = [name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')]
+    return {'GLOO_SOCKET_IFNAME': name for name in names}
 
 def _serve():
-    """What each process does: join the others, then run the functions that come through
-    stdin and answer through stdout"""
+    "What each process does: join the others, then run what comes through stdin"
     replies = os.fdopen(os.dup(1), 'wb')
-    # whatever else writes to stdout goes to the log
-    os.dup2(2, 1)
+    os.dup2(2, 1)                           # whatever else writes to stdout: to the log
     rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    dist.init_process_group(
-        'gloo', init_method=os.environ['NNTRAIN_STORE'], rank=rank, world_size=world)
-    space = vars(
-        sys.modules['__main__']
-    )  # so that pickled objects of a notebook's classes are found
+    store = os.environ['NNTRAIN_STORE']
+    dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world)
+    space = vars(sys.modules['__main__'])   # so that pickled objects find their classes
     space.update(torch=torch, nn=nn, dist=dist, rank=rank, world=world)
     while True:
-        try: source, name, args = pickle.load(sys.stdin.buffer)
+        try: task = pickle.load(sys.stdin.buffer)
         except EOFError: break
-        printed, ok, result = io.StringIO(), True, None
-        try:
-            with contextlib.redirect_stdout(printed):
-                exec(source, space)
-                if name: result = space[name](*args)
-            answer = pickle.dumps((ok, printed.getvalue(), result))
-        except BaseException: answer = pickle.dumps((False, printed.getvalue(), traceback.format_exc()))
-        replies.write(answer)
+        replies.write(_answer(space, *task))
         replies.flush()
     dist.destroy_process_group()
-    # nothing is left to tidy up: leave at once
-    os._exit(0)
+    os._exit(0)                             # nothing is left to tidy up: leave at once
+
+def _answer(space, source, name, args):
+    printed, result = io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(source, space)
+            if name: result = space[name](*args)
+        return pickle.dumps((True, printed.getvalue(), result))
+    except BaseException:
+        return pickle.dumps((False, printed.getvalue(), traceback.format_exc()))
 
 # %% ../nbs/18_distributed.ipynb #f3a78c01
+#| code-fold: true
+#| code-summary: "The near side: start them, with the two numbers in the environment"
+class Processes:
+    "Python processes on this machine that can send each other tensors; until `close`"
+    def __init__(self,
+        n:int=2,        # how many
+        threads:int=1   # of torch, in each
+    ):
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        store = (Path(folder.name)/'store').as_uri()  # through it they find each other
+        env = os.environ | _loopback() | dict(
+            WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), NNTRAIN_STORE=store,
+            OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='',
+            ACCELERATE_USE_CPU='true')
+        self.logs, self.procs = [Path(folder.name)/f'{r}.log' for r in range(n)], []
+        for rank, log in enumerate(self.logs):
+            env |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+            self.procs.append(_start(env, log))
+        self.close = weakref.finalize(self, _stop, self.procs, folder)
+    def __enter__(self): return self
+    def __exit__(self, *_): self.close()
+
+def _start(env, log):
+    command = [sys.executable, '-c', 'from nntrain.processes import _serve; _serve()']
+    with log.open('wb') as err:
+        return subprocess.Popen(command, env=env, stderr=err,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
 def _stop(procs, folder):
     for p in procs: p.stdin.close()           # the end of their input: they leave
     for p in procs:
@@ -88,44 +101,9 @@ def _stop(procs, folder):
         p.stdout.close()
     folder.cleanup()
 
-class Processes:
-    """Python processes on this machine that can send each other tensors; they stay
-    until `close`"""
-    def __init__(self,
-        n:int=2,        # how many
-        threads:int=1   # of torch, in each
-    ):
-        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        store = (
-            Path(folder.name) / 'store').as_uri()  # they find each other through a file
-        env = (
-            os.environ
-            | _loopback()
-            | dict(
-                WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), NNTRAIN_STORE=store,
-                OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES='',
-                ACCELERATE_USE_CPU='true'))
-        self.logs, self.procs = (
-            [Path(folder.name) / f'{rank}.log' for rank in range(n)], [])
-        for rank, log in enumerate(self.logs):
-            with log.open('wb') as err:
-                self.procs.append(
-                    subprocess.Popen(
-                        [
-                            sys.executable, '-c',
-                            'from nntrain.distributed import _serve; _serve()'],
-                        stderr=err,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-                    )
-                )
-        # also when the notebook ends
-        self.close = weakref.finalize(self, _stop, self.procs, folder)
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
-
 # %% ../nbs/18_distributed.ipynb #4b048401
+#| code-fold: true
+#| code-summary: "Hand out a function, collect the answers; when one fails, stop all: the others would wait for it"
 def _source(code):
     return code if isinstance(code, str) else textwrap.dedent(inspect.getsource(code))
 
@@ -133,30 +111,21 @@ def _source(code):
 def run(self:Processes,
     code,               # a function, called in each process; or text, executed there
     *args,              # arguments of the function
-    timeout:float=300,  # seconds; who takes longer is stopped, together with the others
+    timeout:float=300,  # seconds; after that all are stopped
     show:bool=True      # print what the processes printed?
 )->list:                # what the function returned, process by process
-    """Run `code` in all processes at once. It knows torch, nn, dist, rank, world, and
-    what was run before: imports, functions, variables"""
+    "Run `code` in all processes; it knows torch, nn, dist, rank, world, earlier code"
     if not self.close.alive:
-        raise RuntimeError(
-            'these processes have ended: start new ones with Processes()')
+        raise RuntimeError('these processes have ended: start new ones, Processes()')
+    task = pickle.dumps((_source(code), getattr(code, '__name__', None), args))
     for p in self.procs:
-        # it has died: its log says why, see below
-        with contextlib.suppress(BrokenPipeError):
-            p.stdin.write(
-                pickle.dumps(
-                    (
-                        _source(code), None if isinstance(code, str) else code.__name__,
-                        args)))
+        with contextlib.suppress(BrokenPipeError):    # it has died: its log says why
+            p.stdin.write(task)
             p.stdin.flush()
     replies = self._replies(timeout)
-    if show:
-        for rank, (printed, _) in enumerate(replies):
-            if printed:
-                print(
-                    textwrap.indent(
-                        printed.rstrip('\n'), f'process {rank} │ ', lambda line: True))
+    for rank, (printed, _) in enumerate(replies):
+        text, mark = printed.rstrip('\n'), f'process {rank} │ '
+        if printed and show: print(textwrap.indent(text, mark, lambda line: True))
     return [result for _, result in replies]
 
 @patch
@@ -166,53 +135,25 @@ def define(self:Processes,
     "Make functions and classes known to all processes, without calling them"
     self.run('\n'.join(map(_source, functions)))
 
-# %% ../nbs/18_distributed.ipynb #cbac1601
 @patch
 def _replies(self:Processes, timeout):
-    def reply(rank):
-        try:
-            ok, printed, result = pickle.load(self.procs[rank].stdout)
-        except EOFError:
-            ok, result = (
-                False,
-                'it ended.\n' + self.logs[rank].read_text(errors='replace')[-2000:])
-        if not ok: raise RuntimeError(f'process {rank}: {result}')
-        return printed, result
     with ThreadPoolExecutor(len(self.procs)) as pool:
-        futures = [pool.submit(reply, rank) for rank in range(len(self.procs))]
+        futures = [pool.submit(self._reply, rank) for rank in range(len(self.procs))]
         done, late = wait(futures, timeout, FIRST_EXCEPTION)
         failed = [f.exception() for f in done if f.exception()]
-        # the others would wait for it in vain
         if failed or late:
             for p in self.procs: p.kill()
     if not failed and not late: return [f.result() for f in futures]
     self.close()
-    raise (
-        failed[0]
-        if failed
-        else TimeoutError(
-            f'not all processes answered within {timeout:g} s: does one wait for '
-            'another that does not come?'))
+    if failed: raise failed[0]
+    raise TimeoutError(f'not all processes answered within {timeout:g} s: does one '
+                       f'wait for another that does not come?')
 
-# %% ../nbs/18_distributed.ipynb #ec712901
-# by torchrun or `accelerate launch`, which starts several processes with it?
-def _launched()->bool:
-    return dist.is_available() and dist.is_torchelastic_launched()
-
-def world_size()->int:
-    "How many processes train together; 1 if nobody has started several"
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-def is_main()->bool:
-    """Is this the process that prints and saves? A process that nobody started with
-    others is"""
-    if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
-    return not _launched() or int(os.environ.get('RANK', 0)) == 0
-
-def all_sum(
-    t:Tensor  # of the same shape in all processes
-)->Tensor:    # new, the same in all processes
-    "Sum of `t` over the processes"
-    t = t.clone()
-    if world_size() > 1: dist.all_reduce(t)
-    return t
+@patch
+def _reply(self:Processes, rank):
+    try: ok, printed, result = pickle.load(self.procs[rank].stdout)
+    except EOFError:
+        log = self.logs[rank].read_text(errors='replace')
+        ok, result = False, 'it ended.\n' + log[-2000:]
+    if not ok: raise RuntimeError(f'process {rank}: {result}')
+    return printed, result

@@ -8,13 +8,13 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['ProfileCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsPF
+# %% ../nbs/16_callbacks.ipynb #0b8b9cee
 import torch
 
 from .callback import Callback
 from .checks import whole
 
-# %% ../nbs/16_callbacks.ipynb #prof0002
+# %% ../nbs/16_callbacks.ipynb #4cb16376
 class ProfileCB(Callback):
     "Record a few training batches; `table()` says where the time went"
     order, watches = -100, True

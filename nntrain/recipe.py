@@ -30,7 +30,7 @@ from .checkpoint import CheckpointCB
 from .budgets import default_device
 from .data import DataLoaders, fashion_dls
 from .sources import FASHION_MEAN, FASHION_STD
-from .init import cnn
+from .blocks import cnn
 from .prepare import DeviceCB, NormalizeCB
 from .callback import After, Callback
 from .compare import set_seed

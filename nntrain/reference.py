@@ -44,6 +44,24 @@ def _meaning(line, comments):  # what stands behind a parameter and in comments 
     return ' '.join(words)
 
 
+def _above(line, comments):  # or in comments above it
+    words = []
+    while comments.get(line - 1, ('', False))[1]:
+        line -= 1
+        words.insert(0, comments[line][0])
+    return ' '.join(words)
+
+
+def _meanings(lines, comments):  # of things that stand in (first, last) lines
+    found, behind = [], False
+    ends = [last for _, last in lines]
+    for i, (first, last) in enumerate(lines):
+        words = '' if last in ends[i + 1:] else _meaning(last, comments)
+        found.append(words or ('' if behind else _above(first, comments)))
+        behind = last in comments  # then comments below are still about this one
+    return found
+
+
 def _text(node): return '' if node is None else ast.unparse(node)
 
 # %% ../nbs/98_site.ipynb #a433fa11
@@ -56,11 +74,9 @@ def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     elif a.kwonlyargs: found.append(('*', a.kwonlyargs[0], None))
     found += [(p.arg, p, d) for p, d in zip(a.kwonlyargs, a.kw_defaults)]
     if a.kwarg: found.append((f'**{a.kwarg.arg}', a.kwarg, None))
-    ends = {name: (d or p).end_lineno for name, p, d in found}
-    last = {line: name for name, line in ends.items()}  # whom a line's comment is about
-    rows = [(name, _text(p.annotation)*(name != '*'), _text(d),
-             _meaning(ends[name], comments)*(last[ends[name]] == name))
-            for name, p, d in found]
+    said = _meanings([(p.lineno, (d or p).end_lineno) for _, p, d in found], comments)
+    rows = [(name, _text(p.annotation)*(name != '*'), _text(d), words)
+            for (name, p, d), words in zip(found, said)]
     if f.returns is not None and (said := _meaning(f.returns.end_lineno, comments)):
         rows.append(('returns', _text(f.returns), '', said))
     return rows
@@ -96,9 +112,10 @@ def _class(c, comments):  # -> entries of the class and of its documented method
     if c.bases: about.append(f'A kind of `{", ".join(map(_text, c.bases))}`.')
     about.append(ast.get_docstring(c))
     if any(d.startswith('dataclass') for d in _decorators(c)):
-        rows = [(f.target.id, _text(f.annotation), _text(f.value),
-                 _meaning(f.end_lineno, comments))
-                for f in c.body if isinstance(f, ast.AnnAssign)]
+        fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
+        said = _meanings([(f.lineno, f.end_lineno) for f in fields], comments)
+        rows = [(f.target.id, _text(f.annotation), _text(f.value), words)
+                for f, words in zip(fields, said)]
     elif '__init__' in methods:
         about.append(ast.get_docstring(methods['__init__']))
         rows = _params(methods['__init__'], comments)[1:]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .init import conv_block
+from .blocks import conv_block
 from .aside import aside
 
 # %% auto #0

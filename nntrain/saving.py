@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['SaveBestCB']
 
-# %% ../nbs/16_callbacks.ipynb #importsSA
+# %% ../nbs/16_callbacks.ipynb #abeb346d
 import contextlib
 from collections import OrderedDict
 from functools import partial

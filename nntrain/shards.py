@@ -6,130 +6,109 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['agree', 'TensorShard', 'LoaderShard', 'ListShard', 'shard']
-
-# %% ../nbs/18_distributed.ipynb #667ad9a7
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from .budgets import to_device
-from .data import TensorLoader
-from .batches import tensors_of
-from .processes import part_of, world_size
-
-# %% ../nbs/18_distributed.ipynb #cf68f501
-def agree(
-    fn  # function without arguments, called in the main process only
-):      # what it gave, in all processes
-    "Let the main process decide"
-    if world_size() == 1: return fn()
-    box = [fn() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+__all__ = ['TensorShard', 'LoaderShard', 'rows_of', 'made_up_row', 'ListShard', 'shard']
 
 # %% ../nbs/18_distributed.ipynb #03fd5101
+import torch
+from torch import Tensor
+
+from .batches import tensors_of
+from .budgets import to_device
+from .tensor_loader import TensorLoader
+from .world import agree, part_of
+
 class TensorShard(TensorLoader):
-    """The batches of `loader` in the same order, but of each only the rows of one part:
-    none, where there are fewer rows than parts"""
+    "The batches of `loader` in the same order, but of each only the rows of one part"
     def __init__(self,
         loader:TensorLoader,  # stays as it is; the tensors are shared
         rank:int,             # which part
         world:int,            # of how many
         device=None           # where the part works; None: where `loader` does
     ):
-        part_of(0, rank, world)
+        part_of(0, rank, world)                            # refuses a wrong rank
         vars(self).update(vars(loader))
         self.rank, self.world = rank, world
-        if device is not None:
-            self.x, self.y, self.stats, self.device = (
-                *to_device((self.x, self.y, self.stats), device), torch.device(device))
+        if device is None: return
+        self.x, self.y, self.stats = to_device((self.x, self.y, self.stats), device)
+        self.device = torch.device(device)
     def _part(self, i):
         whole = super()._part(i)
         part = part_of(whole.stop - whole.start, self.rank, self.world)
         return slice(whole.start + part.start, whole.start + part.stop)
     def order(self, epoch):
         own = super().order
-        return (
-            own(epoch) if self.seed is not None
-            else agree(lambda: own(epoch).cpu()).to(self.device))
+        if self.seed is not None: return own(epoch)
+        return agree(lambda: own(epoch).cpu()).to(self.device)
 
 # %% ../nbs/18_distributed.ipynb #188bab01
-_NO_WAY = (
-    'no way to cut the batches of a {}: give it a method shard(rank, world) that '
-    'returns a '
-    'loader of that part of each batch, of as many batches in every process; or use a '
-    'TensorLoader, a DataLoader with a dataset that can be indexed, or a list of '
-    'batches')
-
-def _can_be_indexed(loader):
-    stream = isinstance(
-        getattr(loader, 'dataset', None), torch.utils.data.IterableDataset)
-    return (
-        hasattr(loader, 'dataset') and not stream
-        and getattr(loader, 'batch_sampler', None) is not None)
-
 class _BatchShard:
-    """The index lists of a batch sampler, drawn by the main process, of each only the
-    part"""
+    "The index lists of a batch sampler, drawn by the main process; of each the part"
     def __init__(self, batches, rank, world):
         self.batches, self.rank, self.world = batches, rank, world
     def __len__(self): return len(self.batches)
-    # a generator: starts with the first batch, when the DataLoader has drawn its own
-    # seed
-    def __iter__(self):
+    def __iter__(self):   # starts with the first batch: the loader has drawn its seed
         self.empty = []
         for indices in agree(lambda: [list(b) for b in self.batches]):
             own = indices[part_of(len(indices), self.rank, self.world)]
             self.empty.append(not own)
-            # a DataLoader cannot make a batch of nothing: one row is borrowed, and cut
-            # off below
-            yield own or indices[:1]
+            yield own or indices[:1]    # no batch of nothing: a row to be cut off below
 
 class LoaderShard:
-    """As `TensorShard`, for torch's DataLoader: each process loads only the rows of its
-    part"""
+    "As `TensorShard`, for torch's DataLoader: each process loads only its own rows"
     def __init__(self,
         loader,     # a DataLoader with a dataset that can be indexed
         rank:int,   # which part
         world:int   # of how many
     ):
         part_of(0, rank, world)
-        if not _can_be_indexed(loader): raise TypeError(_NO_WAY.format('DataLoader'))
-        self.whole, self.batches = (
-            loader, _BatchShard(loader.batch_sampler, rank, world))
-        kept = {k: getattr(loader, k) for k in (
+        if not _can_be_indexed(loader): raise TypeError(_no_way(loader))
+        self.whole = loader
+        self.batches = _BatchShard(loader.batch_sampler, rank, world)
+        kept = {name: getattr(loader, name) for name in (
             'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
             'multiprocessing_context', 'prefetch_factor', 'persistent_workers')}
-        # workers augment with seeds of their own
-        generator = loader.generator if rank == 0 else None
+        kept['generator'] = loader.generator if rank == 0 else None  # others: own seeds
         self.loader = torch.utils.data.DataLoader(
-            loader.dataset, batch_sampler=self.batches, generator=generator, **kept)
-    def __getattr__(self, name):
-        return getattr(self.__dict__['whole'], name)  # dataset, batch_size, …
+            loader.dataset, batch_sampler=self.batches, **kept)
+    def __getattr__(self, name): return getattr(self.__dict__['whole'], name)
     def __len__(self): return len(self.batches)
     def __iter__(self):
         for i, batch in enumerate(self.loader):
-            yield _rows(batch, slice(0)) if self.batches.empty[i] else batch
+            yield rows_of(batch, slice(0)) if self.batches.empty[i] else batch
+
+def _can_be_indexed(loader):
+    data = getattr(loader, 'dataset', None)
+    batches = getattr(loader, 'batch_sampler', None)
+    stream = isinstance(data, torch.utils.data.IterableDataset)
+    return data is not None and batches is not None and not stream
+
+def _no_way(loader):
+    return (f'no way to cut the batches of a {type(loader).__name__}: give it a method '
+            f'shard(rank, world) that returns a loader of that part of each batch, of '
+            f'as many batches in every process; or use a TensorLoader, a DataLoader '
+            f'with a dataset that can be indexed, or a list of batches')
 
 # %% ../nbs/18_distributed.ipynb #17d76201
-def _rows(batch, part):
-    "The rows `part` of each tensor of a batch"
-    if isinstance(batch, Tensor): return batch[part]
-    if isinstance(batch, dict): return {k: _rows(v, part) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
-        return type(batch)(*(_rows(v, part) for v in batch))
-    return (
-        type(batch)(_rows(v, part) for v in batch) if isinstance(batch, (tuple, list))
-        else batch)
+def _map(fn, batch):
+    "The same batch, with `fn` of each tensor"
+    if isinstance(batch, Tensor): return fn(batch)
+    if isinstance(batch, dict): return {k: _map(fn, v) for k, v in batch.items()}
+    if not isinstance(batch, (tuple, list)): return batch
+    parts = [_map(fn, v) for v in batch]
+    return batch._make(parts) if hasattr(batch, '_make') else type(batch)(parts)
 
-def _like(batch):
-    "A batch of one row of zeros, in the form of an empty one"
-    if isinstance(batch, Tensor): return batch.new_zeros(1, *batch.shape[1:])
-    if isinstance(batch, dict): return {k: _like(v) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, '_fields'):
-        return type(batch)(*map(_like, batch))
-    return type(batch)(map(_like, batch)) if isinstance(batch, (tuple, list)) else batch
+def rows_of(
+    batch,      # a tensor, or tuples, lists and dicts of tensors
+    part:slice  # which rows
+):              # a batch of the same form
+    "The rows `part` of each tensor of a batch"
+    return _map(lambda t: t[part], batch)
+
+def made_up_row(
+    batch  # it may be empty
+):         # a batch of the same form
+    "A batch of one row of zeros"
+    return _map(lambda t: t.new_zeros(1, *t.shape[1:]), batch)
 
 class ListShard:
     "As `TensorShard`, for a list of batches"
@@ -137,24 +116,20 @@ class ListShard:
         self.batches, self.rank, self.world = batches, rank, world
     def __len__(self): return len(self.batches)
     def __iter__(self):
-        return (
-            _rows(b, part_of(len(next(tensors_of(b))), self.rank, self.world))
-            for b in self.batches)
+        for batch in self.batches:
+            n = len(next(tensors_of(batch)))
+            yield rows_of(batch, part_of(n, self.rank, self.world))
 
-# %% ../nbs/18_distributed.ipynb #568db901
 def shard(
-    # a TensorLoader, a DataLoader with a dataset that can be indexed, a list of
-    # batches, or any loader with a method `shard(rank, world)`
-    loader,
+    loader,      # TensorLoader, DataLoader, list, or one with `shard(rank, world)`
     rank:int,    # which part
     world:int,   # of how many
     device=None  # where a part of a TensorLoader works; None: where the loader does
 ):               # a loader of as many batches
-    """The part of each batch of `loader` that belongs to one process; TypeError if
-    there is no way to cut this kind"""
+    "The part of each batch that belongs to one process; TypeError if there is no way"
     if hasattr(loader, 'shard'): return loader.shard(rank, world)
-    # a class derived from it may make its batches in another way
-    if type(loader) is TensorLoader: return TensorShard(loader, rank, world, device)
+    exact = type(loader) is TensorLoader     # a class derived from it may differ
+    if exact: return TensorShard(loader, rank, world, device)
     if isinstance(loader, (list, tuple)): return ListShard(loader, rank, world)
     if _can_be_indexed(loader): return LoaderShard(loader, rank, world)
-    raise TypeError(_NO_WAY.format(type(loader).__name__))
+    raise TypeError(_no_way(loader))

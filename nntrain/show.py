@@ -15,9 +15,17 @@ import numpy as np
 from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #b128596e
+def _drawable(im):
+    "Array H×W or H×W×3 of a tensor, array or PIL picture"
+    a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
+    if a.ndim == 3 and a.shape[0] in (1, 3): a = a.transpose(1, 2, 0)
+    if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
+    if a.ndim in (2, 3): return a
+    raise ValueError(f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or "
+                     f"H×W×C; for a batch use show_images")
+
 def show_image(
-    # tensor or array H×W, C×H×W or H×W×C (1 or 3 channels), or a PIL picture
-    im,
+    im,             # tensor or array H×W, C×H×W, H×W×C (1 or 3 channels), PIL picture
     ax=None,        # matplotlib axes to draw into; None: a new figure
     title=None,     # text above
     figsize=None,   # of the new figure, in inches
@@ -25,16 +33,10 @@ def show_image(
 ):                  # the axes
     "Draw one picture without ticks; one channel is drawn in grey"
     import matplotlib.pyplot as plt
-    a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
-    if a.ndim==3 and a.shape[0] in (1,3): a = a.transpose(1,2,0)
-    if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
-    if a.ndim not in (2, 3):
-        raise ValueError(
-            f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or H×W×C; for a "
-            "batch use show_images")
-    if ax is None: _, ax = plt.subplots(figsize=figsize or (2,2))
-    ax.imshow(a, **({'cmap':'gray'} | kwargs))
-    ax.set_xticks([]); ax.set_yticks([])
+    a = _drawable(im)
+    if ax is None: _, ax = plt.subplots(figsize=figsize or (2, 2))
+    ax.imshow(a, **(dict(cmap='gray') | kwargs))
+    ax.set(xticks=[], yticks=[])
     if title is not None: ax.set_title(str(title), fontsize=9)
     return ax
 
@@ -48,15 +50,13 @@ def show_images(
 ):                       # the figure
     "Draw pictures in a grid"
     import matplotlib.pyplot as plt
-    ims = list(ims)
+    ims, titles = list(ims), [] if titles is None else list(titles)
     if not ims: raise ValueError("no pictures to show")
     ncols = ncols or math.ceil(math.sqrt(len(ims)))
-    nrows = math.ceil(len(ims)/ncols)
-    titles = [] if titles is None else list(titles)
-    # room for the rows with titles
-    size = ncols*imsize, nrows*imsize+.25*math.ceil(len(titles)/ncols)
-    fig, axs = plt.subplots(
-        nrows, ncols, figsize=size, squeeze=False, layout='constrained')
+    nrows, title_rows = math.ceil(len(ims)/ncols), math.ceil(len(titles)/ncols)
+    size = ncols*imsize, nrows*imsize + .25*title_rows
+    fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False,
+                            layout='constrained')
     for ax in axs.flat[len(ims):]: ax.set_axis_off()
     for i, (ax, im) in enumerate(zip(axs.flat, ims)):
         show_image(im, ax, titles[i] if i < len(titles) else None, **kwargs)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .activations import Hooks, _is_compiled, _modules_of
+from .hooks import Hooks, _is_compiled, _modules_of
 from .aside import aside
 from .budgets import to_device
 from .batches import unpack

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = []
+__all__ = ['draw_clothes']
 
 # %% ../nbs/90_pictures.ipynb #fbb32011
 import functools
@@ -14,12 +14,7 @@ import functools
 import numpy as np
 import torch
 
-# %% ../nbs/90_pictures.ipynb #e1676543
-#| code-fold: true
-# A shape is a function of the position (u, v), with v pointing down: > 0 inside, < 0
-# outside, near the edge about the distance to it.
-# Only + - * / and sqrt are used: IEEE arithmetic rounds them in one way only, so every
-# platform draws the same bytes.
+# %% ../nbs/90_pictures.ipynb #1423f47f
 def _trap(u, v, top, bottom, w0, w1):
     "Upright trapezoid: half-width `w0` at v=`top`, `w1` at v=`bottom`"
     t = np.clip((v-top)/(bottom-top), 0, 1)
@@ -32,110 +27,114 @@ def _limb(u, v, ax, ay, bx, by, r):
     return r - np.sqrt((u-ax-t*dx)**2+(v-ay-t*dy)**2)
 
 def _oval(u, v, cx, cy, rx, ry):
-    return (1 - np.sqrt(((u - cx) / rx) ** 2 + ((v - cy) / ry) ** 2)) * np.minimum(
-        rx, ry)
+    "Ellipse around (cx, cy)"
+    return (1-np.sqrt(((u-cx)/rx)**2+((v-cy)/ry)**2))*np.minimum(rx, ry)
+
 def _union(*shapes): return functools.reduce(np.maximum, shapes)
 def _cut(shape, hole): return np.minimum(shape, -hole)
 
+# %% ../nbs/90_pictures.ipynb #e1676543
+#| code-summary: "Patterns of the ten classes"
+#| code-fold: true
 def _garment(u, v, bottom, w0, w1, sx, sy, thick, neck_h, neck_w):
     "Trunk, two sleeves that end at (±sx, sy), round neck"
+    trunk = _trap(u, v, -.75, bottom, w0, w1)
     sleeve = _limb(abs(u), v, w0-.12, -.62, sx, sy, thick)
-    return _cut(
-        _union(_trap(u, v, -0.75, bottom, w0, w1), sleeve),
-        _oval(u, v, 0, -0.75, neck_w, neck_h))
+    return _cut(_union(trunk, sleeve), _oval(u, v, 0, -.75, neck_w, neck_h))
 
-def _silhouette(c, u, v, r):
-    "Shape of class `c`; `r(lo, hi)` draws one number per picture"
-    if c == 0:
-        return _garment(
-            u, v, r(0.6, 0.85), r(0.36, 0.48), r(0.36, 0.48), r(0.6, 0.8), r(-0.45, 0),
-            r(0.13, 0.2), r(0.08, 0.25), r(0.16, 0.26))
-    if c==1:
-        spread, w = r(.12,.26), r(.26,.36)
-        return _union(
-            _trap(u, v, -0.85, -0.4, w, w + 0.05),
-            _limb(
-                abs(u), v, w * 0.5, -0.45, spread + r(0, 0.08), r(0.7, 0.85),
-                r(0.12, 0.19)))
-    # one pattern for pullover, coat and shirt: their measures overlap on purpose
-    if c in (2,4,6):
-        hand, low = {
-            2: ((0.45, 0.75), (0.6, 0.82)), 4: ((0.5, 0.85), (0.72, 0.95)),
-            6: ((-0.1, 0.8), (0.62, 0.88))}[c]
+def _t_shirt(u, v, r):
+    return _garment(u, v, r(.6,.85), r(.36,.48), r(.36,.48), r(.6,.8), r(-.45,0),
+                    r(.13,.2), r(.08,.25), r(.16,.26))
+
+def _trousers(u, v, r):
+    spread, w = r(.12,.26), r(.26,.36)
+    leg = _limb(abs(u), v, w*.5, -.45, spread+r(0,.08), r(.7,.85), r(.12,.19))
+    return _union(_trap(u, v, -.85, -.4, w, w+.05), leg)
+
+def _long_sleeved(hand, low):
+    "Pullover, coat and shirt: one pattern, whose measures overlap on purpose"
+    def pattern(u, v, r):
         w = r(.36,.46)
-        return _garment(
-            u, v, r(*low), w, w + r(-0.06, 0.08), r(0.62, 0.82), r(*hand), r(0.1, 0.17),
-            r(0.06, 0.2), r(0.12, 0.22))
-    if c==3:
-        waist, w = r(-.25,.05), r(.12,.22)
-        top, skirt = (
-            _trap(u, v, -0.85, waist, r(0.2, 0.36), w),
-            _trap(u, v, waist - 0.05, r(0.75, 0.92), w, r(0.26, 0.55)))
-        sleeve = _limb(abs(u), v, .16, -.65, r(.2,.5), r(-.5,.1), r(.06,.12))
-        return _cut(_union(top, skirt, sleeve), _oval(u, v, 0, -.85, .13, r(.1,.3)))
-    if c==5:
-        heel, thick = r(-.05,.45), r(.05,.1)
-        sole = _union(
-            _limb(u, v, -0.8, 0.45, 0.3, 0.45 - heel * 0.3, thick),
-            _limb(u, v, 0.3, 0.45 - heel * 0.3, 0.75, 0.45 - heel, thick))
-        return _union(
-            sole,
-            _limb(u, v, r(-0.6, -0.4), 0.4, r(-0.3, 0), r(-0.15, 0.15), r(0.05, 0.1)),
-            _limb(u, v, r(-0.2, 0.1), 0.4, r(-0.1, 0.3), r(-0.3, 0.1), r(0.04, 0.09)),
-            _limb(u, v, 0.7, 0.4, 0.7, 0.4 - heel, 0.06),
-            _limb(u, v, r(0.45, 0.7), 0.2, r(0, 0.4), r(-0.45, -0.1), r(0.04, 0.09)))
-    if c==7:
-        rim = r(-.3,.2)
-        return _union(
-            _limb(u, v, -0.65, 0.35, 0.65, 0.35, r(0.12, 0.2)),
-            _limb(u, v, -0.5, 0.3, 0.55, rim, r(0.12, 0.2)),
-            _trap(u - 0.5, v, rim - 0.1, 0.4, r(0.2, 0.3), 0.3))
-    if c==8:
-        top, w = r(-.35,0), r(.55,.85)
-        handle = r(.05,.09)-abs(_oval(u, v, 0, top, w*r(.4,.85), r(.25,.6)))
-        return _union(_trap(u, v, top, r(.5,.85), w, w*r(.85,1.1)), handle)
-    foot = _union(
-        _limb(u, v, -0.6, 0.45, 0.6, 0.45, r(0.12, 0.2)),
-        _limb(u, v, -0.4, 0.35, 0.4, 0.1, r(0.14, 0.24)))
+        return _garment(u, v, r(*low), w, w+r(-.06,.08), r(.62,.82), r(*hand),
+                        r(.1,.17), r(.06,.2), r(.12,.22))
+    return pattern
+
+def _dress(u, v, r):
+    waist, w = r(-.25,.05), r(.12,.22)
+    top = _trap(u, v, -.85, waist, r(.2,.36), w)
+    skirt = _trap(u, v, waist-.05, r(.75,.92), w, r(.26,.55))
+    sleeve = _limb(abs(u), v, .16, -.65, r(.2,.5), r(-.5,.1), r(.06,.12))
+    return _cut(_union(top, skirt, sleeve), _oval(u, v, 0, -.85, .13, r(.1,.3)))
+
+def _sandal(u, v, r):
+    heel, thick = r(-.05,.45), r(.05,.1)
+    arch = .45-heel*.3
+    return _union(
+        _limb(u, v, -.8, .45, .3, arch, thick),
+        _limb(u, v, .3, arch, .75, .45-heel, thick),
+        _limb(u, v, r(-.6,-.4), .4, r(-.3,0), r(-.15,.15), r(.05,.1)),
+        _limb(u, v, r(-.2,.1), .4, r(-.1,.3), r(-.3,.1), r(.04,.09)),
+        _limb(u, v, .7, .4, .7, .4-heel, .06),
+        _limb(u, v, r(.45,.7), .2, r(0,.4), r(-.45,-.1), r(.04,.09)))
+
+def _sneaker(u, v, r):
+    rim = r(-.3,.2)
+    return _union(_limb(u, v, -.65, .35, .65, .35, r(.12,.2)),
+                  _limb(u, v, -.5, .3, .55, rim, r(.12,.2)),
+                  _trap(u-.5, v, rim-.1, .4, r(.2,.3), .3))
+
+def _bag(u, v, r):
+    top, w = r(-.35,0), r(.55,.85)
+    handle = r(.05,.09)-abs(_oval(u, v, 0, top, w*r(.4,.85), r(.25,.6)))
+    return _union(_trap(u, v, top, r(.5,.85), w, w*r(.85,1.1)), handle)
+
+def _boot(u, v, r):
+    foot = _union(_limb(u, v, -.6, .45, .6, .45, r(.12,.2)),
+                  _limb(u, v, -.4, .35, .4, .1, r(.14,.24)))
     return _union(foot, _trap(u-.4, v, r(-.85,-.2), .5, r(.22,.36), .32))
 
+_PATTERNS = [_t_shirt, _trousers, _long_sleeved((.45,.75), (.6,.82)), _dress,
+             _long_sleeved((.5,.85), (.72,.95)), _sandal,
+             _long_sleeved((-.1,.8), (.62,.88)), _sneaker, _bag, _boot]
+_COAT, _SHIRT, _BAG = 4, 6, 8
+
+# %% ../nbs/90_pictures.ipynb #41c0ea8b
+#| code-summary: "Cloth, light and noise"
+#| code-fold: true
 def _draw(c, params, noise):
-    """Pictures of class `c`: (n, 28, 28) bytes from (n, 32) numbers in 0…1 and (n, 28,
-    28) noise"""
-    column, grid = (
-        iter(params.T[:, :, None, None]), (np.arange(28, dtype=np.float32) - 13.5) / 14)
+    "Pictures (n, 28, 28) of class `c` from numbers (n, 32) and noise (n, 28, 28)"
+    column = iter(params.T[:, :, None, None])
+    grid = (np.arange(28, dtype=np.float32)-13.5)/14
     def r(lo, hi): return np.float32(lo)+np.float32(hi-lo)*next(column)
-    # 1 on the line x = 0, 0 from 1/width pixels on
-    def near(x, width=1): return np.clip(1-abs(x)*14*width, 0, 1)
-    zoom, height, cx, cy, slant = (
-        r(0.84, 1.16), r(0.88, 1.12), r(-0.14, 0.14), r(-0.14, 0.14), r(-0.12, 0.12))
-    bright, seam, striped, period, depth = (
-        r(0.35, 1), r(0.25, 0.8), r(0, 1), r(0.12, 0.4), r(0, 0.6))
-    button, row, soft = r(0,1), r(-.1,.3), r(.5,1.5)
-    v = (grid[:,None]-cy)/(zoom*height)
+    def near(x, width=1):                # 1 on the line x = 0, 0 from 1/width pixels on
+        return np.clip(1-abs(x)*14*width, 0, 1)
+    zoom, height = r(.84,1.16), r(.88,1.12)
+    cx, cy, slant = r(-.14,.14), r(-.14,.14), r(-.12,.12)
+    bright, seam, striped = r(.35,1), r(.25,.8), r(0,1)
+    period, depth, button, row, soft = r(.12,.4), r(0,.6), r(0,1), r(-.1,.3), r(.5,1.5)
+    v = (grid[:, None]-cy)/(zoom*height)
     u = (grid-cx)/zoom - slant*v
-    shape = _silhouette(c, u, v, r)
+    shape = _PATTERNS[c](u, v, r)
     wave = 2*abs(v/period-np.floor(v/period)-.5)
     shade = bright*(1-.3*near(shape, seam))*np.where(striped<.33, 1-depth*wave, 1)
-    # button facing: not on every coat and shirt
-    if c in (4,6): shade = shade*(1-.45*near(u, soft)*(button < (.8 if c==4 else .55)))
-    # flap of the bag
-    if c==8: shade = shade*(1-.3*near(v-row))
-    # soft edge, one pixel wide
-    cover = np.clip(shape*14+.5, 0, 1)
+    if c in (_COAT, _SHIRT):              # button facing, on most coats, on some shirts
+        shade = shade*(1-.45*near(u, soft)*(button < (.8 if c == _COAT else .55)))
+    if c == _BAG: shade = shade*(1-.3*near(v-row))        # flap of the bag
+    cover = np.clip(shape*14+.5, 0, 1)                 # soft edge, one pixel wide
     return np.clip(cover*(shade*255+noise*np.float32(1.5)), 0, 255).astype(np.uint8)
 
-def _toy_tensors(n, seed):
-    """`n` pictures and labels, drawn from integers of a seeded generator; class sizes
-    equal to one picture, random order"""
+def draw_clothes(
+    n:int,  # pictures; the sizes of the ten classes are equal to one picture
+    seed,   # an integer, or a list of them
+)->tuple:   # x uint8 (n, 1, 28, 28), y int64 (n,), in random order
+    "Draw pictures of clothes; the same seed gives the same bytes on every platform"
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % 10)
-    params = rng.integers(0, 1024, (n,32)).astype(np.float32)/np.float32(1023)
-    noise = rng.integers(-16, 17, (n,28,28), dtype=np.int8)
-    x = np.empty((n,28,28), np.uint8)
+    params = rng.integers(0, 1024, (n, 32)).astype(np.float32)/np.float32(1023)
+    noise = rng.integers(-16, 17, (n, 28, 28), dtype=np.int8)
+    x = np.empty((n, 28, 28), np.uint8)
     for c in range(10):
-        idx = np.flatnonzero(y==c)
-        # small parts stay in the cache
-        for i in np.array_split(idx, len(idx) // 256 + 1):
+        mine = np.flatnonzero(y == c)
+        for i in np.array_split(mine, len(mine)//256+1):   # small parts fit the cache
             x[i] = _draw(c, params[i], noise[i])
-    return torch.from_numpy(x)[:,None], torch.from_numpy(y.astype(np.int64))
+    return torch.from_numpy(x)[:, None], torch.from_numpy(y.astype(np.int64))

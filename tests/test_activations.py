@@ -1,33 +1,25 @@
-"""Hooks that always let go, statistics that never wait, and a summary that counts like
-torch and leaves no trace."""
-import copy
-import random
+"""Hooks that always let go, statistics that never wait, update ratios by hand."""
 import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from nntrain.activations import ActivationStatsCB, Hooks, activation_stats, find_modules
-from nntrain.summary import layer_macs, summary, untouched
+from nntrain import activation_plots
+from nntrain.activations import ActivationStatsCB, UpdateRatioCB, activation_stats
 from nntrain.callback import Callback
 from nntrain.events import CancelBatch, CancelEpoch, CancelFit, CancelPhase
-from nntrain.lr_finder import lr_find
+from nntrain.hooks import Hook, Hooks, find_modules
 from nntrain.learner import Learner
+from nntrain.lr_finder import lr_find
 
 
 def n_hooks(model):
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
         for m in model.modules())
-
-def torch_macs(model, *inputs):
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): model(*inputs)
-    return counter.get_total_flops()/2
 
 def small():
     torch.manual_seed(0)
@@ -44,7 +36,7 @@ def learner(*cbs, model=None):
     return Learner(model or small(), Data(), F.cross_entropy, lr=0.1, cbs=cbs)
 
 
-# ---- hooks ---------------------------------------------------------------------------
+# ---- hooks -----------------------------------------------------------------------
 
 class RaiseCB(Callback):
     def __init__(self, event, error):
@@ -127,8 +119,40 @@ def test_keyword_inputs_are_seen():
         m(torch.ones(1), b=torch.ones(1))
     assert hooks[0].n == 2
 
+def note(hook, module, inputs, output): hook.output = output
 
-# ---- statistics ----------------------------------------------------------------------
+def test_what_is_no_hook_is_refused():
+    layer = nn.Linear(1, 1)
+    wrong = lambda module, inputs, output: None
+    four = r'four arguments, \(hook, module, inputs, output\)'
+    with pytest.raises(TypeError, match=four): Hook(layer, wrong)
+    with pytest.raises(TypeError, match='needs a module'): Hook('relu1', note)
+    with pytest.raises(ValueError, match='the list is empty'): Hooks([], note)
+    with pytest.raises(TypeError, match='put Linear into a list'): Hooks(layer, note)
+    with pytest.raises(TypeError, match='got 3'): Hooks([layer, 3], note)
+    assert n_hooks(layer) == 0                             # the first one is off again
+    there = "there is .'0 Linear'."
+    with Hooks([layer], note) as hooks, pytest.raises(KeyError, match=there):
+        hooks['head']
+
+def test_what_is_not_found_is_said():
+    model = small()
+    there = 'Sequential: Sequential, 0: Conv2d, 1: BatchNorm2d'
+    with pytest.raises(ValueError, match=f"no module matches 'Tanh'; there is {there}"):
+        find_modules(model, nn.Tanh)
+    for kind in 'relu', nn.ReLU(), (nn.ReLU, 3):
+        with pytest.raises(TypeError, match='class such as nn.ReLU'):
+            find_modules(model, kind)
+
+def test_backward_hook_on_a_layer_that_is_changed_in_place():
+    "Torch's own full hook raises a RuntimeError here"
+    grads, model = [], nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
+    with Hooks([model[0]], lambda hook, m, i, grad: grads.append(grad), backward=True):
+        model(torch.ones(4, 2)).sum().backward()
+    assert [g.shape for g in grads] == [(4, 3)]
+
+
+# ---- statistics ------------------------------------------------------------------
 
 class NoSync(TorchDispatchMode):
     "Fails on whatever needs the value of a tensor in Python"
@@ -209,211 +233,109 @@ def test_lr_find_leaves_the_statistics_out():
     lr_find(learner(stats), n_steps=5)
     assert not stats.means
 
+def test_what_was_seen_until_the_end_is_there():
+    class EndCB(Callback):
+        def __init__(self, error): self.error = error
+        def after_batch(self, learn): raise self.error
+    for error in CancelFit, ValueError, KeyboardInterrupt:
+        stats = ActivationStatsCB(nn.Linear)
+        learn = learner(stats)
+        try: learn.fit(1, cbs=[EndCB(error)])
+        except error: pass
+        assert (n_hooks(learn.model), len(stats.means['5'])) == (0, 1)
 
-# ---- summary -------------------------------------------------------------------------
+def test_phases_and_kinds_of_modules():
+    model = small()
+    stats = ActivationStatsCB({'the ReLU': model[2]}, on_valid=True)
+    learner(stats, model=model).fit(3)
+    assert stats.stds['the ReLU'].shape == (18,)
+    assert stats.starts == [0, 3, 6, 9, 12, 15]
+    for modules, message in ((nn.Tanh, "no module matches 'Tanh'"),
+                             ([nn.ReLU()], 'no part of the model')):
+        with pytest.raises(ValueError, match=message):
+            learner(ActivationStatsCB(modules)).fit(1)
+    bad = {'range must be': dict(range=(1, 1)), 'bins must be': dict(bins=0),
+           'nothing to watch': dict(on_train=False)}
+    for message, kw in bad.items():
+        with pytest.raises(ValueError, match=message): ActivationStatsCB(**kw)
 
-def snapshot(model):
-    return (
-        [t.clone() for t in model.state_dict().values()],
-        [m.training for m in model.modules()],
-        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        [id(t) for t in (*model.parameters(), *model.buffers())], torch.get_rng_state(),
-        random.getstate(), n_hooks(model))
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-class Noisy(nn.Module):
-    "Everything that a forward pass should not do"
+class Pair(nn.Module):                                       # as recurrent layers do
+    def forward(self, x): return x, x.sum()
+class Speaks(nn.Module):
+    def forward(self, x): return 'hello'
+class Odd(nn.Module):
     def __init__(self):
         super().__init__()
-        self.bn, self.w, self.drop = (
-            nn.BatchNorm1d(4), nn.Parameter(torch.ones(4)), nn.Dropout())
-        self.register_buffer('count', torch.zeros((), dtype=torch.long))
+        self.pair, self.words, self.lin = Pair(), Speaks(), nn.Linear(64, 2)
     def forward(self, x):
-        self.count += 1
-        self.bn.running_var = self.bn.running_var*2
-        self.bn.train()
-        self.w.mul_(2) if not torch.is_grad_enabled() else None
-        return self.drop(self.bn(x))*self.w + torch.rand(()) + random.random()
+        self.words(x)
+        return self.lin(self.pair(x.flatten(1))[0])
 
-@pytest.mark.parametrize('make', [small, Noisy])
-@pytest.mark.parametrize('fails', [False, True])
-def test_summary_leaves_everything(make, fails):
-    model = make()
-    x = torch.randn(6, 1, 8, 8) if make is small else torch.randn(6, 4)
-    model.train()
-    # gradients, running statistics, num_batches_tracked
-    model(x).sum().backward()
-    next(model.children()).eval()
-    list(model.children())[1].train()
-    wrong = torch.randn(6, 3, 8)
-    before = snapshot(model)
-    assert same(before, snapshot(model)) and not same(
-        before, snapshot(copy.deepcopy(model)))
-    if fails:
-        with pytest.raises(ValueError, match='fails in layer'): summary(model, wrong)
-    else: assert summary(model, x).params == sum(p.numel() for p in model.parameters())
-    assert same(before, snapshot(model))
+def test_layers_that_give_a_tuple_or_no_tensor():
+    stats = ActivationStatsCB(Pair)
+    learner(stats, model=Odd()).fit(1)
+    assert len(stats.means['pair']) == 3
+    no_tensor = r'words \(Speaks\) returns no tensor but a str'
+    with pytest.raises(ValueError, match=no_tensor):
+        learner(ActivationStatsCB(Speaks), model=Odd()).fit(1)
 
-def test_summary_between_forward_and_backward():
-    model, x = small().train(), torch.randn(6, 1, 8, 8)
-    loss = model(x).sum()
-    summary(model, x)
-    # would fail if a weight had been written to
-    loss.backward()
+def test_a_large_offset_costs_no_digits():
+    "√(E[x²] − E[x]²) would lose all of them"
+    far = torch.randn(16, 5, 4, 3) + 1000
+    want = far.double().std(correction=0).float()
+    torch.testing.assert_close(activation_stats(far)[1], want, rtol=1e-4, atol=0)
 
-def test_summary_puts_back_what_a_module_keeps_in_attributes():
-    class Keeps(nn.Linear):
-        def __init__(self):
-            super().__init__(4, 4)
-            self.n_calls, self.seen = 0, []
-            self.register_buffer('last', torch.zeros(4), persistent=False)
-        def forward(self, x):
-            self.n_calls += 1
-            self.seen.append(len(x))
-            self.last = x[0]
-            np.random.rand()
-            return super().forward(x)
-    model, state = Keeps(), np.random.get_state()[1].copy()
-    last = model.last
-    summary(model, torch.randn(3, 4))
-    assert (
-        model.n_calls == 0 and model.seen == [] and model.last is last
-        and not last.any())
-    assert (np.random.get_state()[1] == state).all()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_statistics_never_wait_for_a_gpu():
+    on_gpu = torch.randn(1024, 8, 14, 14, device='cuda')
+    torch.cuda.set_sync_debug_mode('error')                # from now on, waiting fails
+    try:
+        four = activation_stats(on_gpu)
+        with pytest.raises(RuntimeError): four[0].item()
+    finally: torch.cuda.set_sync_debug_mode('default')
+    for got, want in zip(four, activation_stats(on_gpu.cpu())):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-4)
 
-def test_untouched_restores_on_error():
-    model = small().train()
-    with pytest.raises(KeyboardInterrupt), untouched(model): raise KeyboardInterrupt
-    assert all(m.training for m in model.modules())
-
-GRID = [
-    (cls, stride, groups, dilation, ks, bias)
-    for cls in (
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-    )
-    for stride in (1, 2)
-    for groups in (1, 2)
-    for dilation in (1, 2)
-    for ks in (1, 3)
-    for bias in (False, True)
-]
-
-def test_macs_of_convolutions():
-    for cls, stride, groups, dilation, ks, bias in GRID:
-        layer = cls(
-            4, 6, ks, stride=stride, groups=groups, dilation=dilation, bias=bias,
-            padding=ks // 2)
-        x = torch.randn(2, 4, *[7]*int(cls.__name__[-2]))
-        assert layer_macs(layer, (x,), layer(x)) == torch_macs(layer, x), layer
-
-@pytest.mark.parametrize('shape', [(5, 4), (5, 3, 4), (2, 3, 5, 4)])
-@pytest.mark.parametrize('bias', [False, True])
-def test_macs_of_linear_layers(shape, bias):
-    layer, x = nn.Linear(4, 7, bias=bias), torch.randn(shape)
-    assert layer_macs(layer, (x,), layer(x)) == torch_macs(layer, x)
-
-def conv_norm(n_in, n_out, stride, act=True):
-    return nn.Sequential(
-        nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(n_out), nn.ReLU() if act else nn.Identity())
-
-class OldBlock(nn.Module):
-    """Residual block of the ancestor: 1×1 convolution first, then pooling; the
-    convolution is there even where it is not used"""
-    def __init__(self, n_in, n_out, stride=2):
-        super().__init__()
-        self.convs = nn.Sequential(
-            conv_norm(n_in, n_out, 1), conv_norm(n_out, n_out, stride, act=False))
-        self.identity_conv, self.pool, self.stride, self.same = (
-            nn.Conv2d(n_in, n_out, 1), nn.AvgPool2d(2, ceil_mode=True), stride,
-            n_in == n_out)
-    def forward(self, x):
-        shortcut = x if self.same else self.identity_conv(x)
-        return F.relu(
-            self.convs(x) + (shortcut if self.stride == 1 else self.pool(shortcut)))
-
-def old_resnet():
-    widths = 8, 16, 32, 64, 128, 256
-    return nn.Sequential(
-        OldBlock(1, 8, 1), *(OldBlock(a, b) for a, b in zip(widths, widths[1:])),
-        nn.Flatten(), nn.Linear(256, 10, bias=False), nn.BatchNorm1d(10))
-
-def test_cost_of_the_ancestors_resnet():
-    model = old_resnet()
-    found = summary(model, torch.randn(4, 1, 28, 28))
-    assert (found.params, found.macs, found.exact) == (1_227_900, 8_821_504, True)
-    assert found.macs*4 == torch_macs(model.eval(), torch.randn(4, 1, 28, 28))
-
-def test_layer_that_never_runs():
-    rows = {
-        row.name: row for row in summary(OldBlock(8, 8), torch.randn(2, 8, 14, 14)).rows
-    }
-    assert (
-        rows['identity_conv'].calls, rows['identity_conv'].params,
-        rows['identity_conv'].macs) == (0, 72, 0)
-    assert 'never ran' in repr(summary(OldBlock(8, 8), torch.randn(2, 8, 14, 14)))
-
-def test_tied_weights_count_once():
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    model[1].weight = model[0].weight
-    found = summary(model, torch.randn(2, 4))
-    assert (found.params, found.macs, [row.params for row in found.rows]) == (
-        16, 32, [16, 0])
-
-@pytest.mark.parametrize(
-    'batch',
-    [
-        torch.randn(3, 1, 8, 8), (torch.randn(3, 1, 8, 8), torch.zeros(3)),
-        dict(image=torch.randn(3, 1, 8, 8), label=torch.zeros(3))],
-)
-def test_kinds_of_batches(batch):
-    assert summary(small(), batch).n_samples == 3
-
-def test_tables():
-    found = summary(small(), torch.randn(3, 1, 8, 8))
-    lines = repr(found).splitlines()
-    assert len({len(line) for line in lines[:-1]}) == 1 and lines[0].startswith(
-        'layer')  # aligned
-    assert all(
-        line.count('|') == 7 for line in found._repr_markdown_().splitlines()[:-2])
-    assert f'{found.macs:,}' in lines[-2] and f'{found.params:,}' in lines[-2]
-
-def test_user_hooks_stay():
-    model, calls = small(), []
-    model[0].register_forward_hook(lambda *args: calls.append(1))
-    summary(model, torch.randn(3, 1, 8, 8))
-    assert n_hooks(model) == 1 and len(calls) == 1
+@pytest.mark.parametrize('name', 'plot_stats plot_hists plot_dead plot_firing'.split())
+def test_pictures_need_something_recorded(name):
+    with pytest.raises(ValueError, match='pass this callback to fit'):
+        getattr(activation_plots, name)(ActivationStatsCB())
+    with pytest.raises(ValueError, match='pass this callback to fit'):
+        activation_plots.plot_ratios(UpdateRatioCB())
 
 
-# ---- compiled models -----------------------------------------------------------------
+# ---- update ratios ---------------------------------------------------------------
+
+def test_update_ratios_are_those_of_the_weights():
+    class Keep(Callback):
+        order = 20
+        def before_fit(self, learn): self.seen = []
+        def before_batch(self, learn):
+            if learn.training: self.seen.append(learn.model[0].weight.detach().clone())
+    ratios, keep = UpdateRatioCB(), Keep()
+    learn = learner(ratios, keep)
+    learn.fit(2)
+    weights = [*keep.seen, learn.model[0].weight.detach()]
+    want = torch.stack([(b - a).norm()/a.norm() for a, b in zip(weights, weights[1:])])
+    torch.testing.assert_close(ratios.ratios['0.weight'], want)
+    assert list(ratios.ratios) == ['0.weight', '5.weight', '7.weight']   # weights only
+
+def test_update_ratios_of_what_is_wanted_and_learns():
+    model = small()
+    model[0].requires_grad_(False)
+    ratios = UpdateRatioCB(lambda name, p: name.endswith('bias'))
+    learner(ratios, model=model).fit(1)
+    assert list(ratios.ratios) == ['1.bias', '5.bias', '7.bias']
+    assert ratios.ratios['1.bias'][0].isinf()                # it starts at 0
+    with pytest.raises(ValueError, match='no such parameter'):
+        learner(UpdateRatioCB(lambda name, p: False)).fit(1)
+
+
+# ---- compiled models -------------------------------------------------------------
 
 def compiled_whole(model): return torch.compile(model, backend='eager')
 def compiled_in_place(model): model.compile(backend='eager'); return model
 def compiled_part(model): return nn.Sequential(torch.compile(model, backend='eager'))
-
-@pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
-@pytest.mark.parametrize('used', [False, True])
-def test_summary_of_a_compiled_model(compiled, used):
-    x, want = torch.randn(3, 1, 8, 8), summary(small(), torch.randn(3, 1, 8, 8))
-    model = compiled(small())
-    if used: model.eval()(x)
-    found = summary(model, x)
-    assert (found.macs, found.params, found.exact, len(found.rows)) == (
-        want.macs, want.params, True, len(want.rows))
-    assert found.macs and not any('_orig_mod' in row.name for row in found.rows)
-    with pytest.raises(ValueError, match='fails in layer'):
-        summary(model, torch.randn(3, 3, 8))
-    assert n_hooks(model) == 0
 
 @pytest.mark.parametrize('compiled', [compiled_whole, compiled_in_place, compiled_part])
 def test_hooks_refuse_a_compiled_model(compiled):

@@ -1,6 +1,7 @@
-"""Properties and faults of `nntrain.data`: what a chapter has no room for. No test here
-uses the network, and none measures speed (the time limits are those that a reader is
-promised, with the waiting done by a stand-in)."""
+"""Properties and faults of the modules of the chapters on data and on where the
+pictures come from: what they have no room for. No test here uses the network, and none
+measures speed (the time limits are those that a reader is promised, with the waiting
+done by a stand-in)."""
 import gzip
 import json
 import os
@@ -16,14 +17,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from nntrain import data as D
+from nntrain import sources as S
 from nntrain.budgets import Budget, budget, default_device, to_device
-from nntrain.data import (DataLoaders, TensorLoader, collate, collate_tuple,
-                          fashion_dls, n_batches, stratified_split)
-from nntrain.sources import FASHION_CLASSES
+from nntrain.collate import collate, collate_tuple
+from nntrain.data import DataLoaders, fashion_dls, n_batches, stratified_split
 from nntrain.show import show_image, show_images
-from nntrain.sources import FashionTensors, fashion_mnist, fashion_tensors, read_idx
-from nntrain.sources import toy_fashion
+from nntrain.sources import (FASHION_CLASSES, FashionTensors, fashion_mnist,
+                             fashion_tensors, read_idx, toy_fashion)
+from nntrain.tensor_loader import TensorLoader, as_numbers
+from nntrain.toy import draw_clothes
 
 sizes = dict(
     n=st.integers(1, 200), bs=st.integers(1, 70), shuffle=st.booleans(),
@@ -35,7 +37,7 @@ def clean(monkeypatch):
     "No variables from outside, no memory of earlier answers"
     for k in ('NNTRAIN_DATA', 'NNTRAIN_BUDGET', 'IN_TEST', 'HF_HUB_OFFLINE'):
         monkeypatch.delenv(k, raising=False)
-    kept = D._hub_dataset, D._no_hub, D._warn_toy, D._tensors
+    kept = S._hub_dataset, S._no_hub, S._warn_toy, S._tensors
     for f in kept: f.cache_clear()
     yield
     for f in kept: f.cache_clear()
@@ -227,7 +229,7 @@ def test_dataset_dict_of_pictures():
     dd = toy_fashion(30, 20)
     dls = DataLoaders.from_dataset_dict(dd, 8, seed=1)
     (xb, yb), *_ = dls.valid
-    x, y = D._toy_tensors(20, [0,1])
+    x, y = draw_clothes(20, [0,1])
     assert (
         torch.equal(xb, x[:16].float() / 255) and torch.equal(yb, y[:16])
         and dls.classes == FASHION_CLASSES)
@@ -236,6 +238,9 @@ def test_dataset_dict_of_pictures():
     dd['train'] = dd['train'].map(lambda r: dict(label=-1), keep_in_memory=True)
     with pytest.raises(ValueError, match='train: label -1 at index 0'):
         DataLoaders.from_dataset_dict(dd, 8)
+    as_dict = DataLoaders.from_dataset_dict(dict(train=dd['test'], test=dd['test']), 4,
+                                            collate_fn=collate, seed=0)
+    assert set(next(iter(as_dict.train)))=={'image', 'label'}
 
 
 def test_from_tensors_checks_labels_and_drops_only_in_training():
@@ -251,6 +256,31 @@ def test_from_tensors_checks_labels_and_drops_only_in_training():
     assert (len(dls.train), len(dls.valid), len(dls.test), dls.source) == (
         2, 2, 2, 'mine')
     assert sum(epoch(dls.test), [])==list(range(10))
+    with pytest.raises(ValueError, match='at least 1, got 0'):
+        DataLoaders.from_tensors(xy, xy, batch_size=0)
+
+
+def test_a_shuffled_validation_set_loses_the_names():
+    xy = torch.arange(10), torch.arange(10) % 3
+    dls = DataLoaders.from_tensors(xy, xy, batch_size=2, seed=0)
+    right = sum(epoch(dls.valid), [])
+    wrong = sum(epoch(TensorLoader(*xy, 4, shuffle=True, seed=0)), [])
+    assert right==xy[1].tolist()!=wrong and sorted(wrong)==sorted(right)
+
+
+def test_modes_of_pictures():
+    from PIL import Image
+    red = Image.new('RGB', (4, 2), (255, 0, 0))          # 4 wide, 2 high
+    want = torch.stack([torch.ones(2, 4), torch.zeros(2, 4), torch.zeros(2, 4)])
+    torch.testing.assert_close(collate([red])[0], want)
+    torch.testing.assert_close(collate([red.quantize(2)])[0], want)     # a palette
+    assert collate([Image.new('1', (4, 2), 1)]).equal(torch.ones(1, 1, 2, 4))
+    for mode in ('I;16', 'I;16B'):                       # 13,107 of 65,535
+        deep = collate([Image.new(mode, (4, 2), 13107)])
+        torch.testing.assert_close(deep, torch.full((1, 1, 2, 4), .2))
+    with pytest.raises(ValueError, match="picture of mode 'F'"):
+        collate([Image.new('F', (4, 2))])
+    with pytest.raises(ValueError, match='empty list'): collate([])
 
 
 def test_collate():
@@ -268,7 +298,8 @@ def test_collate():
         (3, 2), (3,)]
     assert isinstance(collate_tuple(rows), tuple) and collate_tuple(rows, flat=True)[
         0].shape == (3, 60)
-    with pytest.raises(ValueError): collate([(1,2),(1,)])
+    for rows in [(1,2),(1,)], [(1,2),(1,2,3)]:           # of different length
+        with pytest.raises(ValueError): collate(rows)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +375,7 @@ def test_labels_that_are_names():
     for y in ['cat', 'dog'], np.array(['cat', 'dog']):
         with pytest.raises(TypeError, match='y must hold numbers'):
             TensorLoader(x, y, 2)
+        with pytest.raises(TypeError, match='y must hold numbers'): as_numbers('y', y)
         with pytest.raises(TypeError, match='the labels must hold numbers'):
             DataLoaders.from_tensors((x, y), (x, y), classes=['cat', 'dog'])
 
@@ -444,11 +476,14 @@ def test_stratified_split(labels, data, seed):
     for c in y.unique():
         assert abs((y[valid]==c).sum().item()-(y==c).sum().item()*n/len(y)) < 1
     assert torch.equal(valid, stratified_split(y, n, seed)[1])
+    for n in (0, len(y), -1):
+        with pytest.raises(ValueError, match=f'from 1 to {len(y)-1} for {len(y)}'):
+            stratified_split(y, n)
 
 
 # ---- files ----
 
-NAMES = list(D._MD5)
+NAMES = list(S._MD5)
 
 
 def idx(shape, body):
@@ -466,7 +501,7 @@ def folder(tmp_path, monkeypatch):
     import hashlib
     for f,raw in raws.items(): (root/f).write_bytes(gzip.compress(raw))
     monkeypatch.setattr(
-        D, '_MD5', {f: hashlib.md5(raw).hexdigest() for f, raw in raws.items()})
+        S, '_MD5', {f: hashlib.md5(raw).hexdigest() for f, raw in raws.items()})
     monkeypatch.setenv('NNTRAIN_DATA', str(tmp_path))
     return root
 
@@ -604,7 +639,7 @@ def test_refused_proxy(monkeypatch, tmp_path):
 def test_quick_budget_never_touches_the_network(monkeypatch):
     def fail(*a, **k): raise AssertionError('network')
     for name in ('_hub_problem', '_hub_dataset', '_cached_dataset'):
-        monkeypatch.setattr(D, name, fail)
+        monkeypatch.setattr(S, name, fail)
     with pytest.warns(UserWarning, match='quick budget'):
         assert fashion_dls(budget='quick').source == 'toy'
     monkeypatch.setenv('IN_TEST', '1')
@@ -647,11 +682,11 @@ def test_a_filled_cache_needs_no_network(monkeypatch, filled_cache, trouble):
     import datasets
     def fail(*a): raise AssertionError('asked the network')
     if trouble: trouble(monkeypatch)
-    monkeypatch.setattr(D, '_hub_problem', fail)
+    monkeypatch.setattr(S, '_hub_problem', fail)
     before = datasets.config.HF_HUB_OFFLINE
     data = fashion_tensors()
     assert data.source=='hub' and datasets.config.HF_HUB_OFFLINE==before
-    x, y = D._toy_tensors(40, [5,0])
+    x, y = draw_clothes(40, [5,0])
     assert torch.equal(data['train'][0], x) and torch.equal(data['train'][1], y)
     assert len(fashion_mnist('hub')['test'])==20
 
@@ -661,9 +696,9 @@ def test_a_filled_cache_needs_no_network(monkeypatch, filled_cache, trouble):
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**31))
 def test_toy(n, seed):
-    x, y = D._toy_tensors(n, seed)
+    x, y = draw_clothes(n, seed)
     assert x.shape==(n,1,28,28) and x.dtype==torch.uint8 and y.dtype==torch.int64
-    assert torch.equal(x, D._toy_tensors(n, seed)[0])
+    assert torch.equal(x, draw_clothes(n, seed)[0])
     # no empty picture
     assert x.flatten(1).amax(1).min() > 40
     counts = y.bincount(minlength=10)
@@ -748,12 +783,14 @@ def test_pictures():
     assert show_image(torch.rand(3, 5, 6, requires_grad=True)).images[
         0].get_array().shape == (5, 6, 3)
     assert len(show_images(torch.rand(7,1,4,4), titles=range(7), ncols=3).axes)==9
+    with pytest.raises(ValueError, match='no pictures'): show_images([])
     plt.close('all')
 
 
 def test_import_is_cheap():
     "Nothing heavy is loaded before it is needed"
-    code = "import sys, torch; had = set(sys.modules); import nntrain.data; print(*sorted(set(sys.modules)-had))"
+    code = ("import sys, torch; had = set(sys.modules); import nntrain.data; "
+            "print(*sorted(set(sys.modules)-had))")
     new = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True
     ).stdout.split()

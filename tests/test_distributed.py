@@ -16,9 +16,11 @@ from nntrain.average import WeightAveragingCB
 from nntrain.clip import GradientClipCB
 from nntrain.precision import MixedPrecisionCB
 from nntrain.callbacks import StopOnNonFiniteCB
-from nntrain.data import DataLoaders, TensorLoader
+from nntrain.data import DataLoaders
+from nntrain.tensor_loader import TensorLoader
 from nntrain.distributed import AccelerateCB
-from nntrain.processes import Processes, is_main, part_of
+from nntrain.processes import Processes
+from nntrain.world import is_main, part_of
 from nntrain.shards import ListShard, LoaderShard, TensorShard, shard
 from nntrain.compare import MomentumLearner
 from nntrain.callback import Callback
@@ -42,14 +44,26 @@ import torch.nn.functional as F
 from functools import partial
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from nntrain.callback import Callback
 from nntrain.callbacks import *
 from nntrain.checkpoint import CheckpointCB
+from nntrain.compare import MomentumLearner, set_seed
 from nntrain.data import DataLoaders, TensorLoader
 from nntrain.distributed import *
+from nntrain.events import CancelEpoch, CancelStep
+from nntrain.history import RecorderCB
+from nntrain.learner import Learner
+from nntrain.logs import BatchLimitCB, CSVLogCB
 from nntrain.lr_finder import lr_find
-from nntrain.learner import *
+from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
+from nntrain.monitors import StopOnNonFiniteCB
+from nntrain.prepare import SingleBatchCB
+from nntrain.progress import ProgressCB
+from nntrain.saving import SaveBestCB
 from nntrain.schedule import ScheduleCB, TorchSchedulerCB, cosine
+from nntrain.shards import *
+from nntrain.world import *
 '''
 
 
@@ -226,9 +240,8 @@ def test_weights_and_history_of_one_process(two, kind):
     same(two, kind)
 
 
-@pytest.mark.parametrize(
-    'n', [96, 97, 98, 1]
-)  # a full last batch; one row: nothing for process 1; one row each; a data set of one sample
+# a full last batch; one row: nothing for process 1; one row each; one sample in all
+@pytest.mark.parametrize('n', [96, 97, 98, 1])
 def test_last_batch_of_any_size(two, n):
     same(two, 'seeded tensors', n)
 
@@ -352,7 +365,7 @@ def test_only_the_main_process_prints_and_saves(two, tmp_path, capsys):
         and 'process 1' not in printed)
 
 
-def test_callbacks_of_chapter_11_write_once_and_read_everywhere(two, tmp_path):
+def test_callbacks_that_write_do_so_once_and_read_everywhere(two, tmp_path):
     def saved(folder, name):
         before, moved = os.replace, []
         os.replace = lambda a, b: (moved.append(b), before(a, b))
@@ -492,7 +505,7 @@ def test_plans_that_differ_are_refused_by_all(two, change, what):
         try: differ()
         except ValueError as e: return str(e)
     a, b = two.run(message)
-    assert a == b and f'do not plan the same training: {what} is [' in a
+    assert a == b and f'do not plan the same run: {what} is [' in a
 
 
 def test_metrics_that_cannot_be_added_are_refused(two):
@@ -510,9 +523,58 @@ class BackwardCB(Callback):
     def backward(self, learn): learn.backward()
 
 
-def test_two_providers_of_backward_are_refused():
-    with pytest.raises(ValueError, match='backward'):
-        train(cbs=[AccelerateCB(), BackwardCB()])
+def test_the_verbs_are_free_for_others(two):
+    two.define(BackwardCB)
+    plain = train(cbs=[BackwardCB()])
+    def together(): return train(cbs=[AccelerateCB(), BackwardCB()])
+    for weights, *_ in two.run(together): assert gap(weights, plain[0]) < 1e-12
+
+
+def test_a_predict_that_goes_past_the_averaging_is_refused(two):
+    def past():
+        class PastLearner(Learner):
+            def predict(self): self.preds = self.model(*self.xb)
+        try: train(cbs=[AccelerateCB()], learner=PastLearner)
+        except RuntimeError as e: return str(e)
+    def through():
+        class ThroughLearner(Learner):
+            def predict(self): self.preds = self.forward(*self.xb)
+        return train(cbs=[AccelerateCB()], learner=ThroughLearner)[0]
+    for said in two.run(past): assert 'let it call learn.forward, not' in said
+    for weights in two.run(through): assert gap(weights, train()[0]) < 1e-12
+
+
+def test_accelerates_own_float16_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match='put MixedPrecisionCB.torch.float16. beside'):
+        train(cbs=[AccelerateCB(mixed_precision='fp16')])
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'fp16')
+    with pytest.raises(ValueError, match='put MixedPrecisionCB.torch.float16. beside'):
+        train(cbs=[AccelerateCB()])
+
+
+def test_synchronised_batchnorm_asks_for_cuda(two):
+    def synchronised():
+        try: train(cbs=[AccelerateCB(sync_batchnorm=True)])
+        except ValueError as e: return str(e)
+    a, b = two.run(synchronised)
+    assert a == b and 'asks for CUDA' in a
+
+
+def test_shuffled_without_a_seed_the_main_process_draws(two):
+    def one_epoch(kind):
+        torch.manual_seed(rank)                     # on purpose: generators that differ
+        x = torch.arange(11)
+        if kind == 'tensors': loader = TensorLoader(x, x, 4, shuffle=True)
+        else: loader = DataLoader(TensorDataset(x, x), 4, shuffle=True)
+        return [yb.tolist() for _, yb in shard(loader, rank, world)]
+    for kind in 'tensors', 'DataLoader':
+        a, b = two.run(one_epoch, kind)
+        x = torch.arange(11)
+        torch.manual_seed(0)                          # the order of a process alone
+        if kind == 'tensors': alone = TensorLoader(x, x, 4, shuffle=True)
+        else: alone = DataLoader(TensorDataset(x, x), 4, shuffle=True)
+        assert [p + q for p, q in zip(a, b)] == [yb.tolist() for _, yb in alone]
+        assert sorted(sum(a + b, [])) == list(range(11)) != sum(a + b, [])
 
 
 @pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])
@@ -536,14 +598,7 @@ def test_a_launcher_is_asked_before_the_processes_have_met(monkeypatch):
     assert is_main()
 
 
-# ---- float16: the scaler of a GPU works on a CPU, too
-
-class Float16CB(AccelerateCB):
-    "As with mixed_precision='fp16' on a GPU: accelerate has a scaler"
-    def _start(self):
-        super()._start()
-        self.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
-
+# ---- float16: the scaler of a GPU works on a CPU, too. MixedPrecisionCB stands beside
 
 class ScalerCB(MixedPrecisionCB):
     "Scales, but computes in full precision"
@@ -569,7 +624,7 @@ def test_float16_clips_unscaled_gradients():
     clips = [GradientClipCB(.2) for _ in range(3)]
     plain, scaled, mixed = (
         train(cbs=[clip, *cbs])
-        for clip, cbs in zip(clips, ([], [Float16CB(cpu=True)], [ScalerCB()])))
+        for clip, cbs in zip(clips, ([], [AccelerateCB(), ScalerCB()], [ScalerCB()])))
     assert gap(scaled[0], mixed[0]) == 0 and clips[1].norms == clips[2].norms
     assert (
         gap(scaled[0], plain[0]) < 1e-12
@@ -579,19 +634,19 @@ def test_float16_clips_unscaled_gradients():
 
 @pytest.mark.parametrize('n_batches', [1, 3])
 def test_float16_steps_that_overflow_do_not_count(n_batches):
-    def run(amp):
+    def run(amp, *cbs):
         clip, average, schedule, taken = (
             GradientClipCB(0.2), WeightAveragingCB(1.0),
             ScheduleCB(lr=linear(0.1, 0.0)), TakenCB())
         weights, history, _ = train(
             cbs=[
-                amp, OverflowCB(0, 1, 2), clip, average, schedule, taken,
+                *cbs, amp, OverflowCB(0, 1, 2), clip, average, schedule, taken,
                 GradientAccumulationCB(n_batches)]
         )
         return (
             weights, history, clip.norms, average.average.weight, schedule.values['lr'],
             taken.n, amp.n_skipped, amp)
-    *ours, accelerated = run(Float16CB(cpu=True))
+    *ours, accelerated = run(ScalerCB(), AccelerateCB())
     *theirs, mixed = run(ScalerCB())
     assert gap(ours[0], theirs[0]) == 0 and ours[1:] == theirs[1:]
     *_, rates, n_taken, n_skipped = ours
@@ -599,7 +654,7 @@ def test_float16_steps_that_overflow_do_not_count(n_batches):
         n_skipped == (3 if n_batches == 1 else 1)
         and len(rates) == n_taken == 2 * -(-7 // n_batches) - n_skipped)
     assert (
-        accelerated.accelerator.scaler.get_scale() == mixed.scaler.get_scale()
+        accelerated.scaler.get_scale() == mixed.scaler.get_scale()
         == 2.0**16 / 2**n_skipped)
 
 
@@ -609,24 +664,17 @@ def test_float16_steps_that_somebody_else_cancels():
         def after_backward(self, learn):
             if learn.iter % 2: raise CancelStep()
     ours, theirs = (
-        train(cbs=[amp, SkipCB(), GradientClipCB(0.2)])
-        for amp in (Float16CB(cpu=True), ScalerCB()))
+        train(cbs=[*cbs, ScalerCB(), SkipCB(), GradientClipCB(0.2)])
+        for cbs in ([AccelerateCB()], []))
     assert gap(ours[0], theirs[0]) == 0
 
 
-def test_float16_beside_another_who_steps_is_refused():
-    class StepCB(Callback):
-        def step(self, learn): learn.opt.step()
-    with pytest.raises(ValueError, match='want to take the step'):
-        train(cbs=[Float16CB(cpu=True), StepCB()])
-
-
 def test_float16_in_two_processes(two):
-    two.define(Float16CB, OverflowCB)
+    two.define(ScalerCB, OverflowCB)
     def together():
-        clip, amp = GradientClipCB(.2), Float16CB()
-        weights, history, _ = train(
-            cbs=[amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)])
+        clip, amp = GradientClipCB(.2), ScalerCB()
+        cbs = [AccelerateCB(), amp, OverflowCB(0, 1), clip, GradientAccumulationCB(2)]
+        weights, history, _ = train(cbs=cbs)
         return weights, clip.norms, amp.n_skipped
     (a, norms, skipped), (b, norms_too, skipped_too) = two.run(together)
     clip, amp = GradientClipCB(.2), ScalerCB()
@@ -649,7 +697,9 @@ def test_mixed_precision_in_one_process_twice():
 net, seen = nn.Sequential(nn.Linear(5, 3)), []
 x, y = torch.randn(32, 5), torch.arange(32) % 3
 net[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-learn = Learner(net, DataLoaders(TensorLoader(x, y, 16), TensorLoader(x, y, 16)), F.cross_entropy, cbs=[AccelerateCB(mixed_precision='bf16', cpu=True)])
+dls = DataLoaders(TensorLoader(x, y, 16), TensorLoader(x, y, 16))
+bf16 = AccelerateCB(mixed_precision='bf16', cpu=True)
+learn = Learner(net, dls, F.cross_entropy, cbs=[bf16])
 for _ in range(2):
     seen.clear(); learn.fit(1)
     assert seen == [torch.bfloat16]*4, seen

@@ -1,5 +1,5 @@
-"""Layers of chapter 4 against torch over shapes and types, initialisation against its
-formulas, blocks over a grid of shapes."""
+"""Norms against torch over shapes and types, initialisation against its formulas,
+blocks over a grid of shapes."""
 import copy
 import math
 import warnings
@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.testing import assert_close
 
-from nntrain.init import (
-    BatchNorm, GeneralReLU, LayerNorm, cnn, conv_block, init_weights, lsuv_init)
+from nntrain.blocks import cnn, conv_block
+from nntrain.init import init_weights
+from nntrain.lsuv import GeneralReLU, lsuv_init
+from nntrain.norms import BatchNorm, LayerNorm
 
 quick = settings(max_examples=25, deadline=None)
 shapes = st.tuples(
@@ -44,7 +46,7 @@ def inputs(shape, gen, dtype):
         torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype))
 
 
-# ---- BatchNorm -----------------------------------------------------------------------
+# ---- BatchNorm -------------------------------------------------------------------
 
 @given(
     shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 1e-3, 0.1]),
@@ -101,6 +103,12 @@ def test_batch_norm_gradcheck_and_second_order():
     ) and torch.autograd.gradgradcheck(BatchNorm(2).double(), x)
 
 
+def test_batch_norm_refuses_other_momenta():
+    for bad in 1.5, -.1, True, None:
+        with pytest.raises(ValueError, match='momentum must be'):
+            BatchNorm(3, momentum=bad)
+
+
 def test_state_goes_both_ways():
     ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
     for _ in range(3): theirs(torch.randn(4, 3, 2, 2) + 1)
@@ -145,7 +153,7 @@ def test_half_precision_inputs_are_normalised_in_the_precision_of_the_weights(no
         conv_block(1, 4, norm=norm)(torch.randn(4, 1, 8, 8)).sum().backward()
 
 
-# ---- LayerNorm -----------------------------------------------------------------------
+# ---- LayerNorm -------------------------------------------------------------------
 
 @given(
     shape=shapes, kind=dtypes, eps=st.sampled_from([1e-5, 0.1]),
@@ -170,7 +178,7 @@ def test_layer_norm_is_torchs(shape, kind, eps, seed):
     same(ours(a[:1]), out[:1], tol)
 
 
-# ---- GeneralReLU ---------------------------------------------------------------------
+# ---- GeneralReLU -----------------------------------------------------------------
 
 @given(
     leak=st.floats(0, 1), subtract=st.floats(0, 1),
@@ -188,6 +196,19 @@ def test_general_relu(leak, subtract, cut, seed):
     assert torch.autograd.gradcheck(act, x[kinks > 1e-4].requires_grad_())
 
 
+def test_general_relu_in_place_would_crash_without_a_leak():
+    "Why ours writes into nothing: relu remembers its output, leaky_relu its input"
+    def in_place(x, leak):
+        x = F.leaky_relu(x, leak) if leak else F.relu(x)
+        x -= .4
+        return x
+    z = torch.randn(5, requires_grad=True)
+    in_place(z, .1).sum().backward()
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        in_place(z, 0.).sum().backward()
+    GeneralReLU(0., .4)(z).sum().backward()
+
+
 def test_general_relu_refuses():
     for leak in -.1, 1.1, math.nan, 'a', True:
         with pytest.raises(ValueError, match='leak'): GeneralReLU(leak)
@@ -195,7 +216,7 @@ def test_general_relu_refuses():
         GeneralReLU(subtract=0.4, max_value=-0.4)
 
 
-# ---- initialisation ------------------------------------------------------------------
+# ---- initialisation --------------------------------------------------------------
 
 @pytest.mark.parametrize('leak', [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(
@@ -285,6 +306,21 @@ def test_init_weights_of_compiled_and_of_lazy_models():
         init_weights(nn.LazyLinear(3))
 
 
+@pytest.mark.parametrize('leak', [0., .1, .3, 1.])
+def test_init_weights_draws_what_torch_draws(leak):
+    layers = (nn.Linear(7, 5), nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, 3, groups=2),
+              nn.Conv3d(2, 3, 3))
+    for layer in layers:
+        torch.manual_seed(3)
+        want = nn.init.kaiming_normal_(torch.empty_like(layer.weight), a=leak)
+        torch.manual_seed(3)
+        init_weights(layer, leak=leak)
+        assert_close(layer.weight.detach(), want, rtol=1e-6, atol=0)
+    for bad in -1, math.inf, True, '1':
+        with pytest.raises(ValueError, match='leak must be'):
+            init_weights(layer, leak=bad)
+
+
 def test_kaiming_keeps_the_signal_through_thirty_layers():
     torch.manual_seed(0)
     model = init_weights(
@@ -330,6 +366,34 @@ def test_lsuv_reaches_mean_0_and_std_1(at, act, norm):
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_lsuv_follows_the_order_of_execution():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(20, 5), nn.Linear(10, 20, bias=False)
+        def forward(self, x): return self.last(F.relu(self.first(x)))
+    x = torch.randn(50, 10) + 3
+    assert list(lsuv_init(Backwards(), x)) == ['first', 'last']
+    act = lambda: GeneralReLU(.1, .4)
+    act_first = nn.Sequential(act(), nn.Linear(10, 20), act())
+    assert list(lsuv_init(act_first, x, at=GeneralReLU)) == ['2']  # not the first
+    shared = act()
+    twice = nn.Sequential(nn.Linear(10, 4), shared, nn.Linear(4, 2), shared)
+    with pytest.raises(ValueError, match='one module stands behind several layers'):
+        lsuv_init(twice, x, at=GeneralReLU)
+
+
+def test_lsuv_puts_back_what_it_did_before_a_layer_failed():
+    for dead in 0, 2:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        with torch.no_grad(): model[dead].weight.zero_(); model[dead].bias.fill_(-1)
+        before = copy.deepcopy(model.state_dict())
+        says = f"output of '{dead}' has mean -1 and standard deviation 0"
+        with pytest.raises(ValueError, match=says): lsuv_init(model, torch.randn(8, 3))
+        for name, value in model.state_dict().items(): assert_close(value, before[name])
+        assert model.training
+
+
 def test_lsuv_gives_up_and_changes_nothing():
     "tanh stays below 1, so its standard deviation cannot be 1"
     model = cnn((4,), act=nn.Tanh)
@@ -360,7 +424,7 @@ def test_lsuv_trains_afterwards_and_refuses():
         with pytest.raises(ValueError, match='no module matches'): init_weights(nothing)
 
 
-# ---- blocks --------------------------------------------------------------------------
+# ---- blocks ----------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     'norm', [None, nn.BatchNorm2d, BatchNorm, LayerNorm, lambda n: nn.GroupNorm(1, n)])

@@ -16,7 +16,8 @@ from torch import nn
 from nntrain.aside import acting, aside
 from nntrain.callback import Callback
 from nntrain.compare import MomentumLearner
-from nntrain.data import DataLoaders, TensorLoader
+from nntrain.data import DataLoaders
+from nntrain.tensor_loader import TensorLoader
 from nntrain.events import CancelStep
 from nntrain.learner import Learner
 from nntrain.lr_finder import LRFind, LRFinderCB, lr_find, smooth_losses

@@ -148,8 +148,8 @@ def _new_update(part, inputs, new, have):
     for key in inputs:
         pairs = zip(new, have[key]) if many else [(new, have[key])]
         if key in ('p', 'grad', 'update') and any(x is y for x, y in pairs):
-            raise TypeError(f'{part.__name__} returns {key}: change it in place and '
-                            f'return nothing; only a new update may be returned')
+            raise TypeError(f'{part.__name__} returns {key}: a step changes p in place '
+                            f'and returns nothing, other parts return a new tensor')
     if not many: return new
     return [old if x is None else x for x, old in zip(new, have['update'])]
 

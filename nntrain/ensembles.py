@@ -22,8 +22,10 @@ from .predict import _predict
 def mean_predictions(
     # list of logits (N, C): from several views, or from several networks
     preds,
-    of:str='probs'  # 'probs': mean of the probabilities; 'logits': mean of the logits, a geometric mean of the probabilities
-)->Tensor:          # (N, C) log-probabilities: `argmax` is the class, and F.cross_entropy takes them like logits
+    # 'probs': mean of the probabilities; 'logits': mean of the logits, which is a
+    # geometric mean of the probabilities
+    of:str='probs'
+)->Tensor:  # (N, C) log-probabilities; F.cross_entropy takes them like logits
     "Average predictions of the same samples"
     preds = list(preds)
     if not preds: raise ValueError('no predictions to average')
@@ -43,7 +45,7 @@ def ensemble(
     # loader that does not shuffle; None: the first learner's validation loader
     dl=None,
     of:str='probs'   # as in `mean_predictions`
-)->tuple:            # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
+)->tuple:  # log-probabilities (N, C); targets (N,) or None, as in `get_preds`
     "Average the predictions of several learners and several views"
     learners = list(learners)
     if not learners: raise ValueError('give at least one learner')
@@ -71,7 +73,7 @@ def tta(
     # loader that does not shuffle; None: the learner's validation loader
     dl=None,
     of:str='probs'             # as in `mean_predictions`
-)->tuple:                      # log-probabilities (N, C), and targets (N,) or None as in `get_preds`
+)->tuple:  # log-probabilities (N, C); targets (N,) or None, as in `get_preds`
     """Test-time augmentation: average the predictions for the images and for their
     transformed versions"""
     return ensemble([learn], tfms, dl, of)

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['check_hyper', 'check_names']
 
 # %% ../nbs/09_optimizers.ipynb #b1ae1985
+#| code-fold: true
+#| code-summary: "Show the imports"
 import math
 from difflib import get_close_matches
 from numbers import Real

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['SGD', 'add_scaled', 'add_l2', 'decay_groups']
 
 # %% ../nbs/09_optimizers.ipynb #bc1dc704
+#| code-fold: true
+#| code-summary: "Show the imports"
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn

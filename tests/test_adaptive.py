@@ -62,3 +62,28 @@ def test_no_step_of_adam_is_longer_than_the_limit(kind, betas):
         longest = max(longest, (p - before).abs().max().item())
     assert .97*limit < longest < limit + 1e-9
     assert longest > 1.05
+
+
+def walked(grads, eps, lr=.1):
+    p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    opt = Adam([p], lr=lr, betas=(.9, .99), eps=eps)
+    for g in grads: p.grad = g.clone(); opt.step()
+    return p.detach()
+
+
+def test_the_scale_of_the_loss_matters_only_through_eps():
+    gen = torch.Generator().manual_seed(0)
+    grads = torch.randn(20, 3, generator=gen, dtype=torch.float64)
+    plain = walked(grads, eps=1e-2)
+    assert_close(walked(1024*grads, eps=10.24), plain, rtol=0, atol=1e-12)
+    assert (walked(1024*grads, eps=1e-2) - plain).abs().max() > 1e-3
+
+
+def test_with_a_huge_eps_adam_steps_along_the_debiased_mean():
+    grads = torch.tensor([.3, -.1, .2, .4], dtype=torch.float64)
+    mean, way = 0., 0.
+    for t, g in enumerate(grads.tolist(), 1):
+        mean = .9*mean + .1*g
+        way -= mean/(1 - .9**t)
+    got = walked([g.expand(3) for g in grads], eps=1e6, lr=1e6)
+    assert_close(got, torch.full_like(got, way), rtol=1e-5, atol=0)

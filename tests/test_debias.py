@@ -22,17 +22,15 @@ close = dict(rtol=0, atol=1e-7)
 
 
 def written_out(path, dampened, start=0., weight=0.):
-    """The weighted mean by its definition, in exact sums of Python: (mean or None, sum
-    of weights)"""
-    total, mass = (
-        [start * weight * math.prod(b for _, b in path)],
-        [weight * math.prod(b for _, b in path)])
+    """The weighted mean by its definition, in exact sums of Python:
+    (mean or None, sum of weights)"""
+    kept = weight*math.prod(b for _, b in path)
+    total, mass = [start*kept], [kept]
     for j, (x, beta) in enumerate(path):
         w = (1-beta if dampened else 1.)*math.prod(b for _, b in path[j+1:])
         total.append(w*x); mass.append(w)
-    return (
-        math.fsum(total) / math.fsum(mass) if math.fsum(mass) > 1e-6 else None
-    ), math.fsum(mass)
+    mean = math.fsum(total)/math.fsum(mass) if math.fsum(mass) > 1e-6 else None
+    return mean, math.fsum(mass)
 
 
 @given(steps, st.booleans())
@@ -170,7 +168,7 @@ def test_complex_and_double():
             == dtype)
 
 
-# ---- β that moves: what chapter 11 says in words
+# ---- β that moves: what the chapter on debiasing says in words
 
 def one_cycle_betas(n_steps, low=.85, high=.95, pct_start=.3):
     progress = torch.arange(n_steps, dtype=torch.float64)/(n_steps-1)

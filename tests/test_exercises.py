@@ -122,7 +122,7 @@ def exercise_problems(heading, parts):
         n.name for n in tree(stub[1]).body
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
     fails = next(
-        (i for i, s in codes if i > at and stubs in calls(s, name, True)), None)
+        (i for i, s in codes if i >= at and stubs in calls(s, name, True)), None)
     if fails is None:
         yield (f'{heading}: no cell shows that the stub fails: '
                f'with expect_fail(AssertionError, "what is wrong"): {name}({stubs})')

@@ -1,9 +1,9 @@
 """Our optimizers take the same steps as torch's, in double precision, whatever the
 hyperparameters, groups and gradients are.
 
-A further optimizer is one more line in `PAIRS`. The second half asks of *every* optimizer
-of the book what torch's own suite asks of its optimizers; there a further one is one more
-line in `ALL` (optimizer_checks.py).
+A further optimizer is one more line in `PAIRS`. The second half asks of *every*
+optimizer of the book what torch's own suite asks of its optimizers; there a further one
+is one more line in `ALL` (optimizer_checks.py).
 """
 import copy
 import inspect
@@ -43,39 +43,26 @@ from nntrain.sgd import SGD, add_l2, add_scaled, decay_groups
 rates = st.one_of(st.just(0.), st.floats(1e-4, .5))
 decays = st.one_of(st.just(0.), st.floats(1e-4, .5))
 shares = st.one_of(st.just(0.), st.floats(.1, .95))
-adam_hypers = st.fixed_dictionaries(
-    dict(
-        lr=rates, weight_decay=decays, maximize=st.booleans(), eps=st.floats(1e-8, 0.1),
-        betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.999))))
+def hypers(**more):
+    "Draws the hyperparameters that all have, and `more`"
+    common = dict(lr=rates, weight_decay=decays, maximize=st.booleans())
+    return st.fixed_dictionaries({**common, **more})
+
+
+eps = st.floats(1e-8, .1)
+adam_hypers = hypers(eps=eps, betas=st.tuples(st.floats(0, .99), st.floats(0, .999)))
+momentum_hypers = hypers(momentum=shares, dampening=shares)
+torch_momentum = partial(torch.optim.SGD, momentum=.9)
+torch_nesterov = partial(torch.optim.SGD, momentum=.9, nesterov=True)
 
 # name: (ours, torch's, hyperparameters that both take)
 PAIRS = {
-    'SGD': (
-        SGD,
-        torch.optim.SGD,
-        st.fixed_dictionaries(
-            dict(lr=rates, weight_decay=decays, maximize=st.booleans()))),
-    'Momentum': (
-        Momentum,
-        partial(torch.optim.SGD, momentum=0.9),
-        st.fixed_dictionaries(
-            dict(
-                lr=rates, weight_decay=decays, momentum=shares, dampening=shares,
-                maximize=st.booleans()))),
-    'Nesterov': (
-        partial(Momentum, nesterov=True),
-        partial(torch.optim.SGD, nesterov=True, momentum=0.9),
-        st.fixed_dictionaries(
-            dict(
-                lr=rates, weight_decay=decays, momentum=st.floats(0.1, 0.95),
-                maximize=st.booleans()))),
-    'RMSProp': (
-        RMSProp,
-        torch.optim.RMSprop,
-        st.fixed_dictionaries(
-            dict(
-                lr=rates, weight_decay=decays, maximize=st.booleans(),
-                alpha=st.floats(0, 0.999), eps=st.floats(1e-8, 0.1)))),
+    'SGD': (SGD, torch.optim.SGD, hypers()),
+    'Momentum': (Momentum, torch_momentum, momentum_hypers),
+    'Nesterov': (partial(Momentum, nesterov=True), torch_nesterov,
+                 hypers(momentum=st.floats(.1, .95))),
+    'RMSProp': (RMSProp, torch.optim.RMSprop,
+                hypers(alpha=st.floats(0, .999), eps=eps)),
     'Adam': (Adam, torch.optim.Adam, adam_hypers),
     'AdamW': (AdamW, torch.optim.AdamW, adam_hypers),
 }
@@ -102,11 +89,10 @@ def in_groups(params, overrides):
 
 
 def pair(name, data, foreach=True, seed=0):
-    ours, theirs, hypers = PAIRS[name]
-    kw = data.draw(hypers)
-    overrides = [
-        {k: v for k, v in data.draw(hypers).items() if k != 'maximize'}
-        for _ in range(data.draw(st.integers(1, 2)))]
+    ours, theirs, drawn = PAIRS[name]
+    kw = data.draw(drawn)
+    overrides = [data.draw(drawn) for _ in range(data.draw(st.integers(1, 2)))]
+    for override in overrides: del override['maximize']
     a, b = parameters(seed), parameters(seed)
     return (
         a, ours(in_groups(a, overrides), foreach=foreach, **kw), b,
@@ -629,8 +615,8 @@ HALVES = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @pytest.mark.parametrize('order', [(0, 1, 2, 0), (1, 0, 2, 1), (2, 2, 1, 0)])
 @all_of_them
 def test_types_mixed_in_one_group(name, order):
-    """Each type goes through `multi_step` on its own, and ends where it would end alone; one by one it ends
-    there as well, up to the rounding of its type"""
+    """Each type goes through `multi_step` on its own, and ends where it would end
+    alone; one by one it ends there as well, up to the rounding of its type"""
     dtypes = [list(HALVES)[i] for i in order]
     def run(dtypes, which, **kw):
         gen = torch.Generator().manual_seed(0)
@@ -775,7 +761,7 @@ def test_the_closure_is_called_once_and_its_loss_given_back(name):
     assert calls == [True]*20 and losses[-1] < losses[0]
 
 
-# ---- what chapter 9 says and only shows once
+# ---- what the chapter on optimizers says and only shows once
 
 SCHEDULERS = dict(
     LambdaLR=lambda o: lr_scheduler.LambdaLR(o, lambda t: .9**t),
@@ -901,7 +887,7 @@ def test_decay_groups_and_what_decays():
 
 
 def test_in_front_of_a_batch_norm_the_size_of_weights_does_not_matter():
-    "So decay does not make the function simpler there (chapter 9, van Laarhoven 2017)"
+    "So decay does not make the function simpler there (van Laarhoven 2017)"
     norm = nn.BatchNorm1d(3, affine=False, eps=1e-12).double()
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(8, 4, generator=gen, dtype=torch.float64)

@@ -66,8 +66,8 @@ class MonitorCB(Callback):
         for name in 'monitor', 'mode':
             mine, kind = getattr(self, name), type(self).__name__
             if state[name] != mine:
-                raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this one '
-                                 f'{mine!r}: its best is no best of this one')
+                raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this '
+                                 f'one {mine!r}: its best is no best of this one')
         vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701

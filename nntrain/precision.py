@@ -69,6 +69,8 @@ class MixedPrecisionCB(Callback):
             raise CancelStep()
 
 # %% ../nbs/16_callbacks.ipynb #f5503cd1
+#| code-summary: "More methods of MixedPrecisionCB"
+#| code-fold: true
 @patch
 def _again(self:MixedPrecisionCB, learn):
     "After a step that somebody cancelled: scale its gradients again"

@@ -61,6 +61,8 @@ class TorchSchedulerCB(Callback):
         self.n_done += 1
 
 # %% ../nbs/15_schedulers.ipynb #56a20042
+#| code-summary: "More methods of TorchSchedulerCB"
+#| code-fold: true
 @patch
 def _check_scheduler(self:TorchSchedulerCB, learn, n):
     "Refuse a scheduler that does not fit the metric, the length or other callbacks"

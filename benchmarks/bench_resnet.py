@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
 from nntrain.adaptive import AdamW
-from nntrain.callbacks import MixedPrecisionCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.budgets import default_device
 from nntrain.data import DataLoaders
 from nntrain.sources import FASHION_MEAN, FASHION_STD

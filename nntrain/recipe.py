@@ -24,8 +24,8 @@ from torch import nn
 
 from .adaptive import Adam, AdamW
 from .augment import AugmentCB, RandomCrop, RandomFlip
-from .monitors import StopOnNonFiniteCB
-from .saving import write_whole
+from .callbacks import StopOnNonFiniteCB
+from .files import write_whole
 from .checkpoint import CheckpointCB
 from .budgets import default_device
 from .data import DataLoaders, fashion_dls

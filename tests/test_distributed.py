@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
-                               MixedPrecisionCB, WeightAveragingCB)
-from nntrain.monitors import StopOnNonFiniteCB
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import StopOnNonFiniteCB
 from nntrain.data import DataLoaders
 from nntrain.tensor_loader import TensorLoader
 from nntrain.distributed import AccelerateCB

@@ -110,6 +110,8 @@ def sort_callbacks(
     return sorted(cbs, key=lambda cb: _place(cb.order, cbs))
 
 # %% ../nbs/04_learner.ipynb #ec4d9530
+#| code-fold: true
+#| code-summary: "check_callbacks"
 def check_callbacks(
     cbs  # what somebody passed as callbacks
 )->None:

@@ -22,10 +22,10 @@ from torch import nn
 from .budgets import to_device
 from .callback import Callback
 from .data import n_batches
-from .tensor_loader import TensorLoader
 from .events import CANCELS
 from .metrics import Mean, MetricsCB
 from .shards import made_up_row, rows_of, shard
+from .tensor_loader import TensorLoader
 from .world import Several, _launched, agree, all_sum, world_size
 
 class AccelerateCB(Callback):

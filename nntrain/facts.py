@@ -8,9 +8,6 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['kept_arguments', 'describe', 'counts', 'training_facts', 'check_facts']
 
-# %% ../nbs/17_checkpoints.ipynb #ec8b1e2b
-from .drawing import _in_words
-
 # %% ../nbs/17_checkpoints.ipynb #626d9f01
 import dis
 import inspect
@@ -45,7 +42,7 @@ def describe(
     if isinstance(value, (Tensor, np.ndarray, np.generic)): return _array_text(value)
     atoms = int, float, complex, str, torch.dtype, torch.device
     if value is None or isinstance(value, atoms): return repr(value)
-    return _in_words(value, depth-1) if depth else type(value).__name__
+    return _setting_text(value, depth-1) if depth else type(value).__name__
 
 def _array_text(value):
     if isinstance(value, np.generic): return repr(value.item())
@@ -67,17 +64,17 @@ def _call(value, args, named, depth):
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f05
 @singledispatch
-def _in_words(value, depth):
+def _setting_text(value, depth):
     arguments = kept_arguments(value)
     speaks = type(value).__repr__ not in (object.__repr__, nn.Module.__repr__)
     if arguments or not speaks: return _call(value, (), arguments, depth)
     return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
 
-@_in_words.register(type)
-@_in_words.register(types.BuiltinFunctionType)
+@_setting_text.register(type)
+@_setting_text.register(types.BuiltinFunctionType)
 def _name_text(value, depth): return _call(value, (), {}, depth)
 
-@_in_words.register(Mapping)
+@_setting_text.register(Mapping)
 def _mapping_text(value, depth):
     return '{' + ', '.join(f'{k}: {describe(v, depth)}' for k, v in value.items()) + '}'
 
@@ -88,20 +85,20 @@ def _sequence_text(value, depth):
     five = [texts[i*(len(texts)-1)//4] for i in range(5)]
     checksum = zlib.crc32(repr(texts).encode())
     return f'({", … ".join(five)}; {len(texts)}, #{checksum:08x})'
-for kind in list, tuple, set, frozenset: _in_words.register(kind, _sequence_text)
+for kind in list, tuple, set, frozenset: _setting_text.register(kind, _sequence_text)
 
-@_in_words.register(partial)
+@_setting_text.register(partial)
 def _partial_text(value, depth):
     return _call(value.func, value.args, value.keywords, depth)
 
-@_in_words.register(types.MethodType)
+@_setting_text.register(types.MethodType)
 def _method_text(value, depth):
     return f'{describe(value.__self__, depth)}.{value.__name__}'
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f06
 _SIMPLE = int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType
 
-@_in_words.register(types.FunctionType)
+@_setting_text.register(types.FunctionType)
 def _function_text(function, depth):
     code, held = function.__code__, {}
     for name, cell in zip(code.co_freevars, function.__closure__ or ()):

@@ -42,6 +42,8 @@ class BatchTransformCB(Callback):
             learn.batch = self.tfm(learn.batch)
 
 # %% ../nbs/04_learner.ipynb #6eed870a
+#| code-fold: true
+#| code-summary: "NormalizeCB and SingleBatchCB"
 class NormalizeCB(BatchTransformCB):
     "Normalise the first input of each batch: (x − mean)/std"
     order = After(BatchTransformCB)
@@ -65,7 +67,6 @@ class NormalizeCB(BatchTransformCB):
         if not x.is_floating_point(): x = x.float()
         return ((x - mean)/std).to(x.dtype)            # 16 bits stay 16 bits
 
-# %% ../nbs/04_learner.ipynb #4935b00c
 class SingleBatchCB(Callback):
     "Leave each phase after its first batch: do the shapes fit, is the loss finite?"
     order = 100

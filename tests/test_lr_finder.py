@@ -499,6 +499,7 @@ def test_an_error_in_a_search_comes_out():
 
 @pytest.mark.parametrize('given, why', [
     (dict(start_lr=1., end_lr=.1), 'start_lr < end_lr'),
-    (dict(n_steps=4), 'n_steps must be'), (dict(stop_at=0), 'stop_at must be'), (dict(beta=1), 'beta must lie in')])
+    (dict(n_steps=4), 'n_steps must be'), (dict(stop_at=0), 'stop_at must be'),
+    (dict(beta=1), 'beta must lie in')])
 def test_arguments_of_the_finder(given, why):
     with pytest.raises(ValueError, match=why): lr_find(learner(), **given)

@@ -30,7 +30,7 @@ DEVICE = default_device()
 
 class AncestorBlock(nn.Module):
     """Widens in the first convolution, halves in the second; 1×1 convolution, then
-    pooling on the way around"""
+    pooling on the identity path"""
     def __init__(self, n_in, n_out, stride):
         super().__init__()
         self.convs = nn.Sequential(

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callback import Callback
+from .checks import whole
 from .hooks import Hooks, _refuse_compiled, find_modules
 from .batches import tensors_of
 
@@ -53,8 +54,7 @@ class ActivationStatsCB(Callback):
         on_train:bool=True,     # in the training phase?
         on_valid:bool=False     # in the validation phase?
     ):
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-            raise ValueError(f'bins must be a whole number of at least 1, got {bins!r}')
+        whole('bins', bins)
         if not (len(range) == 2 and range[0] < range[1]):
             raise ValueError('range must be (low, high) with low below high, got '
                              f'{range!r}')

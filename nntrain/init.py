@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from numbers import Real
 from types import SimpleNamespace
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.utils.parametrize as parametrize
 from torch import nn
 
 from .aside import _undo_all
+from .checks import at_least
 from .hooks import _modules_of, _select
 
 # %% auto #0
@@ -67,8 +67,7 @@ def init_weights(
 )->nn.Module:         # the model
     """Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases
     0; ValueError, and all weights as before, where a weight cannot be set"""
-    if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak < math.inf:
-        raise ValueError(f'leak must be a finite number of at least 0, got {leak!r}')
+    at_least('leak', leak)
     layers = _select(_modules_of(model), WEIGHTED)
     _check_ready(model)
     _check_weights(layers)

@@ -45,7 +45,10 @@ from functools import partial
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from nntrain.callback import Callback
-from nntrain.callbacks import *
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import MomentumLearner, set_seed
 from nntrain.data import DataLoaders
@@ -53,7 +56,8 @@ from nntrain.distributed import *
 from nntrain.events import CancelEpoch, CancelStep
 from nntrain.history import RecorderCB
 from nntrain.learner import Learner
-from nntrain.logs import BatchLimitCB, CSVLogCB
+from nntrain.callbacks import BatchLimitCB
+from nntrain.logs import CSVLogCB
 from nntrain.lr_finder import lr_find
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum

@@ -61,7 +61,7 @@ from nntrain.logs import CSVLogCB
 from nntrain.lr_finder import lr_find
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
-from nntrain.monitors import StopOnNonFiniteCB
+from nntrain.callbacks import StopOnNonFiniteCB
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB

@@ -47,8 +47,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nntrain.callback import Callback
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
-from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
 from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import MomentumLearner, set_seed
 from nntrain.data import DataLoaders
@@ -56,11 +56,12 @@ from nntrain.distributed import *
 from nntrain.events import CancelEpoch, CancelStep
 from nntrain.history import RecorderCB
 from nntrain.learner import Learner
+from nntrain.callbacks import BatchLimitCB
 from nntrain.logs import CSVLogCB
 from nntrain.lr_finder import lr_find
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
-from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import StopOnNonFiniteCB
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB

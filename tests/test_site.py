@@ -174,6 +174,9 @@ def test_stored_notebook(path):
     assert not checks.drift_problems(nb), checks.drift_problems(nb)
     assert 'widgets' not in nb['metadata'], (
         'metadata.widgets makes "Invalid notebook" on GitHub: run nntrain_execute')
+    widgets = [checks.source(c)[:60] for c, data in checks.outputs(nb)
+               if 'application/vnd.jupyter.widget-view+json' in data]
+    assert not widgets, f'views of a kernel that is gone: run nntrain_execute: {widgets}'
 
 def places(nb):
     texts = [checks.source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']

@@ -145,8 +145,9 @@ def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def callout(m):
         body = re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)
         kind = 'warning' if m[1] else 'note'
+        title = re.sub('"([^"]*)"', r'“\1”', m[2])  # straight quotes would end it
         end = '\n'*m[3].endswith('\n')
-        return f'::: {{.callout-{kind} title="{m[2]}"}}\n{body}\n:::{end}'
+        return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::{end}'
     def diagram(m): return f'````{{=html}}\n{draw_diagram(m[1])}\n````'
     text = _box.sub(callout, text)
     return re.sub('^```mermaid\n(.*?)^```$', diagram, text, flags=re.M | re.S)

@@ -131,6 +131,7 @@ class InlineHTMLProc:
     def __call__(self, cell):
         for o in cell.get('outputs', []):
             data = o.get('data', {})
+            data.pop('application/vnd.jupyter.widget-view+json', None)  # dead on a page
             text = ''.join(data.get('text/html', ''))
             if not text or _outside.search(text): continue
             data.pop('text/html')
@@ -147,8 +148,9 @@ def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def callout(m):
         body = re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)
         kind = 'warning' if m[1] else 'note'
+        title = re.sub('"([^"]*)"', r'“\1”', m[2])  # straight quotes would end it
         end = '\n'*m[3].endswith('\n')
-        return f'::: {{.callout-{kind} title="{m[2]}"}}\n{body}\n:::{end}'
+        return f'::: {{.callout-{kind} title="{title}"}}\n{body}\n:::{end}'
     def diagram(m): return f'````{{=html}}\n{draw_diagram(m[1])}\n````'
     text = _box.sub(callout, text)
     return re.sub('^```mermaid\n(.*?)^```$', diagram, text, flags=re.M | re.S)

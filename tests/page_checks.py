@@ -93,6 +93,17 @@ def citation_problems(nb, keys):
     return bad
 
 
+def syntax_problems(nb):
+    "What pandoc stumbles over: a Greek letter glued to a command, a quote in a title"
+    bad = []
+    for text in prose(nb):
+        bad += [f'write \\sqrt{{β}}, not {m}' for m in
+                re.findall(r'\\[a-zA-Z]+[α-ωΑ-Ω]', text)]
+        for line in re.findall(r'^:::.*', text, re.M):
+            if not re.fullmatch(r':::|::: \{[.#][^"]*(="[^"]*")?\}', line): bad.append(line)
+    return bad
+
+
 def alt_problems(nb):
     def short(alt): return len((alt or '').split()) < 4
     bad = []

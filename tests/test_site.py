@@ -48,6 +48,11 @@ def test_citations_can_fail():
     assert checks.citation_problems(bad, {'good'}) == ['unknown @nobody1999',
                                                        'unknown @fig-none']
 
+def test_syntax_can_fail():
+    bad = prose('$\\sqrtβ$ and $\\sqrt{β}$', '::: {.lead}\nx\n:::',
+                '::: {.callout-note title="say "boot""}')
+    assert len(checks.syntax_problems(bad)) == 2
+
 def test_alt_can_fail():
     picture, figure = {'image/png': 'x'}, '<svg role="img" aria-label="no">'
     bad = page(['markdown', '![](a.png)'], ['code', 'plot()', picture],
@@ -162,6 +167,7 @@ def test_page(processed, name):
         'links': checks.link_problems(nb, processed['folder'], set(processed)),
         'citations': checks.citation_problems(nb, set(bib_keys())),
         'alt': checks.alt_problems(nb),
+        'syntax': checks.syntax_problems(nb),
         'html': checks.html_problems(nb),
         'colab': checks.colab_problems(nb, name),
         'code': checks.hidden_code(nb, stored),
@@ -174,6 +180,9 @@ def test_stored_notebook(path):
     assert not checks.drift_problems(nb), checks.drift_problems(nb)
     assert 'widgets' not in nb['metadata'], (
         'metadata.widgets makes "Invalid notebook" on GitHub: run nntrain_execute')
+    widgets = [checks.source(c)[:60] for c, data in checks.outputs(nb)
+               if 'application/vnd.jupyter.widget-view+json' in data]
+    assert not widgets, f'views of a kernel that is gone: run nntrain_execute: {widgets}'
 
 def places(nb):
     texts = [checks.source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']

@@ -5,15 +5,8 @@
 # %% ../nbs/23_recipe.ipynb #8917b971
 from __future__ import annotations
 
-import argparse
-import csv
 import inspect
 import json
-import math
-import os
-import shlex
-import sys
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -23,30 +16,28 @@ import torch.nn.functional as F
 from torch import nn
 
 from .adaptive import Adam, AdamW
-from .augment import AugmentCB, RandomCrop, RandomFlip
-from .monitors import StopOnNonFiniteCB
-from .saving import write_whole
-from .checkpoint import CheckpointCB
-from .budgets import default_device
-from .data import DataLoaders, fashion_dls
-from .sources import FASHION_MEAN, FASHION_STD
+from .augment import AugmentCB
 from .blocks import cnn
-from .prepare import DeviceCB, NormalizeCB
-from .callback import After, Callback
+from .budgets import default_device
+from .checkpoint import CheckpointCB
 from .compare import set_seed
+from .cycles import one_cycle
+from .data import DataLoaders, fashion_dls
 from .learner import Learner
 from .metrics import Accuracy, MetricsCB
-from .history import plot_history
-from .progress import ProgressCB
 from .momentum import Momentum
-from .sgd import SGD
+from .monitors import StopOnNonFiniteCB
+from .prepare import DeviceCB, NormalizeCB
+from .progress import ProgressCB
 from .resnet import resnet
-from .cycles import one_cycle
+from .run_folder import SaveRunCB, new_run_folder, write_json
+from .sgd import SGD
+from .sources import FASHION_MEAN, FASHION_STD
 from .steering import ScheduleCB
+from .transforms import RandomCrop, RandomFlip
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'SaveRunCB', 'new_run_folder', 'train_fashion', 'resume_fashion',
-           'nntrain_fit']
+__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion']
 
 # %% ../nbs/23_recipe.ipynb #263d3b5c
 def mlp(
@@ -71,57 +62,6 @@ SCHEDULES = {
     'constant': (None, 1),
     'one-cycle': (one_cycle, 5),
 }  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
-
-# %% ../nbs/23_recipe.ipynb #c44798d3
-def _write_json(values, path):
-    write_whole(path, lambda path: Path(path).write_text(json.dumps(values, indent=1)))
-
-def _write_history(history, path):
-    with open(path, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(
-            f, list(dict.fromkeys(name for row in history for name in row)))
-        writer.writeheader(); writer.writerows(history)
-
-def _write_curves(history, path):
-    # no pyplot: needs no screen and leaves no figure open
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 3.2), layout='constrained')
-    for ax, what in zip(fig.subplots(1, 2), ('loss', 'accuracy')):
-        plot_history(history, what, ax)
-    fig.savefig(path, dpi=100)
-
-class SaveRunCB(Callback):
-    "Write the options into `folder`, and after each epoch history and curves"
-    order, needs, watches = After(ProgressCB), (MetricsCB,), True
-    def __init__(self, folder, options):
-        self.folder, self.options = Path(folder), options
-    def before_fit(self, learn): _write_json(self.options, self.folder/'options.json')
-    def after_epoch(self, learn):
-        write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
-        write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
-
-# %% ../nbs/23_recipe.ipynb #a42f9729
-def new_run_folder(
-    out,      # parent folder, made if it is missing
-    name:str  # what the run is called
-)->Path:      # a folder that did not exist before
-    "Make a folder for a run; OSError with the fix if that cannot be done"
-    stem = f'{time.strftime("%Y%m%d-%H%M%S")}-{name}'
-    for i in range(1000):
-        folder = Path(out)/(stem + (f'-{i+1}' if i else ''))
-        try:
-            folder.mkdir(parents=True)
-            (folder/'.try').touch(); (folder/'.try').unlink()
-            return folder
-        except FileExistsError:
-            if folder.is_dir(): continue
-            raise OSError(
-                f'cannot write into {out}: it is a file, not a folder; choose another '
-                'folder with --out') from None
-        except OSError as e: raise OSError(f'cannot write into {out}: {e.strerror or e}; choose another folder with --out') from e
-    raise OSError(
-        f'{out} already has a thousand runs of this second; choose another folder '
-        'with --out')
 
 # %% ../nbs/23_recipe.ipynb #b7906ee2
 def _pick(kind, name, table):
@@ -166,9 +106,8 @@ def _titled(options, dls, device):
     if options['augment']: words.append('augmented')
     return (
         f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held '
-        'out to '
-        f'validate, {dls.test.n:,} for one test at the end; {", ".join(words)}, '
-        f'{device}')
+        f'out to validate, {dls.test.n:,} for one test at the end; '
+        f'{", ".join(words)}, {device}')
 
 def _tested(learn, cbs, path):
     "Loss and accuracy on the test split: measured once, and kept in the file `path`"
@@ -181,18 +120,15 @@ def _tested(learn, cbs, path):
     test = {
         'images': dls.valid.n, 'loss': row['valid_loss'],
         'accuracy': row['valid_accuracy']}
-    _write_json(test, path)
+    write_json(test, path)
     return test
 
 # %% ../nbs/23_recipe.ipynb #642a54d2
-def _train(options, make_folder, cbs=()):
-    """Train with all of `options` in the folder that `make_folder()` gives; go on if it
-    holds a checkpoint"""
+def _learner(options, device):
+    "The learner that `options` describe, and its callbacks that place a batch"
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
-    device, epochs, lr = (
-        _pick_device(options['device']), options['epochs'], options['lr'])
     _check_seed(options['seed'])
     dls = _load(options, device)
     set_seed(options['seed'])
@@ -200,23 +136,30 @@ def _train(options, make_folder, cbs=()):
     if options['augment']:  # first augment, then normalise
         placed.append(NormalizeCB(FASHION_MEAN, FASHION_STD))
         more.append(AugmentCB(RandomCrop(1), RandomFlip()))
-    if schedule: more.append(ScheduleCB(lr=schedule(lr)))
-    finite = StopOnNonFiniteCB()
-    learn = Learner(make_model(), dls, F.cross_entropy, opt_func, lr,
-                    cbs=[*more, *placed, MetricsCB(Accuracy()), ProgressCB(), finite])
-    learn.check_fit(epochs, lr)
+    if schedule: more.append(ScheduleCB(lr=schedule(options['lr'])))
+    learn = Learner(
+        make_model(), dls, F.cross_entropy, opt_func, options['lr'],
+        cbs=[*more, *placed, MetricsCB(Accuracy()), ProgressCB()])
+    return learn, placed
+
+def _train(options, make_folder, cbs=()):
+    """Train with all of `options` in the folder that `make_folder()` gives; go on if it
+    holds a checkpoint"""
+    device, epochs = _pick_device(options['device']), options['epochs']
+    learn, placed = _learner(options, device)
+    dls, finite = learn.dls, StopOnNonFiniteCB()
+    learn.check_fit(epochs, options['lr'])
     print(_titled(options, dls, device), flush=True)
     folder = make_folder()
-    saving = [
-        SaveRunCB(folder, options | {'source': dls.source, 'device': str(device)}),
-        CheckpointCB(folder / 'checkpoint.pt')]
+    used = options | {'source': dls.source, 'device': str(device)}
+    saving = [SaveRunCB(folder, used), CheckpointCB(folder/'checkpoint.pt')]
     try:
-        learn.fit(epochs, cbs=[*saving, *cbs])
+        learn.fit(epochs, cbs=[finite, *saving, *cbs])
         if finite.stopped:
             raise FloatingPointError(
                 f'{finite.stopped}: the run cannot go on from here; try a smaller '
-                'learning rate '
-                f'than {lr:g}; {folder} holds the epochs before')
+                f'learning rate than {options["lr"]:g}; {folder} holds the epochs '
+                'before')
         test = _tested(learn, placed, folder/'test.json')
     except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     valid = learn.history[-1]['valid_accuracy']
@@ -229,9 +172,9 @@ def _train(options, make_folder, cbs=()):
 
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    # learning rate, the highest one of a schedule; None: the customary
+    # learning rate, the highest one of a schedule; None: the customary one of optimizer
+    # and schedule
     lr:float=None,
-                             # one of optimizer and schedule
     batch_size:int=256,      # images per step
     model:str='cnn',         # one of `MODELS`
     optimizer:str='adamw',   # one of `OPTIMIZERS`
@@ -243,13 +186,12 @@ def train_fashion(
     device:str=None,
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
-    """Train a small network on Fashion-MNIST, validate on training images that are held out, and
-    test once at the end; prints a row per epoch and keeps the run folder up to date.
-    FloatingPointError where a loss is not finite"""
+    """Train a small network on Fashion-MNIST, validate on training images that are held
+    out, and test once at the end; prints a row per epoch and keeps the run folder up to
+    date. FloatingPointError where a loss is not finite"""
     if lr is None:
-        customary, times = (
-            _pick('optimizer', optimizer, OPTIMIZERS)[1],
-            _pick('schedule', schedule, SCHEDULES)[1])
+        _, customary = _pick('optimizer', optimizer, OPTIMIZERS)
+        _, times = _pick('schedule', schedule, SCHEDULES)
         lr = customary*times
     options = dict(
         epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer,
@@ -279,126 +221,3 @@ def resume_fashion(
     without the interruption"""
     options = _read_options(run)
     return _train(options, lambda: Path(run))
-
-# %% ../nbs/23_recipe.ipynb #d0f3e11f
-class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise ValueError(message)
-    def exit(self, status=0, message=None):  # after --help
-        sys.stdout.flush()
-        super().exit(status, message)
-
-def _number(kind, text, fits):
-    def parse(word):
-        try:
-            value = kind(word)
-            good = fits(value)
-        except ValueError: good = False
-        if not good: raise argparse.ArgumentTypeError(f'must be {text}, got {word!r}')
-        return value
-    return parse
-
-_COUNT = _number(int, 'a whole number of at least 1', lambda n: n >= 1)
-_SEED = _number(int, 'a whole number from 0 to 2**64 - 1', lambda n: 0 <= n < 2**64)
-_RATE = _number(float, 'a finite number above 0', lambda lr: 0 < lr < math.inf)
-
-def _parser():
-    parser = _Parser(
-        prog='nntrain_fit',
-        argument_default=argparse.SUPPRESS,  # left out: left to train_fashion
-        description='Train a small network on Fashion-MNIST. Validates on training '
-        'images that are '
-        'held out, and tests once at the end. Leaves a folder with history.csv, '
-        'curves.png, test.json, checkpoint.pt and options.json.',
-        epilog='Exit status: 0 done, 2 a mistake of yours, 3 the loss was not finite, '
-        '130 interrupted, 141 nobody reads the output.',
-    )
-    parameters = inspect.signature(train_fashion).parameters
-    def add(name, help, **kwargs):
-        parameter = parameters.get(name[2:].replace('-', '_'))
-        default = parameter and parameter.default
-        shown = default is not None and default is not False
-        parser.add_argument(name, help=help + f' (default: {default})'*shown, **kwargs)
-    customary = ', '.join(f'{lr:g} for {name}' for name, (_, lr) in OPTIMIZERS.items())
-    times = SCHEDULES['one-cycle'][1]
-    add('--epochs', 'rounds through the training data', type=_COUNT)
-    add(
-        '--lr',
-        f'learning rate; left out: {customary}; {times} times that at the peak of '
-        'one-cycle', type=_RATE)
-    add('--batch-size', 'images per step', type=_COUNT)
-    add(
-        '--model',
-        'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with ways around '
-        'them', choices=MODELS)
-    add('--optimizer', 'how gradients become steps', choices=OPTIMIZERS)
-    add(
-        '--schedule',
-        'one-cycle: the learning rate rises, then falls to nearly nothing',
-        choices=SCHEDULES)
-    add(
-        '--augment', 'shift and flip each training image by its own draw',
-        action='store_true')
-    add(
-        '--source',
-        'auto: the folder that NNTRAIN_DATA names, else the Hugging Face hub, else '
-        'toy; '
-        'toy: pictures drawn by code', choices=('auto', 'local', 'hub', 'toy'))
-    add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
-    add(
-        '--device',
-        'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is there')
-    add('--out', "folder in which the run's folder is made")
-    add(
-        '--resume',
-        'go on with the interrupted run of this folder; all other options are those of '
-        'that run', metavar='FOLDER')
-    return parser
-
-# %% ../nbs/23_recipe.ipynb #13b5f987
-def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
-
-def _say_interrupted(folder):
-    if folder and (Path(folder)/'options.json').is_file():
-        _say(f'interrupted; {folder} holds the last complete epoch, if there was one; '
-             f'go on with: nntrain_fit --resume {shlex.quote(folder)}')
-    else: _say('interrupted before the training began: there is nothing to go on with')
-
-def _drop_output():
-    """Write to nowhere from now on: Python would try the closed pipe once more when it
-    ends"""
-    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError): pass  # no file behind it, as in a notebook
-
-def nntrain_fit(
-    argv=None  # words of the command line; None: those of this process
-)->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,
-               # 130 interrupted, 141 nobody reads the output
-    "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
-    run = None
-    try:
-        given = vars(_parser().parse_args(argv))
-        run = given.pop('resume', None)
-        if run is None:
-            train_fashion(**given)
-        elif given:
-            words = ', '.join(f'--{name.replace("_", "-")}' for name in given)
-            raise ValueError(
-                f"--resume takes all options from the run's folder: leave out {words}")
-        else:
-            resume_fashion(run)
-        sys.stdout.flush()
-    except KeyboardInterrupt as e:
-        print(file=sys.stderr)
-        # before the training there is at most the folder asked for
-        _say_interrupted(str(e) or run)
-        return 130
-    except BrokenPipeError:
-        _drop_output()
-        return 141
-    except FloatingPointError as e:
-        _say(e)
-        return 3
-    except (ValueError, OSError) as e:
-        _say(f'error: {" ".join(str(e).split())}')
-        return 2
-    return 0

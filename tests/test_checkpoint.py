@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch import nn
 
-from nntrain.augment import AugmentCB, RandomErase
+from nntrain.augment import AugmentCB
+from nntrain.erase import RandomErase
 from nntrain.soft_targets import MixUpCB
 from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
                                MixedPrecisionCB, WeightAveragingCB)

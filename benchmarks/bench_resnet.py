@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
 from nntrain.adaptive import AdamW
-from nntrain.callbacks import MixedPrecisionCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.budgets import default_device
 from nntrain.data import DataLoaders
 from nntrain.sources import FASHION_MEAN, FASHION_STD
@@ -30,7 +30,7 @@ DEVICE = default_device()
 
 class AncestorBlock(nn.Module):
     """Widens in the first convolution, halves in the second; 1×1 convolution, then
-    pooling on the way around"""
+    pooling on the identity path"""
     def __init__(self, n_in, n_out, stride):
         super().__init__()
         self.convs = nn.Sequential(

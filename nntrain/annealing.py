@@ -39,7 +39,7 @@ class AdamAnnealed(Adam):
             weight_decay=weight_decay, maximize=maximize, foreach=foreach))
 
     def one_step(self, p, grad, state, group):
-        rate = group['anneal_rate']**state['step'].double()  # steps taken before this one
+        rate = group['anneal_rate']**state['step'].double()  # steps before this one
         super().one_step(p, grad, state, {**group, 'lr': group['lr']*rate})
 
     multi_step = Optimizer.multi_step  # each parameter counts its own steps: one by one

@@ -8,17 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['conv_block', 'cnn']
 
-# %% ../nbs/08_initialization.ipynb #8b5a3351
+# %% ../nbs/08_initialization.ipynb #c4e48f3f
 #| code-fold: true
 #| code-summary: "Show the imports"
 from torch import nn
 
-# %% ../nbs/08_initialization.ipynb #817f3c01
-def _check_whole(**values):
-    for name, v in values.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-            raise ValueError(f'{name} must be a whole number of at least 1, got {v!r}')
+from .checks import whole
 
+# %% ../nbs/08_initialization.ipynb #817f3c01
 def _made(name, factory, *args):
     example = 'nn.BatchNorm2d' if name == 'norm' else 'nn.ReLU'
     hint = f'{name} must be None or a function that makes a module, such as {example}'
@@ -39,7 +36,8 @@ def conv_block(
     bias:bool=None        # of the convolution; None: only without a normalisation
 )->nn.Sequential:         # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
     "Convolution, normalisation, activation; no bias where it would be subtracted again"
-    _check_whole(n_in=n_in, n_out=n_out, ks=ks, stride=stride)
+    for name, value in dict(n_in=n_in, n_out=n_out, ks=ks, stride=stride).items():
+        whole(name, value)
     if ks % 2 == 0:
         raise ValueError('ks must be odd, so that padding of ks//2 keeps the picture '
                          f'centred; got {ks}')
@@ -58,7 +56,7 @@ def cnn(
     act=nn.ReLU                # as in `conv_block`
 )->nn.Sequential:              # (N, n_in, H, W) images -> (N, n_classes) logits
     "The book's small CNN: a `conv_block` of stride 2 per width, a mean, a linear layer"
-    _check_whole(n_in=n_in, n_classes=n_classes)
+    whole('n_in', n_in), whole('n_classes', n_classes)
     channels = n_in, *widths
     if len(channels) < 2:
         raise ValueError('widths is empty: give the channels after each halving, such '

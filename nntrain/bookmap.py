@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['BOX', 'STEP', 'TOP', 'STYLE', 'Chapter', 'said', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
+__all__ = ['Chapter', 'said', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
 
 # %% ../nbs/94_tools.ipynb #4d7ddec8
 import json
@@ -78,13 +78,14 @@ def behind(book, topic):
     return {t for need in needs for t in {need} | behind(book, need)}
 
 # %% ../nbs/94_tools.ipynb #adb99c94
-BOX, STEP, TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
-STYLE = '''
+_BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
+_STYLE = '''
 .nn-map { display: block; width: 100%; max-width: 44em; height: auto; margin: auto }
 .nn-map text { font: 16px system-ui, sans-serif; fill: #10202e; text-anchor: middle }
 .nn-map .n { font-weight: 700 }
 .nn-map .k { text-anchor: start; fill: currentColor; font-size: 14.5px }
-.nn-map path { fill: none; stroke: currentColor; stroke-opacity: .62; stroke-width: 1.7 }
+.nn-map path { fill: none; stroke: currentColor }
+.nn-map path { stroke-opacity: .62; stroke-width: 1.7 }
 .nn-map marker path { fill: currentColor; stroke: none; fill-opacity: .75 }
 .nn-map a:hover rect, .nn-map a:focus rect { stroke: #0072b2; stroke-width: 3 }
 '''
@@ -96,7 +97,7 @@ def arrows(book):
     return sorted(direct | {(a, topic, True) for topic, c in book.items()
                             for a in c.helps})
 
-def _corner(c): return 7 + STEP[0]*c.place[0], TOP + STEP[1]*c.place[1]
+def _corner(c): return 7 + _STEP[0]*c.place[0], _TOP + _STEP[1]*c.place[1]
 
 def _between(book, a, b):  # does a box stand between two of one column?
     column, first, last = a.place[0], a.place[1], b.place[1]
@@ -104,7 +105,7 @@ def _between(book, a, b):  # does a box stand between two of one column?
                for c in book.values())
 
 def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
-    (x1, y1), (x2, y2), (w, h) = _corner(a), _corner(b), BOX
+    (x1, y1), (x2, y2), (w, h) = _corner(a), _corner(b), _BOX
     if y1 == y2: return (f'M{x1+w} {y1+h//2}H{x2-2}' if x2 > x1 else
                          f'M{x1} {y1+h//2}H{x2+w+2}')
     if _between(book, a, b) and x2 < x1:   # between the columns
@@ -112,13 +113,13 @@ def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
                 f'q-7 0 -7 7V{y2-2}')
     if _between(book, a, b):               # around the boxes between
         return f'M{x1+w} {y1+h//2}h8q7 0 7 7V{y2+h//2-7}q0 7 -7 7h-6'
-    far, low = y2 - y1 > STEP[1], 30 + 7*(a.place[0] % 2)
+    far, low = y2 - y1 > _STEP[1], 30 + 7*(a.place[0] % 2)
     down, up = (y2-18, y2-20) if far else (y1+h+low, y2-low-4)
     return f'M{x1+w//2} {y1+h}C{x1+w//2} {down} {x2+w//2} {up} {x2+w//2} {y2-2}'
 
 # %% ../nbs/94_tools.ipynb #d939aa00
 def _box(c, fill, linked):  # one chapter
-    (x, y), (w, h) = _corner(c), BOX
+    (x, y), (w, h) = _corner(c), _BOX
     shape = (f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="{fill}"/>'
              f'<text class="n" x="{x+w//2}" y="{y+21}">{c.number}</text> '
              f'<text x="{x+w//2}" y="{y+42}">{c.name}</text>')
@@ -139,8 +140,8 @@ def draw_map(
 )->str:                # SVG
     "Chapters as boxes, an arrow from each to those that build on it"
     color = {topic: color for _, color, topics in parts for topic in topics.split()}
-    width = 7*2 + STEP[0]*max(c.place[0] for c in book.values()) + BOX[0]
-    bottom = TOP + STEP[1]*max(c.place[1] for c in book.values()) + BOX[1] + 24
+    width = 7*2 + _STEP[0]*max(c.place[0] for c in book.values()) + _BOX[0]
+    bottom = _TOP + _STEP[1]*max(c.place[1] for c in book.values()) + _BOX[1] + 24
     height = bottom + 27*((len(parts) + 2)//3)
     dash = ' stroke-dasharray="5 4"'
     lines = ''.join(
@@ -153,7 +154,7 @@ def draw_map(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'role="{"group" if linked else "img"}" aria-label="{about}" class="nn-map">'
-        f'<style>{STYLE}</style><defs><marker id="tip" viewBox="0 0 8 8" refX="7" '
+        f'<style>{_STYLE}</style><defs><marker id="tip" viewBox="0 0 8 8" refX="7" '
         'refY="4" markerWidth="6.5" markerHeight="6.5" orient="auto">'
         f'<path d="M0 0L8 4L0 8z"/></marker></defs>{"" if linked else back}{lines}'
         + ''.join(_box(c, color[c.topic], linked) for c in book.values())

@@ -16,7 +16,7 @@ from .checkpoint_file import plain, read_checkpoint, write_checkpoint
 from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
-from .saving import _file, _unfinished
+from .files import _file, _unfinished
 from .state import (chance_state, load_training_state, loaders_of,
                            set_chance_state, training_state)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .saving import write_whole
+from .files import write_whole
 
 def plain(
     value,            # tensors, numbers, text, None; lists, tuples and dicts of them

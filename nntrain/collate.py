@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/03_data.ipynb #30766aad
+#| code-summary: "Pictures, tensors, numbers: one column of a batch"
+#| code-fold: true
 def _picture(im, flat):
     "PIL picture to float32 (C, H, W) in 0…1, or flat"
     if im.mode in _MODES: im = im.convert(_MODES[im.mode])
@@ -74,7 +76,9 @@ def collate(
         return tuple(collate(o, flat) for o in zip(*items, strict=True))
     return _column(items, flat)
 
-# %% ../nbs/03_data.ipynb #4bf02fb8
+# %% ../nbs/03_data.ipynb #fa040cad
+#| code-summary: "Which column is the target?"
+#| code-fold: true
 TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')   # names of a target column
 
 def _target_last(names):
@@ -86,6 +90,7 @@ def _target_last(names):
             f"target last: partial(collate_tuple, keys=('image', {targets[0]!r}))")
     return [*(k for k in names if k not in targets), *targets]
 
+# %% ../nbs/03_data.ipynb #bbe8e957
 def collate_tuple(
     items:list,       # rows: dicts or tuples
     flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?

@@ -142,10 +142,9 @@ def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
 
 def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart by `gap`
     xs = []
-    for b in row:
-        left = xs[-1] + (last.width + b.width)/2 + gap if xs else want[id(b)]
+    for a, b in zip([None, *row], row):
+        left = xs[-1] + (a.width + b.width)/2 + gap if xs else want[id(b)]
         xs.append(max(want[id(b)], left))
-        last = b
     shift = sum(want[id(b)] - x for x, b in zip(xs, row))/len(row)
     for x, b in zip(xs, row): b.x = x + shift
 

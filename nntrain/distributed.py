@@ -245,7 +245,6 @@ def _average(tensors):
 
 @patch
 def cleanup_epoch(self:AccelerateCB, learn):
-    if self.kept is None or self.world.size == 1 or self._failed(): return
-    if not learn.history: return
+    if self.kept is None or self.world.size == 1 or not learn.history: return
     row = learn.history[-1]
-    row['seconds'] = agree(lambda: row['seconds'])
+    if not self._failed(): row['seconds'] = agree(lambda: row['seconds'])

@@ -6,40 +6,33 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['CSVLogCB', 'BatchLimitCB', 'ConfusionMatrixCB']
+__all__ = ['CSVLogCB', 'TrackerCB']
 
-# %% ../nbs/16_callbacks.ipynb #8414b48b
+# %% ../nbs/16_callbacks.ipynb #46ebfb0e
 import csv
 
-import torch
-
 from .callback import After, Callback
-from .events import CancelPhase
+from .checks import whole
+from .files import _file, write_whole
 from .metrics import MetricsCB
-from .monitors import _at_least
-from .saving import _file, write_whole
 
 # %% ../nbs/16_callbacks.ipynb #8fa64101
 def _read_log(path):
-    """Rows of a log, also if a spreadsheet has saved it: with a mark at its front, or
-    with semicolons"""
+    "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
     fix = 'move it away, or give another path'
-    try:
-        text = path.read_text(encoding='utf-8-sig')
+    try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
-        raise ValueError(
-            f'{path} is no text in UTF-8, so no log of CSVLogCB: {fix}') from e
+        raise ValueError(f'{path} is no text in UTF-8, so no log of CSVLogCB: '
+                         f'{fix}') from e
     if not text.strip(): return []
     head = text.splitlines()[0]
     mark = next((mark for mark in ';\t' if mark in head and ',' not in head), ',')
     names, *rows = csv.reader(text.splitlines(), delimiter=mark)
     if 'epoch' not in names or any(len(row) > len(names) for row in rows):
-        raise ValueError(
-            f'{path} is no log of CSVLogCB, whose rows have an epoch: {fix}')
-    if mark == ';':
-        rows = [
-            [value.replace(',', '.') for value in row] for row in rows
-        ]  # 0,5 is a number there
+        raise ValueError(f'{path} is no log of CSVLogCB, whose rows have an epoch: '
+                         f'{fix}')
+    if mark == ';':  # 0,5 is a number there
+        rows = [[value.replace(',', '.') for value in row] for row in rows]
     return [dict(zip(names, row)) for row in rows if any(row)]
 
 class CSVLogCB(Callback):
@@ -47,96 +40,35 @@ class CSVLogCB(Callback):
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
-        # True: keep the rows that are in it, in front (not together with a
-        # CheckpointCB, whose history already holds them); False: a new fit replaces
-        # them
-        append:bool=False
+        append:bool=False  # keep the rows that are in it? (not with a checkpoint)
     ): self.path, self.append = _file(path), append
     def before_fit(self, learn):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.earlier = (
-            _read_log(self.path) if self.append and self.path.exists() else [])
+        old = self.append and self.path.exists()
+        self.earlier = _read_log(self.path) if old else []
     def after_epoch(self, learn):
         rows = self.earlier + learn.history
+        names = list(dict.fromkeys(name for row in rows for name in row))
         def write(path):
             with open(path, 'w', newline='', encoding='utf-8') as f:
-                table = csv.DictWriter(
-                    f, list(dict.fromkeys(name for row in rows for name in row)))
-                table.writeheader(); table.writerows(rows)
+                table = csv.DictWriter(f, names)
+                table.writeheader()
+                table.writerows(rows)
         write_whole(self.path, write)
 
-# %% ../nbs/16_callbacks.ipynb #a0ecc501
-class BatchLimitCB(Callback):
-    "Leave each phase after a number of batches"
-    order = -5
+# %% ../nbs/16_callbacks.ipynb #75e9eaa0
+class TrackerCB(Callback):
+    "Report to an experiment tracker: `log(numbers, step)`"
+    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
     def __init__(self,
-        n_train:int=None,  # training batches per epoch, at least 1; None: all
-        n_valid:int=None   # validation batches, at least 1; None: all
+        log,          # (dict of numbers, steps taken) -> None, such as wandb.log
+        every:int=50  # steps between reports of the batch's loss and rate, at least 1
     ):
-        for name, n in dict(n_train=n_train, n_valid=n_valid).items():
-            if n is not None: _at_least(name, n)
-        self.limits = {'train': n_train, 'valid': n_valid}
-    def before_fit(self, learn):
-        limit = self.limits['train']
-        if None not in (limit, learn.n_steps):
-            learn.n_steps = learn.n_epochs * min(limit, learn.n_steps // learn.n_epochs)
-    def before_batch(self, learn):
-        limit = self.limits[learn.phase]
-        # one batch too many was fetched, none too many is computed
-        if limit is not None and learn.iter >= limit: raise CancelPhase()
-
-# %% ../nbs/16_callbacks.ipynb #feac5e01
-class ConfusionMatrixCB(Callback):
-    """Keep what was predicted in the newest validation, and count which class was taken
-    for which"""
-    watches = True
-    def __init__(self,
-        classes  # names of the classes, in the order of their numbers
-    ): self.classes, self.new = tuple(classes), []
-    def before_phase(self, learn): self.new = []
-    def after_loss(self, learn):
-        if learn.training: return
-        if learn.preds.ndim != 2 or learn.preds.shape[1] != len(self.classes):
-            raise ValueError(
-                f'predictions (N, {len(self.classes)}) are needed for these '
-                f'{len(self.classes)} classes, got {tuple(learn.preds.shape)}')
-        self.new.append((learn.yb, *learn.preds.detach().float().softmax(1).max(1)))
-    def cleanup_phase(self, learn):
-        if self.new:
-            self.targets, self.confidence, self.preds = (
-                torch.cat(parts) for parts in zip(*self.new))
-    @property
-    def matrix(self)->torch.Tensor:
-        "(C, C) counts: true class down, predicted class across"
-        n = len(self.classes)
-        return (
-            torch.bincount(self.targets * n + self.preds, minlength=n * n) .view(n, n)
-            .cpu())
-    def most_confused(self, n=5)->list:
-        "The `n` most frequent mistakes as (count, true class, predicted class)"
-        off = self.matrix.clone().fill_diagonal_(0)
-        return [
-            (off.flatten()[i].item(), *divmod(i, len(off)))
-            for i in off.flatten().argsort(descending=True, stable=True)[:n].tolist()
-            if off.flatten()[i]]
-    def plot(self, ax=None):
-        "Draw the matrix; the colours leave out the diagonal, so that mistakes are seen"
-        if ax is None:
-            import matplotlib.pyplot as plt
-            ax = plt.subplots(figsize=(6, 5), layout='constrained')[1]
-        matrix, ticks = self.matrix, range(len(self.classes))
-        wrong = matrix.clone().fill_diagonal_(0)
-        ax.imshow(wrong, cmap='Blues')
-        for i in ticks:
-            for j in ticks:
-                ax.text(
-                    j, i, matrix[i, j].item() or '', ha='center', va='center',
-                    fontsize=8, color='0.4' if i == j else 'white'
-                    if wrong[i, j] > 0.6 * wrong.max() else 'black')
-        ax.set_xticks(ticks, self.classes, rotation=45, ha='right')
-        ax.set_yticks(ticks, self.classes)
-        ax.set(
-            xlabel='predicted', ylabel='true',
-            title=f'{len(self.preds) - matrix.trace().item()} of {len(self.preds)} '
-            'are wrong')
-        return ax
+        if not callable(log):
+            raise TypeError(f'log must be a function of a dict and a step, got {log!r}')
+        self.log, self.every = log, whole('every', every)
+    def after_step(self, learn):
+        if learn.n_taken % self.every: return
+        lr = float(learn.opt.param_groups[0]['lr'])
+        self.log({'batch_loss': learn.loss.item(), 'lr': lr}, learn.n_taken)
+    def after_epoch(self, learn): self.log(dict(learn.history[-1]), learn.n_taken)

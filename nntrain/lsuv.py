@@ -8,16 +8,16 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['lsuv_init', 'GeneralReLU']
 
-# %% ../nbs/08_initialization.ipynb #344c3c9a
+# %% ../nbs/08_initialization.ipynb #954eb517
 #| code-fold: true
 #| code-summary: "Show the imports"
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import share
 from .hooks import Hooks, _modules_of, find_modules
 from .init import WEIGHTED, _check_weights, _whole_or_not
 
@@ -91,8 +91,7 @@ class GeneralReLU(nn.Module):
         max_value:float=None # outputs end here; None: no limit
     ):
         super().__init__()
-        if isinstance(leak, bool) or not isinstance(leak, Real) or not 0 <= leak <= 1:
-            raise ValueError(f'leak must be a number from 0 to 1, got {leak!r}')
+        share('leak', leak)
         if max_value is not None and not max_value > -subtract:
             raise ValueError(f'max_value {max_value!r} must be above -subtract = '
                              f'{-subtract:g}: else no output is left that can grow')

@@ -6,111 +6,68 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['StopOnNonFiniteCB', 'MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB']
+__all__ = ['MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB']
 
-# %% ../nbs/16_callbacks.ipynb #89865621
+# %% ../nbs/16_callbacks.ipynb #f4a2c460
 import math
 
 from .callback import Callback
+from .checks import at_least, whole
 from .events import CancelFit
-from .metrics import MetricsCB, to_floats
 from .history import last_metric
-
-# %% ../nbs/16_callbacks.ipynb #25899f01
-def _at_least(name, value, least=1):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f'{name} must be a whole number of at least {least}, got {value!r}')
-
-class StopOnNonFiniteCB(Callback):
-    "Leave the fit when a loss is NaN or infinite; `stopped` says where"
-    order, watches = -3, True
-    def __init__(self,
-        # look after so many batches, at least 1; None: after each on a CPU, after 50
-        # elsewhere, where a look makes Python wait
-        every:int=None
-    ):
-        if every is not None: _at_least('every', every)
-        self.every, self.stopped = every, None
-    def before_fit(self, learn):
-        self.stopped, self.seen, self.n = (
-            None, {}, self.every or (1 if learn.device.type == 'cpu' else 50))
-    def after_loss(self, learn):
-        self.seen[learn.phase, learn.epoch, learn.iter] = learn.loss.detach()
-        if len(self.seen) == self.n: self._look()
-    def after_phase(self, learn): self._look()
-    # a phase that was left early has no after
-    def after_epoch(self, learn): self._look()
-    def _look(self):
-        values, self.seen = (
-            dict(zip(self.seen, to_floats(list(self.seen.values())))), {})
-        bad = next((at for at, v in values.items() if not math.isfinite(v)), None)
-        if bad is None: return
-        self.stopped = f'{bad[0]} loss {values[bad]} in epoch {bad[1]}, batch {bad[2]}'
-        print('stopped:', self.stopped)
-        raise CancelFit()
+from .metrics import MetricsCB
 
 # %% ../nbs/16_callbacks.ipynb #51c35201
 class MonitorCB(Callback):
-    """After each epoch, compare a value of the history with the best so far: the base
-    of callbacks that act on it"""
-    order, needs, watches, kept = (
-        20, (MetricsCB,), True, ('best', 'best_epoch', 'waited'))
+    "After each epoch, compare a value of the history with the best so far"
+    order, needs, watches = 20, (MetricsCB,), True
+    kept = 'best', 'best_epoch', 'waited'
     def __init__(self,
         monitor:str='valid_loss',  # key of the history's rows
-        # 'min': lower is better, 'max': higher is better; None: a loss is better when
-        # lower, and a metric says it itself (`higher_is_better`)
-        mode:str=None,
+        mode:str=None,             # 'min' or 'max' is better; None: ask the metric
         min_delta:float=0.         # better means: by more than this; at least 0
     ):
         if mode not in ('min', 'max', None):
-            raise ValueError(
-                f"mode must be 'min' (lower is better), 'max' (higher is better) "
-                f"or None (the metric says which), got {mode!r}")
-        if not 0 <= min_delta < math.inf:
-            raise ValueError(
-                f'min_delta must be a finite number of at least 0, got {min_delta}; '
-                f'the direction is said by mode')
+            raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is "
+                             f"better) or None (the metric says which), got {mode!r}")
+        at_least('min_delta', min_delta)
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
     def before_fit(self, learn):
         self.best, self.best_epoch, self.waited = None, None, 0
-        metrics = {f'{phase}_{name}': metric for phase in learn.phases
-                   for cb in learn.active if isinstance(cb, MetricsCB)
+        measured = [cb for cb in learn.active if isinstance(cb, MetricsCB)]
+        metrics = {f'{phase}_{name}': metric
+                   for phase in learn.phases for cb in measured
                    for name, metric in {'loss': None, **cb.metrics}.items()}
-        last_metric(
-            [dict.fromkeys([*metrics, 'seconds'])], self.monitor
-        )  # an unknown name is refused now
+        known = dict.fromkeys([*metrics, 'seconds'])
+        last_metric([known], self.monitor)                  # an unknown name is refused
         self.higher = self._higher_is_better(metrics.get(self.monitor))
     def _higher_is_better(self, metric):
         if self.mode is not None: return self.mode == 'max'
-        if metric is None: return False                          # a loss, or seconds
+        if metric is None: return False                     # a loss, or seconds
         higher = getattr(metric, 'higher_is_better', None)  # torchmetrics' name for it
         if higher is None:
-            raise ValueError(
-                f"is a higher {self.monitor} better, or a lower one? "
-                f"{type(metric).__name__} "
-                f"does not say (higher_is_better): give mode='max' or mode='min'")
+            kind = type(metric).__name__
+            raise ValueError(f"is a higher {self.monitor} better, or a lower one? "
+                             f"{kind} does not say (higher_is_better): "
+                             f"give mode='max' or mode='min'")
         return higher
     def after_epoch(self, learn):
         value = last_metric(learn.history, self.monitor)
-        if self.best is None:
-            better = not math.isnan(value)
+        if self.best is None: better = not math.isnan(value)
         else:
-            better = (
-                value - self.best if self.higher else self.best - value
-            ) > self.min_delta
+            gain = value - self.best if self.higher else self.best - value
+            better = gain > self.min_delta
         if better: self.best, self.best_epoch, self.waited = value, learn.epoch, 0
         else: self.waited += 1
     def state_dict(self)->dict:
         return {name: getattr(self, name) for name in ('monitor', 'mode', *self.kept)}
     def load_state_dict(self, state)->None:
         for name in 'monitor', 'mode':
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f'the saved {type(self).__name__} has {name}={state[name]!r}, '
-                    f'this one {getattr(self, name)!r}: its best is no best of this one'
-                )
+            mine, kind = getattr(self, name), type(self).__name__
+            if state[name] != mine:
+                raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this '
+                                 f'one {mine!r}: its best is no best of this one')
         vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701
@@ -124,22 +81,18 @@ class EarlyStoppingCB(MonitorCB):
         patience:int=3             # epochs without a gain, at least 1
     ):
         super().__init__(monitor, mode, min_delta)
-        _at_least('patience', patience)
-        self.patience = patience
+        self.patience = whole('patience', patience)
     def before_epoch(self, learn):
-        if self.waited >= self.patience:
-            best = (
-                'NaN' if self.best is None
-                else f'{self.best:.4g} (epoch {self.best_epoch})')
-            print(
-                f'stopped: {self.monitor} has not been better than {best} for '
-                f'{self.waited} epochs')
-            raise CancelFit()
+        if self.waited < self.patience: return
+        best = 'NaN'
+        if self.best is not None: best = f'{self.best:.4g} (epoch {self.best_epoch})'
+        print(f'stopped: {self.monitor} has not been better than {best} '
+              f'for {self.waited} epochs')
+        raise CancelFit()
 
 # %% ../nbs/16_callbacks.ipynb #543a7701
 class ReduceOnPlateauCB(MonitorCB):
-    """Multiply the learning rates by `factor` when `patience` epochs in a row brought
-    no gain"""
+    "Multiply the learning rates by `factor` when `patience` epochs brought no gain"
     kept, owns = (*MonitorCB.kept, 'wrote'), ('lr',)
     def __init__(self,
         monitor:str='valid_loss',  # as in `MonitorCB`
@@ -151,22 +104,20 @@ class ReduceOnPlateauCB(MonitorCB):
         min_lr:float=0.            # no rate is reduced below this
     ):
         super().__init__(monitor, mode, min_delta)
-        _at_least('patience', patience)
+        self.patience = whole('patience', patience)
         if not 0 < factor < 1:
             raise ValueError(f'factor must lie between 0 and 1, got {factor}')
-        if not min_lr >= 0: raise ValueError(f'min_lr must be at least 0, got {min_lr}')
-        self.patience, self.factor, self.min_lr, self.wrote = (
-            patience, factor, min_lr, None)
+        self.factor, self.min_lr, self.wrote = factor, at_least('min_lr', min_lr), None
     def before_fit(self, learn): super().before_fit(learn); self.wrote = None
     def after_epoch(self, learn):
         super().after_epoch(learn)
         if 'train' not in learn.phases: return
         lrs = [float(group['lr']) for group in learn.opt.param_groups]
         if self.wrote is not None and lrs != self.wrote:
-            raise ValueError(
-                f'the learning rates were reduced to {self.wrote}, but now they are '
-                f'{lrs}: a schedule writes them too; keep one of the two')
+            raise ValueError(f'the learning rates were reduced to {self.wrote}, but '
+                             f'now they are {lrs}: a schedule writes them too; keep '
+                             'one of the two')
         if self.waited < self.patience: return
-        self.waited, self.wrote = (
-            0, [min(lr, max(lr * self.factor, self.min_lr)) for lr in lrs])
+        self.waited = 0
+        self.wrote = [min(lr, max(lr*self.factor, self.min_lr)) for lr in lrs]
         for group, lr in zip(learn.opt.param_groups, self.wrote): group['lr'] = lr

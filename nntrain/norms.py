@@ -8,15 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['LayerNorm', 'BatchNorm']
 
-# %% ../nbs/08_initialization.ipynb #bdfb8524
+# %% ../nbs/08_initialization.ipynb #1216db02
 #| code-fold: true
 #| code-summary: "Show the imports"
-import math
-from numbers import Real
-
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+
+from .checks import at_least, share, whole
 
 # %% ../nbs/08_initialization.ipynb #f2144001
 def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))  # (C,) -> (1, C, 1, …)
@@ -30,14 +29,7 @@ def _check_channels(layer, x):
 class _Norm(nn.Module):  # what both norms share: a scale and a shift per channel
     def __init__(self, n, eps):
         super().__init__()
-        who = type(self).__name__
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f'{who}: n, the number of channels, must be a whole '
-                             f'number of at least 1, got {n!r}')
-        if not 0 <= eps < math.inf:
-            raise ValueError(f'{who}: eps must be a finite number of at least 0, got '
-                             f'{eps!r}')
-        self.n, self.eps = n, eps
+        self.n, self.eps = whole('n', n), at_least('eps', eps)
         self.weight = nn.Parameter(torch.ones(n))
         self.bias = nn.Parameter(torch.zeros(n))
 
@@ -72,11 +64,7 @@ class BatchNorm(_Norm):
         momentum:float=.1  # share of the newest batch in the running statistics
     ):
         super().__init__(n, eps)
-        number = isinstance(momentum, Real) and not isinstance(momentum, bool)
-        if not number or not 0 <= momentum <= 1:
-            raise ValueError('BatchNorm: momentum must be a number from 0 to 1, got '
-                             f'{momentum!r}')
-        self.momentum = momentum
+        self.momentum = share('momentum', momentum)
         self.register_buffer('running_mean', torch.zeros(n))
         self.register_buffer('running_var', torch.ones(n))
         self.register_buffer('num_batches_tracked', torch.tensor(0))

@@ -26,7 +26,7 @@ from .data import DataLoaders, fashion_dls
 from .learner import Learner
 from .metrics import Accuracy, MetricsCB
 from .momentum import Momentum
-from .monitors import StopOnNonFiniteCB
+from .callbacks import StopOnNonFiniteCB
 from .prepare import DeviceCB, NormalizeCB
 from .progress import ProgressCB
 from .resnet import resnet

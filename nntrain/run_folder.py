@@ -19,7 +19,7 @@ from .callback import After, Callback
 from .history import plot_history
 from .metrics import MetricsCB
 from .progress import ProgressCB
-from .saving import write_whole
+from .files import write_whole
 
 # %% ../nbs/23_recipe.ipynb #c44798d3
 def write_json(

@@ -6,95 +6,36 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['write_whole', 'SaveBestCB']
+__all__ = ['SaveBestCB']
 
-# %% ../nbs/16_callbacks.ipynb #c6312cfb
+# %% ../nbs/16_callbacks.ipynb #abeb346d
 import contextlib
-import os
-import re
 from collections import OrderedDict
 from functools import partial
-from pathlib import Path
-from uuid import uuid4
 
 import torch
 
-from .callbacks import WeightAveragingCB
+from .average import WeightAveragingCB
+from .files import _file, write_whole
 from .monitors import MonitorCB
 
-# %% ../nbs/16_callbacks.ipynb #8bf52701
-def _is_main():  # of several processes that train together, the one that writes
-    dist = torch.distributed
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-def _file(path):
-    "The path of a file that can be written, in words if it is a folder"
-    if Path(path).is_dir():
-        raise ValueError(
-            f"{path} is a folder: name a file in it, such as {Path(path) / 'run'}")
-    return Path(path)
-
-def _unfinished(path):
-    """Files that a killed `write_whole` of this path has left: they have names that
-    only it gives"""
-    name = re.compile(
-        rf'\.{re.escape(path.stem)}\.unfinished-[0-9a-f]{{32}}{re.escape(path.suffix)}')
-    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
-
-def _sync_folder(folder):  # the new name, on the disk; not every system can do it
-    if os.name == 'nt': return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError): os.fsync(handle)
-    finally: os.close(handle)
-
-def write_whole(
-    path,  # where the file should be
-    write  # function of a path: writes the file there
-)->None:
-    """Write a file so that nobody ever meets half of it: first beside its place, then
-    renamed"""
-    if not _is_main(): return
-    path = _file(path)
-    mark = f'.{path.stem}.unfinished-{uuid4().hex}'
-    beside = path.with_name(mark + path.suffix)
-    try:
-        write(beside)
-        if not beside.exists():
-            raise FileNotFoundError(
-                'nothing was written to the path that was given: some writers add a '
-                'suffix '
-                f'of their own, so give a path that has it already, not {path.name!r}')
-        with open(beside, 'rb+') as f:
-            os.fsync(f.fileno())  # on the disk before the name points to it
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-    finally:
-        if path.parent.is_dir():
-            # also with a suffix that the writer added
-            for left in path.parent.iterdir():
-                if left.name.startswith(mark): left.unlink()
-
 # %% ../nbs/16_callbacks.ipynb #6fd18d01
-# without the part that torch.compile adds for the module that it wraps
-def _short(name):
+def _short(name):  # without what torch.compile adds for the module that it wraps
     return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
-def _model_state(model):
-    "The state_dict of a model, with the names that it has without torch.compile"
+def _model_state(model):  # its state_dict, with the names it has without torch.compile
     state = model.state_dict()
     short = OrderedDict((_short(name), value) for name, value in state.items())
-    short._metadata = {
-        _short(name): its for name, its in getattr(state, '_metadata', {}).items()}
+    meta = getattr(state, '_metadata', {})
+    short._metadata = {_short(name): its for name, its in meta.items()}
     return short
 
-def _load_model_state(model, state):
-    "Load it into a model that is compiled, or has compiled parts, or none"
+def _load_model_state(model, state):  # whichever of the two is compiled
     own = model.state_dict()
     names = {_short(name): name for name in own}
     modules = {_short(name): name for name in getattr(own, '_metadata', {})}
-    theirs = OrderedDict(
-        (names.get(_short(name), name), value) for name, value in state.items())
+    theirs = OrderedDict((names.get(_short(name), name), value)
+                         for name, value in state.items())
     theirs._metadata = {modules.get(_short(name), name): its
                         for name, its in getattr(state, '_metadata', {}).items()}
     model.load_state_dict(theirs)
@@ -108,8 +49,7 @@ class SaveBestCB(MonitorCB):
         mode:str=None,             # as in `MonitorCB`
         min_delta:float=0.,        # as in `MonitorCB`
         *,
-        # put the best weights into the model when the fit ends, however it ends?
-        restore:bool=False
+        restore:bool=False       # have the best weights in the model when the fit ends?
     ):
         super().__init__(monitor, mode, min_delta)
         self.path, self.restore, self.saved = _file(path), restore, False
@@ -119,28 +59,22 @@ class SaveBestCB(MonitorCB):
         self.path.parent.mkdir(parents=True, exist_ok=True)
     def after_epoch(self, learn):
         super().after_epoch(learn)
-        if self.best_epoch != learn.epoch or 'train' not in learn.phases:
-            return  # to validate only must not replace the file
-        averages = (
-            [
-                cb for cb in learn.active
-                if isinstance(cb, WeightAveragingCB) and cb.validates and cb.ready]
-            if 'valid' in learn.phases
-            else []
-        )
-        with (
-            averages[0].averaged(learn.model) if averages else contextlib.nullcontext()
-        ):
+        # to validate only must not replace the file
+        if self.best_epoch != learn.epoch or 'train' not in learn.phases: return
+        with self._validated(learn):
             write_whole(self.path, partial(torch.save, _model_state(learn.model)))
         self.saved = True
+    def _validated(self, learn):  # with the weights in the model that were validated
+        averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)
+                    and cb.validates and cb.ready and 'valid' in learn.phases]
+        if not averages: return contextlib.nullcontext()
+        return averages[0].averaged(learn.model)
     def cleanup_fit(self, learn):
-        # a later fit that fails early has none
-        saved, self.saved = self.saved, False
+        saved, self.saved = self.saved, False  # a later fit that fails early has none
         if not (self.restore and saved): return
         if not self.path.exists():
-            print(
-                f'{self.path} is gone: the weights are those of the last epoch, not '
-                f'of the best ({self.best_epoch})')
+            print(f'{self.path} is gone: the weights are those of the last epoch, '
+                  f'not of the best ({self.best_epoch})')
             return
         best = torch.load(self.path, map_location=learn.device, weights_only=True)
         _load_model_state(learn.model, best)

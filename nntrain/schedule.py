@@ -181,7 +181,7 @@ def warm_restarts(
     "Cosines from `start` to `end`, `n` of them"
     return repeat(cosine(start, end), n, growth)
 
-# %% ../nbs/15_schedulers.ipynb #warmup02
+# %% ../nbs/15_schedulers.ipynb #769f5825
 def warm_up(
     schedule,        # what follows
     share:float=.1,  # of the training for the warm-up, in [0, 1]

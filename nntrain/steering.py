@@ -123,6 +123,8 @@ class ScheduleCB(Callback):
             self.values[name].append(values[0] if len(values) == 1 else tuple(values))
 
 # %% ../nbs/15_schedulers.ipynb #fa787a03
+#| code-summary: "More methods of ScheduleCB"
+#| code-fold: true
 @patch
 def _add_to_plan(self:ScheduleCB, learn, name, given):
     "Find where `name` is kept in each group; refuse a place that has a schedule"

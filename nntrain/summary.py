@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['layer_macs', 'untouched', 'LayerRow', 'Summary', 'summary']
 
 # %% ../nbs/19_resnet.ipynb #14b925de
+#| code-fold: true
+#| code-summary: "Show the imports"
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -18,44 +20,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .hooks import Hooks, _is_compiled, _modules_of
 from .aside import aside
+from .batches import tensors_of, unpack
 from .budgets import to_device
-from .batches import unpack
-from .sources import _tensors
+from .hooks import Hooks, _is_compiled, _modules_of
+from .init import _check_ready
 
 # %% ../nbs/19_resnet.ipynb #9a12ef01
 def layer_macs(
     module:nn.Module,  # one layer
     inputs:tuple,      # what went in
     output             # what came out
-)->int:                # multiply-adds of this call, for the whole batch; None: a layer with weights of a kind that is not known
-    """Multiply-adds with weights: each weight of a convolution or linear layer is used
-    once per position. Everything else counts 0"""
+)->int:                # of this call, for the whole batch; None: an unknown kind
+    "Multiply-adds with weights: each is used once per position; all else counts 0"
     if isinstance(module, _ConvTransposeNd):
-        positions = next(_tensors(inputs)).numel() // module.in_channels
-    elif isinstance(module, _ConvNd):
-        positions = output.numel() // module.out_channels
-    elif isinstance(module, nn.Linear):
-        positions = output.numel() // module.out_features
-    elif isinstance(module, nn.Embedding) or all(
-        p.ndim < 2 for p in module.parameters(recurse=False)
-    ):
-        return 0
-    else:
-        return None
+        positions = next(tensors_of(inputs)).numel()//module.in_channels
+    elif isinstance(module, _ConvNd): positions = output.numel()//module.out_channels
+    elif isinstance(module, nn.Linear): positions = output.numel()//module.out_features
+    elif isinstance(module, nn.Embedding): return 0
+    elif all(p.ndim < 2 for p in module.parameters(recurse=False)): return 0
+    else: return None
     return positions*module.weight.numel()
 
 # %% ../nbs/19_resnet.ipynb #7ddaaf01
 @contextlib.contextmanager
-# the model without what torch.compile has made of it, so that hooks are called
-def _as_written(model):
+def _as_written(model):  # without what torch.compile has made of it: hooks are called
     compiled = any(map(_is_compiled, model.modules()))
-    with (
-        torch.compiler.set_stance('force_eager')
-        if compiled
-        else contextlib.nullcontext()
-    ):
+    with contextlib.ExitStack() as stack:
+        if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
         yield getattr(model, '_orig_mod', model)
 
 @contextlib.contextmanager
@@ -79,8 +71,15 @@ class LayerRow:
     params:int   # parameters of its own; shared ones count where they come first
     macs:int     # multiply-adds per sample; None: not known
 
+    def cells(self):  # as text
+        kind = self.kind + (f' ({self.calls} calls)' if self.calls > 1 else '')
+        output = self.output if self.calls else 'never ran'
+        counts = _count(self.params), _count(self.macs)
+        return self.name, kind, self.input, output, *counts
+
 def _count(n):
-    return '?' if n is None else f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
+    if n is None: return '?'
+    return f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
 
 @dataclass
 class Summary:
@@ -90,136 +89,115 @@ class Summary:
     trainable:int    # parameters with requires_grad
 
     @property
-    def params(self)->int: "All parameters"; return sum(row.params for row in self.rows)
+    def params(self)->int:
+        "All parameters"
+        return sum(row.params for row in self.rows)
     @property
-    def macs(self) -> int:
+    def macs(self)->int:
         "Multiply-adds per sample, of the layers where they are known"
         return sum(row.macs or 0 for row in self.rows)
     @property
-    def exact(self) -> bool:
+    def exact(self)->bool:
         "Is the cost of every layer known?"
         return all(row.macs is not None for row in self.rows)
 
     def _table(self):
-        rows = [
-            (
-                row.name, row.kind + (f' ({row.calls} calls)' if row.calls > 1 else ''),
-                row.input, row.output if row.calls else 'never ran', _count(row.params),
-                _count(row.macs))
-            for row in self.rows
-        ]
-        return [
-            ('layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'),
-            *rows,
-            (
-                'total', '', '', '', _count(self.params),
-                ('' if self.exact else '≥ ') + _count(self.macs)),
-        ]
+        head = 'layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'
+        macs = ('' if self.exact else '≥ ') + _count(self.macs)
+        total = 'total', '', '', '', _count(self.params), macs
+        return [head, *(row.cells() for row in self.rows), total]
 
     def __repr__(self):
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table)]
-        lines = [
-            '  '.join(
-                c.rjust(w) if i > 3 else c.ljust(w)
-                for i, (c, w) in enumerate(zip(row, widths))).rstrip()
-            for row in table
-        ]
-        rule = '-'*max(map(len, lines))
-        return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1], self._note()])
+        def line(row):
+            texts = [c.rjust(w) if i > 3 else c.ljust(w)
+                     for i, (c, w) in enumerate(zip(row, widths))]
+            return '  '.join(texts).rstrip()
+        head, *rows, total = map(line, table)
+        rule = '-'*max(map(len, (head, *rows, total)))
+        return '\n'.join([head, rule, *rows, rule, total, self._note()])
 
     def _repr_markdown_(self):
-        head, *rows, total = (('| ' + ' | '.join(row) + ' |') for row in self._table())
-        return '\n'.join(
-            [head, '|:--|:--|:--|:--|--:|--:|', *rows, total, '', self._note()])
+        head, *rows = ('| ' + ' | '.join(row) + ' |' for row in self._table())
+        return '\n'.join([head, '|:--|:--|:--|:--|--:|--:|', *rows, '', self._note()])
 
     def _note(self):
-        note = (
-            f'Batch of {self.n_samples}. {self.params - self.trainable:,} of '
-            f'{self.params:,} parameters are frozen.' if self.params > self.trainable
-            else f'Batch of {self.n_samples}.')
-        return (
-            note if self.exact
-            else note + ' ? = a kind of layer whose cost is not known here.')
+        note, frozen = f'Batch of {self.n_samples}.', self.params - self.trainable
+        if frozen > 0: note += f' {frozen:,} of {self.params:,} parameters are frozen.'
+        if not self.exact: note += ' ? = a kind of layer whose cost is not known here.'
+        return note
 
 # %% ../nbs/19_resnet.ipynb #98a83f01
 def _shapes(obj):
-    return (
-        ', '.join('×'.join(map(str, t.shape)) or 'scalar' for t in _tensors(obj)) or '–'
-    )
+    shapes = ['×'.join(map(str, t.shape)) or 'scalar' for t in tensors_of(obj)]
+    return ', '.join(shapes) or '–'
 
-def _check_ready(model):
-    lazy = [
-        name for name, p in (*model.named_parameters(), *model.named_buffers())
-        if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise ValueError(
-            f'{lazy[0]} has no shape yet, and a first batch would give it one: run '
-            'the model once before')
+def _counts(m):  # does this module get a row?
+    leaf = next(m.children(), None) is None
+    has_own = next(m.parameters(recurse=False), None) is not None
+    return leaf or has_own or isinstance(m, (_ConvNd, nn.Linear))
 
+class _Meter:
+    "What hooks note during one forward pass: rows by name, and which layer is at work"
+    def __init__(self): self.rows, self.running, self.totals = {}, [], {}
+
+    def start(self, module, args, kwargs, name):
+        self.running.append((name, module, (*args, *kwargs.values())))
+
+    def note(self, hook, module, inputs, output):
+        self.running.pop()
+        kind, macs = type(module).__name__, layer_macs(module, inputs, output)
+        new = LayerRow(hook.name, kind, 0, _shapes(inputs), _shapes(output), 0, 0)
+        row = self.rows.setdefault(hook.name, new)
+        row.calls += 1
+        before = self.totals.get(hook.name, 0)
+        self.totals[hook.name] = None if None in (macs, before) else before + macs
+
+    def run(self, model, layers, inputs):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(untouched(model))
+            as_written = stack.enter_context(_as_written(model))
+            for name, m in layers.items():
+                start = partial(self.start, name=name)
+                handle = m.register_forward_pre_hook(start, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(Hooks(layers, self.note))
+            try: as_written(*inputs)
+            except Exception as e:
+                if not self.running: raise
+                name, module, given = self.running[-1]
+                raise ValueError(f'the model fails in layer {name!r}, {module}, which '
+                                 f'was given {_shapes(given)}: {e}') from e
+
+    def fill(self, layers, n):  # parameters, where they come first; MACs per sample
+        counted = set()
+        for name, m in layers.items():
+            own = {id(p): p.numel() for p in m.parameters(recurse=False)}
+            own = {key: size for key, size in own.items() if key not in counted}
+            counted |= set(own)
+            never_ran = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
+            if own: self.rows.setdefault(name, never_ran)
+            if name in self.rows: self.rows[name].params = sum(own.values())
+        for name, macs in self.totals.items():
+            whole_number = macs is None or macs % n == 0
+            self.rows[name].macs = macs and (macs//n if whole_number else macs/n)
+
+# %% ../nbs/19_resnet.ipynb #d7c9a499
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
-    # one batch as a loader gives it, inputs and target, or only the input, a tensor
-    batch
-)->Summary:           # a table in a terminal and in a notebook; also `.rows`, `.params`, `.macs`
-    """What each layer takes, gives, holds and costs, from one forward pass without
-    training"""
+    batch             # a batch as a loader gives it, or only the input, a tensor
+)->Summary:           # shows itself as a table; also `.rows`, `.params`, `.macs`
+    "What each layer takes, gives, holds and costs, from one forward pass"
     _check_ready(model)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     inputs = (batch,) if isinstance(batch, Tensor) else unpack(batch)[0]
-    inputs = to_device(inputs, device) if device is not None else inputs
-    layers = {
-        name: m for name, m in _modules_of(model).items()
-        if next(m.children(), None) is None
-        or next(m.parameters(recurse=False), None) is not None
-        or isinstance(m, (_ConvNd, nn.Linear))}
-    rows, running, total = {}, [], {}
-    n = next((len(t) for t in _tensors(inputs) if t.ndim), 1)
+    if device is not None: inputs = to_device(inputs, device)
+    n = next((len(t) for t in tensors_of(inputs) if t.ndim), 1)
     if n == 0: raise ValueError('the batch is empty: its first axis has length 0')
-
-    def start(module, args, kwargs, name):
-        running.append((name, module, (*args, *kwargs.values())))
-    def note(hook, module, inputs, output):
-        running.pop()
-        row = rows.setdefault(
-            hook.name,
-            LayerRow(
-                hook.name, type(module).__name__, 0, _shapes(inputs), _shapes(output),
-                0, 0))
-        macs = layer_macs(module, inputs, output)
-        row.calls, total[hook.name] = (
-            row.calls + 1, None if macs is None else total.get(hook.name, 0) + macs)
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(untouched(model))
-        as_written = stack.enter_context(_as_written(model))
-        for name, m in layers.items():
-            stack.callback(
-                m.register_forward_pre_hook(
-                    partial(start, name=name), with_kwargs=True).remove)
-        stack.enter_context(Hooks(layers, note))
-        try:
-            as_written(*inputs)
-        except Exception as e:
-            if not running:
-                raise
-            name, module, given = running[-1]
-            raise ValueError(
-                f'the model fails in layer {name!r}, {module}, which was given '
-                f'{_shapes(given)}: {e}') from e
-
-    counted = set()
-    for name, m in layers.items():
-        own = {
-            id(p): p.numel() for p in m.parameters(recurse=False)
-            if id(p) not in counted}
-        counted |= set(own)
-        if name not in rows and own:
-            rows[name] = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
-        if name in rows: rows[name].params = sum(own.values())
-    for name, macs in total.items():
-        rows[name].macs = (
-            macs if macs is None else macs // n if macs % n == 0 else macs / n)
-    return Summary(
-        list(rows.values()), n,
-        sum(p.numel() for p in model.parameters() if p.requires_grad))
+    layers = {name: m for name, m in _modules_of(model).items() if _counts(m)}
+    meter = _Meter()
+    meter.run(model, layers, inputs)
+    meter.fill(layers, n)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Summary(list(meter.rows.values()), n, trainable)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .checks import whole
 
-# %% ../nbs/03_data.ipynb #88d437bf
+# %% ../nbs/03_data.ipynb #04724baf
+#| code-summary: "Two checks of what is given"
+#| code-fold: true
 def as_numbers(
     name:str,  # what the values are called, for the message
     values,    # tensor, array or list of numbers
@@ -35,6 +37,7 @@ def _same_length(x, y):
         raise ValueError(f"x and y must have one row per sample, got shapes "
                          f"{tuple(x.shape)} and {tuple(y.shape)}")
 
+# %% ../nbs/03_data.ipynb #88d437bf
 class TensorLoader:
     "Batches from tensors that stay on one device: a gather, then a conversion"
     def __init__(self,
@@ -100,6 +103,9 @@ def _batch(self:TensorLoader, order, i):
     x = x if x.is_floating_point() else x.float()
     return x.sub_(mean).div_(std), y
 
+# %% ../nbs/03_data.ipynb #c9fd4029
+#| code-summary: "Mean and standard deviation"
+#| code-fold: true
 @patch
 def _stats(self:TensorLoader, mean, std):
     "Mean and standard deviation as tensors () or (C, 1, 1); None if neither is given"

@@ -60,7 +60,9 @@ class TorchSchedulerCB(Callback):
             self.scheduler.step(*metric)
         self.n_done += 1
 
-# %% ../nbs/15_schedulers.ipynb #torchcb2
+# %% ../nbs/15_schedulers.ipynb #56a20042
+#| code-summary: "More methods of TorchSchedulerCB"
+#| code-fold: true
 @patch
 def _check_scheduler(self:TorchSchedulerCB, learn, n):
     "Refuse a scheduler that does not fit the metric, the length or other callbacks"

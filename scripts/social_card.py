@@ -1,8 +1,9 @@
 """Draw nbs/images/card.png, the picture that other sites show beside a link to the
 book, from recorded rows.
 
-python scripts/social_card.py           write it python scripts/social_card.py --check
-only say whether its numbers are still those of the rows"""
+    python scripts/social_card.py           write it
+    python scripts/social_card.py --check   only say whether its numbers are those of now
+"""
 import argparse
 import json
 from pathlib import Path

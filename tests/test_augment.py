@@ -20,8 +20,10 @@ from nntrain.ensembles import ensemble, mean_predictions, tta
 from nntrain.predict import get_preds
 from nntrain.soft_targets import (CutMixCB, MixUpCB, cutmix, mix_targets, mixup,
                                   smooth_labels)
-from nntrain.callbacks import (
-    GradientAccumulationCB, GradientClipCB, MixedPrecisionCB, WeightAveragingCB)
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.data import DataLoaders
 from nntrain.prepare import DeviceCB, NormalizeCB

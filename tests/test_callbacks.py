@@ -1,4 +1,4 @@
-"Combinations and faults of the callbacks of chapter 11"
+"Combinations and faults of the callbacks"
 import contextlib
 import copy
 import csv
@@ -15,18 +15,24 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
-                               MixedPrecisionCB, WeightAveragingCB)
-from nntrain.logs import BatchLimitCB, CSVLogCB, ConfusionMatrixCB
-from nntrain.monitors import (EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB,
-                              StopOnNonFiniteCB)
-from nntrain.saving import SaveBestCB, write_whole
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
+from nntrain.confusion import ConfusionMatrixCB
+from nntrain.logs import CSVLogCB, TrackerCB
+from nntrain.profiling import ProfileCB
+from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
+from nntrain.files import write_whole
+from nntrain.saving import SaveBestCB
 from nntrain.sequences import ModelResetCB, RNNRegularizerCB
 from nntrain.data import DataLoaders
 from nntrain.compare import MomentumLearner
 from nntrain.prepare import SingleBatchCB
 from nntrain.callback import Callback, sort_callbacks
-from nntrain.events import CancelBatch, CancelFit, CancelPhase, CancelStep
+from nntrain.events import (CancelBatch, CancelEpoch, CancelFit, CancelPhase,
+                            CancelStep)
 from nntrain.lr_finder import lr_find
 from nntrain.compare import set_seed
 from nntrain.learner import Learner, World
@@ -171,11 +177,11 @@ def test_accumulation_survives_left_out_batches():
     assert learn.n_taken == 2
 
 def test_accumulation_takes_samples_of_all_processes_if_it_is_told():
-    class Told(World):
-        def n_rows(self, learn): return 3 if learn.iter == 0 else 1
+    class Several(World):
+        def n_rows(self, learn): return torch.tensor(float(3 if learn.iter == 0 else 1))
     class ToldCB(Callback):
         order = -30
-        def before_fit(self, learn): learn.world = Told()
+        def before_fit(self, learn): learn.world = Several()
     learn = learner(GradientAccumulationCB(2), ToldCB(), seen := GradsCB(), n=16)
     learn.fit(1, valid=False)
     a, b = seen.single
@@ -839,3 +845,209 @@ def test_validating_an_average_between_forward_and_backward_keeps_the_graph():
     # the weights are those of the forward pass
     loss.backward()
     assert all(p.grad.isfinite().all() for p in learn.model.parameters())
+
+
+# ---- what the chapter shows in words
+# ---------------------------------------------------
+
+def scripted(values, *cbs):
+    learn = learner(MetricsCB(score=Script(values)), *cbs, n=8)
+    learn.fit(len(values), train=False)
+    return learn
+
+def test_small_gains_do_not_count_one_by_one():
+    watch = MonitorCB('valid_score', min_delta=.1)
+    scripted([3., 2., 1.95, 1.92, 1.95], watch)
+    assert (watch.best, watch.best_epoch, watch.waited) == (2., 1, 3)
+
+def test_a_monitor_needs_its_metric():
+    with pytest.raises(ValueError, match="no metric 'valid_loss'"):
+        learner(MetricsCB(), MonitorCB()).fit(1, valid=False)
+    for cb in MonitorCB(), CSVLogCB('never.csv'), TrackerCB(print):
+        with pytest.raises(ValueError, match=f'{type(cb).__name__} needs MetricsCB'):
+            learner(cb).fit(1)
+
+def rates(values, *cbs):
+    scores = [v for value in values for v in (9., value)]
+    learner(MetricsCB(score=Script(scores)), end := EndCB(), *cbs, n=8).fit(len(values))
+    return end.lrs
+
+def test_no_rate_is_reduced_below_the_limit_or_raised_to_it():
+    flat = [1.]*10
+    assert (
+        min(rates(flat, ReduceOnPlateauCB('valid_score', patience=1, min_lr=0.03)))
+        == 0.03)
+    assert (
+        rates(flat, ReduceOnPlateauCB('valid_score', patience=1, min_lr=0.2))
+        == [0.1] * 10)
+
+def test_somebody_who_restores_the_rate_is_noticed():
+    class RestoreCB(Callback):
+        def before_batch(self, learn): learn.opt.param_groups[0]['lr'] = .1
+    with pytest.raises(ValueError, match='a schedule writes them too'):
+        rates([1.]*4, ReduceOnPlateauCB('valid_score', patience=1), RestoreCB())
+
+class Unsized:
+    "A loader without a length"
+    def __init__(self, batches): self.batches = batches
+    def __iter__(self): return iter(self.batches)
+
+def unsized(*cbs):
+    batches = list(learner(n=48).dls.train)
+    dls = DataLoaders(Unsized(batches), batches)
+    return Learner(nn.Linear(4, 3), dls, F.cross_entropy, cbs=cbs)
+
+def test_without_a_length_groups_run_over_the_border_of_epochs():
+    learn = unsized(GradientAccumulationCB(4))           # 6 batches an epoch
+    learn.fit(2)
+    assert (learn.n_taken, learn.n_steps) == (3, None)
+    with pytest.raises(ValueError, match='no length'):
+        unsized(WeightAveragingCB(start=.5)).fit(1)
+
+def test_half_a_group_is_part_of_the_state():
+    class BreakCB(Callback):
+        def before_batch(self, learn):
+            if learn.iter == 2: raise CancelFit()
+    cb = GradientAccumulationCB(4)
+    learn = learner(cb, BreakCB())
+    learn.fit(1, valid=False)
+    assert cb.state_dict() == {'count': 2, 'total': 16, 'unit': 8}
+    assert learn.model.weight.grad.abs().max() > 0
+    other = GradientAccumulationCB(4)
+    other.load_state_dict(cb.state_dict())
+    assert other.state_dict() == cb.state_dict()
+
+def test_a_schedule_reaches_its_end_under_accumulation():
+    schedule = ScheduleCB(lr=linear(.1, 0.))
+    learner(GradientAccumulationCB(4), schedule).fit(3)  # 7 batches an epoch: 2 steps
+    assert_close(torch.tensor(schedule.values['lr']), torch.linspace(.1, 0, 6))
+
+def test_autocast_covers_predictions_and_not_gradients():
+    kinds = []
+    class KindCB(Callback):
+        def after_predict(self, learn): kinds.append((learn.phase, learn.preds.dtype))
+        def after_backward(self, learn): kinds.append(learn.model.weight.grad.dtype)
+    learner(MixedPrecisionCB(torch.bfloat16), KindCB(), n=8).fit(1)
+    assert kinds[:2] == [('train', torch.bfloat16), torch.float32]
+    assert set(kinds[2:]) == {('valid', torch.bfloat16)}
+    with pytest.raises(ValueError, match='needs no scaler'):
+        MixedPrecisionCB(torch.bfloat16, torch.amp.GradScaler('cpu'))
+
+def test_norms_are_those_of_unscaled_gradients():
+    norms = []
+    for cbs in [MixedPrecisionCB(torch.float16, FakeScaler())], []:
+        learner(
+            *cbs, clip := GradientClipCB(max_norm=0.5), GradientAccumulationCB(2)
+        ).fit(1)
+        norms.append(torch.tensor(clip.norms))
+    assert_close(*norms, rtol=1e-2, atol=1e-3)
+    assert repr(GradientClipCB(1.)) == 'GradientClipCB(max_norm=1.0, max_value=None)'
+
+def test_averages_start_late_and_take_every_second_step():
+    class PathCB(Callback):
+        def before_fit(self, learn): self.path = []
+        def after_step(self, learn):
+            self.path.append(learn.model.weight.detach().clone())
+    late = WeightAveragingCB(1., start=.5, every=2, validates=False)
+    learner(path := PathCB(), late, n=48).fit(2)         # 12 steps
+    expected = torch.stack([path.path[i] for i in (7, 9, 11)]).mean(0)
+    assert_close(late.average.mean[0], expected)
+
+def test_a_writer_that_adds_a_suffix_is_told(tmp_path):
+    def adds(path): path.with_name(path.name + '.npy').write_text('array')
+    with pytest.raises(FileNotFoundError, match='some writers add a suffix'):
+        write_whole(tmp_path/'a', adds)
+    assert list(tmp_path.iterdir()) == []
+
+def test_a_log_keeps_earlier_rows_only_if_asked(tmp_path):
+    def rows():
+        with open(tmp_path/'log.csv', newline='', encoding='utf-8') as f:
+            return [
+                (r['epoch'], bool(r.get('valid_accuracy'))) for r in csv.DictReader(f)]
+    learner(MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv')).fit(2)
+    learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv', append=True)).fit(1)
+    assert rows() == [('0', True), ('1', True), ('0', False)]
+    learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv')).fit(1)
+    assert rows() == [('0', False)]
+
+def test_confusions_need_as_many_predictions_as_classes():
+    with pytest.raises(ValueError, match='for these 2 classes'):
+        learner(ConfusionMatrixCB('ab')).fit(1)
+
+def test_leave_out_a_batch_or_an_epoch():
+    class SkipBrokenCB(Callback):
+        order, n = -8, 0
+        def before_batch(self, learn):
+            broken = learn.training and not learn.xb[0].isfinite().all()
+            if broken: self.n += 1; raise CancelBatch()
+    class RestCB(Callback):
+        def before_epoch(self, learn):
+            if 0 < learn.epoch < learn.n_epochs - 1: raise CancelEpoch()
+    learn = learner(skip := SkipBrokenCB(), RestCB(), MetricsCB(), n=48)
+    learn.dls.train.x[7] = math.nan
+    learn.fit(4)
+    assert (skip.n, learn.n_taken) == (2, 10)
+    assert [row['epoch'] for row in learn.history] == [0, 3]
+    assert weights(learn).isfinite().all()
+
+
+# ---- trackers and the profiler
+# ---------------------------------------------------------
+
+def test_a_tracker_gets_the_loss_itself_and_counts_steps_taken():
+    calls = []
+    tracker = TrackerCB(lambda numbers, step: calls.append((step, numbers)), every=1)
+    scaler = FakeScaler(bad=(0,))
+    learn = learner(MixedPrecisionCB(torch.float16, scaler), MetricsCB(), tracker, n=24)
+    # 3 batches, one step is skipped
+    learn.fit(2)
+    assert [step for step, _ in calls] == [1, 2, 2, 3, 4, 5, 5]
+    assert all(0 < n['batch_loss'] < 4 for _, n in calls if 'batch_loss' in n)
+    assert [n for _, n in calls if 'epoch' in n] == learn.history
+
+def test_a_tracker_like_tensorboards_writer():
+    class Writer:
+        def __init__(self): self.scalars = []
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+    writer = Writer()
+    def log(numbers, step):
+        for name, value in numbers.items(): writer.add_scalar(name, value, step)
+    learner(MetricsCB(), TrackerCB(log)).fit(1)
+    assert {name for name, *_ in writer.scalars} >= {'train_loss', 'valid_loss'}
+    assert TrackerCB.main_only
+
+@pytest.mark.parametrize(
+    'make, error',
+    [
+        (lambda: TrackerCB('wandb'), TypeError),
+        (lambda: TrackerCB(print, every=0), ValueError),
+        (lambda: ProfileCB(n_batches=0), ValueError),
+        (lambda: ProfileCB(skip=-1), ValueError),
+        (lambda: ProfileCB().table(), ValueError)],
+)
+def test_trackers_and_profilers_refuse(make, error):
+    with pytest.raises(error): make()
+
+@pytest.mark.parametrize('limit', [[], [BatchLimitCB(4)]], ids=['whole', 'left early'])
+def test_a_profile_of_a_few_batches(tmp_path, limit):
+    profile = ProfileCB(skip=3, n_batches=2, trace=tmp_path/'trace.json')
+    learn = learner(profile, *limit)
+    before = learner()
+    learn.fit(2), before.fit(2) if not limit else None
+    calls = {e.key: e.count for e in profile.profile.key_averages()}
+    assert calls['aten::cross_entropy_loss'] == (1 if limit else 2)
+    assert (tmp_path/'trace.json').stat().st_size > 1000
+    assert len(profile.table(3).splitlines()) == 3
+    if not limit: assert_close(weights(learn), weights(before), rtol=0, atol=0)
+
+def test_a_profile_ends_when_the_fit_is_left():
+    class FailCB(Callback):
+        def after_predict(self, learn):
+            if learn.iter == 3: raise KeyError('a bug')
+    profile = ProfileCB(skip=2, n_batches=9)
+    with pytest.raises(KeyError): learner(profile, FailCB()).fit(1)
+    assert not profile.running and profile.table()
+    learner(again := ProfileCB(0, 1)).fit(1)             # another one can begin
+    assert again.table()
+

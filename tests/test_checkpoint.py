@@ -24,9 +24,12 @@ from torch import nn
 from nntrain.augment import AugmentCB
 from nntrain.erase import RandomErase
 from nntrain.soft_targets import MixUpCB
-from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
-                               MixedPrecisionCB, WeightAveragingCB)
-from nntrain.logs import BatchLimitCB, CSVLogCB
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import BatchLimitCB
+from nntrain.logs import CSVLogCB
 from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
 from nntrain.saving import SaveBestCB
 from nntrain.checkpoint import CheckpointCB

@@ -748,6 +748,10 @@ def test_fashion_dls_sizes():
     assert [o.n for o in (dls.train, dls.valid, dls.test)]==[100, 30, 30]
     assert dls.train.y.bincount().tolist() == [10] * 10 and (
         dls.train.batch_size, dls.valid.batch_size) == (16, 32)
+    quick = fashion_dls(valid='split', budget='quick', source='toy')
+    assert [o.n for o in (quick.train, quick.valid, quick.test)]==[2048, 512, 512]
+    whole = fashion_dls(budget='full', source='toy')
+    assert (whole.train.n, whole.valid.n, whole.test)==(30_000, 5_000, None)
     full = fashion_dls(valid='split', source='toy', budget='full')
     assert [o.n for o in (full.train, full.valid, full.test)]==[27_500, 2_500, 5_000]
     pictures = [{p.numpy().tobytes() for p in o.x} for o in (full.train, full.valid)]

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from nntrain.callbacks import (GradientAccumulationCB, GradientClipCB,
-                               MixedPrecisionCB, WeightAveragingCB)
-from nntrain.monitors import StopOnNonFiniteCB
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.clip import GradientClipCB
+from nntrain.precision import MixedPrecisionCB
+from nntrain.callbacks import StopOnNonFiniteCB
 from nntrain.data import DataLoaders
 from nntrain.tensor_loader import TensorLoader
 from nntrain.distributed import AccelerateCB
@@ -43,7 +45,10 @@ from functools import partial
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from nntrain.callback import Callback
-from nntrain.callbacks import *
+from nntrain.accumulate import GradientAccumulationCB
+from nntrain.average import WeightAveragingCB
+from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
+from nntrain.clip import GradientClipCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import MomentumLearner, set_seed
 from nntrain.data import DataLoaders
@@ -51,11 +56,11 @@ from nntrain.distributed import *
 from nntrain.events import CancelEpoch, CancelStep
 from nntrain.history import RecorderCB
 from nntrain.learner import Learner
-from nntrain.logs import BatchLimitCB, CSVLogCB
+from nntrain.logs import CSVLogCB
 from nntrain.lr_finder import lr_find
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
-from nntrain.monitors import StopOnNonFiniteCB
+from nntrain.precision import MixedPrecisionCB
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB

@@ -42,7 +42,8 @@ def imported():
         if not re.match(r'[0-8]\d_', path.name): continue
         modules = {m for _, src in checks.exporting_to(nb)
                    for m in checks.imported_modules(src)} - shared
-        found[topic(path)] = {home_of[m] for m in modules if m in home_of} - {topic(path)}
+        needed = {home_of[m] for m in modules if m in home_of}
+        found[topic(path)] = needed - {topic(path)}
     return found
 
 def map_problems(book, imported):

@@ -309,7 +309,7 @@ def test_clean_passes_then_names_the_notebook(mini, tmp_path_factory):
         ('#| export\nimport nntrain.two as t', 'nntrain.two of chapter 02'),
         ('#| export\nfrom nntrain import two', 'nntrain.two of chapter 02'),
         ('#| exporti\nfrom .two import inc2', 'nntrain.two of chapter 02'),
-        ('#| export\nfrom nntrain.one import inc', 'nntrain.one of chapter 01'),
+        ('#| export\nfrom nntrain.one import inc', 'nntrain.one imports itself'),
         ('#| export\nfrom nntrain.nowhere import inc', 'which no chapter exports'),
         ('%matplotlib inline\nfrom nntrain.two import inc2', 'later chapter 02'),
     ],

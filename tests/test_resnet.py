@@ -18,9 +18,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nntrain.summary import summary
 from nntrain.resnet import (
-    IDENTITIES, PadChannels, ResBlock, ResNet, dead_weights, resnet)
+    ResBlock, ResNet, dead_weights, pool_conv, resnet, strided_conv)
 
 quick = settings(max_examples=25, deadline=None)
+
+
+def conv_pool(n_in, n_out, stride, norm=None):
+    "An identity path of one's own: the 1×1 convolution in front of the pooling"
+    return pool_conv(n_in, n_out, 1, norm) + pool_conv(n_out, n_out, stride)
+
+class Pad(nn.Module):
+    def __init__(self, n_out): super().__init__(); self.n_out = n_out
+    def forward(self, x): return F.pad(x, (0, 0, 0, 0, 0, self.n_out - x.shape[1]))
+
+def pool_pad(n_in, n_out, stride, norm=None):
+    "One without parameters: channels of zeros appended, or the last ones dropped"
+    return [*pool_conv(n_in, n_in, stride), Pad(n_out)]
+
+IDENTITIES = pool_conv, strided_conv, conv_pool, pool_pad
 
 
 def n_dead(model, *shape):
@@ -57,19 +72,29 @@ def test_fresh_block_is_its_identity_path(identity):
 
 
 def test_pooling_and_1x1_convolution_commute():
-    pool_first, conv_first = (
-        ResBlock(3, 6, 2, name, norm=None).double()
-        for name in ('pool_conv', 'conv_pool'))
+    paths = pool_conv, conv_pool
+    pool_first, conv_first = (ResBlock(3, 6, 2, f, norm=None).double() for f in paths)
     conv_first.identity[0].load_state_dict(pool_first.identity[1].state_dict())
     conv_first.convs.load_state_dict(pool_first.convs.state_dict())
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
     assert_close(pool_first(x), conv_first(x), rtol=0, atol=1e-12)
 
 
-def test_pad_channels_appends_and_drops():
-    x = torch.arange(12.).view(1, 3, 2, 2)
-    assert_close(PadChannels(5)(x), torch.cat([x, torch.zeros(1, 2, 2, 2)], 1))
-    assert_close(PadChannels(2)(x), x[:, :2])
+def test_where_the_shape_stays_the_identity_path_is_empty():
+    for f in pool_conv, strided_conv:
+        assert f(32, 32, 1, nn.BatchNorm2d) == [] and len(f(32, 64, 2)) > 0
+    for wrong in 'pool_conv', None:
+        with pytest.raises(TypeError, match='identity must be a function'):
+            ResBlock(4, 4, identity=wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_same_on_a_gpu():
+    on_cpu, x = resnet().eval(), torch.randn(4, 1, 28, 28)
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        on_gpu = copy.deepcopy(on_cpu).cuda()(x.cuda()).cpu()
+        assert_close(on_gpu, on_cpu(x), rtol=1e-3, atol=1e-4)
+    assert n_dead(resnet().cuda(), 8, 1, 28, 28) == 0
 
 
 # ---- the network ---------------------------------------------------------------------
@@ -226,7 +251,7 @@ def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():
         (lambda: ResBlock(4, 4, True), 'stride'),
         (lambda: ResBlock(4, 4, (2, 2)), 'stride'),
         (lambda: ResBlock(0, 4), 'n_in'),
-        (lambda: ResBlock(4, 4, identity='pad'), 'identity must be one of pool_conv'),
+        (lambda: dead_weights(nn.Linear(1, 1), (1, 1), 0), 'patience must be a whole'),
         (lambda: resnet(()), 'widths is empty'),
         (lambda: resnet((4, 8), strides=(1,)), 'strides must be 2 numbers'),
         (lambda: resnet((4, 8), strides=(1, 3)), '1 or 2'),
@@ -238,7 +263,6 @@ def test_dead_weights_leaves_out_the_frozen_and_finds_the_unused():
             'takes (N, 4, H, W), got (2, 3, 8, 8)'),
         (lambda: ResBlock(4, 4)(torch.zeros(4, 8, 8)), 'got (4, 8, 8)'),
         (lambda: resnet()(torch.zeros(1, 28, 28)), 'got (1, 28, 28)'),
-        (lambda: PadChannels(1.5), 'n_out'),
         (lambda: dead_weights(nn.ReLU(), (2, 2)), 'no parameter'),
     ],
 )

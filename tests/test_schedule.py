@@ -1,5 +1,4 @@
-"""Schedules as functions, and the callbacks that write them: properties over random shapes,
-and torch as the oracle."""
+"Schedules, and the callbacks that write them: properties over random shapes, and torch"
 import inspect
 import math
 from functools import partial
@@ -24,9 +23,9 @@ from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.sgd import SGD
 from nntrain.cycles import momentum_cycle, one_cycle
 from nntrain.annealing import AdamAnnealed, AnnealCB, AutoAnnealCB
-from nntrain.schedule import (at_steps, constant, cosine, exponential, inverse_sqrt, join,
-                              linear, polynomial, repeat, stairs, step_decay, time_decay,
-                              triangular, warm_restarts, warm_up, wsd)
+from nntrain.schedule import (
+    at_steps, constant, cosine, exponential, inverse_sqrt, join, linear, polynomial,
+    repeat, stairs, step_decay, time_decay, triangular, warm_restarts, warm_up, wsd)
 from nntrain.steering import ScheduleCB, find_hyper, hyper_names, set_hyper
 from nntrain.torch_schedulers import TorchSchedulerCB
 
@@ -226,7 +225,8 @@ def test_ours_against_torchs_which_count_differently(ours, theirs):
         used.append(opt.param_groups[0]['lr'])
         opt.step(), scheduler.step()
     restarts = isinstance(scheduler, lr_scheduler.CosineAnnealingWarmRestarts)
-    if restarts: assert (ours(1.), used[-1]) == (0., 1.)   # its last step starts a third
+    # its last step starts a third
+    if restarts: assert (ours(1.), used[-1]) == (0., 1.)
     n = T - restarts
     assert at_steps(ours, T)[:n] == pytest.approx(used[:n], abs=1e-12)
 
@@ -398,35 +398,56 @@ def test_schedule_cb_refuses(opt_func, schedules, error, says):
         learner([ScheduleCB(**schedules)], opt_func).fit(1)
 
 
-@pytest.mark.parametrize('make, says', [
-    (lambda: one_cycle(.1, div=0), 'div must be a finite number above 0, got 0'),
-    (lambda: one_cycle(.1, div_final=0), 'div_final must be a finite number above 0'),
-    (lambda: one_cycle(.1, div=-2.), 'div must be a finite number above 0'),
-    (lambda: one_cycle(math.inf), 'max_lr must be a finite number'),
-    (lambda: one_cycle('.1'), "max_lr must be a finite number, got '.1'"),
-    (lambda: one_cycle(.1, pct_start=math.nan), 'pct_start must lie in .* got nan'),
-    (lambda: one_cycle(.1, pct_start=.6, three_phase=True), r'in \[0, 0.5\]'),
-    (lambda: momentum_cycle((.95, 1.5, .95)), r'moms\[1\] must be a number .* below 1'),
-    (lambda: momentum_cycle((.95, .85)), 'moms must be three numbers'),
-    (lambda: momentum_cycle(pct_start=25), 'pct_start must lie in'),
-    (lambda: polynomial(1., 0., power=-1), 'power must be a finite number above 0'),
-    (lambda: polynomial(1., 0., power=0), 'power must be a finite number above 0'),
-    (lambda: linear(.1, math.nan), 'end must be a finite number'),
-    (lambda: cosine(True, 0.), 'start must be a finite number'),
-    (lambda: constant((.9, math.nan)), 'value must be a finite number'),
-    (lambda: exponential(.1, math.inf), 'end must be a finite number'),
-    (lambda: exponential(0., .1), 'start must be above 0'),
-    (lambda: time_decay(.1, 0.), 'end must be above 0'),
-    (lambda: step_decay(.1, factor=-1.), 'factor must be a finite number of at least 0'),
-    (lambda: step_decay(.1, at=(30, 60)), 'not as a step or an epoch'),
-    (lambda: stairs(linear(1., 0.), 2.5), 'n must be a whole number'),
-    (lambda: repeat(linear(1., 0.), 0), 'n must be a whole number'),
-    (lambda: repeat(linear(1., 0.), 2, growth=0), 'growth must be a finite number above 0'),
-    (lambda: warm_up(linear(1., 0.), 1.5), 'share must lie in'),
-    (lambda: at_steps(linear(1., 0.), 2.5), 'n_steps must be a whole number'),
-    (lambda: learner().fit_flat_cos(1, div_final=0), 'div_final must be a finite number above 0'),
-    (lambda: learner(opt_func=AdamW).fit_one_cycle(1, lr=[]), 'lr is an empty list'),
-])
+@pytest.mark.parametrize(
+    'make, says',
+    [
+        (lambda: one_cycle(0.1, div=0), 'div must be a finite number above 0, got 0'),
+        (
+            lambda: one_cycle(0.1, div_final=0),
+            'div_final must be a finite number above 0'),
+        (lambda: one_cycle(0.1, div=-2.0), 'div must be a finite number above 0'),
+        (lambda: one_cycle(math.inf), 'max_lr must be a finite number'),
+        (lambda: one_cycle('.1'), "max_lr must be a finite number, got '.1'"),
+        (
+            lambda: one_cycle(0.1, pct_start=math.nan),
+            'pct_start must lie in .* got nan'),
+        (lambda: one_cycle(0.1, pct_start=0.6, three_phase=True), r'in \[0, 0.5\]'),
+        (
+            lambda: momentum_cycle((0.95, 1.5, 0.95)),
+            r'moms\[1\] must be a number .* below 1'),
+        (lambda: momentum_cycle((0.95, 0.85)), 'moms must be three numbers'),
+        (lambda: momentum_cycle(pct_start=25), 'pct_start must lie in'),
+        (
+            lambda: polynomial(1.0, 0.0, power=-1),
+            'power must be a finite number above 0'),
+        (
+            lambda: polynomial(1.0, 0.0, power=0),
+            'power must be a finite number above 0'),
+        (lambda: linear(0.1, math.nan), 'end must be a finite number'),
+        (lambda: cosine(True, 0.0), 'start must be a finite number'),
+        (lambda: constant((0.9, math.nan)), 'value must be a finite number'),
+        (lambda: exponential(0.1, math.inf), 'end must be a finite number'),
+        (lambda: exponential(0.0, 0.1), 'start must be above 0'),
+        (lambda: time_decay(0.1, 0.0), 'end must be above 0'),
+        (
+            lambda: step_decay(0.1, factor=-1.0),
+            'factor must be a finite number of at least 0'),
+        (lambda: step_decay(0.1, at=(30, 60)), 'not as a step or an epoch'),
+        (lambda: stairs(linear(1.0, 0.0), 2.5), 'n must be a whole number'),
+        (lambda: repeat(linear(1.0, 0.0), 0), 'n must be a whole number'),
+        (
+            lambda: repeat(linear(1.0, 0.0), 2, growth=0),
+            'growth must be a finite number above 0'),
+        (lambda: warm_up(linear(1.0, 0.0), 1.5), 'share must lie in'),
+        (lambda: at_steps(linear(1.0, 0.0), 2.5), 'n_steps must be a whole number'),
+        (
+            lambda: learner().fit_flat_cos(1, div_final=0),
+            'div_final must be a finite number above 0'),
+        (
+            lambda: learner(opt_func=AdamW).fit_one_cycle(1, lr=[]),
+            'lr is an empty list'),
+    ],
+)
 def test_numbers_are_checked_when_a_schedule_is_made(make, says):
     with pytest.raises(ValueError, match=says): make()
 
@@ -798,20 +819,33 @@ one_cycle_of_7 = partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=7)
 plateau = lr_scheduler.ReduceLROnPlateau
 
 
-@pytest.mark.parametrize('make, error, says', [
-    (lambda: TorchSchedulerCB(one_cycle_of_7), ValueError,
-     'total_steps=7, but this fit has 12'),
-    (lambda: TorchSchedulerCB(plateau, 'epoch'), ValueError, 'watches a metric'),
-    (lambda: TorchSchedulerCB(s.ConstantLR, 'epoch', 'valid_loss'), ValueError,
-     'takes no metric'),
-    (lambda: TorchSchedulerCB(plateau, 'epoch', 'valid_los'), ValueError,
-     "did you mean 'valid_loss'"),
-    (lambda: TorchSchedulerCB(plateau, metric='valid_loss'), ValueError,
-     "say per='epoch'"),
-    (lambda: TorchSchedulerCB(s.ConstantLR, per='step'), ValueError,
-     "'batch' or 'epoch'"),
-    (lambda: TorchSchedulerCB(lambda opt: None), TypeError, 'must return a scheduler'),
-], ids=['length', 'no metric', 'a metric', 'unknown', 'per batch', 'per step', 'nothing'])
+@pytest.mark.parametrize(
+    'make, error, says',
+    [
+        (
+            lambda: TorchSchedulerCB(one_cycle_of_7), ValueError,
+            'total_steps=7, but this fit has 12'),
+        (lambda: TorchSchedulerCB(plateau, 'epoch'), ValueError, 'watches a metric'),
+        (
+            lambda: TorchSchedulerCB(s.ConstantLR, 'epoch', 'valid_loss'), ValueError,
+            'takes no metric'),
+        (
+            lambda: TorchSchedulerCB(plateau, 'epoch', 'valid_los'), ValueError,
+            "did you mean 'valid_loss'"),
+        (
+            lambda: TorchSchedulerCB(plateau, metric='valid_loss'), ValueError,
+            "say per='epoch'"),
+        (
+            lambda: TorchSchedulerCB(s.ConstantLR, per='step'), ValueError,
+            "'batch' or 'epoch'"),
+        (
+            lambda: TorchSchedulerCB(lambda opt: None), TypeError,
+            'must return a scheduler'),
+    ],
+    ids=[
+        'length', 'no metric', 'a metric', 'unknown', 'per batch', 'per step',
+        'nothing'],
+)
 def test_torch_scheduler_cb_refuses(make, error, says):
     with pytest.raises(error, match=says): learner([make()]).fit(3)
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from _timing import compare
 from torchvision.transforms import v2
 
-from nntrain.augment import PerImage, RandomCopy, RandomCrop, RandomErase, RandomFlip
+from nntrain.erase import RandomCopy, RandomErase
+from nntrain.transforms import PerImage, RandomCrop, RandomFlip
 from nntrain.blocks import cnn
 from nntrain.memory import keep_freed_memory
 

@@ -12,7 +12,7 @@ __all__ = ['Dropout', 'Dropout2d']
 import torch
 from torch import Tensor, nn
 
-from .augment import _check_share
+from . import checks
 
 # %% ../nbs/21_predictions.ipynb #a4182c01
 class Dropout(nn.Module):
@@ -22,15 +22,12 @@ class Dropout(nn.Module):
         p:float=.5  # probability of 0, in [0, 1)
     ):
         super().__init__()
-        _check_share('p', p)
-        if p == 1: raise ValueError('p = 1 drops everything: p must be below 1')
-        self.p = p
+        self.p = checks.share('p', p, one=False)
     def mask_shape(self, x)->tuple: return x.shape
     def forward(self, x:Tensor)->Tensor:  # any shape -> the same shape
         if not self.training or self.p == 0: return x
-        return (
-            x * (torch.rand(self.mask_shape(x), device=x.device) >= self.p).to(x.dtype)
-            / (1 - self.p))
+        kept = torch.rand(self.mask_shape(x), device=x.device) >= self.p
+        return x*kept.to(x.dtype)/(1 - self.p)
     def extra_repr(self): return f'p={self.p}'
 
 class Dropout2d(Dropout):

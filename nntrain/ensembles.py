@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from .augment import RandomFlip
 from .learner import Learner
-from .predict import _predict
+from .predict import get_preds
+from .transforms import RandomFlip
 
 # %% ../nbs/21_predictions.ipynb #7104bc01
 def mean_predictions(
@@ -59,7 +59,7 @@ def ensemble(
         ):
             # each look has other random numbers
             torch.manual_seed(seed)
-            looks.append(_predict(learn, dl, view))
+            looks.append(get_preds(learn, dl, view))
     targets = looks[0][1]
     if targets is not None and any(not torch.equal(its, targets) for _, its in looks):
         raise ValueError(

@@ -39,6 +39,13 @@ class _PredictCB(Callback):
     # where the phase was left early
     def after_epoch(self, learn): raise CancelFit
 
+def _check_tensor(what, value):
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f'{what} must be a tensor to be put together, got a '
+            f'{type(value).__name__}: override Learner.predict so that learn.preds is '
+            'one, or let the loader give one')
+
 class _CollectCB(Callback):
     "Note predictions and targets, and leave the batch before its loss"
     order = math.inf
@@ -47,20 +54,22 @@ class _CollectCB(Callback):
         try: targets = learn.yb
         # a batch of another kind, with verbs of its own
         except ValueError: targets = None
-        for what, value in ('predictions', learn.preds), ('targets', targets):
-            if not isinstance(value, Tensor) and (
-                value is not None or what == 'predictions'
-            ):
-                raise TypeError(
-                    f'{what} must be a tensor to be put together, got a '
-                    f'{type(value).__name__}: '
-                    'override Learner.predict so that learn.preds is one, or let the '
-                    'loader give one')
+        _check_tensor('predictions', learn.preds)
+        if targets is not None: _check_tensor('targets', targets)
         self.preds.append(learn.preds.detach().float())
         self.targets.append(targets)
         raise CancelBatch
 
-def _predict(learn, dl, tfms):
+def get_preds(
+    # model, data and callbacks, also in the middle of a fit; all is put back afterwards
+    learn:Learner,
+    # loader of batches, with labels or without; None: the learner's validation loader
+    dl=None,
+    tfms=()  # transforms of the images, before the learner's own callbacks
+)->tuple:    # predictions (N, C); targets (N,), or None where the loader has none
+    """Predict a whole loader in evaluation mode, in its order, with the weights that a
+    validation phase would use; leaves no trace"""
+    if dl is None: dl = getattr(learn.dls, 'valid', None)
     if dl is None:
         raise ValueError(
             'this learner has no validation loader: say which loader to predict, dl=…')
@@ -75,15 +84,3 @@ def _predict(learn, dl, tfms):
         learn.fit(1, train=False, cbs=[_PredictCB(), views, collect])
     labelled = all(targets is not None for targets in collect.targets)
     return torch.cat(collect.preds), torch.cat(collect.targets) if labelled else None
-
-def get_preds(
-    # model, data and callbacks, also in the middle of a fit; all is put back afterwards
-    learn:Learner,
-    # loader of batches, with labels or without; None: the learner's validation loader
-    dl=None,
-    tfms=()         # transforms of the images, before the learner's own callbacks
-)->tuple:           # predictions (N, C) and targets (N,), on the device; targets None where the loader has none
-    """Predict a whole loader in evaluation mode, in its order, with the weights that a
-    validation phase would use; leaves no trace"""
-    return _predict(
-        learn, getattr(learn.dls, 'valid', None) if dl is None else dl, tfms)

@@ -5,15 +5,15 @@
 # %% ../nbs/21_predictions.ipynb #e85b5b29
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor, nn
 
-from .augment import (_check_images, _check_share, _first_input, _spans,
-                             _with_first_input, _with_target)
+from . import checks
+from .augment import with_images, with_targets
+from .batches import unpack
 from .callback import Callback
+from .erase import spans
+from .transforms import check_images
 
 # %% auto #0
 __all__ = ['smooth_labels', 'mixup', 'cutmix', 'mix_targets', 'MixUpCB', 'CutMixCB']
@@ -25,16 +25,13 @@ def smooth_labels(
     eps:float=.1     # how much certainty is shared among all classes, in [0, 1]
 )->Tensor:           # (N, C) probabilities
     "Soft targets: 1-eps for the class, and eps spread over all classes"
-    _check_share('eps', eps)
+    checks.share('eps', eps)
     if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(
             f'targets must be class numbers of shape (N,), got {targets.dtype} of '
             f'shape {tuple(targets.shape)}')
-    if (
-        n_classes < 2
-        or len(targets)
-        and not 0 <= targets.min() <= targets.max() < n_classes
-    ):
+    fits = not len(targets) or 0 <= targets.min() <= targets.max() < n_classes
+    if n_classes < 2 or not fits:
         raise ValueError(
             f'class numbers must lie in 0 … {n_classes - 1} and n_classes be at least 2'
         )
@@ -58,8 +55,8 @@ def cutmix(
     x:Tensor,      # (N, C, H, W) images
     other:Tensor,  # (N,) which image of the batch gives the rectangle
     lam:Tensor     # (N,) wanted share of the image itself, in [0, 1]
-)->tuple:          # mixed images, and the share (N,) of pixels that are the image's own:
-                   # at least `lam`, since rectangles at the border are cut
+)->tuple:          # mixed images, and the share (N,) of each that is its own: at least
+                   # `lam`, since rectangles at the border are cut
     """Replace a rectangle of each image by that of another one; any pixel may be its
     centre"""
     n, _, h, w = x.shape
@@ -69,7 +66,7 @@ def cutmix(
         centre = torch.randint(side, (n,), device=x.device)
         first, length = (centre-half)[:, None], 2*half[:, None]
         # (N, side)
-        parts.append(_spans(first, length, side)[:, 0])
+        parts.append(spans(first, length, side)[:, 0])
     rows, columns = parts
     own = 1 - (rows.sum(1)*columns.sum(1)).to(lam.dtype)/(h*w)
     return torch.where((rows[:, :, None] & columns[:, None])[:, None], x[other], x), own
@@ -81,9 +78,9 @@ def mix_targets(
     n_classes:int    # C, at least 2
 )->Tensor:           # (N, C) probabilities
     "Soft targets of mixed images"
+    one_hot = smooth_labels(targets, n_classes, eps=0.)
     lam = lam[:, None]
-    return lam * smooth_labels(targets, n_classes, 0.0) + (1 - lam) * smooth_labels(
-        targets[other], n_classes, 0.0)
+    return lam*one_hot + (1-lam)*one_hot[other]
 
 # %% ../nbs/21_predictions.ipynb #173bdc01
 class MixUpCB(Callback):
@@ -96,20 +93,12 @@ class MixUpCB(Callback):
         # share equally likely, smaller: purer images
         alpha:float=.4
     ):
-        if (
-            isinstance(alpha, bool)
-            or not isinstance(alpha, Real)
-            or not 0 < alpha < math.inf
-        ):
-            raise ValueError(
-                f'alpha must be a finite number above 0, got {alpha!r}; to train '
-                f'without mixing leave {type(self).__name__} out')
-        self.alpha, self.shares = (
-            alpha, torch.distributions.Beta(float(alpha), float(alpha)))
+        self.alpha = checks.positive('alpha', alpha)
+        self.shares = torch.distributions.Beta(float(alpha), float(alpha))
     def before_batch(self, learn):
         if not learn.training: return
-        x, y = _first_input(learn.batch), learn.yb
-        _check_images(x, type(self).__name__)
+        x, y = unpack(learn.batch)[0][0], learn.yb
+        check_images(x, type(self).__name__)
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(
                 f'{type(self).__name__} wants class numbers of shape (N,) as targets, '
@@ -117,7 +106,7 @@ class MixUpCB(Callback):
         self.classes, self.other = y, torch.randperm(len(x), device=x.device)
         x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
         larger = torch.where(self.lam < .5, y[self.other], y)
-        learn.batch = _with_target(_with_first_input(learn.batch, x), larger)
+        learn.batch = with_targets(with_images(learn.batch, x), larger)
     def _draw(self, n):  # a blend is the same whichever picture comes first: the larger
         lam = self.shares.sample((n,))
         return torch.maximum(lam, 1-lam)

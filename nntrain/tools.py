@@ -154,7 +154,7 @@ def start_fit(
 )->int:         # the exit status of `nntrain_fit`
     "What a terminal calls for `nntrain_fit`: answers Ctrl-C also while torch is loaded"
     from importlib import import_module
-    try: return import_module('nntrain.recipe').nntrain_fit(argv)
+    try: return import_module('nntrain.command').nntrain_fit(argv)
     except KeyboardInterrupt:
         print('\nnntrain_fit: interrupted before the training began: '
               'there is nothing to go on with', file=sys.stderr)

@@ -17,7 +17,7 @@ config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
 SCRIPTS = dict(line.split('=') for line in config['DEFAULT']['console_scripts'].split())
 PRELOAD = [
-    'torch', 'torch._dynamo', 'torchmetrics', 'matplotlib.pyplot', 'nntrain.recipe']
+    'torch', 'torch._dynamo', 'torchmetrics', 'matplotlib.pyplot', 'nntrain.command']
 CAN_FORK = 'forkserver' in multiprocessing.get_all_start_methods()
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nntrain.augment import (AugmentCB, ImageTransform, PerImage, RandomCopy,
-                             RandomCrop, RandomErase, RandomFlip, black)
+from nntrain.augment import AugmentCB
+from nntrain.erase import RandomCopy, RandomErase
+from nntrain.transforms import ImageTransform, PerImage, RandomCrop, RandomFlip, black
 from nntrain.dropout import Dropout, Dropout2d
 from nntrain.ensembles import ensemble, mean_predictions, tta
 from nntrain.predict import get_preds
@@ -92,6 +93,7 @@ def test_every_image_has_its_own_draw_on_its_device(make, device):
     x = pictures((1, 2, 12, 10)).repeat(64, 1, 1, 1).to(device)
     # a generator of the CPU works for images anywhere
     out = make(generator=seeded(0))(x)
+    assert_close(out.cpu(), make(generator=seeded(0))(x.cpu()), rtol=0, atol=0)
     assert out.device == x.device and len(out.unique(dim=0)) >= 2 + 10 * (
         make is not RandomFlip)
     assert make(generator=seeded(0, device))(x).device == x.device
@@ -122,25 +124,34 @@ def test_what_is_no_batch_of_images_is_refused(make, bad):
 @pytest.mark.parametrize(
     'make, message',
     [
-        (lambda: RandomFlip(-0.1), 'p must be a number from 0 to 1'),
+        (lambda: RandomFlip(-0.1), r'p must lie in \[0, 1\], got -0.1'),
         (lambda: RandomFlip(float('nan')), 'p must'),
         (lambda: RandomFlip('a'), 'p must'),
         (lambda: RandomFlip(True), 'p must'),
         (lambda: RandomErase(p=2), 'p must'),
-        (lambda: RandomErase(share=0), 'share must'),
+        (lambda: RandomErase(share=0), 'share must be a finite number above 0'),
         (lambda: RandomErase(max_num=1.5), 'max_num must'),
         (lambda: RandomErase(fill=None), 'fill must'),
+        (lambda: RandomErase(fill='noise'), "fill must be 'pixels', a number"),
         (lambda: RandomCopy(share=1.1), 'share must'),
         (lambda: RandomCrop(1.5), 'padding must'),
         (lambda: RandomCrop(size=(1, 2, 3)), 'size must'),
+        (lambda: RandomCrop(-1), 'padding must'),
         (lambda: RandomCrop(size=0), 'size must'),
         (lambda: MixUpCB(0.0), 'alpha must'),
         (lambda: CutMixCB(float('inf')), 'alpha must'),
         (lambda: MixUpCB(None), 'alpha must'),
-        (lambda: Dropout(1.0), 'p must be below 1'),
+        (lambda: Dropout(1.0), r'p must lie in \[0, 1\), got 1.0'),
+        (lambda: Dropout(-0.1), 'p must'),
         (lambda: Dropout2d(2), 'p must'),
         (lambda: black(0.0, 0.0), 'std must'),
         (lambda: smooth_labels(torch.tensor([0, 3]), 3), 'must lie in 0'),
+        (lambda: smooth_labels(torch.rand(3), 4), 'targets must be class numbers'),
+        (
+            lambda: mixup(
+                torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([1, 0]),
+                torch.tensor([0.6, 0.6])),
+            'mixup blends float images, got torch.uint8'),
         (lambda: smooth_labels(torch.tensor([0]), 3, -0.1), 'eps must'),
         (
             lambda: RandomCrop(0, size=5)(torch.rand(2, 1, 4, 9)),
@@ -170,7 +181,7 @@ def test_wrong_values_are_refused(make, message):
     'make',
     [lambda: AugmentCB(RandomFlip), lambda: AugmentCB(3), lambda: PerImage(nn.ReLU)])
 def test_no_transform(make):
-    with pytest.raises(TypeError, match='is no transform'): make()
+    with pytest.raises(TypeError, match='is not a transform'): make()
 
 
 # ---- crop ----------------------------------------------------------------------------
@@ -199,6 +210,31 @@ def test_crop_then_normalise_is_normalise_then_crop_with_black():
     assert_close(
         RandomCrop(2, fill=black(mean, std), generator=seeded(0))(normalise(x)),
         normalise(RandomCrop(2, generator=seeded(0))(x)))
+
+
+def test_a_padded_or_erased_pixel_has_all_its_channels_from_one_colour():
+    black_picture = torch.zeros(50, 3, 1, 1)
+    moved = RandomCrop(1, fill=(1., 2., 3.))(black_picture)
+    colours = {tuple(r) for r in moved[:, :, 0, 0].tolist()}
+    assert colours == {(0., 0., 0.), (1., 2., 3.)}
+    erased = RandomErase(1., share=1., fill=(1., 2., 3.))(black_picture)
+    assert {tuple(r) for r in erased[:, :, 0, 0].tolist()} == {(1., 2., 3.)}
+    # a pixel that is drawn from the batch has all its channels: red stays red
+    red = torch.tensor([1., 0., 0.]).view(1, 3, 1, 1).expand(4, 3, 8, 8)
+    assert_close(RandomErase(1.)(red), red)
+    assert RandomErase(1.)(red[:0]).shape == (0, 3, 8, 8)
+
+
+def test_erase_and_copy_draw_the_same_rectangles():
+    x = torch.rand(4, 1, 28, 28)
+    a = RandomErase(generator=seeded(0)).rectangles(x)
+    b = RandomCopy(generator=seeded(0)).rectangles(x)
+    for ours, theirs in zip(a[:4], b[:4]): assert torch.equal(ours, theirs)
+
+
+def test_bytes_are_erased_with_a_byte():
+    out = RandomErase(1., fill=7)(pictures((20, 1, 8, 8), byte=True))
+    assert out.dtype == torch.uint8 and (out == 7).any()
 
 
 # ---- coverage ------------------------------------------------------------------------
@@ -427,6 +463,29 @@ def test_dropout_is_torchs_in_distribution(ours, theirs, p):
         assert abs((out == 0).float().mean().item() - p) <= 5 * math.sqrt(
             p * (1 - p) / n)
     assert ours(p).eval()(x) is x and ours(p)(x.half()).dtype == torch.float16
+
+
+# ---- a transform's own generator -----------------------------------------------------
+
+def test_the_state_of_augmentation_is_that_of_its_own_generators():
+    g, x = seeded(3), torch.rand(64, 1, 1, 3)
+    augment = AugmentCB(
+        RandomFlip(generator=g), RandomCrop(1, generator=g), RandomFlip())
+    def draw(): return augment.tfms[1](augment.tfms[0](x))
+    # somewhere in the middle of a training
+    draw()
+    stood, then = augment.state_dict(), draw()
+    assert not torch.equal(draw(), then)
+    augment.load_state_dict(stood)
+    # the same pictures again
+    assert_close(draw(), then)
+    with pytest.raises(ValueError, match='have 1 generators of their own, these'):
+        AugmentCB(RandomFlip()).load_state_dict(stood)
+
+
+def test_two_callbacks_cannot_both_mix():
+    with pytest.raises(ValueError, match="does 'get_loss'"):
+        learner(MixUpCB(), CutMixCB()).fit(1)
 
 
 # ---- in the learner ------------------------------------------------------------------

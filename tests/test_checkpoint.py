@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch import nn
 
-from nntrain.augment import AugmentCB, RandomErase
+from nntrain.augment import AugmentCB
+from nntrain.erase import RandomErase
 from nntrain.soft_targets import MixUpCB
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB

@@ -13,8 +13,11 @@ import torch
 from conftest import ROOT
 
 import nntrain.recipe
+import nntrain.run_folder
 from nntrain.data import fashion_dls
-from nntrain.recipe import OPTIMIZERS, nntrain_fit, train_fashion
+from nntrain.command import nntrain_fit
+from nntrain.learner import Learner
+from nntrain.recipe import OPTIMIZERS, train_fashion
 
 COMMAND = forked.command()
 FILES = ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json', 'test.json']
@@ -191,18 +194,50 @@ def test_the_installed_command_is_the_light_one():
 def test_the_history_is_replaced_whole(tmp_path, monkeypatch):
     "A write that fails in the middle leaves the file of the epoch before"
     monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
-    write = nntrain.recipe._write_history
+    write = nntrain.run_folder._write_history
     def fails_in_the_second_epoch(history, path):
         write(history, path)
         if len(history) == 2:
             path.write_text(path.read_text()[:20])
             raise OSError('the disk is full')
-    monkeypatch.setattr(nntrain.recipe, '_write_history', fails_in_the_second_epoch)
+    monkeypatch.setattr(nntrain.run_folder, '_write_history', fails_in_the_second_epoch)
     with pytest.raises(OSError, match='disk is full'):
         train_fashion(3, model='mlp', source='toy', device='cpu', out=tmp_path)
     (run,) = tmp_path.iterdir()
     assert len(list(csv.DictReader((run/'history.csv').open()))) == 1
     assert not [p.name for p in run.iterdir() if p.name.startswith('.')]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path/'a.txt').write_text('a file')
+    for out in tmp_path/'a.txt', tmp_path/'a.txt'/'deeper':
+        with pytest.raises(OSError, match='choose another folder'):
+            nntrain.run_folder.new_run_folder(out, 'run')
+
+
+def test_only_the_folder_of_a_run_can_go_on(tmp_path, capsys):
+    resume, options = nntrain.recipe.resume_fashion, tmp_path/'options.json'
+    with pytest.raises(ValueError, match='is not the folder of a run'): resume(tmp_path)
+    options.write_text('{"epochs": 3}')
+    with pytest.raises(ValueError, match='was not written by nntrain_fit'):
+        resume(tmp_path)
+    options.write_text('{"epochs": 3')
+    with pytest.raises(ValueError, match='is damaged'): resume(tmp_path)
+    assert nntrain_fit(['--resume', str(tmp_path/'none')]) == 2
+    assert 'is not the folder of a run' in capsys.readouterr().err
+
+
+def test_python_says_which_names_there_are(tmp_path):
+    with pytest.raises(ValueError, match='choose one of mlp, cnn'):
+        train_fashion(1, model='resnet5000', source='toy', out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_needs_a_history(tmp_path):
+    save = nntrain.run_folder.SaveRunCB(tmp_path, {})
+    learn = Learner(torch.nn.Linear(1, 1), None, torch.nn.functional.mse_loss)
+    with pytest.raises(ValueError, match='SaveRunCB needs MetricsCB'):
+        learn.fit(1, cbs=[save])
 
 
 def test_help_says_every_default(capsys):
@@ -300,7 +335,7 @@ def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(
         (tmp_path / folder / 'options.json').write_text('{}')
     def stop(*args, **kwargs): raise KeyboardInterrupt(*[where]*bool(where))
     for name in ('train_fashion', 'resume_fashion'):
-        monkeypatch.setattr(f'nntrain.recipe.{name}', stop)
+        monkeypatch.setattr(f'nntrain.command.{name}', stop)
     assert nntrain_fit(words) == 130
     assert capsys.readouterr().err.strip() == f'nntrain_fit: {said}'
 
@@ -318,6 +353,11 @@ def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(
         (['--seed', '-1'], 'from 0'),
         (['--optimizer', 'adamm'], 'invalid choice'),
         (['--schedule', 'step'], 'invalid choice'),
+        (['--model', 'vgg'], "invalid choice: 'vgg'"),
+        (['--source', 'web'], "invalid choice: 'web'"),
+        (['--seed', 'x'], 'whole number'),
+        (['--device', 'toaster'], 'choose cpu, cuda'),
+        (['--device', 'meta'], 'is not there'),
         (
             ['--device', 'cuda:99'],
             'choose one of' if not torch.cuda.is_available() else 'cuda'),

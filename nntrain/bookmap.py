@@ -74,8 +74,12 @@ def read_chapters(
 
 def behind(book, topic):
     "All topics that a chapter builds on, however indirectly"
-    needs = book[topic].needs
-    return {t for need in needs for t in {need} | behind(book, need)}
+    found, todo = set(), [topic]
+    while todo:
+        new = set(book[todo.pop()].needs) - found
+        found |= new
+        todo += new
+    return found
 
 # %% ../nbs/94_tools.ipynb #adb99c94
 _BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin

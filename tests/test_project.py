@@ -43,8 +43,9 @@ def test_notebook_tidy(path): ok(checks.untidy(read(path), path.stat().st_size))
 @each_notebook
 def test_every_export_checked(path): ok(checks.unchecked_exports(read(path)))
 
-CODE = [p for folder in ('nntrain', 'tests', 'benchmarks', 'scripts')
-        for p in sorted((ROOT/folder).glob('*.py')) if p.name != '_modidx.py']
+# the package is what the notebooks export, and lists of names that nbdev writes
+CODE = [p for folder in ('tests', 'benchmarks', 'scripts')
+        for p in sorted((ROOT/folder).glob('*.py'))]
 
 @each_notebook
 def test_lines_of_code_fit_a_page(path): ok(checks.long_code(read(path)))

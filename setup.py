@@ -47,6 +47,8 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ] + [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)],
     packages=find_packages(include=[f"{cfg['lib_name']}*"]),
+    # what a figure carries to the browser
+    package_data={cfg['lib_name']: ['web/*.js', 'web/*.css']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={name.removesuffix('_requirements'): cfg[name].split() for name in cfg if name.endswith('_requirements')},

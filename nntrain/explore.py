@@ -19,9 +19,11 @@ from difflib import get_close_matches
 import numpy as np
 from fastcore.basics import AttrDict
 
-from .figures import (Figure, _LEFT, _TOP, _back, _decode, _frames, _grid,
-                             _limits, _log, _outline, _pack, _source, _start, _tiles,
-                             _window)
+from .figure_fit import _fit, _source
+from .figure_frames import _frames, _grid, _start
+from .figure_numbers import _decode
+from .figure_tiles import _tiles
+from .figures import Figure, _back, _pack
 
 # %% ../nbs/92_figures.ipynb #7e922401
 def _check_alt(alt):
@@ -32,8 +34,8 @@ def _check_alt(alt):
 
 def _check_size(text, fix):  # many figures fit on a page only when each is small
     size = len(text.encode())
-    if size > 60_000:
-        raise ValueError(f"the figure takes {size / 1000:.0f} KB (at most 60): {fix}")
+    if size > 60 * 1024:
+        raise ValueError(f"the figure takes {size / 1024:.0f} KB (at most 60): {fix}")
 
 _KINDS = dict(
     line='xlim ylim xlog ylog dots',
@@ -59,83 +61,20 @@ def _checked(fn, kind, alt, params, o):
             f"no parameters: give at least one range, such as explore({fn.__name__}, "
             "beta=[0.5, 0.9])")
     for name,value in o.items():
-        if (
-            value is not None
-            and value is not False
-            and name not in _KINDS[kind].split()
-        ):
-            raise ValueError(
-                f"{name}={str(value)[:40]} needs kind="
-                + ' or '.join(repr(k) for k, v in _KINDS.items() if name in v.split())
-                + f", not {kind!r}")
-    if o.shades is not None and not 2 <= o.shades <= (256 if kind == 'image' else 254):
+        if value is None or value is False or name in _KINDS[kind].split(): continue
+        takers = [repr(k) for k, v in _KINDS.items() if name in v.split()]
         raise ValueError(
-            f"shades={o.shades} must be from 2 to {256 if kind == 'image' else 254}")
+            f"{name}={str(value)[:40]} needs kind={' or '.join(takers)}, not {kind!r}")
+    most = 256 if kind == 'image' else 254
+    if o.shades is not None and not 2 <= o.shades <= most:
+        raise ValueError(f"shades={o.shades} must be from 2 to {most}")
     grid = _grid(params)
     n = math.prod(len(g[1]) for g in grid)
     if n > 1000:
+        product = ' × '.join(str(len(g[1])) for g in grid)
         raise ValueError(
-            f"{' × '.join(str(len(g[1])) for g in grid)} = {n} frames are too many "
-            "(at most 1000): thin a range")
+            f"{product} = {n} frames are too many (at most 1000): thin a range")
     return grid
-
-# %% ../nbs/92_figures.ipynb #b5a9b601
-def _fit(frames, kind, o):  # entries of `data` that hold for all frames
-    log, lims, dots = (
-        (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim],
-        list(frames[0]) if kind == 'scatter' else list(o.dots or ()))
-    box, values = (
-        [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2],
-        lambda k: [v[k] for f in frames for v in f.values()])
-    if kind in ('heat', 'image'): return _fit_tiles(frames, kind, o, log, box, values)
-    if set(dots) - set(frames[0]):
-        raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
-    if o.surface is not None:
-        lims = [
-            given or (float(min(v)), float(max(v))) for given, v in zip(lims, o.surface)
-        ]
-    res = dict(log=log, dots=dots, box=box)
-    if kind=='hist':
-        raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
-        if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
-        res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
-        frames = [{k: _outline(*v, res['bins']) for k,v in f.items()} for f in frames]
-        lims[1] = lims[1] or (
-            0, 1.05 * max(v[1].max() for f in frames for v in f.values()) or 1)
-    return dict(res, limits=_window(frames, lims, log))
-
-def _fit_tiles(frames, kind, o, log, box, values):
-    z = [_log(v, o.zlog) for v in values(-1)]
-    low, high = (
-        float(min(np.nanmin(v[np.isfinite(v)], initial=np.inf) for v in z)),
-        float(max(np.nanmax(v[np.isfinite(v)], initial=-np.inf) for v in z)))
-    res = dict(
-        log=log, dots=[], zlog=int(bool(o.zlog)),
-        shades=o.shades or (256 if kind == 'image' else 64))
-    if kind=='image':
-        if o.zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
-            raise ValueError(
-                f"pictures run from {low:.3g} to {high:.3g}, not from 0 to 1: undo "
-                "the normalisation or give zlim=(low, high)")
-        labels = [k if isinstance(k, str) else '' for k in frames[0]]
-        return dict(
-            res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1],
-            zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels,
-            ncols=o.ncols or min(len(labels), 6))
-    limits = []
-    for k,axis in enumerate('xy'):
-        if any(not np.array_equal(v, values(k)[0]) for v in values(k)):
-            raise ValueError(f"{axis} of a heat map must be the same in every frame")
-        at = _log(values(k)[0], log[k])
-        steps = np.diff(at) if len(at)>1 else np.ones(1)
-        if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0] > 0:
-            raise ValueError(
-                f"{axis} of a heat map must rise in even steps (with {axis}log: by an "
-                "even factor)")
-        limits += [float(at[0]-steps[0]/2), float(at[-1]+steps[0]/2)]
-    return dict(
-        res, box=box, limits=limits,
-        zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
 
 # %% ../nbs/92_figures.ipynb #9ecc1801
 def explore(
@@ -144,7 +83,8 @@ def explore(
     # one sentence for readers who do not see the picture: what it shows and what the
     # sliders change
     alt,
-    kind='line',      # 'line', 'path', 'scatter', 'hist', 'heat' or 'image': what fn returns, see above
+    # what fn returns, see above: 'line', 'path', 'scatter', 'hist', 'heat' or 'image'
+    kind='line',
     # first frame: a value, or {parameter: value}; on the grid; default the first values
     start=None,
     title='',         # what to see
@@ -186,28 +126,19 @@ def explore(
         params=[dict(name=n, texts=t, step=0) for n, _, t in grid],
         **_fit(frames, kind, o))
     if step:
-        data['params'].append(
-            dict(
-                name='step',
-                texts=[
-                    str(i) for i in range(max(len(x) for x, _ in frames[0].values()))],
-                step=1,
-            )
-        )
+        longest = max(len(x) for x, _ in frames[0].values())
+        texts = [str(i) for i in range(longest)]
+        data['params'].append(dict(name='step', texts=texts, step=1))
     data['series'] = _pack(frames, data)
-    data['id'] = (
-        f"nnx-{fn.__name__}-{hashlib.sha256(json.dumps([data, alt, title], sort_keys=True).encode()).hexdigest()[:6]}"
-    )
-    fig = Figure(
-        fn, data, _back(data, surface, levels, (xlabel, ylabel), zlabel), alt, title,
-        first, grid)
+    content = json.dumps([data, alt, title], sort_keys=True)
+    data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    back = _back(data, surface, levels, (xlabel, ylabel), zlabel)
+    fig = Figure(fn, data, back, alt, title, first, grid)
     less = (
         'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image')
         else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)")
-    _check_size(
-        fig.to_html(),
-        f"thin a range ({', '.join(f'{n} has {len(v)} values' for n, v, _ in grid)}) "
-        f"or {less}")
+    ranges = ', '.join(f'{n} has {len(v)} values' for n, v, _ in grid)
+    _check_size(fig.to_html(), f"thin a range ({ranges}) or {less}")
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
@@ -217,9 +148,8 @@ def figure_data(
     "Read back what a stored figure says about itself"
     hit = re.search(r'/\*data\*/(.*?)/\*end\*/', text, re.S)
     if not hit: raise ValueError("no figure made by explore in this text")
-    data, strip = (
-        AttrDict(json.loads(hit[1])),
-        re.search(r'-px" href="data:image/png;base64,([^"]*)"', text))
+    data = AttrDict(json.loads(hit[1]))
+    strip = re.search(r'-px" href="data:image/png;base64,([^"]*)"', text)
     if strip: data.series[0]['png'] = strip[1]
     return data
 
@@ -230,20 +160,14 @@ def _same(a, b, data):
     if 'cells' in a:
         step = 1 if _tiles(a, 0).ndim==3 else 255/(data['shades']-1)+1
         n = math.prod(len(p['texts']) for p in data['params'])
-        pairs = ((_tiles(a, i), _tiles(b, i)) for i in range(n))
-        return (
-            None
-            if all(
-                p.shape == q.shape and np.abs(p.astype(int) - q).max() <= step
-                for p, q in pairs
-            )
-            else 'colours'
-        )
+        for i in range(n):
+            p, q = _tiles(a, i), _tiles(b, i)
+            if p.shape != q.shape or np.abs(p.astype(int) - q).max() > step:
+                return 'colours'
+        return None
+    def far(s, t): return len(s) != len(t) or np.abs(_decode(s) - _decode(t)).max() > 3
     for axis in 'xy':
-        if len(a[axis]) != len(b[axis]) or any(
-            len(s) != len(t) or np.abs(_decode(s) - _decode(t)).max() > 3
-            for s, t in zip(a[axis], b[axis])
-        ):
+        if len(a[axis]) != len(b[axis]) or any(map(far, a[axis], b[axis])):
             return f"{axis} of {a['name']!r}"
 
 def check_frames(
@@ -263,14 +187,11 @@ def check_frames(
         raise ValueError(
             f"the source of {data['fn']} changed since the figure was made: run its "
             "cell again")
-    if grid is None:
-        grid = (
-            {n: v for n, v, _ in figure.grid}
-            if isinstance(figure, Figure)
-            else {
-                p['name']: [_number(t) for t in p['texts']] for p in data['params']
-                if not p['step']}
-        )
+    if grid is None and isinstance(figure, Figure):
+        grid = {n: v for n, v, _ in figure.grid}
+    elif grid is None:
+        ranges = (p for p in data['params'] if not p['step'])
+        grid = {p['name']: [_number(t) for t in p['texts']] for p in ranges}
     new = _pack(_frames(fn, _grid(grid), data['kind']), data)
     for a,b in itertools.zip_longest(data['series'], new):
         wrong = _same(a, b, data)

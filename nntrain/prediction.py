@@ -17,9 +17,13 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from .figures import (_COLOURS, _CSS, _LEFT, _SPAN, _TOP, _axes, _key, _pack,
-                             _paths, _series, _shielded, _stroke, _svg, _window)
 from .explore import _check_alt, _check_size
+from .figure_axes import _LEFT, _TOP, _axes, _window
+from .figure_frames import _series
+from .figure_lines import _COLOURS, _paths, _stroke, _svg
+from .figure_numbers import _SPAN
+from .figure_web import _PREDICT_JS, _script, _style
+from .figures import _key, _pack, _shielded
 
 # %% ../nbs/92_figures.ipynb #98bfc101
 class Verdict:
@@ -62,39 +66,22 @@ def _sentences(answer, labels, why, remarks):
         else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
         for k in labels}
 
-# %% ../nbs/92_figures.ipynb #00e22901
-_CSS_Q = '''.nnx fieldset{border:0;margin:0;padding:0;min-width:0}.nnx legend{float:none;width:auto;font-size:1em;font-weight:600;line-height:1.4;padding:0;margin:0 0 .4em}.nnx [hidden]{display:none!important}
-.nnx-o{display:grid;grid-template-columns:1fr 1fr;gap:.6em;margin:.3em 0 .6em}.nnx-o label{display:flex;flex-wrap:wrap;align-items:baseline;align-content:space-between;border:2px solid rgba(128,128,128,.45);border-radius:.4em;padding:.3em .5em;margin:0;line-height:1.3}
-.nnx-o span{flex:1}.nnx-o input{margin:0 .4em 0 0;accent-color:#0072B2}.nnx-o label:has(input:checked){border-color:#0072B2}.nnx-o b{flex-basis:100%}.nnx-o text{font-size:400px}.nnx-o .sr{stroke:currentColor;stroke-width:90}.nnx-o .ax,.nnx-o .gr{stroke-width:36}.nnx-o3{grid-template-columns:1fr 1fr 1fr}.nnx-o3 text{font-size:600px}.nnx-o3 .sr{stroke-width:130}
-.nnx button{font:inherit;color:inherit;background:transparent;border:1px solid;border-radius:.4em;padding:.35em 1em;cursor:pointer}.nnx fieldset p{margin:.7em 0 0}.nnx-v{margin:.6em 0}.nnx-v:empty{margin:0}
-.nnx details{margin:.6em 0}.nnx summary{cursor:pointer}@container (max-width:30em){.nnx-o3{grid-template-columns:1fr 1fr}.nnx-o text{font-size:700px}.nnx-o .sr{stroke-width:140}}@media print{.nnx fieldset input,.nnx button{display:none!important}}'''
-
-_JS_Q = '''(Q=>document.querySelectorAll('[id="'+Q.id+'"]').forEach(F=>{if(F.dataset.on)return;F.dataset.on=1;
-const one=s=>F.querySelector(s),I=[...F.querySelectorAll('input')],B=F.querySelectorAll('.nnx-o b'),say=one('.nnx-v'),more=one('details'),mine=one('.nnx-m'),
-go=()=>{const k=I.findIndex(i=>i.checked);if(k<0){say.textContent='Pick a curve first.';return}
- const d=k===Q.answer?'':F.querySelectorAll('.nnx-o .sr')[k].getAttribute('d');
- B.forEach((b,i)=>b.textContent=i===Q.answer?'\u2713 this one':i===k?'\u2717 your pick':'');
- mine.setAttribute('d',d);one('.nnx-k').hidden=!d;say.textContent=Q.says[k];more.hidden=false;more.open=true};
-I.forEach(i=>i.hidden=false);one('button').hidden=false;more.hidden=true;one('.nnx-w').hidden=true;one('button').addEventListener('click',go)}))(%s)'''
-
 # %% ../nbs/92_figures.ipynb #8a208a01
 # one small labelled picture per candidate; the first `known` series lie behind each
 def _panels(packed, known, limits, log, box, key):
-    dots = (
-        f'<g id="{key}-g">'
-        + ''.join(
-            '<path style="fill:currentColor;opacity:.45" '
-            f'd="{_paths(s, 0, None, box[2:])[1]}"/>' for s in packed[:known])
-        + '</g>'
-        if known
-        else ''
-    )
-    view, axes, res = (
-        f'{_LEFT - 1750} {_TOP - 350} {_SPAN * box[2] + 2450} {_SPAN * box[3] + 1250}',
-        _axes(limits, log, box[2:], size=520), '')
+    dots = ''.join(
+        '<path style="fill:currentColor;opacity:.45" '
+        f'd="{_paths(s, 0, None, box[2:])[1]}"/>' for s in packed[:known])
+    if dots: dots = f'<g id="{key}-g">{dots}</g>'
+    wide, high = _SPAN*box[2] + 2450, _SPAN*box[3] + 1250
+    view = f'{_LEFT - 1750} {_TOP - 350} {wide} {high}'
+    axes, res = _axes(limits, log, box[2:], size=520), ''
     for i,s in enumerate(packed[known:]):
         line = f'<path class="sr" d="{_paths(s, 0, None, box[2:])[0]}"/>'
-        res += f'<label><input type="radio" name="{key}" autocomplete="off" hidden><span>{html.escape(s["name"])}</span><b></b>{_svg("", box, f"{key}-{i}", axes, dots + line, view)}</label>'
+        res += (
+            f'<label><input type="radio" name="{key}" autocomplete="off" hidden>'
+            f'<span>{html.escape(s["name"])}</span><b></b>'
+            + _svg("", box, f"{key}-{i}", axes, dots + line, view) + '</label>')
         if known: dots = f'<use href="#{key}-g"/>'  # drawn once, shown in every picture
     return f'<div class="nnx-o nnx-o{len(packed)-known}">{res}</div>', dots
 
@@ -107,7 +94,28 @@ def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
     keys = _key(truth['name'], 0, 1, 0) + _key('your pick', 1, 1, 0).replace(
         '<li>', '<li class="nnx-k" hidden>')
     head = f'<p class="nnx-t">{html.escape(title)}</p>' if title else ''
-    return f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}<p class="nnx-w">{html.escape(why)}</p></details>'
+    return (
+        f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}'
+        f'<p class="nnx-w">{html.escape(why)}</p></details>')
+
+# what the small pictures share: the dots behind them and the axes
+def _shared(known, xlabel, ylabel):
+    old, grey = f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"'
+    dots = ''.join(_key(name, 0, 0, 1).replace(old, grey) for name in known)
+    return (
+        f'<ul>{dots}<li>same axes everywhere: {html.escape(xlabel)} across, '
+        f'{html.escape(ylabel)} up</li></ul>')
+
+def _page(question, key, panels, shared, answer, says, right):  # all in one piece
+    data = json.dumps(dict(id=key, answer=right, says=says), ensure_ascii=False)
+    body = (
+        f'<fieldset><legend>{html.escape(question)}</legend>{panels}{shared}'
+        '<p><button type="button" hidden>Check my pick</button></p></fieldset>'
+        f'<p class="nnx-v" role="status"></p>{answer}'
+        + _script(_PREDICT_JS, 'predict', data))
+    return (
+        f'<div class="nnx nnx-q" id="{key}">' + _style('figure.css', 'predict.css')
+        + _shielded(f'Interactive question: {question}', body) + '</div>')
 
 # %% ../nbs/92_figures.ipynb #af922d01
 # -> (series behind all, candidates)
@@ -161,52 +169,21 @@ def predict(
     given, remarks, log = given or {}, remarks or {}, (int(xlog), int(ylog))
     known,curves = _check_options(question, options, answer, why, given, remarks)
     limits, box = _window([known, curves], (xlim, ylim), log), (_LEFT, _TOP, 4, 2)
-    packed = [
-        s
-        for group in (known, curves)
-        for s in _pack(
-            [group], dict(limits=limits, dots=list(known), kind='line', log=log)
-        )
-    ]
-    says, labels = _sentences(answer, list(options), why, remarks), list(options)
+    how = dict(limits=limits, dots=list(known), kind='line', log=log)
+    packed = [s for group in (known, curves) for s in _pack([group], how)]
+    labels, says = list(options), _sentences(answer, list(options), why, remarks)
     for a,b in itertools.combinations(packed[len(known):], 2):
         if a['x'] == b['x'] and a['y'] == b['y']:
             raise ValueError(
                 f"options {a['name']!r} and {b['name']!r} are the same curve")
-    key = (
-        'nnx-q-'
-        + hashlib.sha256(
-            json.dumps([question, says, alt, title, limits, packed]).encode()
-        ).hexdigest()[:8]
-    )
-    panels,dots = _panels(packed, len(known), limits, log, box, key)
-    same = (
-        ''.join(
-            _key(n, 0, 0, 1).replace(
-                f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"')
-            for n in known
-        )
-        + f'<li>same axes everywhere: {html.escape(xlabel)} across, '
-        f'{html.escape(ylabel)} up</li>'
-    )
-    data = json.dumps(
-        dict(id=key, answer=labels.index(answer), says=[says[k] for k in labels]),
-        ensure_ascii=False).replace('<', '\\u003c')
-    page = (
-        f'<div class="nnx nnx-q" id="{key}"><style>{_CSS}{_CSS_Q}</style>'
-        + _shielded(
-            f'Interactive question: {question}',
-            f'<fieldset><legend>{html.escape(question)}</legend>{panels}<ul>{same}</ul>'
-            '<p><button type="button" hidden>Check my pick</button></p></fieldset><p '
-            'class="nnx-v" role="status"></p>'
-            + _answer(
-                packed[len(known) + labels.index(answer)], dots, limits, log, box, key,
-                alt, title, (xlabel, ylabel), why)
-            + f'<script>{_JS_Q % data}</script>',
-        )
-        + '</div>'
-    )
-    _check_size(
-        page,
-        f"give curves of fewer points ({max(len(x) for x, _ in curves.values())} now)")
+    content = json.dumps([question, says, alt, title, limits, packed])
+    key = f'nnx-q-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
+    panels, dots = _panels(packed, len(known), limits, log, box, key)
+    right = labels.index(answer)
+    shown = _answer(packed[len(known) + right], dots, limits, log, box, key, alt, title,
+                    (xlabel, ylabel), why)
+    page = _page(question, key, panels, _shared(known, xlabel, ylabel), shown,
+                 [says[k] for k in labels], right)
+    most = max(len(x) for x, _ in curves.values())
+    _check_size(page, f"give curves of fewer points ({most} now)")
     return Prediction(question, says, answer, page)

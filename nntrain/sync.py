@@ -155,6 +155,9 @@ def _in_step(root, s):  # {path: the text it should have}
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
     book = _with_reference(book, root/s['lib_path'])
     res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
+    # what figures carry to the browser: the package reads its own copy
+    for path in sorted((nbs/'figures').glob('*.[jc]s*')):
+        res[root/s['lib_path']/'web'/path.name] = path.read_text(encoding='utf-8')
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(
             _with_folds(
@@ -177,13 +180,16 @@ def nntrain_sync(
     root:str=None,
 ):
     """Bring README.md (from index.ipynb), each chapter's set-up cell and folds,
-    _quarto.yml and llms.txt in step with settings.ini and the chapters"""
+    _quarto.yml, llms.txt and the package's copy of nbs/figures in step with
+    settings.ini and the chapters"""
     root = Path(root) if root else _root()
     stale = {
         p: text for p, text in _in_step(root, _settings(root)).items()
         if not p.exists() or p.read_text(encoding='utf-8') != text}
     for p,text in stale.items():
-        if not check: _write(p, text)
+        if not check:
+            p.parent.mkdir(parents=True, exist_ok=True)
+            _write(p, text)
         print(f"{'out of step' if check else 'written'}: {p.relative_to(root)}")
     if check and stale: raise SystemExit("run nntrain_sync")
     if not stale: print("all in step")

@@ -1,8 +1,7 @@
-"""Figures in a browser with the network refused, result rows, and the commands that run
-and sync notebooks."""
+"""Interactive figures: what they refuse, what they carry, and what a browser with the
+network refused shows of them."""
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -13,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nntrain import figures as book
 from nntrain.explore import check_frames, explore, figure_data
+from nntrain.figure_frames import _series
+from nntrain.figure_lines import _COLOURS, _pack_lines, _paths
+from nntrain.figure_numbers import _GAP, _LO, _SPAN, _decode, _encode
+from nntrain.figure_tiles import _palette, _places
+from nntrain.figure_web import (_EXPLORE_JS, _PREDICT_JS, _squeeze_css, _squeeze_js,
+                                _web)
 from nntrain.prediction import predict
-from nntrain.results import in_band, paired_difference, record, result, results
+from nntrain.site import _outside
 from nntrain.sync import nntrain_sync
-from nntrain.tools import nntrain_execute
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -238,7 +241,7 @@ def test_figures_are_deterministic_small_and_self_contained():
     for one,again in zip(figures(), figures()):
         assert one.to_html() == again.to_html()
         assert len(one.to_html()) < 60_000
-        assert not book._outside.search(one.to_html())
+        assert not _outside.search(one.to_html())
         assert not re.search(
             '<(wave|height|two|left|b)>', one.to_html())  # names are escaped
         check_frames(one)
@@ -278,7 +281,7 @@ def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
 def test_same_tile_is_stored_once():
     def still(a): return [np.ones((4, 4)), np.zeros((4, 4))]
     fig = explore(still, kind='image', a=range(50), alt=ALT)
-    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 6500
+    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 8000
 
 def test_one_colour_bar_for_all_frames():
     fig = next(f for f in figures() if f.fn is hill)
@@ -297,23 +300,166 @@ def test_live_view_of_tiles():
     flip.value = 1
     assert view.value != before and 'data:image/png' in view.value
 
+def says(code):
+    "What a fresh interpreter prints"
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+HEAVY = 'torch', 'matplotlib', 'ipywidgets', 'nbclient', 'nbdev', 'IPython', 'nbformat'
+
 def test_only_python_and_numpy_are_loaded():
-    code = "import sys, nntrain.figures; print(sorted({'torch','matplotlib','ipywidgets','nbclient','nbdev','IPython','nbformat'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == '[]'
-    )
+    imports = 'import sys, nntrain.explore, nntrain.prediction\n'
+    assert says(imports + f'print(sorted({set(HEAVY)} & set(sys.modules)))') == '[]'
 
 def test_works_without_nbdev():
-    code = "import sys\nfor m in ('nbdev','execnb','nbclient','nbformat','ipywidgets'): sys.modules[m] = None\nimport nntrain.figures as b; print(b.ColabLinkProc.__name__)"
-    assert (
-        subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == 'ColabLinkProc'
-    )
+    code = """
+import sys
+for m in ('nbdev', 'execnb', 'nbclient', 'nbformat', 'ipywidgets'):
+    sys.modules[m] = None
+import nntrain.site
+from nntrain.explore import explore
+def f(a): return {'y': [0, a]}
+print('/*data*/' in explore(f, a=[1, 2], alt='A line that moves').to_html())
+"""
+    assert says(code) == 'True'
+
+def test_live_kernel_shows_the_widget(tmp_path, monkeypatch):
+    nbformat, nbclient = map(pytest.importorskip, ('nbformat', 'nbclient'))
+    pytest.importorskip('ipykernel', reason='needs a kernel')
+    pytest.importorskip('ipywidgets')
+    monkeypatch.delenv('NNTRAIN_STATIC', raising=False)
+    source = (
+        "from nntrain.explore import explore\ndef f(a): return {'y': [0, a]}\n"
+        "explore(f, a=[1, 2], alt='A line that moves with its slider')")
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(
+        nb, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
+    ).execute()
+    assert {
+        'text/html', 'text/plain',
+        'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
+
+
+# ---- the files for the browser -------------------------------------------------------
+
+WEB = sorted(p.name for p in (NBS/'figures').iterdir())
+SCRIPTS = [name for name in WEB if name.endswith('.js')]
+
+def test_the_package_carries_the_files_of_the_notebook():
+    assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
+    for name in WEB:
+        assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
+    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS}
+
+def test_sync_copies_the_files(tmp_path):
+    shutil.copytree(NBS/'figures', tmp_path/'nbs/figures')
+    (tmp_path/'nntrain').mkdir()
+    for name in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/name, tmp_path)
+    nntrain_sync(root=tmp_path)
+    assert sorted(p.name for p in (tmp_path/'nntrain/web').iterdir()) == WEB
+    nntrain_sync(check=True, root=tmp_path)
+    (tmp_path/'nntrain/web'/WEB[0]).write_text('old')
+    with pytest.raises(SystemExit): nntrain_sync(check=True, root=tmp_path)
+
+@pytest.mark.parametrize('name', WEB)
+def test_browser_files_can_be_read(name):
+    text = _web(name)
+    comment = '// ' if name.endswith('.js') else '/* '
+    assert text.startswith(comment), 'say in a comment what the file does'
+    assert max(map(len, text.splitlines())) <= 88 and '\t' not in text
+    if name.endswith('.js'):  # _squeeze_js knows no other comments
+        code = re.sub(r'^ *//.*', '', text, flags=re.M)
+        assert not re.search(r'//|/\*|`', code)
+
+def test_the_notebook_shows_the_files_as_they_are():
+    nb = json.loads((NBS/'92_figures.ipynb').read_text(encoding='utf-8'))
+    shown = ''.join(
+        ''.join(o.get('data', {}).get('text/markdown', ''))
+        for c in nb['cells'] for o in c.get('outputs', ()))
+    for name in ('numbers.js', 'paths.js', 'explore.js', 'predict.js'):
+        assert _web(name) in shown, f'{name} changed: run nntrain_execute'
+
+def test_squeezed_files_lose_nothing_but_comments_and_blanks():
+    for name in WEB:
+        text = _web(name)
+        if name.endswith('.js'):
+            short, text = _squeeze_js(text), re.sub(r'^ *//.*', '', text, flags=re.M)
+        else:
+            short, text = _squeeze_css(text), re.sub(r'/\*.*?\*/', '', text, flags=re.S)
+        assert ''.join(short.split()) == ''.join(text.split()), name
+
+@pytest.fixture
+def javascript():
+    "javascript(names, code, squeeze=False) -> the value of `code` after these files"
+    node = shutil.which('node')
+    if not node: pytest.skip('needs node')
+    def go(names, code, squeeze=False):
+        files = [_squeeze_js(_web(n)) if squeeze else _web(n) for n in names]
+        text = '\n'.join([*files, f'console.log(JSON.stringify({code}))'])
+        done = subprocess.run([node, '-'], input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+    return go
+
+@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('squeeze', [False, True])
+def test_syntax(javascript, name, squeeze):
+    assert javascript([name], '1', squeeze) == 1  # nothing runs before it is called
+
+def test_syntax_check_can_fail(javascript):
+    with pytest.raises(AssertionError, match='SyntaxError'): javascript([], '1 +')
+
+def test_numbers_in_javascript(javascript):
+    codes = np.random.default_rng(0).integers(0, 4096, 200)
+    text = _encode(codes)
+    assert javascript(['numbers.js'], f"decode('{text}')") == codes.tolist()
+    assert javascript(['numbers.js'], "[LOW, SPAN, GAP]") == [_LO, _SPAN, _GAP]
+    assert javascript(['numbers.js'], "[0, 1].map(f => inFrame(['AA', 'AB'], f))") == [
+        [0], [1]]
+    assert javascript(['numbers.js'], "inFrame(['AB'], 7)") == [1]  # the same in all
+
+@pytest.mark.parametrize('kind', ['line', 'path', 'scatter'])
+def test_paths_in_javascript(javascript, kind):
+    "A path by JavaScript is the path by Python, with gaps, markers and a step slider"
+    points = np.random.default_rng(0).normal(size=(3, 30, 2))
+    points[1, 5] = np.nan
+    dots = ['y'] if kind == 'scatter' else []
+    data = dict(kind=kind, limits=[-1, 1, -2, 2], dots=dots, log=(0, 0))
+    (s,) = _pack_lines([{'y': tuple(p.T)} for p in points], data)
+    box = [1000, 420, 3, 2]
+    for frame in range(3):
+        for n in (1, 7, 30):
+            drawn = javascript(
+                ['numbers.js', 'paths.js'],
+                f'paths({json.dumps(s)}, {frame}, {n}, {box})', squeeze=True)
+            assert drawn == list(_paths(s, frame, n, box[2:]))
+
+def test_address_in_javascript(javascript):
+    params = json.dumps([
+        dict(name='beta', texts=['0', '0.5', '0.9']),
+        dict(name='shape', texts=['sine', 'cosine'])])
+    def at(hash):
+        return javascript(['address.js'], f"fromHash('{hash}', 'f', {params})")
+    hash = javascript(['address.js'], f"toHash('f', {params}, [1, 0])")
+    assert hash == '#f--beta_0_5--shape_sine' and at(hash) == [1, 0]
+    assert at('#f--shape_cosine') == [-1, 1]  # what is not named stays where it is
+    assert at('#other--shape_cosine') is None and at('') is None
+
+def test_frame_in_javascript(javascript):
+    sizes = [2, 3, 5]
+    params = [dict(texts=['x']*n, step=0) for n in sizes]
+    params.append(dict(texts=['x']*9, step=1))
+    for i, at in enumerate(np.ndindex(*sizes)):
+        code = f'frameAt({json.dumps(params)}, {[*at, 4]})'
+        if i % 7 == 0: assert javascript(['explore.js'], code) == [i, 5]
+    assert javascript(['explore.js'], 'frameAt([], [])[1] === Infinity')
+
+def test_marks_in_javascript(javascript):
+    assert javascript(['predict.js'], '[0, 1, 2].map(i => markOf(i, 2, 0))') == [
+        '✓ this one', '', '✗ your pick']
+    assert javascript(['predict.js'], '[0, 1].map(i => markOf(i, 1, 1))') == [
+        '', '✓ this one']
 
 
 # ---- predict -------------------------------------------------------------------------
@@ -388,7 +534,7 @@ def test_prediction_is_deterministic_small_and_self_contained():
     html = question().to_html()
     assert (
         html == question().to_html() and len(html) < 20_000
-        and not book._outside.search(html))
+        and not _outside.search(html))
     assert (
         '<up>' not in html and '<curve>' not in html and '<sign>' not in html
         and '<y>' not in html)  # what the author writes is text
@@ -453,7 +599,10 @@ def open_page(browser, tmp_path):
     yield go
     for c in contexts: c.close()
 
-LOOK = '[...f.querySelectorAll(".sr, .nnx-i")].map(p => p.getAttribute("d") ?? p.getAttribute("y"))'  # lines and markers; which tile stands in a window
+# lines and markers; which tile stands in a window
+LOOK = (
+    '[...f.querySelectorAll(".sr, .nnx-i")].map(p => p.getAttribute("d") ?? '
+    'p.getAttribute("y"))')
 
 def drawn(page):
     return page.evaluate('() => { const f = document; return ' + LOOK + '}')
@@ -523,10 +672,10 @@ def test_javascript_draws_what_python_draws(open_page, which):
             else: frame = frame*len(p['texts'])+i
         tile = lambda s: [
             str(-k * s['pitch'])
-            for k in book._decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
+            for k in _decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
         assert drawn(page) == [
             d for s in fig.data['series']
-            for d in (tile(s) if 'cells' in s else book._paths(s, frame, n, scale))]
+            for d in (tile(s) if 'cells' in s else _paths(s, frame, n, scale))]
 
 def test_first_frame_needs_no_javascript(open_page):
     html = as_page(''.join(f.to_html() for f in figures()))
@@ -550,7 +699,7 @@ def test_pixels_of_tiles(open_page, make, kind, dark):
     values = {
         n: v[i]
         for (n, v, _), i in zip(fig.grid, [len(fig.grid[0][1]) - 1, *fig.start[1:]])}
-    want = [v[-1] for v in book._series(make(**values), kind, 'f()').values()]
+    want = [v[-1] for v in _series(make(**values), kind, 'f()').values()]
     seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
     at = page.evaluate(
         '() => { const s = document.querySelector(".nnx-d > svg"), r = '
@@ -558,9 +707,9 @@ def test_pixels_of_tiles(open_page, make, kind, dark):
         'r.width/s.viewBox.baseVal.width] }')
     places = [
         (at[0] + x * at[2], at[1] + y * at[2], w * at[2], h * at[2])
-        for x, y, w, h in book._places(fig.data)]
+        for x, y, w, h in _places(fig.data)]
     assert len(places) == len(want) and at[2] > .05
-    palette = book._palette('heat', 17)
+    palette = _palette('heat', 17)
     for (x, y, w, h), a in zip(places, want):
         if kind == 'heat': a = a[::-1]
         for i, j in np.ndindex(*a.shape[:2]):
@@ -693,7 +842,8 @@ def stripped(html):
     """What a viewer shows that does not trust the page: no styles, no scripts, and of a
     drawing only the words"""
     return re.sub(
-        r'<(style|script)>.*?</\1>|</?(svg|path|text|g|use|defs|image|clipPath|rect)\b[^>]*>',
+        r'<(style|script)>.*?</\1>'
+        r'|</?(svg|path|text|g|use|defs|image|clipPath|rect)\b[^>]*>',
         '',
         html,
         flags=re.S,
@@ -755,286 +905,7 @@ def test_colours_stand_out():
         return np.dot(
             [0.2126, 0.7152, 0.0722],
             [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in c])
-    for colour in book._COLOURS:
+    for colour in _COLOURS:
         for ground in ('#ffffff', '#181a1f'):
             low, high = sorted([light(colour), light(ground)])
             assert (high+.05)/(low+.05) >= 3, (colour, ground)
-
-
-# ---- results -------------------------------------------------------------------------
-
-KW = dict(split='test', seconds=1., source='real')
-
-def test_record_writes_only_for_a_full_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(book, '_results_dir', lambda: tmp_path)
-    monkeypatch.delenv('NNTRAIN_RECORD', raising=False)
-    record('a', [.1, .2], **KW)
-    assert (
-        not list(tmp_path.iterdir())
-        and 'not recorded: only nntrain_execute' in capsys.readouterr().out)
-    monkeypatch.setenv('NNTRAIN_RECORD', '1')
-    record('a', [.1, .2], budget='quick', **KW)
-    assert not list(tmp_path.iterdir()) and 'a quick budget' in capsys.readouterr().out
-    record('a', [.1, .2], budget='full', **KW)
-    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
-    record('a', [.5, .6], **{**KW, 'source': 'toy'})
-    assert (
-        result('a', tmp_path)['values'] == [0.1, 0.2]
-        and 'real data stands' in capsys.readouterr().out)
-    monkeypatch.setattr(book, '_checkout', lambda: None)
-    record('b', [.1], **KW)
-    assert 'checkout' in capsys.readouterr().out and list(results(tmp_path)) == ['a']
-
-@pytest.mark.parametrize(
-    'message, kw',
-    [
-        ('finite', dict(values=[float('inf')])), ('finite', dict(values=[])),
-        ('seeds', dict(values=[1.0], seeds=[0, 1])),
-        ('names the file', dict(experiment='A b')),
-        ('seconds', dict(seconds=float('nan'))), ('better', dict(better='more')),
-        ('source', dict(source='somewhere'))],
-)
-def test_record_refuses(tmp_path, message, kw):
-    with pytest.raises(ValueError, match=message):
-        record(**{**dict(experiment='a', values=[0.1], folder=tmp_path), **KW, **kw})
-    assert not list(tmp_path.iterdir())
-
-def test_in_band_needs_a_spread(tmp_path):
-    record('one-seed', [.5], folder=tmp_path, **KW)
-    with pytest.raises(ValueError, match='no spread'):
-        in_band(0.6, 'one-seed', folder=tmp_path)
-    record(
-        'loss', [0.5, 0.6], better='lower', hint='is the rate right?', folder=tmp_path,
-        **KW)
-    assert 'is the rate right?' in str(
-        in_band(2.0, 'loss', folder=tmp_path)
-    ) and 'better than ours' in str(in_band(-2.0, 'loss', folder=tmp_path))
-
-def test_bands_hold_as_many_healthy_runs_as_they_say(tmp_path):
-    """3 sd of three runs raise the alarm for 9 healthy runs in 100, not for 0.3: the
-    few runs know their spread badly"""
-    draws = np.random.default_rng(0).normal(.8, .01, (1000, 4))
-    outside = {level: 0 for level in (.9, .95)}
-    for i,(*ours,yours) in enumerate(draws):
-        record('drawn', ours, folder=tmp_path, **KW)
-        for level in outside:
-            outside[level] += not in_band(yours, 'drawn', level=level, folder=tmp_path)
-    for level,n in outside.items(): assert abs(n/1000-(1-level)) < .03, (level, n)
-
-def test_a_recorded_value_is_not_judged_by_the_band_that_it_made(tmp_path):
-    record('drawn', [.5, .6, .9], seeds=[4, 7, 5], folder=tmp_path, **KW)
-    assert str(in_band(0.9, 'drawn', folder=tmp_path)).startswith(
-        '0.9 is exactly what seed 5 gave (ours: ')
-    assert 'nothing to judge' in str(in_band(.9, 'drawn', folder=tmp_path))
-    with pytest.raises(ValueError, match='level=3 must be a share'):
-        in_band(0.7, 'drawn', level=3, folder=tmp_path)
-
-def test_t_bounds_hold_their_share_of_the_density():
-    for df in (1, 2, 3, 4, 7, 30, 99):
-        scale = np.exp(math.lgamma((df+1)/2)-math.lgamma(df/2))/math.sqrt(df*math.pi)
-        for level in (.5, .95, .99):
-            t = np.linspace(-1, 1, 200_001)*book._t_bound(level, df)
-            share = np.trapezoid(scale*(1+t**2/df)**(-(df+1)/2), t)
-            assert share == pytest.approx(level, abs=1e-6), (df, level)
-
-def test_intervals_of_paired_differences_hold_zero_as_often_as_they_say():
-    """Two equal methods: a share of 1-level of the comparisons tells them apart by
-    chance"""
-    noise = np.random.default_rng(1).normal(0, .01, (2000, 2, 3))
-    apart = sum(bool(paired_difference(a, b)) for a,b in noise)
-    assert abs(apart/2000-.05) < .02
-
-def test_pairs_are_made_by_seed(tmp_path, capsys):
-    a = record('a', [.1, .2, .3], seeds=[2, 0, 1], folder=tmp_path, **KW)
-    b = record('b', [.2, .3, .1], seeds=[0, 1, 2], folder=tmp_path, **KW)
-    same = paired_difference(a, result('b', tmp_path))
-    assert (
-        (same.mean, same.low, same.high, same.n) == (0, 0, 0, 3) and not same
-        and 'not told apart' in str(same))
-    with pytest.raises(ValueError, match='same seeds on both sides'):
-        paired_difference(a, [0.1, 0.2])
-    with pytest.raises(ValueError, match='must be a share'):
-        paired_difference(a, b, level=95)
-
-@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
-def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
-    """A temporary file is private; what is put in its place is as readable as any new
-    file of this user, or as the file before"""
-    before = os.umask(umask)
-    try: record('a', [.1, .2], folder=tmp_path, **KW)
-    finally: os.umask(before)
-    row = tmp_path/'a.json'
-    assert row.stat().st_mode & 0o777 == mode
-    row.chmod(0o604)
-    record('a', [.1, .3], folder=tmp_path, **KW)
-    assert row.stat().st_mode & 0o777 == 0o604
-
-def test_recorded_rows_are_complete():
-    for name,row in results().items():
-        assert (
-            row.experiment == name and row.n == len(row['values']) == len(row.seeds)
-            and row.hardware and row.versions['torch'])
-
-
-# ---- nntrain_execute -----------------------------------------------------------------
-
-def write_notebook(path, *cells):
-    cell = lambda i, src: dict(
-        cell_type='code', id=f'c{i}', source=src, metadata={'tags': ['x']}, outputs=[],
-        execution_count=7)
-    path.write_text(
-        json.dumps(
-            dict(
-                cells=[cell(i, s) for i, s in enumerate(cells)],
-                metadata={
-                    'kernelspec': {'name': 'python3', 'display_name': 'x'},
-                    'widgets': {}},
-                nbformat=4,
-                nbformat_minor=5,
-            )
-        )
-    )
-
-@pytest.fixture
-def no_env(monkeypatch):
-    pytest.importorskip('nbclient', reason='nntrain_execute needs nbclient')
-    pytest.importorskip('ipykernel', reason='nntrain_execute needs a kernel')
-    for name in ('NNTRAIN_BUDGET', 'NNTRAIN_STATIC', 'NNTRAIN_RECORD'):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('IN_TEST', '1')
-
-FIGURE = "from nntrain.figures import explore\ndef f(a): return {'y': [0, a]}\nexplore(f, a=[1, 2], alt='A line that moves with its slider')"
-
-def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
-    nb = tmp_path/'a.ipynb'
-    write_notebook(
-        nb,
-        "import os, sys\nprint(*[os.environ.get(n) for n in ('NNTRAIN_BUDGET', "
-        "'NNTRAIN_STATIC', 'NNTRAIN_RECORD', 'IN_TEST')])\nprint('noise', "
-        "file=sys.stderr)",
-        FIGURE,
-        "#| eval: false\n1/0",
-        'import ipywidgets; ipywidgets.IntSlider()',
-        '#| code-fold: true\n1+1',
-    )
-    nntrain_execute([str(nb)])
-    assert re.search(r'a\.ipynb: \d+ s', capsys.readouterr().out)
-    got = json.loads(nb.read_text())
-    assert got['cells'][0]['outputs'] == [
-        dict(output_type='stream', name='stdout', text=['full 1 1 None\n'])]
-    assert set(got['cells'][1]['outputs'][0]['data']) == {'text/html', 'text/plain'}
-    assert got['cells'][2]['outputs'] == [] and got['cells'][3]['outputs'] == []
-    assert got['metadata'] == {
-        'kernelspec': {
-            'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    assert all(c['execution_count'] is None for c in got['cells'])
-    assert [c['metadata'] for c in got['cells']] == [
-        {}, {}, {}, {}, dict(jupyter=dict(source_hidden=True), cellView='form')]
-    before = nb.read_bytes()
-    if shutil.which('nbdev_clean'):
-        subprocess.run(['nbdev_clean', '--fname', str(nb)], cwd=ROOT, check=True)
-        assert nb.read_bytes() == before, (
-            'nbdev_clean would change what nntrain_execute writes')
-
-def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
-    good, bad = tmp_path/'b.ipynb', tmp_path/'a.ipynb'
-    write_notebook(good, 'print(1)')
-    write_notebook(bad, 'print(1)', '1/0')
-    before = bad.read_bytes()
-    with pytest.raises(SystemExit) as e: nntrain_execute([str(tmp_path)])
-    assert (
-        e.value.code == 1 and bad.read_bytes() == before
-        and sorted(p.name for p in tmp_path.iterdir()) == ['a.ipynb', 'b.ipynb'])
-    assert (
-        'ZeroDivisionError' in capsys.readouterr().err
-        and json.loads(good.read_text())['cells'][0]['outputs'])
-
-def test_live_kernel_shows_the_widget(tmp_path, no_env):
-    nbformat, nbclient = (
-        pytest.importorskip('nbformat'), pytest.importorskip('nbclient'))
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIGURE)])
-    nbclient.NotebookClient(
-        nb, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
-    ).execute()
-    assert {
-        'text/html', 'text/plain',
-        'application/vnd.jupyter.widget-view+json'} <= set(nb.cells[0].outputs[0].data)
-
-
-# ---- nntrain_sync --------------------------------------------------------------------
-
-@pytest.fixture
-def small_project(tmp_path):
-    (tmp_path/'nbs').mkdir()
-    for name in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/name, tmp_path)
-    code = lambda src, *outputs: dict(
-        cell_type='code', id='x', source=src, metadata={}, outputs=list(outputs),
-        execution_count=None)
-    show = dict(
-        output_type='execute_result', data={'text/markdown': '| a |\n|---|'},
-        metadata={}, execution_count=None)
-    index = [
-        dict(cell_type='raw', id='r', metadata={}, source='---\ntitle: x\n---'),
-        dict(
-            cell_type='markdown',
-            id='m',
-            metadata={},
-            source='# T\n\n::: {.callout-tip}\n[c](01_a.ipynb)\n:::',
-        ),
-        code('#| hide\nsecret()'),
-        code('#| echo: false\ntable()', show),
-        code('train()'),
-    ]
-    for name, cells in {
-        'index': index,
-        '01_a': [
-            dict(cell_type='markdown', id='m', metadata={}, source='# A'),
-            code('#| default_exp a'),
-            code('1+1'),
-            code('#| code-fold: true\n2'),
-        ],
-    }.items():
-        (tmp_path / f'nbs/{name}.ipynb').write_text(
-            book._dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
-    return tmp_path
-
-def test_sync(small_project, capsys):
-    with pytest.raises(SystemExit): nntrain_sync(check=True, root=small_project)
-    assert (
-        'out of step: README.md' in capsys.readouterr().out
-        and not (small_project / 'README.md').exists())
-    nntrain_sync(root=small_project)
-    nntrain_sync(check=True, root=small_project)
-    readme = (small_project/'README.md').read_text()
-    assert (
-        readme.endswith(
-            '# T\n\n[c](nbs/01_a.ipynb)\n\n| a |\n|---|\n\n```python\ntrain()\n```\n'
-        )
-        and 'secret' not in readme
-    )
-    cells = json.loads((small_project/'nbs/01_a.ipynb').read_text())['cells']
-    assert [''.join(c['source']).splitlines()[0] for c in cells] == [
-        '# A',
-        '#| default_exp a',
-        '#| hide',
-        '1+1',
-        '#| code-fold: true',
-    ]
-
-@pytest.mark.parametrize(
-    'path, old, new',
-    [
-        ('README.md', 'train()', 'tran()'),
-        ('_quarto.yml', 'repo-subdir: "nbs"', 'repo-subdir: "docs"'),
-        ('nbs/01_a.ipynb', '%pip', '%pop'),
-        ('nbs/01_a.ipynb', '"source_hidden": true', '"source_hidden": false')],
-)
-def test_sync_check_finds_what_is_out_of_step(small_project, path, old, new, capsys):
-    nntrain_sync(root=small_project)
-    text = (small_project/path).read_text()
-    assert old in text
-    (small_project/path).write_text(text.replace(old, new))
-    with pytest.raises(SystemExit) as e: nntrain_sync(check=True, root=small_project)
-    assert (
-        e.value.code and f'out of step: {path}' in capsys.readouterr().out
-        and new in (small_project / path).read_text())

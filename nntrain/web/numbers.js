@@ -1,0 +1,17 @@
+// Numbers in two letters, as `figure_numbers` writes them in Python: an axis runs from
+// LOW to LOW + SPAN, and GAP says "no point here".
+const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-';
+const LOW = 1023, SPAN = 2047, GAP = 4095;
+
+// 'AABB' -> [0, 65]
+function decode(text) {
+  const codes = [];
+  for (let i = 0; i < text.length; i += 2)
+    codes.push(64 * LETTERS.indexOf(text[i]) + LETTERS.indexOf(text[i + 1]));
+  return codes;
+}
+
+// The numbers of one frame; what is equal in all frames is stored once.
+function inFrame(frames, frame) {
+  return decode(frames[frames.length > 1 ? frame : 0]);
+}

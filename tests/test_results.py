@@ -1,0 +1,121 @@
+"""Recorded results: rows, bands, paired differences."""
+import math
+import os
+
+import numpy as np
+import pytest
+
+from nntrain import results as store
+from nntrain.results import in_band, paired_difference, record, result, results
+
+KW = dict(split='test', seconds=1., source='real')
+
+def test_record_writes_only_for_a_full_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, '_results_dir', lambda: tmp_path)
+    monkeypatch.delenv('NNTRAIN_RECORD', raising=False)
+    record('a', [.1, .2], **KW)
+    assert (
+        not list(tmp_path.iterdir())
+        and 'not recorded: only nntrain_execute' in capsys.readouterr().out)
+    monkeypatch.setenv('NNTRAIN_RECORD', '1')
+    record('a', [.1, .2], budget='quick', **KW)
+    assert not list(tmp_path.iterdir()) and 'a quick budget' in capsys.readouterr().out
+    record('a', [.1, .2], budget='full', **KW)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+    record('a', [.5, .6], **{**KW, 'source': 'toy'})
+    assert (
+        result('a', tmp_path)['values'] == [0.1, 0.2]
+        and 'real data stands' in capsys.readouterr().out)
+    monkeypatch.setattr(store, '_checkout', lambda: None)
+    record('b', [.1], **KW)
+    assert 'checkout' in capsys.readouterr().out and list(results(tmp_path)) == ['a']
+
+@pytest.mark.parametrize(
+    'message, kw',
+    [
+        ('finite', dict(values=[float('inf')])), ('finite', dict(values=[])),
+        ('seeds', dict(values=[1.0], seeds=[0, 1])),
+        ('names the file', dict(experiment='A b')),
+        ('seconds', dict(seconds=float('nan'))), ('better', dict(better='more')),
+        ('source', dict(source='somewhere'))],
+)
+def test_record_refuses(tmp_path, message, kw):
+    with pytest.raises(ValueError, match=message):
+        record(**{**dict(experiment='a', values=[0.1], folder=tmp_path), **KW, **kw})
+    assert not list(tmp_path.iterdir())
+
+def test_in_band_needs_a_spread(tmp_path):
+    record('one-seed', [.5], folder=tmp_path, **KW)
+    with pytest.raises(ValueError, match='no spread'):
+        in_band(0.6, 'one-seed', folder=tmp_path)
+    record(
+        'loss', [0.5, 0.6], better='lower', hint='is the rate right?', folder=tmp_path,
+        **KW)
+    assert 'is the rate right?' in str(
+        in_band(2.0, 'loss', folder=tmp_path)
+    ) and 'better than ours' in str(in_band(-2.0, 'loss', folder=tmp_path))
+
+def test_bands_hold_as_many_healthy_runs_as_they_say(tmp_path):
+    """3 sd of three runs raise the alarm for 9 healthy runs in 100, not for 0.3: the
+    few runs know their spread badly"""
+    draws = np.random.default_rng(0).normal(.8, .01, (1000, 4))
+    outside = {level: 0 for level in (.9, .95)}
+    for i,(*ours,yours) in enumerate(draws):
+        record('drawn', ours, folder=tmp_path, **KW)
+        for level in outside:
+            outside[level] += not in_band(yours, 'drawn', level=level, folder=tmp_path)
+    for level,n in outside.items(): assert abs(n/1000-(1-level)) < .03, (level, n)
+
+def test_a_recorded_value_is_not_judged_by_the_band_that_it_made(tmp_path):
+    record('drawn', [.5, .6, .9], seeds=[4, 7, 5], folder=tmp_path, **KW)
+    assert str(in_band(0.9, 'drawn', folder=tmp_path)).startswith(
+        '0.9 is exactly what seed 5 gave (ours: ')
+    assert 'nothing to judge' in str(in_band(.9, 'drawn', folder=tmp_path))
+    with pytest.raises(ValueError, match='level=3 must be a share'):
+        in_band(0.7, 'drawn', level=3, folder=tmp_path)
+
+def test_t_bounds_hold_their_share_of_the_density():
+    for df in (1, 2, 3, 4, 7, 30, 99):
+        scale = np.exp(math.lgamma((df+1)/2)-math.lgamma(df/2))/math.sqrt(df*math.pi)
+        for level in (.5, .95, .99):
+            t = np.linspace(-1, 1, 200_001)*store._t_bound(level, df)
+            share = np.trapezoid(scale*(1+t**2/df)**(-(df+1)/2), t)
+            assert share == pytest.approx(level, abs=1e-6), (df, level)
+
+def test_intervals_of_paired_differences_hold_zero_as_often_as_they_say():
+    """Two equal methods: a share of 1-level of the comparisons tells them apart by
+    chance"""
+    noise = np.random.default_rng(1).normal(0, .01, (2000, 2, 3))
+    apart = sum(bool(paired_difference(a, b)) for a,b in noise)
+    assert abs(apart/2000-.05) < .02
+
+def test_pairs_are_made_by_seed(tmp_path, capsys):
+    a = record('a', [.1, .2, .3], seeds=[2, 0, 1], folder=tmp_path, **KW)
+    b = record('b', [.2, .3, .1], seeds=[0, 1, 2], folder=tmp_path, **KW)
+    same = paired_difference(a, result('b', tmp_path))
+    assert (
+        (same.mean, same.low, same.high, same.n) == (0, 0, 0, 3) and not same
+        and 'not told apart' in str(same))
+    with pytest.raises(ValueError, match='same seeds on both sides'):
+        paired_difference(a, [0.1, 0.2])
+    with pytest.raises(ValueError, match='must be a share'):
+        paired_difference(a, b, level=95)
+
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
+def test_written_files_have_the_mode_of_ordinary_files(tmp_path, umask, mode):
+    """A temporary file is private; what is put in its place is as readable as any new
+    file of this user, or as the file before"""
+    before = os.umask(umask)
+    try: record('a', [.1, .2], folder=tmp_path, **KW)
+    finally: os.umask(before)
+    row = tmp_path/'a.json'
+    assert row.stat().st_mode & 0o777 == mode
+    row.chmod(0o604)
+    record('a', [.1, .3], folder=tmp_path, **KW)
+    assert row.stat().st_mode & 0o777 == 0o604
+
+def test_recorded_rows_are_complete():
+    for name,row in results().items():
+        assert (
+            row.experiment == name and row.n == len(row['values']) == len(row.seeds)
+            and row.hardware and row.versions['torch'])

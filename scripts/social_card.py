@@ -2,7 +2,7 @@
 book, from recorded rows.
 
     python scripts/social_card.py           write it
-    python scripts/social_card.py --check   only say whether its numbers are those of now
+    python scripts/social_card.py --check   only say whether its numbers are current
 """
 import argparse
 import json

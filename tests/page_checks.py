@@ -100,7 +100,8 @@ def syntax_problems(nb):
         bad += [f'write \\sqrt{{β}}, not {m}' for m in
                 re.findall(r'\\[a-zA-Z]+[α-ωΑ-Ω]', text)]
         for line in re.findall(r'^:::.*', text, re.M):
-            if not re.fullmatch(r':::|::: \{[.#][^"]*(="[^"]*")?\}', line): bad.append(line)
+            box = r':::|::: \{[.#][^"]*(="[^"]*")?\}'
+            if not re.fullmatch(box, line): bad.append(line)
     return bad
 
 

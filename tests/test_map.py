@@ -73,7 +73,7 @@ def test_map_problems_are_found(home, imported):
     assert map_problems(book, imported | {'none': set()}) == ['none is not on the map']
 
 @pytest.mark.parametrize('text, needs, helps, minutes', [
-    ('**You need** [chapter 0](00_a.ipynb) and [1](01_b.ipynb#x). [2](02_c.ipynb) helps.'
+    ('**You need** [chapter 0](00_a.ipynb), [1](01_b.ipynb#x). [2](02_c.ipynb) helps.'
      '\n**Time**: reading takes about 40 minutes.', ['a', 'b'], ['c'], 40),
     ('**You need** [a](00_a.ipynb), [a](00_a.ipynb#y). The last section uses '
      '[b](01_b.ipynb).', ['a'], ['b'], 0),

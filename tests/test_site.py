@@ -182,7 +182,7 @@ def test_stored_notebook(path):
         'metadata.widgets makes "Invalid notebook" on GitHub: run nntrain_execute')
     widgets = [checks.source(c)[:60] for c, data in checks.outputs(nb)
                if 'application/vnd.jupyter.widget-view+json' in data]
-    assert not widgets, f'views of a kernel that is gone: run nntrain_execute: {widgets}'
+    assert not widgets, f'views of a lost kernel: run nntrain_execute: {widgets}'
 
 def places(nb):
     texts = [checks.source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']

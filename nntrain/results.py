@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import AttrDict
 
-from .prediction import Verdict
-
 # %% auto #0
-__all__ = ['record', 'results', 'result', 'in_band', 'Difference', 'paired_difference', 'results_table']
+__all__ = ['record', 'results', 'result', 'results_table']
 
 # %% ../nbs/93_recording.ipynb #07a6af2e
 # the repository's top folder when the package runs from one, else None
@@ -178,113 +176,6 @@ def result(
     raise ValueError(
         f"no recorded result {experiment!r}; "
         + (f"there is {', '.join(near)}" if near else "nothing is recorded yet"))
-
-# %% ../nbs/93_recording.ipynb #90b10001
-# share of Student's t distribution between -t and t; `df` degrees of freedom, a whole
-# number
-def _t_share(t, df):
-    angle = math.atan(t/df**.5)
-    total, term = (
-        (angle, math.sin(angle) * math.cos(angle)) if df % 2 else (0.0, math.sin(angle))
-    )
-    for k in range(3 if df%2 else 2, df+1, 2):
-        total += term
-        term *= math.cos(angle)**2*(k-1)/k
-    return total*2/math.pi if df%2 else total
-
-def _t_bound(level, df):  # the t with this share between -t and t
-    if not 0 < level < 1:
-        raise ValueError(
-            f"level={level!r} must be a share between 0 and 1, such as 0.95")
-    low, high = 0., 1.
-    while _t_share(high, df)<level: high *= 2
-    for _ in range(60):
-        t = (low+high)/2
-        low,high = (t, high) if _t_share(t, df)<level else (low, t)
-    return high
-
-# %% ../nbs/93_recording.ipynb #48088701
-def in_band(
-    value:float,      # your result, in the row's unit
-    experiment:str,   # name of the recorded row
-    level:float=.95,  # share of runs like ours that the band should hold, in (0, 1)
-    # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy
-    # with real
-    source=None,
-    folder=None,      # as in `results`
-)->Verdict:           # true when normal; prints as a sentence
-    """Say whether your number is what one more run like ours gives (a prediction
-    interval with Student's t); a recorded value is not judged by itself"""
-    row = result(experiment, folder)
-    value = float(value)
-    if source is not None and (source=='toy')!=(row.source=='toy'):
-        return Verdict(
-            False, f"not comparable: your data are {source}, ours were {row.source}")
-    ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
-    if not math.isfinite(value):
-        return Verdict(False, f"{value} is no number ({ours}): did the loss diverge?")
-    if value in row['values']:
-        seed = row.seeds[row['values'].index(value)]
-        return Verdict(
-            True,
-            f"{value:.4g} is exactly what seed {seed} gave ({ours}): nothing to judge")
-    if not row.se:
-        raise ValueError(
-            f"{experiment} was recorded with {row.n} seed(s) and has no spread to "
-            "compare with")
-    half = _t_bound(level, row.n-1)*row.se*(row.n+1)**.5  # se·√(n+1) = s·√(1 + 1/n)
-    low, high = row.mean - half, row.mean + half
-    band = (f"{level*100:.4g} % of runs like ours lie between {low:.4g} and {high:.4g} "
-            f"({ours})")
-    if abs(value-row.mean)<=half: return Verdict(True, f"{value:.4g} is normal: {band}")
-    high = value>row.mean
-    better = high==(row.better=='higher')
-    return Verdict(
-        False, f"{value:.4g} is {'high' if high else 'low'}: {band}: "
-        + ("better than ours; what did you change?" if better else row.hint))
-
-# %% ../nbs/93_recording.ipynb #90b10005
-class Difference(Verdict):
-    """Mean difference of pairs with its interval: true when 0 lies outside of it,
-    prints as a sentence"""
-    def __init__(self, mean, half, n, level):
-        self.mean, self.low, self.high, self.n, self.level = (
-            mean, mean - half, mean + half, n, level)
-        told = not self.low<=0<=self.high
-        text = (f"{mean:+.4f} ({level*100:.4g} % interval {self.low:+.4f} to "
-                f"{self.high:+.4f}, {n} pairs): ")
-        super().__init__(told, text + ("told apart" if told else "not told apart"))
-
-# a row, the result of `run_seeds`, or plain numbers -> {seed: value}
-def _by_seed(runs):
-    if isinstance(runs, dict): seeds,values = runs['seeds'],runs['values']
-    elif hasattr(runs, 'seeds'): seeds,values = runs.seeds,runs.values
-    else: seeds,values = range(len(runs)),runs
-    return dict(zip(seeds, map(float, values)))
-
-def paired_difference(
-    # final values, one per seed: a list, a recorded row, or what `run_seeds` gives
-    a,
-    b,                # the same for the other method, with the same seeds
-    # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
-    level:float=.95,
-)->Difference:  # of a-b: `mean`, `low`, `high`, `n`; true if 0 lies outside
-    """Mean difference of two methods that ran with the same seeds, with its interval
-    (Student's t on the differences)"""
-    a,b = _by_seed(a),_by_seed(b)
-    if set(a) != set(b):
-        raise ValueError(
-            f"pairs need the same seeds on both sides, not {sorted(a)} and {sorted(b)}")
-    if len(a) < 2:
-        raise ValueError(
-            f"a difference needs at least two pairs, not {len(a)}: run more seeds")
-    d = np.array([a[seed]-b[seed] for seed in a])
-    if not np.isfinite(d).all():
-        raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
-    return Difference(
-        float(d.mean()),
-        _t_bound(level, len(d) - 1) * float(d.std(ddof=1)) / len(d) ** 0.5, len(d),
-        level)
 
 # %% ../nbs/93_recording.ipynb #cd6736f0
 class _Markdown(str):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nntrain import results as store
-from nntrain.results import in_band, paired_difference, record, result, results
+from nntrain.intervals import in_band, paired_difference
+from nntrain.results import record, result, results
 
 KW = dict(split='test', seconds=1., source='real')
 

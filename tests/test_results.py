@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from nntrain import intervals
 from nntrain import results as store
 from nntrain.intervals import in_band, paired_difference
 from nntrain.results import record, result, results
@@ -79,7 +80,7 @@ def test_t_bounds_hold_their_share_of_the_density():
     for df in (1, 2, 3, 4, 7, 30, 99):
         scale = np.exp(math.lgamma((df+1)/2)-math.lgamma(df/2))/math.sqrt(df*math.pi)
         for level in (.5, .95, .99):
-            t = np.linspace(-1, 1, 200_001)*store._t_bound(level, df)
+            t = np.linspace(-1, 1, 200_001)*intervals._t_bound(level, df)
             share = np.trapezoid(scale*(1+t**2/df)**(-(df+1)/2), t)
             assert share == pytest.approx(level, abs=1e-6), (df, level)
 

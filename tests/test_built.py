@@ -39,7 +39,7 @@ def built(tmp_path_factory):
                     'built pages are not checked, only the processed notebooks')
     return site_files.build(tmp_path_factory.mktemp('built')/'clone')
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')   # two at the same time in one process do not work
 def browser():
     with site_checks.start_browser() as b: yield b
 

@@ -2,7 +2,6 @@
 network refused shows of them."""
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from site_checks import start_browser
 
 from nntrain.explore import check_frames, explore, figure_data
 from nntrain.figure_frames import _series
@@ -546,31 +546,9 @@ def test_prediction_is_deterministic_small_and_self_contained():
 
 # ---- in a browser --------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='module')   # two at the same time in one process do not work
 def browser():
-    api = pytest.importorskip(
-        'playwright.sync_api', reason='browser checks need: pip install playwright')
-    path = next(
-        (
-            p
-            for p in (
-                '/usr/bin/chromium',
-                '/usr/bin/chromium-browser',
-                '/usr/bin/google-chrome',
-            )
-            if os.path.exists(p)
-        ),
-        None,
-    )
-    with api.sync_playwright() as p:
-        try:
-            b = p.chromium.launch(
-                executable_path=path,
-                args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
-        except api.Error as e:
-            pytest.skip(f'no Chromium to start: {str(e).splitlines()[0]}')
-        yield b
-        b.close()
+    with start_browser() as b: yield b
 
 @pytest.fixture
 def open_page(browser, tmp_path):

@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .collate import TARGET_KEYS
 
 # %% ../nbs/04_learner.ipynb #bea06c31
+#| code-fold: true
+#| code-summary: "unpack: which part is the target?"
 def unpack(
     batch  # (input, …, target), a dict with one of `TARGET_KEYS`, or inputs only
 )->tuple:  # (tuple of inputs, target); the target is None for inputs only

@@ -14,7 +14,9 @@ import inspect
 
 from .events import EVENTS, VERBS
 
-# %% ../nbs/04_learner.ipynb #d71e36b2
+# %% ../nbs/04_learner.ipynb #9d5e2783
+#| code-fold: true
+#| code-summary: "Two helpers: is the name an event? And the arguments of a constructor, by name"
 def _check_names(cls):
     "Refuse methods of `cls` itself that look like events, but are not"
     for name in vars(cls):
@@ -28,6 +30,26 @@ def _check_names(cls):
                 f'name: did you mean {near[0]!r}? Events: {", ".join(EVENTS)}. '
                 f'A helper method of another kind may start with an underscore.')
 
+def _arguments(cls, args, kwargs):
+    "What `cls(*args, **kwargs)` was given, defaults and base classes included"
+    given, rest = {}, {}
+    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
+        if '__init__' not in vars(base): continue
+        signature = inspect.signature(base.__init__)
+        try: bound = signature.bind_partial(None, *args, **kwargs)
+        except TypeError: break                          # `__init__` will say so
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])  # without self
+        rest = {p.kind: name for name, p in signature.parameters.items()
+                if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        rest = {kind: (name, named.pop(name)) for kind, name in rest.items()}
+        given = named | given
+        args = rest.get(inspect.Parameter.VAR_POSITIONAL, ('', ()))[1]
+        kwargs = rest.get(inspect.Parameter.VAR_KEYWORD, ('', {}))[1]
+        if not rest: break                               # nothing goes on to the base
+    return given | dict(rest.values())
+
+# %% ../nbs/04_learner.ipynb #ffbaefef
 class Callback:
     "Base class of all callbacks; methods named like events are given the learner"
     order = 0              # a number, or `After(OtherCB)`: who comes first at an event
@@ -65,29 +87,9 @@ class Callback:
         given = {name: now.get(name, value) for name, value in self._given.items()}
         return given | shown
 
-# %% ../nbs/04_learner.ipynb #9d5e2783
-#| code-fold: true
-#| code-summary: "A helper: the arguments of a constructor, by name"
-def _arguments(cls, args, kwargs):
-    "What `cls(*args, **kwargs)` was given, defaults and base classes included"
-    given, rest = {}, {}
-    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
-        if '__init__' not in vars(base): continue
-        signature = inspect.signature(base.__init__)
-        try: bound = signature.bind_partial(None, *args, **kwargs)
-        except TypeError: break                          # `__init__` will say so
-        bound.apply_defaults()
-        named = dict(list(bound.arguments.items())[1:])  # without self
-        rest = {p.kind: name for name, p in signature.parameters.items()
-                if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        rest = {kind: (name, named.pop(name)) for kind, name in rest.items()}
-        given = named | given
-        args = rest.get(inspect.Parameter.VAR_POSITIONAL, ('', ()))[1]
-        kwargs = rest.get(inspect.Parameter.VAR_KEYWORD, ('', {}))[1]
-        if not rest: break                               # nothing goes on to the base
-    return given | dict(rest.values())
-
 # %% ../nbs/04_learner.ipynb #335667c3
+#| code-fold: true
+#| code-summary: "After, and how callbacks are sorted"
 class After:
     "Order: right after callbacks of class `cls`"
     def __init__(self, cls): self.cls = cls

@@ -77,8 +77,8 @@ def collate(
     return _column(items, flat)
 
 # %% ../nbs/03_data.ipynb #fa040cad
-#| code-summary: "Which column is the target?"
 #| code-fold: true
+#| code-summary: "collate_tuple: the target comes last"
 TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')   # names of a target column
 
 def _target_last(names):
@@ -90,7 +90,6 @@ def _target_last(names):
             f"target last: partial(collate_tuple, keys=('image', {targets[0]!r}))")
     return [*(k for k in names if k not in targets), *targets]
 
-# %% ../nbs/03_data.ipynb #bbe8e957
 def collate_tuple(
     items:list,       # rows: dicts or tuples
     flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?

@@ -21,6 +21,8 @@ from .history import last_metric
 from .learner import Learner
 
 # %% ../nbs/05_measuring.ipynb #a58d8521
+#| code-fold: true
+#| code-summary: "set_seed"
 def set_seed(
     seed:int,                 # a whole number that fits into 64 bits
     deterministic:bool=False  # True: ask torch for deterministic algorithms
@@ -36,6 +38,8 @@ def set_seed(
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 # %% ../nbs/05_measuring.ipynb #48f31919
+#| code-fold: true
+#| code-summary: "Runs: values, seeds, mean and standard error"
 @dataclass
 class Runs:
     "Final values of one metric, from the same training with several seeds"
@@ -58,6 +62,7 @@ class Runs:
         return (f'{self.name}: {self.mean:.4f}{spread*(n > 1)} (n={n}, {self.n_epochs} '
                 f'epochs, {sum(self.seconds)/n:.1f} s each)')
 
+# %% ../nbs/05_measuring.ipynb #c275984c
 def run_seeds(
     name:str,        # what is trained, for tables
     make_learner,    # () -> Learner with a `MetricsCB`; called after seeding

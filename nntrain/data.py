@@ -76,8 +76,8 @@ class DataLoaders:
         self.source, self.classes = source, classes
 
 # %% ../nbs/03_data.ipynb #7e9ddcda
-#| code-summary: "Check every label"
 #| code-fold: true
+#| code-summary: "Loaders from tensors, and a check of every label"
 def _check_labels(name, y, classes):
     y = as_numbers(f'{name}: the labels', y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()
@@ -86,9 +86,6 @@ def _check_labels(name, y, classes):
         raise ValueError(f"{name}: label {y[i].item()} at index {i} is outside the "
                          f"{len(classes)} classes 0…{len(classes)-1}")
 
-# %% ../nbs/03_data.ipynb #d59ad45d
-#| code-summary: "Loaders from tensors"
-#| code-fold: true
 @patch(cls_method=True)
 def from_tensors(cls:DataLoaders,
     train:tuple,           # (x, y)
@@ -172,12 +169,15 @@ def from_dataset_dict(cls:DataLoaders,
     return cls(**loaders)
 
 # %% ../nbs/03_data.ipynb #1166410f
+#| code-fold: true
+#| code-summary: "A helper: some of the samples"
 def _at_most(n, x, y):
     "`n` of the samples, every class in proportion; all of them if `n` is None"
     if n is None or n >= len(y): return x, y
     chosen = stratified_split(y, n)[1]
     return x[chosen], y[chosen]
 
+# %% ../nbs/03_data.ipynb #eff0eb9c
 def fashion_dls(
     batch_size:int=1024,   # of training; validation and test take twice as much
     valid:str='test',      # 'test', or 'split': hold out 1/12 of the training split

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLORS', 'history_table', 'plot_history', 'last_metric', 'RecorderCB']
+__all__ = ['COLORS', 'history_table', 'last_metric', 'plot_history', 'RecorderCB']
 
 # %% ../nbs/05_measuring.ipynb #1dc3335f
 import difflib
@@ -18,6 +18,8 @@ from .callback import Callback
 from .metrics import to_floats
 
 # %% ../nbs/05_measuring.ipynb #71518fe3
+#| code-fold: true
+#| code-summary: "history_table and last_metric"
 def history_table(
     history,       # rows of `learn.history`
     plain=False    # aligned text instead of a Markdown table
@@ -39,7 +41,22 @@ def _cell(name, value):
     if name == 'epoch': return f'{value:d}'
     return f'{value:.1f}' if name == 'seconds' else f'{value:.4f}'
 
+def last_metric(
+    history,   # rows of `learn.history`
+    name:str   # key of the last row, such as 'valid_loss'
+)->float:
+    "One value of the newest row of a history; ValueError if there is none of that name"
+    known = [k for k in history[-1] if k != 'epoch'] if history else []
+    if name in known: return history[-1][name]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f': did you mean {near[0]!r}?' if near else ''
+    missing = '' if history else ': is MetricsCB among the callbacks?'
+    raise ValueError(f'no metric {name!r} in the history{hint}; '
+                     f'it has {known}{missing}')
+
 # %% ../nbs/05_measuring.ipynb #ed2b8fca
+#| code-fold: true
+#| code-summary: "plot_history"
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # four for colour-blind eyes
 
 def _axes(ax):
@@ -66,21 +83,9 @@ def plot_history(
     ax.legend()
     return ax
 
-# %% ../nbs/05_measuring.ipynb #b31bc5ae
-def last_metric(
-    history,   # rows of `learn.history`
-    name:str   # key of the last row, such as 'valid_loss'
-)->float:
-    "One value of the newest row of a history; ValueError if there is none of that name"
-    known = [k for k in history[-1] if k != 'epoch'] if history else []
-    if name in known: return history[-1][name]
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f': did you mean {near[0]!r}?' if near else ''
-    missing = '' if history else ': is MetricsCB among the callbacks?'
-    raise ValueError(f'no metric {name!r} in the history{hint}; '
-                     f'it has {known}{missing}')
-
 # %% ../nbs/05_measuring.ipynb #8355a28b
+#| code-fold: true
+#| code-summary: "RecorderCB"
 def _loss(learn): return learn.loss.detach()
 
 def _one_number(name, value):

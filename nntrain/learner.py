@@ -23,6 +23,8 @@ from .events import CANCELS, EVENTS, LEVELS, VERBS, CancelStep, run_level
 __all__ = ['World', 'Learner']
 
 # %% ../nbs/04_learner.ipynb #8030f94f
+#| code-fold: true
+#| code-summary: "World: one process, alone"
 class World:
     "The processes that train together; here just this one"
     rank, size = 0, 1
@@ -110,30 +112,6 @@ def _one_batch(self:Learner):
     emit('after_step')         # too late for a CancelStep: the weights have changed
     self._do('zero_grad')
 
-# %% ../nbs/04_learner.ipynb #02ce6a02
-@patch
-def _choose_verbs(self:Learner, cbs):
-    self.verbs = {verb: getattr(self, verb) for verb in VERBS}
-    for verb in VERBS:
-        givers = [cb for cb in cbs if callable(getattr(cb, verb, None))]
-        if len(givers) > 1:
-            raise ValueError(f'{givers} all want to be the one who does {verb!r}: '
-                             f'keep one of them')
-        if givers: self.verbs[verb] = partial(getattr(givers[0], verb), self)
-
-@patch
-def _do(self:Learner, verb):
-    try:
-        if verb != 'get_loss' or self.iter: return self.verbs[verb]()
-        with warnings.catch_warnings():        # of the first batch of a phase
-            warnings.filterwarnings('error', 'Using a target size', UserWarning)
-            self.verbs[verb]()
-    except (*CANCELS.values(), CancelStep): raise
-    except Exception as e:
-        why = explain(self, verb, e)
-        if why is None: raise
-        raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
-
 # %% ../nbs/04_learner.ipynb #c35c2728
 @patch
 def _one_phase(self:Learner):
@@ -191,7 +169,7 @@ def fit(self:Learner,
 
 # %% ../nbs/04_learner.ipynb #3e4e6bac
 #| code-fold: true
-#| code-summary: "Its helpers: refuse, plan, let go"
+#| code-summary: "Its helpers: refuse, plan, let go; who does a verb, and what is said when it fails"
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"
@@ -217,6 +195,28 @@ def _let_go(self:Learner):
     if hasattr(self, 'batch'): self.batch = detached(self.batch)
     for name in {'preds', 'loss'} & set(vars(self)):
         setattr(self, name, detached(getattr(self, name), other=lambda value: None))
+
+@patch
+def _choose_verbs(self:Learner, cbs):
+    self.verbs = {verb: getattr(self, verb) for verb in VERBS}
+    for verb in VERBS:
+        givers = [cb for cb in cbs if callable(getattr(cb, verb, None))]
+        if len(givers) > 1:
+            raise ValueError(f'{givers} all have the method {verb!r}: keep one')
+        if givers: self.verbs[verb] = partial(getattr(givers[0], verb), self)
+
+@patch
+def _do(self:Learner, verb):
+    try:
+        if verb != 'get_loss' or self.iter: return self.verbs[verb]()
+        with warnings.catch_warnings():        # of the first batch of a phase
+            warnings.filterwarnings('error', 'Using a target size', UserWarning)
+            self.verbs[verb]()
+    except (*CANCELS.values(), CancelStep): raise
+    except Exception as e:
+        why = explain(self, verb, e)
+        if why is None: raise
+        raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
 
 # %% ../nbs/04_learner.ipynb #a8838b71
 #| code-fold: true

@@ -51,6 +51,15 @@ class Mean:
         self.values, self.weights = list(state['values']), list(state['weights'])
         self.n = state['n']
 
+# %% ../nbs/05_measuring.ipynb #57ea1821
+#| code-fold: true
+#| code-summary: "The error for shapes that do not fit"
+def _refuse(preds, targets, why=''):
+    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+              for t in (preds, targets)]
+    raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), '
+                     f'got {shapes[0]} and {shapes[1]}{why}')
+
 # %% ../nbs/05_measuring.ipynb #04ad2789
 class Accuracy(Mean):
     "Share of samples whose largest logit is that of the target class"
@@ -80,13 +89,9 @@ class Accuracy(Mean):
                     'second place, preds.movedim(-1, 1)' if last else '')
         self.add(torch.count_nonzero(hits == targets), targets.numel())
 
-def _refuse(preds, targets, why=''):
-    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-              for t in (preds, targets)]
-    raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), '
-                     f'got {shapes[0]} and {shapes[1]}{why}')
-
 # %% ../nbs/05_measuring.ipynb #c47fcf7b
+#| code-fold: true
+#| code-summary: "MetricsCB in full"
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
     order, watches = 10, True
@@ -131,7 +136,7 @@ class MetricsCB(Callback):
 
 # %% ../nbs/05_measuring.ipynb #852f1219
 #| code-fold: true
-#| code-summary: "Helpers: numbers of a metric, floats"
+#| code-summary: "Its helpers: numbers of a metric, and what a checkpoint in the middle of an epoch saves"
 def to_floats(
     values  # 0-dim tensors or numbers
 )->list:    # floats, with one transfer for all tensors of a device
@@ -160,9 +165,6 @@ def _columns(prefix, name, value):
                      f'and a row of the history holds numbers: give a number, a '
                      f'vector or a dict of numbers')
 
-# %% ../nbs/05_measuring.ipynb #8e11cda9
-#| code-fold: true
-#| code-summary: "For checkpoints inside of an epoch: what has been counted so far"
 @patch
 def state_dict(self:MetricsCB)->dict:
     "What the current epoch has counted so far; empty between epochs"

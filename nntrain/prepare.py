@@ -29,6 +29,9 @@ class DeviceCB(Callback):
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
+# %% ../nbs/04_learner.ipynb #6eed870a
+#| code-fold: true
+#| code-summary: "BatchTransformCB, NormalizeCB and SingleBatchCB"
 class BatchTransformCB(Callback):
     "Replace each batch by `tfm(batch)`"
     order = -10
@@ -41,9 +44,6 @@ class BatchTransformCB(Callback):
         if self.on_train if learn.training else self.on_valid:
             learn.batch = self.tfm(learn.batch)
 
-# %% ../nbs/04_learner.ipynb #6eed870a
-#| code-fold: true
-#| code-summary: "NormalizeCB and SingleBatchCB"
 class NormalizeCB(BatchTransformCB):
     "Normalise the first input of each batch: (x − mean)/std"
     order = After(BatchTransformCB)

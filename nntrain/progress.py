@@ -17,6 +17,8 @@ from .history import history_table, plot_history
 from .metrics import MetricsCB
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
+#| code-fold: true
+#| code-summary: "ProgressCB, and its two screens: terminal and notebook"
 def in_notebook()->bool:
     "Is there a Jupyter kernel that shows rich output?"
     import sys
@@ -43,9 +45,6 @@ class ProgressCB(Callback):
         self.screen.close()
         del self.screen              # a closed bar cannot be copied or pickled
 
-# %% ../nbs/05_measuring.ipynb #c29f3fce
-#| code-fold: true
-#| code-summary: "The two screens: terminal and notebook"
 class _TerminalScreen:
     def __init__(self, plot): self.bar, self.head = None, None
     def start(self, title, total, every):

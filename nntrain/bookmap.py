@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../nbs/94_tools.ipynb #1afad1b1
+#| code-fold: true
+#| code-summary: "Chapter, said, read_chapters, behind"
 @dataclass
 class Chapter:
     "What the home page says about a chapter"
@@ -82,6 +84,8 @@ def behind(book, topic):
     return found
 
 # %% ../nbs/94_tools.ipynb #adb99c94
+#| code-fold: true
+#| code-summary: "arrows"
 _BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
 _STYLE = '''
 .nn-map { display: block; width: 100%; max-width: 44em; height: auto; margin: auto }
@@ -122,6 +126,8 @@ def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
     return f'M{x1+w//2} {y1+h}C{x1+w//2} {down} {x2+w//2} {up} {x2+w//2} {y2-2}'
 
 # %% ../nbs/94_tools.ipynb #d939aa00
+#| code-fold: true
+#| code-summary: "draw_map"
 def _box(c, fill, linked):  # one chapter
     (x, y), (w, h) = _corner(c), _BOX
     shape = (f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="{fill}"/>'
@@ -165,6 +171,8 @@ def draw_map(
         + _legend(parts, bottom) + '</svg>')
 
 # %% ../nbs/94_tools.ipynb #70e53483
+#| code-fold: true
+#| code-summary: "short_numbers, map_table"
 def short_numbers(
     book:dict,    # topic -> Chapter
     topics:list,  # which ones

@@ -19,6 +19,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #46f03528
+#| code-fold: true
+#| code-summary: "Budget, budget"
 @dataclass(frozen=True)
 class Budget:
     "How much work a chapter may do: see `budget`"
@@ -62,6 +64,8 @@ def budget(
     return _BUDGETS[name]
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
+#| code-fold: true
+#| code-summary: "default_device, to_device, announce"
 def default_device()->torch.device:  # cuda, else mps, else cpu
     "The fastest device of this machine, looked up when called"
     if torch.cuda.is_available(): return torch.device('cuda')

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['read_diagram']
 
 # %% ../nbs/98_site.ipynb #fb27498f
+#| code-fold: true
+#| code-summary: "_Box, _Diagram"
 import html
 import re
 from dataclasses import dataclass, field
@@ -39,6 +41,8 @@ class _Diagram:
     groups: list = field(default_factory=list)  # (title, names of the boxes inside)
 
 # %% ../nbs/98_site.ipynb #bfb0e215
+#| code-fold: true
+#| code-summary: "_plain, _text_width, _filled, _wrapped"
 _THIN, _FAT = set("iljtfrI.,:;'|()[] ·"), set('mwMW←→−')
 
 
@@ -69,6 +73,8 @@ def _wrapped(label, wide=26):  # as few lines as fit, about equally long
     return tuple(lines)
 
 # %% ../nbs/98_site.ipynb #7038393d
+#| code-fold: true
+#| code-summary: "_nodes, _chain"
 _NODE = re.compile(r'(\w+)(?:\(\["?(.+?)"?\]\)|\["(.+?)"\]|\[(.+?)\])?')
 _ARROW = re.compile(r'\s*(<?)(-->|-\.->)(?:\|"?(.*?)"?\|)?\s*')
 _AND = re.compile(r'\s*&\s*')
@@ -124,6 +130,8 @@ def read_diagram(
     return d
 
 # %% ../nbs/98_site.ipynb #2458c847
+#| code-fold: true
+#| code-summary: "_rows, _spread, _arranged, _stack"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['draw_diagram']
 
 # %% ../nbs/98_site.ipynb #ff085417
+#| code-fold: true
+#| code-summary: "_words, _rect, _curve, _arrow"
 import html
 import re
 
@@ -66,6 +68,8 @@ def _arrow(d, way, arrow, twin):  # -> (line, label); `twin`: how many have the 
     return line, _words(.4*x + .6*u + 20*twin, (y + v)/2 + 5, [label], ' class="label"')
 
 # %% ../nbs/98_site.ipynb #2b6322ab
+#| code-fold: true
+#| code-summary: "draw_diagram"
 def _groups(d):  # [(x, y, width, height, title)] of frames, the innermost last
     frames, wide = [], 0
     for inner, (title, names) in enumerate(reversed(d.groups), 1):

@@ -41,6 +41,8 @@ def _t_bound(level, df):  # the t with this share between -t and t
     return high
 
 # %% ../nbs/93_recording.ipynb #48088701
+#| code-fold: true
+#| code-summary: "in_band"
 def in_band(
     value:float,      # your result, in the row's unit
     experiment:str,   # name of the recorded row
@@ -81,6 +83,8 @@ def in_band(
         + ("better than ours; what did you change?" if better else row.hint))
 
 # %% ../nbs/93_recording.ipynb #90b10005
+#| code-fold: true
+#| code-summary: "Difference, paired_difference"
 class Difference(Verdict):
     """Mean difference of pairs with its interval: true when 0 lies outside of it,
     prints as a sentence"""

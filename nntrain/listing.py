@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
+#| code-fold: true
+#| code-summary: "_prose, _top, _slug, _headings, _defined"
 import ast
 import re
 from pathlib import Path

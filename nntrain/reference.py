@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['entries', 'reference_page', 'reference_names']
 
 # %% ../nbs/98_site.ipynb #a0b4c5fb
+#| code-fold: true
+#| code-summary: "_Entry, _comments, _meaning, _above, _meanings, _text"
 import ast
 import io
 import re
@@ -65,6 +67,8 @@ def _meanings(lines, comments):  # of things that stand in (first, last) lines
 def _text(node): return '' if node is None else ast.unparse(node)
 
 # %% ../nbs/98_site.ipynb #a433fa11
+#| code-fold: true
+#| code-summary: "_params, _signature, _decorators, _function, _class"
 def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     a = f.args
     plain = a.posonlyargs + a.args
@@ -127,6 +131,8 @@ def _class(c, comments):  # -> entries of the class and of its documented method
                     if not name.startswith('_') and ast.get_docstring(f)]
 
 # %% ../nbs/98_site.ipynb #dbe704ab
+#| code-fold: true
+#| code-summary: "entries"
 def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
@@ -161,6 +167,8 @@ def entries(
     return found
 
 # %% ../nbs/98_site.ipynb #7473df1a
+#| code-fold: true
+#| code-summary: "reference_page, reference_names"
 def _escaped(text):  # what Markdown would take for a sign; `code` stays as it is
     parts = re.split('(`[^`]*`)', text)
     parts[::2] = [re.sub(r'([\[\]$<|_^~]|(?<!\w)\*(?!\w))', r'\\\1', p)

@@ -19,6 +19,8 @@ from .results import _write
 from .tools import _dumps, _root
 
 # %% ../nbs/94_tools.ipynb #2ec885f2
+#| code-fold: true
+#| code-summary: "renamed"
 _FILE = re.compile(r'(\d\d)_(\w+)\.ipynb')
 _LABEL = re.compile(r'\[((?:[Cc]hapter )?)\d+\](\((\d\d)_\w+\.ipynb)')
 
@@ -57,6 +59,8 @@ def relinked(
     return _LABEL.sub(label, re.sub(r'(?<!\w)' + _FILE.pattern, file, text))
 
 # %% ../nbs/94_tools.ipynb #22e3fcd4
+#| code-fold: true
+#| code-summary: "renumber"
 _TEXTS = ('nbs/*.ipynb', 'nbs/api/*.ipynb', 'nbs/*.qmd', '_quarto.yml',
           'CONTRIBUTING.md', 'tests/*.py', 'scripts/*.py', 'benchmarks/*')
 
@@ -96,6 +100,8 @@ def renumber(
     return sorted({*changed, *(nbs/old for old in names)})
 
 # %% ../nbs/94_tools.ipynb #acd5828f
+#| code-fold: true
+#| code-summary: "nntrain_renumber"
 def _topic(word):
     topic, _, number = word.partition('=')
     if not number.isdecimal():

@@ -48,6 +48,8 @@ def _write(path, text):  # all or nothing: a reader never meets half a file
     except BaseException: os.unlink(name); raise
 
 # %% ../nbs/93_recording.ipynb #6cd8b774
+#| code-fold: true
+#| code-summary: "_hardware, _versions, _why_not, _row"
 def _hardware():
     import torch
     return (
@@ -111,6 +113,8 @@ def _row(
         better=better, hint=hint, best=list(best) if best else None, note=note)
 
 # %% ../nbs/93_recording.ipynb #c2a55c3a
+#| code-fold: true
+#| code-summary: "record"
 def record(
     # name of the row and of its file; lower-case letters, digits, - and _
     experiment:str,

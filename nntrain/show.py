@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #b128596e
+#| code-fold: true
+#| code-summary: "show_image, show_images"
 def _drawable(im):
     "Array H×W or H×W×3 of a tensor, array or PIL picture"
     a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)

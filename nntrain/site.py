@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['TakeAwayProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc']
 
 # %% ../nbs/98_site.ipynb #fdfeb3ba
+#| code-fold: true
+#| code-summary: "TakeAwayProc"
 import copy
 import re
 import subprocess
@@ -58,6 +60,8 @@ class TakeAwayProc:
                 '```\n\n</details>\n:::')
 
 # %% ../nbs/98_site.ipynb #9ab893af
+#| code-fold: true
+#| code-summary: "TitleProc"
 _linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links
 _title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
 
@@ -118,6 +122,8 @@ class TitleProc:
                 data['text/markdown'] = _linked.sub(r'\1', text)
 
 # %% ../nbs/98_site.ipynb #4ceb0e31
+#| code-fold: true
+#| code-summary: "InlineHTMLProc, BoxesProc"
 _outside = re.compile(
     r'<(script|img|iframe|link)\b[^>]*\s(src|href)=["\']?(https?:)?//'
     r'|\b(requirejs|require|jQuery)\(|@import', re.I)

@@ -208,6 +208,8 @@ def _resolve(source, budget):
     return 'toy'
 
 # %% ../nbs/90_pictures.ipynb #343d3344
+#| code-fold: true
+#| code-summary: "FashionTensors, fashion_tensors, fashion_mnist"
 def _decoded(split):
     "(x, y) of a split of PNG files"
     import datasets

@@ -55,6 +55,8 @@ def _with_setup(nb, source):
     return nb
 
 # %% ../nbs/94_tools.ipynb #871099e6
+#| code-fold: true
+#| code-summary: "_readme_cell, _readme"
 def _readme_cell(c):  # the Markdown of one cell of index.ipynb
     src = ''.join(c['source'])
     if c['cell_type']=='markdown': return src
@@ -97,6 +99,8 @@ def _readme(nb, nbs):
         f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n')
 
 # %% ../nbs/94_tools.ipynb #0dea0bf5
+#| code-fold: true
+#| code-summary: "_quarto, _with_reference, _llms, _in_step"
 def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
     site = s['doc_host']+s['doc_baseurl']
     for key, value in {

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['GlossaryProc']
 
 # %% ../nbs/98_site.ipynb #c72f438c
+#| code-fold: true
+#| code-summary: "GlossaryProc"
 import json
 import re
 from pathlib import Path

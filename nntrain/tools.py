@@ -22,6 +22,8 @@ from .results import _checkout, _write
 __all__ = ['nntrain_execute', 'start_fit']
 
 # %% ../nbs/94_tools.ipynb #c06e7f7c
+#| code-fold: true
+#| code-summary: "_root, _settings, _dumps, _small_png, _clean_output, _clean"
 def _root():
     root = _checkout()
     if root is None:
@@ -88,6 +90,8 @@ def _with_folds(nb):
     return nb
 
 # %% ../nbs/94_tools.ipynb #5c81f2a7
+#| code-fold: true
+#| code-summary: "_run"
 _skip = re.compile(r'^#\|\s*eval:\s*false|^\s*(nbdev\.)?nbdev_export\(', re.M)
 
 # execute one notebook in its folder and write it back, cleaned; an exception leaves the
@@ -113,6 +117,8 @@ def _run(path, timeout):
     _write(path, _dumps(_with_folds(clean)))
 
 # %% ../nbs/94_tools.ipynb #4e305b6f
+#| code-fold: true
+#| code-summary: "nntrain_execute"
 def nntrain_execute(
     argv:list=None,  # the command's arguments; default: those of the command line
 ):

@@ -114,7 +114,7 @@ def _grid(params):  # {name: values} -> [(name, values, texts)]
         values = values.tolist() if hasattr(values, 'tolist') else list(values)
         if not values:
             raise ValueError(f"{name} has an empty range: give it at least one value")
-        texts = [v if isinstance(v, str) else f'{v:.4g}' for v in values]
+        texts = [str(v) if isinstance(v, (str, bool)) else f'{v:.4g}' for v in values]
         if len(set(texts))<len(texts): texts = [str(v) for v in values]
         if len(set(texts)) < len(texts):
             raise ValueError(f"{name} lists a value twice: {values}")

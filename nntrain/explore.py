@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['explore', 'figure_data', 'check_frames']
 
-# %% ../nbs/92_figures.ipynb #31ce5a84
+# %% ../nbs/92_figures.ipynb #7e922401
+#| code-fold: true
+#| code-summary: "What is refused before the function is called"
 import hashlib
 import itertools
 import json
@@ -25,7 +27,6 @@ from .figure_numbers import _decode, _thick
 from .figure_tiles import _tiles
 from .figures import Figure, _back, _pack
 
-# %% ../nbs/92_figures.ipynb #7e922401
 def _check_alt(alt):
     if len(str(alt or '').split()) < 4:
         raise ValueError(
@@ -157,6 +158,8 @@ def explore(
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
+#| code-fold: true
+#| code-summary: "Read a stored figure; compare two series"
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
@@ -186,6 +189,12 @@ def _same(a, b, data):
         if len(a[axis]) != len(b[axis]) or any(map(far, a[axis], b[axis])):
             return f"{axis} of {a['name']!r}"
 
+def _number(text):
+    if text in ('True', 'False'): return text == 'True'
+    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
+    except ValueError: return text
+
+# %% ../nbs/92_figures.ipynb #c1a50004
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own
@@ -215,8 +224,3 @@ def check_frames(
             raise ValueError(
                 f"{data['fn']} computes other frames than the figure shows ({wrong}): "
                 "run its cell again")
-
-def _number(text):
-    if text in ('True', 'False'): return text == 'True'
-    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
-    except ValueError: return text

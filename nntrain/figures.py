@@ -24,6 +24,8 @@ from .figure_web import _DRAG_JS, _EXPLORE_JS, _script, _style
 __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #44b3377c
+#| code-fold: true
+#| code-summary: "Pack the frames, draw what never changes"
 def _pack(frames, data):  # frames -> series ready to draw
     tiles = data['kind'] in ('heat', 'image')
     return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
@@ -66,13 +68,9 @@ class Figure:
         if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
         return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
-def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
-    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
-    return (
-        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
-        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
-
 # %% ../nbs/92_figures.ipynb #168b6301
+#| code-fold: true
+#| code-summary: "Legend, labels, buttons, sliders, and the frame around all"
 # one line of a legend: a swatch with dash and marker, and the name
 def _key(name, i, line, mark):
     line = (
@@ -155,6 +153,12 @@ def _wrap(fig, picture, below):  # title, legend, picture and what stands below 
         + _shielded(f'Interactive figure: {fig.alt}', head+legend+picture+below+foot)
         + '</div>')
 
+def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
+    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
+    return (
+        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
+        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
+
 # %% ../nbs/92_figures.ipynb #f565eb01
 # the script with its data; the strip of tiles stands in the picture already
 def _program(data):
@@ -176,6 +180,9 @@ def to_html(self:Figure)->str:
     below = _controls(self.data, start, self.words) + _program(self.data)
     return _wrap(self, self.svg(frame=frame), below)
 
+# %% ../nbs/92_figures.ipynb #c1a50003
+#| code-fold: true
+#| code-summary: "The live widget"
 @patch
 def widget(self:Figure):  # an `ipywidgets.VBox`
     "The live view: the same sliders, but each move calls the function"

@@ -169,7 +169,7 @@ def figure_data(
     data = AttrDict(json.loads(hit[1]))
     strip = re.search(r'-px" href="data:image/png;base64,([^"]*)"', text)
     if strip: data.series[0]['png'] = strip[1]
-    for s in data.series: s.update({k: _thick(s[k]) for k in 'xy' if k in s})
+    for s in data.get('series', ()): s.update({k: _thick(s[k]) for k in 'xy' if k in s})
     return data
 
 # None, or what differs between a stored series and one computed again; a step of

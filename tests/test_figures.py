@@ -3,6 +3,7 @@ network refused shows of them."""
 import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -1110,6 +1111,62 @@ def test_stored_figures(open_page, path):
     page = open_page(as_page(''.join(html)), 360)
     assert slider_problems(page) == choice_problems(page) == page.problems == []
     assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+
+# ---- stored figures take today's scripts without being executed ----------------------
+
+@pytest.fixture(scope='module')
+def tool(): return runpy.run_path(str(ROOT/'scripts/refresh_figures.py'))
+
+def test_this_page_carries_todays_scripts(tool):
+    path = NBS/'92_figures.ipynb'
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    found = list(tool['refresh'](nb))
+    assert len(found) == 7 and nb == json.loads(path.read_text(encoding='utf-8'))
+
+def test_a_figure_made_again_from_itself(tool):
+    "… is what its cell would store"
+    source = "explore(roll, drag=['a', 'b'], labels=dict(a='start <a>'))"
+    for fig in figures():
+        html = fig.to_html()
+        old = re.sub('<style>.*?</style>', '<style>.nnx{}</style>', html).replace(
+            'function paths', 'function pfade')
+        assert old != html == tool['refreshed'](old, source)
+    html = question().to_html()
+    old = html.replace('function once', 'function einmal')
+    assert old != html == tool['refreshed'](old)
+
+def test_a_figure_of_the_first_edition_made_again(tool):
+    html, fig = waves_figure().to_html(), waves_figure()
+    slider = lambda name, last, at: (
+        f'<label>x</label><input type="range" id="{fig.data["id"]}-{name}" min="0" '
+        f'max="{last}" step="1" value="{at}"><output>x</output>')
+    controls = slider('shift', 2, 0) + slider('shape', 1, 1)
+    data = json.dumps({**fig.data, 'series': fig.data['series']})
+    old = re.sub(
+        '<form.*</script>', lambda _: f'<div class="nnx-c" hidden>{controls}</div>'
+        f'<script>(D=>1)(/*data*/{data}/*end*/)</script>', html, flags=re.S)
+    assert tool['refreshed'](old) == html
+
+def test_what_cannot_be_read_is_said(tool, tmp_path, capsys):
+    path = tmp_path/'a.ipynb'
+    def stored(html, source='1'):
+        cell = dict(cell_type='code', source=[source], outputs=[
+            dict(data={'text/html': html})])
+        path.write_text(json.dumps(dict(cells=[cell])))
+    fig = roll_figure()
+    for html, source in (
+        ('<div class="nnx nnx-line" id="f">', '1'),
+        (fig.to_html(), 'explore(roll, labels=words)')):
+        stored(html, source)
+        before = path.read_text()
+        assert tool['main']([str(path)]) == 1 and path.read_text() == before
+        assert 'FAILED a.ipynb' in capsys.readouterr().out
+    stored(fig.to_html().replace('function paths', 'function pfade'),
+           "explore(roll, labels={'a': 'start <a>'})")
+    assert tool['main'](['--check', str(path)]) == 1
+    assert 'pfade' in path.read_text()
+    assert tool['main']([str(path)]) == tool['main'](['--check', str(path)]) == 0
+    assert 'pfade' not in path.read_text()
 
 QUESTION = 'class="nnx nnx-q"'
 

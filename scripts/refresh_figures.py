@@ -2,10 +2,11 @@
 
     python scripts/refresh_figures.py [--check] [NOTEBOOK …]     default: nbs/*.ipynb
 
-A figure of `explore` or `predict` holds everything it shows, so nothing is executed: the
-picture, frames and words stay as they are stored. Do this after a change of nbs/figures
-(and `nntrain_sync`). With --check nothing is written. Exit status 1: something is out of
-date (--check), or a figure cannot be read and its cell must be executed again.
+A figure of `explore` or `predict` holds everything it shows, so nothing is executed:
+the picture, frames and words stay as they are stored. Do this after a change of
+nbs/figures (and `nntrain_sync`). With --check nothing is written. Exit status 1:
+something is out of date (--check), or a figure cannot be read and its cell must be
+executed again.
 """
 import ast
 import json
@@ -76,7 +77,7 @@ def refreshed(html, source=''):
 
 
 def refresh(nb):
-    "Change a notebook in place -> for each figure (cell, its name, bytes before, after)"
+    "Change a notebook in place -> (cell, figure, bytes before, after) for each figure"
     for i, cell in enumerate(nb['cells']):
         for output in cell.get('outputs', ()):
             stored = output.get('data', {}).get('text/html', '')
@@ -108,7 +109,7 @@ def main(args):
         changed.append(path.name)
         text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)
         if not check: path.write_text(text + '\n', encoding='utf-8')
-    print(('out of date: ' if check else 'changed: ') + (' '.join(changed) or 'nothing'))
+    print('out of date:' if check else 'changed:', *changed or ['nothing'])
     return status or int(check and bool(changed))
 
 

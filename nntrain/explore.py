@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['explore', 'figure_data', 'check_frames']
 
-# %% ../nbs/92_figures.ipynb #31ce5a84
+# %% ../nbs/92_figures.ipynb #7e922401
+#| code-fold: true
+#| code-summary: "What is refused before the function is called"
 import hashlib
 import itertools
 import json
@@ -21,11 +23,10 @@ from fastcore.basics import AttrDict
 
 from .figure_fit import _fit, _source
 from .figure_frames import _frames, _grid, _start
-from .figure_numbers import _decode
+from .figure_numbers import _decode, _thick
 from .figure_tiles import _tiles
 from .figures import Figure, _back, _pack
 
-# %% ../nbs/92_figures.ipynb #7e922401
 def _check_alt(alt):
     if len(str(alt or '').split()) < 4:
         raise ValueError(
@@ -39,10 +40,17 @@ def _check_size(text, fix):  # many figures fit on a page only when each is smal
 
 _KINDS = dict(
     line='xlim ylim xlog ylog dots',
-    path='xlim ylim xlog ylog dots surface levels step',
+    path='xlim ylim xlog ylog dots surface levels step drag',
     scatter='xlim ylim xlog ylog surface levels', hist='xlim ylim n_bins',
     heat='xlog ylog zlim zlog zlabel shades',
     image='zlim shades ncols')  # the options that each kind takes
+
+def _check_names(params, **given):  # labels and drag speak of parameters
+    for what, names in given.items():
+        for name in names:
+            if name not in params:
+                raise ValueError(
+                    f"{what} names {name!r}, which is no parameter: they are {params}")
 
 # what can be refused before fn is called; `o`: the options that were given
 def _checked(fn, kind, alt, params, o):
@@ -111,15 +119,22 @@ def explore(
     # less space
     shades=None,
     ncols=None,       # kind='image': pictures in a row; default up to 6
-    **params,         # one slider each: a list of values (numbers or words)
+    labels=None,      # {parameter: words} beside its slider; default: common names
+    # kind='path': the one or two parameters that set where the path starts; readers
+    # drag the start to those that were computed
+    drag=None,
+    # a list of values each (numbers or words): a slider, or buttons for a choice
+    **params,
 )->Figure:            # shows itself in a notebook; see `check_frames`
     """Draw `fn` for every combination of `params` in one self-contained figure with
     sliders; raises ValueError with the fix for anything unusable"""
+    words, drag = dict(labels or {}), [drag] if isinstance(drag, str) else drag
     o = AttrDict(
         xlim=xlim, ylim=ylim, xlog=xlog, ylog=ylog, dots=dots or None, surface=surface,
         levels=levels, step=step, n_bins=n_bins, zlim=zlim, zlog=zlog, zlabel=zlabel,
-        shades=shades, ncols=ncols)
+        shades=shades, ncols=ncols, drag=drag)
     grid = _checked(fn, kind, alt, params, o)
+    _check_names(labels=words, drag=drag or (), params=[*params, *['step']*bool(step)])
     first, frames = _start(grid, start), _frames(fn, grid, kind)
     data = dict(
         fn=fn.__name__, src=_source(fn), kind=kind,
@@ -129,11 +144,12 @@ def explore(
         longest = max(len(x) for x, _ in frames[0].values())
         texts = [str(i) for i in range(longest)]
         data['params'].append(dict(name='step', texts=texts, step=1))
+    if drag: data['drag'] = list(drag)
     data['series'] = _pack(frames, data)
     content = json.dumps([data, alt, title], sort_keys=True)
     data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
     back = _back(data, surface, levels, (xlabel, ylabel), zlabel)
-    fig = Figure(fn, data, back, alt, title, first, grid)
+    fig = Figure(fn, data, back, alt, title, first, grid, words)
     less = (
         'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image')
         else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)")
@@ -142,6 +158,8 @@ def explore(
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
+#| code-fold: true
+#| code-summary: "Read a stored figure; compare two series"
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
@@ -151,6 +169,7 @@ def figure_data(
     data = AttrDict(json.loads(hit[1]))
     strip = re.search(r'-px" href="data:image/png;base64,([^"]*)"', text)
     if strip: data.series[0]['png'] = strip[1]
+    for s in data.get('series', ()): s.update({k: _thick(s[k]) for k in 'xy' if k in s})
     return data
 
 # None, or what differs between a stored series and one computed again; a step of
@@ -170,6 +189,12 @@ def _same(a, b, data):
         if len(a[axis]) != len(b[axis]) or any(map(far, a[axis], b[axis])):
             return f"{axis} of {a['name']!r}"
 
+def _number(text):
+    if text in ('True', 'False'): return text == 'True'
+    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
+    except ValueError: return text
+
+# %% ../nbs/92_figures.ipynb #c1a50004
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own
@@ -199,7 +224,3 @@ def check_frames(
             raise ValueError(
                 f"{data['fn']} computes other frames than the figure shows ({wrong}): "
                 "run its cell again")
-
-def _number(text):
-    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
-    except ValueError: return text

@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #8f017b55
+# %% ../nbs/92_figures.ipynb #6a66e701
+#| code-fold: true
+#| code-summary: "Limits, round numbers and axes"
 import html
 import math
 
@@ -16,7 +18,6 @@ import numpy as np
 
 from .figure_numbers import _SPAN
 
-# %% ../nbs/92_figures.ipynb #6a66e701
 def _log(v, log):
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.log10(v) if log else v
@@ -63,7 +64,6 @@ def _window(frames, lims, log):
         res += _limits(values, lims[k], axis, log[k])
     return res
 
-# %% ../nbs/92_figures.ipynb #8dc13bfd
 # margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760
 

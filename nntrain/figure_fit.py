@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #e7d14c13
+# %% ../nbs/92_figures.ipynb #b5a9b601
+#| code-fold: true
+#| code-summary: "What all frames share, and the hash of the source"
 import hashlib
 import inspect
 import textwrap
@@ -18,7 +20,6 @@ import numpy as np
 from .figure_axes import _LEFT, _TOP, _limits, _log, _window
 from .figure_lines import _outline
 
-# %% ../nbs/92_figures.ipynb #b5a9b601
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
     log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]
     dots = list(frames[0]) if kind == 'scatter' else list(o.dots or ())
@@ -74,7 +75,6 @@ def _fit_tiles(frames, kind, o, log, box, values):
         res, box=box, limits=limits,
         zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
 
-# %% ../nbs/92_figures.ipynb #0666515e
 def _source(fn):  # hash of the function's text, indentation aside
     try: text = textwrap.dedent(inspect.getsource(fn))
     except (OSError, TypeError): return 'none'

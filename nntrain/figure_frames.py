@@ -8,13 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #19ade8c8
+# %% ../nbs/92_figures.ipynb #573a2301
+#| code-fold: true
+#| code-summary: "What fn returned, as series of x and y, or an error that says which frame"
 import itertools
 import math
 
 import numpy as np
 
-# %% ../nbs/92_figures.ipynb #573a2301
 def _floats(v):
     return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
 
@@ -60,7 +61,6 @@ def _series(out, kind, at):
             + (f" of {len(out)}" if isinstance(out, dict) else ""))
     return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
 
-# %% ../nbs/92_figures.ipynb #d907b101
 def _heat(out, at):  # -> {'heat': (x, y, z)}
     x,y,z = out if isinstance(out, tuple) and len(out)==3 else (None, None, out)
     z = _floats(z)
@@ -104,6 +104,8 @@ def _pictures(out, at):  # -> {label or number: (picture,)}
     return res
 
 # %% ../nbs/92_figures.ipynb #94134e60
+#| code-fold: true
+#| code-summary: "From lists of values to controls, and from start to positions"
 def _grid(params):  # {name: values} -> [(name, values, texts)]
     res = []
     for name,values in params.items():
@@ -114,7 +116,7 @@ def _grid(params):  # {name: values} -> [(name, values, texts)]
         values = values.tolist() if hasattr(values, 'tolist') else list(values)
         if not values:
             raise ValueError(f"{name} has an empty range: give it at least one value")
-        texts = [v if isinstance(v, str) else f'{v:.4g}' for v in values]
+        texts = [str(v) if isinstance(v, (str, bool)) else f'{v:.4g}' for v in values]
         if len(set(texts))<len(texts): texts = [str(v) for v in values]
         if len(set(texts)) < len(texts):
             raise ValueError(f"{name} lists a value twice: {values}")

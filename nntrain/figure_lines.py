@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #d3d9d1c1
+# %% ../nbs/92_figures.ipynb #c1a50002
+#| code-fold: true
+#| code-summary: "Colours, dashes and markers"
 import html
 import math
 
@@ -18,7 +20,6 @@ from .figure_axes import _BOTTOM, _LEFT, _RIGHT, _TOP, _log
 from .figure_frames import _floats
 from .figure_numbers import _GAP, _LO, _SPAN, _decode, _encode, _quantise
 
-# %% ../nbs/92_figures.ipynb #f72c0bf5
 # colour-blind safe, 3:1 against white and against near-black
 _COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 _DASHES = 'none', '420 160', '70 150', '420 130 70 130'
@@ -29,6 +30,7 @@ _MARKS = (
 
 def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
+# %% ../nbs/92_figures.ipynb #f72c0bf5
 # the two `d` attributes of one series: line and markers; `paths` in paths.js does the
 # same
 def _paths(s, frame, n, scale):
@@ -48,6 +50,8 @@ def _paths(s, frame, n, scale):
     return line, marks
 
 # %% ../nbs/92_figures.ipynb #14815001
+#| code-fold: true
+#| code-summary: "Contours, the picture around the lines, and the packing of frames"
 # (T, 2) whole numbers -> an SVG path, points nearer than 50 units merged
 def _polyline(points):
     keep = [points[0]]
@@ -79,7 +83,6 @@ def _contours(surface, limits, scale, levels):
         f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o, d in zip(shade, parts))
     return svg, f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
 
-# %% ../nbs/92_figures.ipynb #ea0a8401
 # a complete picture; without `alt` it is decoration, whose words stand elsewhere
 def _svg(alt, box, clip, behind, inside, view=None):
     w, h = _SPAN*box[2], _SPAN*box[3]
@@ -102,7 +105,6 @@ def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are fill
         f'stroke-dasharray="{_DASHES[i]}"{bars} d="{line}"/>'
         f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
 
-# %% ../nbs/92_figures.ipynb #081106b5
 def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
     if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
     return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])

@@ -8,10 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #f8f98eac
+# %% ../nbs/92_figures.ipynb #231d6ee4
 import numpy as np
 
-# %% ../nbs/92_figures.ipynb #231d6ee4
 # two of 64 letters carry 12 bits
 _ABC = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-'
 # an axis runs from _LO to _LO+_SPAN, with half an axis outside on each side; _GAP
@@ -29,3 +28,18 @@ def _encode(codes): return ''.join(_ABC[c>>6]+_ABC[c&63] for c in codes)
 def _decode(text):
     pairs = zip(text[::2], text[1::2])
     return np.array([_ABC.index(a) * 64 + _ABC.index(b) for a, b in pairs])
+
+# %% ../nbs/92_figures.ipynb #c1a50001
+#| code-fold: true
+#| code-summary: "Equal frames stored once"
+# texts of all frames -> what a figure stores: what is equal is stored once, with the
+# number of the text that each frame takes; `inFrame` in numbers.js reads it
+def _thin(texts):
+    once = list(dict.fromkeys(texts))
+    if len(once) == 1: return once
+    thin = dict(texts=once, which=_encode([once.index(t) for t in texts]))
+    return thin if sum(map(len, once)) + 3*len(texts) < sum(map(len, texts)) else texts
+
+def _thick(frames):  # and back
+    if not isinstance(frames, dict): return frames
+    return [frames['texts'][i] for i in _decode(frames['which'])]

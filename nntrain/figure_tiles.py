@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #93b9e7d0
+# %% ../nbs/92_figures.ipynb #630aaa01
+#| code-fold: true
+#| code-summary: "The strip of tiles, the windows on it, and where they stand"
 import base64
 import html
 import io
@@ -18,7 +20,6 @@ import numpy as np
 from .figure_axes import _LEFT, _RIGHT, _TOP, _log, _ticks
 from .figure_numbers import _GAP, _SPAN, _decode, _encode
 
-# %% ../nbs/92_figures.ipynb #630aaa01
 def _shade(a, lo, hi, shades):  # values -> 0 … shades-1; shades+1 where there is none
     ok = np.isfinite(a)
     share = (np.where(ok, a, lo) - lo) / (hi - lo)
@@ -92,7 +93,6 @@ def _windows(s, frame, places, key):
         for (x, y, w, h), k in zip(places, ids)
     )
 
-# %% ../nbs/92_figures.ipynb #a6656301
 def _places(data):
     if data['kind'] == 'heat':
         return [(_LEFT, _TOP, _SPAN * data['box'][2], _SPAN * data['box'][3])]

@@ -8,12 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_figures.ipynb #87a6fb06
+# %% ../nbs/92_figures.ipynb #1a949801
+#| code-fold: true
+#| code-summary: "Read the files, squeeze them, wrap them"
 import re
 from importlib.resources import files
 
-# %% ../nbs/92_figures.ipynb #1a949801
 _EXPLORE_JS = 'once.js', 'numbers.js', 'paths.js', 'address.js', 'explore.js'
+_DRAG_JS = 'drag.js',  # only for a path whose start can be dragged
 _PREDICT_JS = 'once.js', 'predict.js'
 
 def _web(name):  # the text of a file for the browser

@@ -12,18 +12,20 @@ import sys
 
 from fastcore.basics import patch
 
-from .figure_axes import _BOTTOM, _TOP, _axes, _log
+from .figure_axes import _BOTTOM, _LEFT, _TOP, _axes, _log
 from .figure_frames import _call, _floats
 from .figure_lines import (_COLOURS, _DASHES, _contours, _mark, _pack_lines,
                                   _paths, _stroke, _svg)
-from .figure_numbers import _SPAN
+from .figure_numbers import _LO, _SPAN, _decode, _thin
 from .figure_tiles import _colour_bar, _labels, _pack_tiles, _places, _windows
-from .figure_web import _EXPLORE_JS, _script, _style
+from .figure_web import _DRAG_JS, _EXPLORE_JS, _script, _style
 
 # %% auto #0
 __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #44b3377c
+#| code-fold: true
+#| code-summary: "Pack the frames, draw what never changes"
 def _pack(frames, data):  # frames -> series ready to draw
     tiles = data['kind'] in ('heat', 'image')
     return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
@@ -44,9 +46,9 @@ def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, vi
 class Figure:
     """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
     text, or live in a kernel"""
-    def __init__(self, fn, data, back, alt, title, start, grid):
+    def __init__(self, fn, data, back, alt, title, start, grid, words):
         self.fn, self.data, self.back, self.alt = fn, data, back, alt
-        self.title, self.start, self.grid = title, start, grid
+        self.title, self.start, self.grid, self.words = title, start, grid, words
 
     def svg(self,
         series=None,  # list like `data['series']`; None = the stored ones
@@ -63,9 +65,12 @@ class Figure:
         lines = ''.join(
             _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
             for i, s in enumerate(series))
+        if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
         return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
 # %% ../nbs/92_figures.ipynb #168b6301
+#| code-fold: true
+#| code-summary: "Legend, labels, buttons, sliders, and the frame around all"
 # one line of a legend: a swatch with dash and marker, and the name
 def _key(name, i, line, mark):
     line = (
@@ -75,25 +80,57 @@ def _key(name, i, line, mark):
     swatch = f'<svg aria-hidden="true" viewBox="0 0 1000 300">{line}{mark}</svg>'
     return f'<li>{swatch}{html.escape(name)}</li>'
 
-def _legend(series, note):
+def _legend(series, *notes):
     res = ''.join(
         _key(s['name'], i, s['line'], s['every'] or s['end'])
         for i, s in enumerate(series)
         if len(series) > 1 or s['name'] not in ('', 'path', 'scatter', 'hist'))
-    if note: res += f'<li>{html.escape(note)}</li>'
+    for text in filter(None, notes): res += f'<li>{html.escape(text)}</li>'
     return f'<ul>{res}</ul>' if res else ''
 
-def _controls(data, start):
+# words for the names that figures use often; others stand as they are
+_WORDS = dict(
+    lr='learning rate lr', momentum='momentum', beta='decay β',
+    beta1='decay of the mean β₁', beta2='decay of the squares β₂', eps='eps (ε)',
+    weight_decay='weight decay', w='weight w', b='bias b',
+    pct_start='warm-up share pct_start', div='start divisor div',
+    div_final='end divisor div_final')
+
+def _label(name, words): return words.get(name) or _WORDS.get(
+    name, name.replace('_', ' '))
+
+# two or three values, or a few words: a button each
+def _is_choice(p):
+    few = len(p['texts']) < 4 or len(p['texts']) < 7 and not any(
+        text[:1] in '+-.0123456789' for text in p['texts'])
+    return 1 < len(p['texts']) and few and not p['step']
+
+def _choice(key, label, texts, at):
+    buttons = ''.join(
+        f'<label><input type="radio" name="{key}" value="{i}" autocomplete="off"'
+        f'{" checked" if i == at else ""}>{html.escape(text)}</label>'
+        for i, text in enumerate(texts))
+    return (
+        f'<span id="{key}-n">{label}</span><span class="nnx-r" role="radiogroup" '
+        f'aria-labelledby="{key}-n">{buttons}</span>')
+
+def _slider(key, label, texts, at):
+    text = html.escape(texts[at])
+    return (
+        f'<label for="{key}">{label}</label><input type="range" id="{key}" min="0" '
+        f'max="{len(texts) - 1}" step="1" value="{at}" autocomplete="off" '
+        f'aria-valuetext="{text}"><output for="{key}">{text}</output>')
+
+def _controls(data, start, words):
     res = ''
-    for p,i in zip(data['params'], start):
-        key = f'{data["id"]}-{p["name"]}'
-        res += (
-            f'<label for="{key}">{p["name"]}</label><input type="range" id="{key}" '
-            f'min="0" max="{len(p["texts"]) - 1}" step="1" value="{i}" '
-            'autocomplete="off" '
-            f'aria-valuetext="{html.escape(p["texts"][i])}"><output '
-            f'for="{key}">{html.escape(p["texts"][i])}</output>')
-    return f'<div class="nnx-c" hidden>{res}</div>'
+    for p,at in zip(data['params'], start):
+        make = _choice if _is_choice(p) else _slider
+        label = html.escape(_label(p['name'], words))
+        res += make(f'{data["id"]}-{p["name"]}', label, p['texts'], at)
+    return (
+        f'<form class="nnx-c" hidden>{res}<p class="nnx-b"><button type="button">reset'
+        '</button> <button type="button">copy link</button> <span role="status"></span>'
+        '</p></form>')
 
 # where style and script are stripped, `body` is a heap of numbers and dead sliders:
 # hide it there, and say what would be here
@@ -106,7 +143,8 @@ def _shielded(about, body):
 def _wrap(fig, picture, below):  # title, legend, picture and what stands below it
     d = fig.data
     head = f'<p class="nnx-t">{html.escape(fig.title)}</p>' if fig.title else ''
-    legend = _legend(d['series'], fig.back[2])
+    how = 'ring: drag it to start elsewhere' if d.get('drag') else ''
+    legend = _legend(d['series'], fig.back[2], how)
     foot = f'<small>Every frame is computed by <code>{d["fn"]}</code>.</small>'
     return (
         f'<div class="nnx nnx-{d["kind"]}" id="{d["id"]}" role="group" '
@@ -115,21 +153,36 @@ def _wrap(fig, picture, below):  # title, legend, picture and what stands below 
         + _shielded(f'Interactive figure: {fig.alt}', head+legend+picture+below+foot)
         + '</div>')
 
+def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
+    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
+    return (
+        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
+        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
+
 # %% ../nbs/92_figures.ipynb #f565eb01
+# the script with its data; the strip of tiles stands in the picture already
+def _program(data):
+    series = [
+        {k: _thin(v) if k in 'xy' else v for k, v in s.items() if k != 'png'}
+        for s in data['series']]
+    text = json.dumps({**data, 'series': series}, separators=(',', ':'))
+    names = (_DRAG_JS if data.get('drag') else ()) + _EXPLORE_JS
+    return _script(names, 'explore', f'/*data*/{text}/*end*/')
+
 @patch
 def to_html(self:Figure)->str:
-    """The whole figure in one piece: style, first frame, sliders, data and script; asks
-    nobody for anything"""
+    """The whole figure in one piece: style, first frame, controls, data and script;
+    asks nobody for anything"""
     frame, start = 0, list(self.start)
     for (_,values,_),i in zip(self.grid, self.start): frame = frame*len(values)+i
     last = self.data['params'][-1]
     if last['step']: start.append(len(last['texts']) - 1)  # all steps at first
-    # the strip of tiles stands in the picture already
-    series = [{k: v for k, v in s.items() if k != 'png'} for s in self.data['series']]
-    data = json.dumps({**self.data, 'series': series}, separators=(',', ':'))
-    script = _script(_EXPLORE_JS, 'explore', f'/*data*/{data}/*end*/')
-    return _wrap(self, self.svg(frame=frame), _controls(self.data, start) + script)
+    below = _controls(self.data, start, self.words) + _program(self.data)
+    return _wrap(self, self.svg(frame=frame), below)
 
+# %% ../nbs/92_figures.ipynb #c1a50003
+#| code-fold: true
+#| code-summary: "The live widget"
 @patch
 def widget(self:Figure):  # an `ipywidgets.VBox`
     "The live view: the same sliders, but each move calls the function"
@@ -137,9 +190,10 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     params = self.data['params']
     at = [*self.start, *[len(p['texts'])-1 for p in params if p['step']]]
     sliders = [
-        w.SelectionSlider(
+        (w.ToggleButtons if _is_choice(p) else w.SelectionSlider)(
             options=[(t, i) for i, t in enumerate(p['texts'])], value=i,
-            description=p['name'])
+            description=_label(p['name'], self.words),
+            style=dict(description_width='initial'))
         for p, i in zip(params, at)]
     view = w.HTML()
     def show(_=None):

@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['Verdict', 'Prediction', 'predict']
 
-# %% ../nbs/92_figures.ipynb #5b58c348
+# %% ../nbs/92_figures.ipynb #98bfc101
+#| code-fold: true
+#| code-summary: "Prediction, Verdict and the sentences"
 import hashlib
 import html
 import itertools
@@ -25,7 +27,6 @@ from .figure_numbers import _SPAN
 from .figure_web import _PREDICT_JS, _script, _style
 from .figures import _key, _pack, _shielded
 
-# %% ../nbs/92_figures.ipynb #98bfc101
 class Verdict:
     "A yes or no with its reason: `bool(verdict)`, `str(verdict)`"
     def __init__(self, ok, text): self.ok,self.text = ok,text
@@ -67,6 +68,8 @@ def _sentences(answer, labels, why, remarks):
         for k in labels}
 
 # %% ../nbs/92_figures.ipynb #8a208a01
+#| code-fold: true
+#| code-summary: "Panels, answer and page"
 # one small labelled picture per candidate; the first `known` series lie behind each
 def _panels(packed, known, limits, log, box, key):
     dots = ''.join(
@@ -117,7 +120,9 @@ def _page(question, key, panels, shared, answer, says, right):  # all in one pie
         f'<div class="nnx nnx-q" id="{key}">' + _style('figure.css', 'predict.css')
         + _shielded(f'Interactive question: {question}', body) + '</div>')
 
-# %% ../nbs/92_figures.ipynb #af922d01
+# %% ../nbs/92_figures.ipynb #c1a50005
+#| code-fold: true
+#| code-summary: "What is refused"
 # -> (series behind all, candidates)
 def _check_options(question, options, answer, why, given, remarks):
     if not isinstance(options, dict) or not 2<=len(options)<=4:
@@ -142,6 +147,7 @@ def _check_options(question, options, answer, why, given, remarks):
                 f"predict: {label!r} needs at least two finite points to be a curve")
     return (_series(given, 'line', 'predict') if given else {}), curves
 
+# %% ../nbs/92_figures.ipynb #af922d01
 def predict(
     question:str,  # what to predict, in one sentence
     # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the

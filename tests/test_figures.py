@@ -3,6 +3,7 @@ network refused shows of them."""
 import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from site_checks import start_browser
 from nntrain.explore import check_frames, explore, figure_data
 from nntrain.figure_frames import _series
 from nntrain.figure_lines import _COLOURS, _pack_lines, _paths
-from nntrain.figure_numbers import _GAP, _LO, _SPAN, _decode, _encode
+from nntrain.figure_numbers import _GAP, _LO, _SPAN, _decode, _encode, _thick, _thin
 from nntrain.figure_tiles import _palette, _places
-from nntrain.figure_web import (_EXPLORE_JS, _PREDICT_JS, _squeeze_css, _squeeze_js,
-                                _web)
+from nntrain.figure_web import (_DRAG_JS, _EXPLORE_JS, _PREDICT_JS, _squeeze_css,
+                                _squeeze_js, _web)
 from nntrain.prediction import predict
 from nntrain.site import _outside
 from nntrain.sync import nntrain_sync
@@ -44,6 +45,12 @@ def spiral(turn):
     path = np.stack([t*np.cos(turn*t), t*np.sin(turn*t)], 1)
     path[25:] *= 40  # leaves the picture
     return path
+
+def roll(lr, a, b):
+    "Gradient descent in a bowl from a start on a grid"
+    w, res = np.array([a, b]), []
+    for _ in range(6): res.append(w); w = w - lr*w
+    return np.stack(res)
 
 def steep(rate):
     s = np.logspace(-5, 1, 50)
@@ -82,6 +89,14 @@ def waves_figure():
         waves, shift=[0, 0.5, 1], shape=['sine', 'cosine'], start={'shape': 'cosine'},
         title='Four & more waves', xlabel='x (rad)', ylabel='<height>', alt=ALT)
 
+def roll_figure(**kw):
+    axis = np.linspace(-2, 2, 11)
+    return explore(
+        roll, kind='path', lr=[0.1, 0.5, 0.9, 1.5], a=[-1.5, -0.5, 0.5, 1.5],
+        b=[-1, 0, 1], start=dict(lr=0.5, a=-1.5, b=1), drag=['a', 'b'], step=True,
+        surface=(axis, axis, axis[None] ** 2 + axis[:, None] ** 2), title='A bowl',
+        labels=dict(a='start <a>'), alt=ALT, **kw)
+
 def figures():
     axis = np.linspace(-1, 1, 21)
     return [
@@ -101,6 +116,7 @@ def figures():
             alt=ALT),
         explore(colours, kind='image', red=[0, 99, 200], ncols=2, alt=ALT),
         waves_figure(),
+        roll_figure(),
         explore(
             spiral, kind='path', turn=[1, 3, 6, 9], start=3, step=True,
             surface=(axis, axis, axis[None] ** 2 + axis[:, None] ** 2), xlabel='a',
@@ -202,6 +218,15 @@ def falling(a): return [1, 0], [0, 1], np.eye(2)
             'from 0 to 2, not from 0 to 1: undo the normalisation',
             lambda: explore(one_picture, kind='image', alt=ALT, a=[0, 2.0])),
         (
+            "labels names 'c', which is no parameter: they are ['a']",
+            lambda: explore(line, alt=ALT, a=[1], labels=dict(c='sea'))),
+        (
+            "drag names 'c', which is no parameter",
+            lambda: explore(spiral, kind='path', alt=ALT, turn=[1, 2], drag='c')),
+        (
+            "drag=['a'] needs kind='path', not 'line'",
+            lambda: explore(line, alt=ALT, a=[1], drag=['a'])),
+        (
             'shades=300 must be from 2 to 256',
             lambda: explore(one_picture, kind='image', alt=ALT, a=[1], shades=300)),
         (
@@ -281,7 +306,49 @@ def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
 def test_same_tile_is_stored_once():
     def still(a): return [np.ones((4, 4)), np.zeros((4, 4))]
     fig = explore(still, kind='image', a=range(50), alt=ALT)
-    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 8000
+    assert fig.data['series'][0]['cells'] == ['AAAB'] and len(fig.to_html()) < 10_000
+
+def test_same_frame_is_stored_once():
+    rng = np.random.default_rng(0)
+    words = [_encode(rng.integers(0, 4096, 40)) for _ in range(5)]
+    mixed = [words[i] for i in rng.integers(0, 5, 99)]
+    for texts in (words, words[:1]*9, words*20, mixed):
+        thin = _thin(texts)
+        assert [_thick(thin)[i if len(_thick(thin)) > 1 else 0]
+                for i in range(len(texts))] == texts
+        assert len(json.dumps(thin)) <= len(json.dumps(texts))
+    assert _thin(words) == words and set(_thin(words*20)) == {'texts', 'which'}
+    def two(a, b): return {'moves': np.arange(60.)*(a + 9*b), 'rests': np.arange(60.)*a}
+    fig = explore(two, a=[1, 2], b=list(range(1, 20)), alt=ALT)
+    assert fig.to_html().count('"texts":["') == 3  # the words of a and b, and `rests`
+    assert figure_data(fig.to_html()).series == fig.data['series']
+    check_frames(fig.to_html(), two)
+
+def test_true_and_false_are_values():
+    def flip(a, up): return {'y': [0, a if up else -a]}
+    fig = explore(flip, a=[1, 2, 3, 4], up=[False, True], start=dict(up=True), alt=ALT)
+    assert fig.data['params'][1]['texts'] == ['False', 'True'] and fig.start == [0, 1]
+    check_frames(fig.to_html(), flip)
+
+def test_labels_say_words():
+    def f(lr, beta, my_own, lrλ, at): return {'y': [lr, beta]}
+    html = explore(
+        f, lr=[1, 2, 3, 4], beta=[1, 2, 3, 4], my_own=[1, 2], lrλ=[1],
+        at=['here', 'there & back'], labels=dict(at='<place>'), alt=ALT).to_html()
+    said = re.findall(r'<label for="[^"]*">(.*?)</label>|<span id="[^"]*">(.*?)</span>',
+                      html)
+    assert [a or b for a, b in said] == [
+        'learning rate lr', 'decay β', 'my own', 'lrλ', '&lt;place&gt;']
+    assert html.count('type="radio"') == 4 and 'there &amp; back</label>' in html
+
+@pytest.mark.parametrize('values, buttons', [
+    ([1], False), ([1, 2], True), ([1, 2, 3], True), ([1, 2, 3, 4], False),
+    (['one', 'two', 'three', 'four'], True), (['.1', '.2', '.3', '.4'], False),
+    (list('abcdefg'), False)])
+def test_few_values_are_buttons(values, buttons):
+    def g(a): return {'y': [0., 1.]}
+    html = explore(g, a=values, alt=ALT).to_html()
+    assert ('type="radio"' in html) == buttons != ('type="range"' in html)
 
 def test_one_colour_bar_for_all_frames():
     fig = next(f for f in figures() if f.fn is hill)
@@ -296,6 +363,7 @@ def test_live_view_of_tiles():
     pytest.importorskip('ipywidgets')
     fig = next(f for f in figures() if f.fn is greys)
     view, power, flip = fig.widget().children
+    assert [power.description, flip.description] == ['power', 'flip']
     before = view.value
     flip.value = 1
     assert view.value != before and 'data:image/png' in view.value
@@ -350,7 +418,9 @@ def test_the_package_carries_the_files_of_the_notebook():
     assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
     for name in WEB:
         assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
-    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS}
+    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS}
+    assert 'pointerdown' in roll_figure().to_html()
+    assert 'pointerdown' not in waves_figure().to_html()  # only where it is needed
 
 def test_sync_copies_the_files(tmp_path):
     shutil.copytree(NBS/'figures', tmp_path/'nbs/figures')
@@ -402,6 +472,45 @@ def javascript():
         return json.loads(done.stdout)
     return go
 
+RULES = {
+    r'\bvar\b': 'const or let', r'[^=!]==[^=]|!=[^=]': '=== or !==',
+    r'\beval\b|\bFunction\(|setTimeout\(.': 'no code from text, no waiting',
+    r'(inn|out)erHTML|insertAdjacent|document\.write': 'textContent: names are text',
+    r'\bconsole\b|\balert\b|\bprompt\b|\bdebugger\b': 'left from a search for a bug',
+    r'\bfetch\b|XMLHttp|\bimport\b|https?:': 'asks another site',
+    r'[^\n]{89,}': 'a line of at most 88 characters', r' +$': 'blanks at the end',
+    r'^(?:  )* [^ ]': 'indent by two', r'\)\{': 'blank before {',
+    r'''^( *)(?!if|for|else|while)[^\n]*[\w\])']\n(?!\1 )''': 'a semicolon',
+}
+
+def lint(text):
+    "What our rules say against a script"
+    code = re.sub(r"'[^'\n]*'", "''", re.sub('^ *//.*\n', '', text + '\n', flags=re.M))
+    bad = [f'{why}: {hit[0].strip()[:40]}' for rule, why in RULES.items()
+           if (hit := re.search(rule, code, re.M))]
+    for name in re.findall(r'\b(?:const|let|function) (\w+)', code):
+        if name not in ONCE and len(re.findall(rf'\b{name}\b', code)) < 2:
+            bad.append(f'{name} is never used')
+    bodies = re.findall(r'^(?:async )?function (\w+)(.*?)^\}', text, re.M | re.S)
+    for name, body in bodies:
+        if body.count('\n') > 80: bad.append(f'{name} is longer than a screen')
+    said = re.findall(r'^(.*)\n(?:async )?function (\w+)', '\n' + text, re.M)
+    return bad + [f'say in a comment what {name} does' for before, name in said
+                  if not before.startswith('//')]
+
+# called by Python or by another file
+ONCE = {'explore', 'predict', 'once', 'inFrame', 'paths', 'toHash', 'fromHash', 'drag',
+        'place', 'LOW', 'SPAN', 'GAP'}
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_scripts_keep_the_rules(name): assert lint(_web(name)) == []
+
+@pytest.mark.parametrize('bad', [
+    'var a = 1;\na();', 'if (a == 1) b();', 'e.innerHTML = a;', 'console.log(1);',
+    'f();  ', '   f();', 'const a = 1;', 'f()', 'function f() {\n}', "fetch('a');",
+    f"f({'1' * 90});", 'if (a){ b(); }'])
+def test_lint_can_fail(bad): assert lint(bad)
+
 @pytest.mark.parametrize('name', SCRIPTS)
 @pytest.mark.parametrize('squeeze', [False, True])
 def test_syntax(javascript, name, squeeze):
@@ -418,6 +527,8 @@ def test_numbers_in_javascript(javascript):
     assert javascript(['numbers.js'], "[0, 1].map(f => inFrame(['AA', 'AB'], f))") == [
         [0], [1]]
     assert javascript(['numbers.js'], "inFrame(['AB'], 7)") == [1]  # the same in all
+    thin = _thin(['AAAAAAAA', 'ABABABAB']*9)
+    assert javascript(['numbers.js'], f'inFrame({json.dumps(thin)}, 3)') == [1]*4
 
 @pytest.mark.parametrize('kind', ['line', 'path', 'scatter'])
 def test_paths_in_javascript(javascript, kind):
@@ -454,6 +565,22 @@ def test_frame_in_javascript(javascript):
         code = f'frameAt({json.dumps(params)}, {[*at, 4]})'
         if i % 7 == 0: assert javascript(['explore.js'], code) == [i, 5]
     assert javascript(['explore.js'], 'frameAt([], [])[1] === Infinity')
+
+def test_nearest_start_in_javascript(javascript):
+    "For a point of the picture: the computed start that is nearest"
+    fig = roll_figure()
+    grid, box = {n: v for n, v, _ in fig.grid}, fig.data['box']
+    low, high, bottom, top = fig.data['limits']
+    for a, b in ((-1.4, .9), (0.1, -0.1), (3, 3), (-9, .4)):
+        x = box[0] + box[2]*_SPAN*(a - low)/(high - low)
+        y = box[1] + box[3]*_SPAN*(top - b)/(top - bottom)
+        wide, high_ = box[2]/(high - low), box[3]/(top - bottom)
+        i, j = min(
+            np.ndindex(4, 3), key=lambda ij: np.hypot(
+                wide*(grid['a'][ij[0]] - a), high_*(grid['b'][ij[1]] - b)))
+        code = f'nearest({json.dumps(fig.data)}, [2, 0, 0, 5], {x}, {y})'
+        names = ['numbers.js', 'drag.js', 'explore.js']
+        assert javascript(names, code, squeeze=True) == [2, i, j, 5]
 
 def test_marks_in_javascript(javascript):
     assert javascript(['predict.js'], '[0, 1, 2].map(i => markOf(i, 2, 0))') == [
@@ -612,6 +739,27 @@ def slider_problems(page):
             'true})) }', start)  # others may need this one where it was
     return bad
 
+def choice_problems(page):
+    """Move every group of buttons by keyboard; each must have a name and change its
+    own picture"""
+    bad, groups = [], page.get_by_role('radiogroup')
+    for group in groups.all():
+        name = group.evaluate(
+            'g => document.getElementById(g.getAttribute("aria-labelledby"))'
+            '.textContent.trim()')
+        if not name: bad.append('a group without a name')
+        look = lambda: group.evaluate(
+            'g => { const f = g.closest(".nnx"); return ' + LOOK + '.join() }')
+        before, first = look(), group.locator('input:checked')
+        value = first.get_attribute('value')
+        first.focus()
+        page.keyboard.press('ArrowDown')
+        if group.locator('input:checked').get_attribute('value') == value:
+            bad.append(f'{name} cannot be chosen by keyboard')
+        if look() == before: bad.append(f'{name} does not change the picture')
+        group.locator(f'input[value="{value}"]').check()
+    return bad
+
 def test_browser_checks_can_fail(open_page):
     page = open_page(
         as_page(
@@ -624,7 +772,7 @@ def test_browser_checks_can_fail(open_page):
 @pytest.mark.parametrize('width, dark', [(800, False), (800, True), (360, False)])
 def test_sliders_move_by_keyboard(open_page, width, dark):
     page = open_page(as_page(''.join(f.to_html() for f in figures()), dark), width)
-    assert slider_problems(page) == [] and page.problems == []
+    assert slider_problems(page) == choice_problems(page) == page.problems == []
     assert page.evaluate('document.scrollingElement.scrollWidth') <= width, (
         'the page is wider than the screen')
     colours = page.eval_on_selector_all(
@@ -634,16 +782,17 @@ def test_sliders_move_by_keyboard(open_page, width, dark):
         '.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
     assert small >= 9, f'text {small} pixels high'
 
-@pytest.mark.parametrize('which', range(8))
+@pytest.mark.parametrize('which', range(9))
 def test_javascript_draws_what_python_draws(open_page, which):
     fig = figures()[which]
     page = open_page(as_page(fig.to_html()))
     params, scale = fig.data['params'], fig.data['box'][2:]
     for at in np.ndindex(*[min(len(p['texts']), 6) for p in params]):
+        keys = [f"{fig.data['id']}-{p['name']}" for p in params]
         page.evaluate(
-            'at => { const I = [...document.querySelectorAll(".nnx input")]; '
-            'I.forEach((e, i) => e.value = at[i]); I[0].dispatchEvent(new '
-            'Event("input")) }', list(map(int, at)))
+            '([keys, at]) => { const form = document.querySelector("form"); '
+            'keys.forEach((k, i) => { form.elements[k].value = at[i] }); '
+            'form.dispatchEvent(new Event("input")) }', [keys, list(map(int, at))])
         frame, n = 0, None
         for p,i in zip(params, at):
             if p['step']: n = i+1
@@ -673,7 +822,9 @@ def test_pixels_of_tiles(open_page, make, kind, dark):
     Image = pytest.importorskip('PIL.Image', reason='reads the screenshot')
     fig = next(f for f in figures() if f.fn is make)
     page = open_page(as_page(fig.to_html(), dark), 800)
-    page.locator('input').first.press('End')
+    page.locator('input').first.focus()
+    while not page.locator('input').nth(len(fig.grid[0][1]) - 1).is_checked():
+        page.keyboard.press('ArrowRight')
     values = {
         n: v[i]
         for (n, v, _), i in zip(fig.grid, [len(fig.grid[0][1]) - 1, *fig.start[1:]])}
@@ -713,28 +864,132 @@ def test_pixels_of_tiles(open_page, make, kind, dark):
             else: assert np.abs(np.array(got)-right).max() <= 2, (i, j, got, right)
 
 def test_names_for_a_screen_reader(open_page):
-    page = open_page(as_page(waves_figure().to_html()))
-    assert page.get_by_role('img', name=ALT).count() == 1
-    assert (
-        page.get_by_role('slider', name='shape').get_attribute('aria-valuetext')
-        == 'cosine')
+    page = open_page(as_page(waves_figure().to_html() + roll_figure().to_html()))
+    assert page.get_by_role('img', name=ALT).count() == 2
     assert page.get_by_role('group', name='Four & more waves').count() == 1
+    shape = page.get_by_role('radiogroup', name='shape')
+    assert shape.get_by_role('radio', name='cosine', exact=True).is_checked()
+    slider = page.get_by_role('slider', name='learning rate lr')
+    assert slider.get_attribute('aria-valuetext') == '0.5'
+    assert page.get_by_role('slider', name='start <a>').count() == 1
     assert page.locator('output').all_text_contents() == [
-        '0', 'cosine']  # an output is a live region
+        '0.5', '-1.5', '5']  # an output is a live region
+    for name in ('reset', 'copy link'):
+        assert page.get_by_role('button', name=name).count() == 2
+
+def state(page):
+    "What stands at the controls of the first figure"
+    return page.evaluate(
+        '() => { const f = document.querySelector(".nnx form"); return [...f.elements]'
+        '.filter(e => e.type == "range" || e.checked).map(e => e.type == "range" ? '
+        'e.nextSibling.textContent : e.parentNode.textContent) }')
 
 def test_state_in_the_address(open_page):
     html = as_page(waves_figure().to_html())
     page = open_page(html)
-    page.get_by_role('slider', name='shift').focus()
+    page.get_by_role('radio', name='0', exact=True).focus()
     page.keyboard.press('ArrowRight')
     hash = page.evaluate('location.hash')
     assert re.fullmatch(r'#[\w-]+--shift_0_5--shape_cosine', hash)
     again = open_page(html, hash=hash)
-    assert again.locator('output').all_text_contents() == ['0.5', 'cosine'] and drawn(
-        again) == drawn(page)
-    assert open_page(html, hash='#elsewhere--shift_1').locator(
-        'output'
-    ).all_text_contents() == ['0', 'cosine']
+    assert state(again) == ['0.5', 'cosine'] and drawn(again) == drawn(page)
+    assert state(open_page(html, hash='#elsewhere--shift_1')) == ['0', 'cosine']
+
+def test_reset_and_link(open_page):
+    html = as_page(roll_figure().to_html())
+    page = open_page(html)
+    page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    first, at_first = drawn(page), state(page)
+    page.get_by_role('slider', name='start <a>').press('ArrowRight')
+    page.get_by_role('radio', name='0', exact=True).check()
+    moved, at = drawn(page), state(page)
+    page.get_by_role('button', name='copy link').press('Enter')
+    page.get_by_text('copied').wait_for()
+    link = page.evaluate('navigator.clipboard.readText()')
+    assert link == page.evaluate('location.href') and moved != first
+    page.get_by_role('button', name='reset').press('Enter')
+    assert drawn(page) == first and state(page) == at_first
+    assert page.locator('.nnx-b span').text_content() == ''
+    again = open_page(html, hash='#' + link.split('#')[1])
+    assert drawn(again) == moved and state(again) == at
+    again.get_by_role('button', name='reset').click()  # to the start, not to the link
+    assert drawn(again) == first and page.problems == again.problems == []
+
+def test_a_link_that_cannot_be_copied_is_shown(open_page):
+    page = open_page(as_page(waves_figure().to_html()))
+    page.evaluate('delete Navigator.prototype.clipboard')
+    page.get_by_role('button', name='copy link').click()
+    page.get_by_text('file:').wait_for()
+    said = page.locator('.nnx-b span').text_content()
+    assert said.startswith(page.url.split('#')[0] + '#nnx-waves-')
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= 800
+
+def test_no_link_inside_of_a_notebook(open_page):
+    import html
+    inner = html.escape(as_page(waves_figure().to_html()))
+    frame = f'<iframe title="t" width="700" height="800" srcdoc="{inner}"></iframe>'
+    page = open_page(as_page(frame))
+    figure = page.frame_locator('iframe')
+    figure.get_by_role('radio', name='sine', exact=True).check()
+    assert figure.get_by_role('button').all_text_contents() == ['reset']
+    jupyter = '<script id="jupyter-config-data" type="application/json"></script>'
+    page = open_page(as_page(jupyter + waves_figure().to_html()))
+    page.get_by_role('radio', name='sine', exact=True).check()
+    assert page.evaluate('location.hash') == '' == page.url.split('.html')[1]
+    assert not page.get_by_role('button', name='copy link').is_visible()
+
+def test_enter_leaves_the_page_alone(open_page):
+    page = open_page(as_page(waves_figure().to_html()))
+    page.evaluate('window.stays = 1')
+    for role in ('radio', 'slider'):
+        for control in page.get_by_role(role).all(): control.press('Enter')
+    assert page.evaluate('window.stays') == 1 and '?' not in page.url
+
+def test_the_same_figure_twice_moves_alone(open_page):
+    page = open_page(as_page(2*waves_figure().to_html()))
+    assert page.locator('input:checked').count() == 4
+    half = 2*len(waves_figure().data['series'])
+    before = drawn(page)
+    page.get_by_role('radio', name='1', exact=True).first.check()
+    after = drawn(page)
+    assert before[half:] == after[half:] and before[:half] != after[:half]
+
+@pytest.mark.parametrize('width, touch', [(800, False), (360, True)])
+def test_drag_the_start(open_page, width, touch):
+    page = open_page(as_page(roll_figure().to_html()), width, has_touch=touch)
+    ring = page.locator('.nnx-g')
+    def middle():
+        box = ring.bounding_box()
+        return box['x'] + box['width']/2, box['y'] + box['height']/2
+    x, y = middle()
+    assert ring.bounding_box()['width'] >= 20  # a finger finds it
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 3, y + 3)
+    assert state(page)[1:3] == ['-1.5', '1']   # still the nearest
+    wide = page.locator('.nnx-d>svg').bounding_box()['width']
+    page.mouse.move(x + .55*wide, y + .3*wide)
+    page.mouse.up()
+    assert state(page)[1:3] == ['1.5', '-1']
+    there = middle()
+    assert abs(there[0] - x - .55*wide) < .15*wide and there[1] > y + .2*wide
+    page.mouse.move(x, y)                      # let go: nothing follows
+    assert middle() == there and page.problems == []
+    fig = roll_figure()
+    frame = 1*12 + 3*3 + 0
+    assert drawn(page)[:2] == list(
+        _paths(fig.data['series'][0], frame, None, fig.data['box'][2:]))
+    assert page.evaluate('location.hash').endswith('--lr_0_5--a_1_5--b__1--step_5')
+
+def test_letters_of_a_question_before_a_figure(open_page):
+    "The style of the figure that follows leaves the small pictures their large letters"
+    for width in (800, 360):
+        html = question().to_html() + waves_figure().to_html()
+        page = open_page(as_page(html), width)
+        high = page.eval_on_selector_all(
+            '.nnx-o text',
+            'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
+        assert high >= 9, high
 
 @pytest.mark.parametrize(
     'width, dark, n',
@@ -804,7 +1059,7 @@ def test_predict_without_javascript_and_on_paper(open_page):
         and page.locator('.nnx-o svg').first.is_visible())
     assert (
         not page.locator('input[type=radio]').first.is_visible()
-        and not page.locator('button').is_visible())
+        and not any(b.is_visible() for b in page.locator('button').all()))
     page.locator('summary').press('Enter')
     assert (
         page.get_by_text('The sign is "minus" & stays.').is_visible()
@@ -813,7 +1068,7 @@ def test_predict_without_javascript_and_on_paper(open_page):
     page.emulate_media(media='print')
     assert (
         not page.locator('input[type=radio]').first.is_visible()
-        and not page.locator('button').is_visible()
+        and not any(b.is_visible() for b in page.locator('button').all())
         and page.locator('.nnx-o svg').first.is_visible())
 
 def stripped(html):
@@ -854,8 +1109,64 @@ def test_stored_figures(open_page, path):
     assert len(set(ids)) == len(ids), (
         'the same figure twice on a page: its sliders share ids')
     page = open_page(as_page(''.join(html)), 360)
-    assert slider_problems(page) == [] and page.problems == []
+    assert slider_problems(page) == choice_problems(page) == page.problems == []
     assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+
+# ---- stored figures take today's scripts without being executed ----------------------
+
+@pytest.fixture(scope='module')
+def tool(): return runpy.run_path(str(ROOT/'scripts/refresh_figures.py'))
+
+def test_this_page_carries_todays_scripts(tool):
+    path = NBS/'92_figures.ipynb'
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    found = list(tool['refresh'](nb))
+    assert len(found) == 7 and nb == json.loads(path.read_text(encoding='utf-8'))
+
+def test_a_figure_made_again_from_itself(tool):
+    "… is what its cell would store"
+    source = "explore(roll, drag=['a', 'b'], labels=dict(a='start <a>'))"
+    for fig in figures():
+        html = fig.to_html()
+        old = re.sub('<style>.*?</style>', '<style>.nnx{}</style>', html).replace(
+            'function paths', 'function pfade')
+        assert old != html == tool['refreshed'](old, source)
+    html = question().to_html()
+    old = html.replace('function once', 'function einmal')
+    assert old != html == tool['refreshed'](old)
+
+def test_a_figure_of_the_first_edition_made_again(tool):
+    html, fig = waves_figure().to_html(), waves_figure()
+    slider = lambda name, last, at: (
+        f'<label>x</label><input type="range" id="{fig.data["id"]}-{name}" min="0" '
+        f'max="{last}" step="1" value="{at}"><output>x</output>')
+    controls = slider('shift', 2, 0) + slider('shape', 1, 1)
+    data = json.dumps({**fig.data, 'series': fig.data['series']})
+    old = re.sub(
+        '<form.*</script>', lambda _: f'<div class="nnx-c" hidden>{controls}</div>'
+        f'<script>(D=>1)(/*data*/{data}/*end*/)</script>', html, flags=re.S)
+    assert tool['refreshed'](old) == html
+
+def test_what_cannot_be_read_is_said(tool, tmp_path, capsys):
+    path = tmp_path/'a.ipynb'
+    def stored(html, source='1'):
+        cell = dict(cell_type='code', source=[source], outputs=[
+            dict(data={'text/html': html})])
+        path.write_text(json.dumps(dict(cells=[cell])))
+    fig = roll_figure()
+    for html, source in (
+        ('<div class="nnx nnx-line" id="f">', '1'),
+        (fig.to_html(), 'explore(roll, labels=words)')):
+        stored(html, source)
+        before = path.read_text()
+        assert tool['main']([str(path)]) == 1 and path.read_text() == before
+        assert 'FAILED a.ipynb' in capsys.readouterr().out
+    stored(fig.to_html().replace('function paths', 'function pfade'),
+           "explore(roll, labels={'a': 'start <a>'})")
+    assert tool['main'](['--check', str(path)]) == 1
+    assert 'pfade' in path.read_text()
+    assert tool['main']([str(path)]) == tool['main'](['--check', str(path)]) == 0
+    assert 'pfade' not in path.read_text()
 
 QUESTION = 'class="nnx nnx-q"'
 

@@ -1,14 +1,15 @@
-// The sliders in the address of the page, so that a setting can be sent to somebody:
-// beta = 0.9 and shape = cosine is #id--beta_0_9--shape_cosine
+// One setting as a word: beta_0_9
 function word(param, at) {
   return param.name + '_' + param.texts[at].replace(/[^0-9A-Za-z]/g, '_');
 }
 
+// All settings as the end of an address, so that a figure can be sent to somebody as it
+// is seen: beta = 0.9 and shape = cosine is #id--beta_0_9--shape_cosine
 function toHash(id, params, at) {
   return '#' + id + params.map((param, i) => '--' + word(param, at[i])).join('');
 }
 
-// The position of each slider, -1 where the address does not name one; nothing for the
+// The position of each control, -1 where the address does not name one; nothing for the
 // address of another figure.
 function fromHash(hash, id, params) {
   if (!hash.startsWith('#' + id + '--')) return null;

@@ -11,7 +11,10 @@ function decode(text) {
   return codes;
 }
 
-// The numbers of one frame; what is equal in all frames is stored once.
+// The numbers of one frame. What is equal in several frames is stored once: then
+// `frames.which` says which text belongs to each.
 function inFrame(frames, frame) {
-  return decode(frames[frames.length > 1 ? frame : 0]);
+  const texts = frames.texts || frames;
+  const at = frames.which ? decode(frames.which)[frame] : frame;
+  return decode(texts[texts.length > 1 ? at : 0]);
 }

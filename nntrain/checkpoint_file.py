@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['FORMAT', 'plain', 'write_checkpoint', 'read_checkpoint']
 
 # %% ../nbs/17_checkpoints.ipynb #5a1e9f01
-#| code-summary: "Code of `plain`: copy what is allowed, refuse the rest by name"
+#| code-summary: "Code of plain: copy what is allowed, refuse the rest by name"
 #| code-fold: true
 import pickle
 import zipfile

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['kept_arguments', 'describe', 'counts', 'check_facts', 'training_facts']
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f01
-#| code-summary: "Code of `describe`: how each kind of setting becomes text"
+#| code-summary: "Code of describe: how each kind of setting becomes text"
 #| code-fold: true
 import dis
 import inspect
@@ -130,7 +130,7 @@ def _constants(code):
             if isinstance(i.argval, (int, float, complex, tuple)): yield i.argval
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f04
-#| code-summary: "Code of the facts of data, callbacks, optimizer and model, and of `check_facts`"
+#| code-summary: "Code of the facts of data, callbacks, optimizer and model, and of their comparison"
 #| code-fold: true
 def _sample(data):
     "Checksum of up to 64 rows of a tensor, an array or a list, spread evenly"
@@ -235,7 +235,6 @@ def check_facts(
         f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
         f'path. To start anew: resume=False (which replaces that file)')
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f08
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['Processes']
 
 # %% ../nbs/18_distributed.ipynb #3a2c5a01
-#| code-summary: "Code of `Processes`: start them, hand out a function, collect the answers"
+#| code-summary: "Code of Processes: start them, hand out a function, collect the answers"
 #| code-fold: true
 import contextlib
 import inspect

@@ -21,7 +21,7 @@ from .tensor_loader import TensorLoader
 from .world import agree, part_of
 
 # %% ../nbs/18_distributed.ipynb #03fd5101
-#| code-summary: "Code of `TensorShard`: it shares the tensors, and agrees about the order"
+#| code-summary: "Code of TensorShard: it shares the tensors, and agrees about the order"
 #| code-fold: true
 class TensorShard(TensorLoader):
     "The batches of `loader` in the same order, but of each only the rows of one part"
@@ -50,7 +50,7 @@ def _part(self:TensorShard, i):
     return slice(whole.start + part.start, whole.start + part.stop)
 
 # %% ../nbs/18_distributed.ipynb #188bab01
-#| code-summary: "Code of `LoaderShard`, `ListShard` and `shard`"
+#| code-summary: "Code of LoaderShard, ListShard and shard"
 #| code-fold: true
 class _BatchShard:
     "The index lists of a batch sampler, drawn by the main process; of each the part"

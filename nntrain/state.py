@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'load_optimizer', 'with_state', 'loaders_of', 'chance_state', 'set_chance_state', 'training_state', 'load_training_state']
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
-#| code-summary: "Code of `random_state`, `loader_state`, and what puts them back"
+#| code-summary: "Code of random_state, loader_state, and what puts them back"
 #| code-fold: true
 import random
 
@@ -63,7 +63,7 @@ def set_loader_state(
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/17_checkpoints.ipynb #c3b62101
-#| code-summary: "Code of `load_optimizer`, and of what asks callbacks, loaders and generators"
+#| code-summary: "Code of load_optimizer, and of what asks callbacks, loaders and generators"
 #| code-fold: true
 def load_optimizer(
     opt:torch.optim.Optimizer,  # changed in place; its dicts of groups stay the same
@@ -121,7 +121,7 @@ def training_state(
         'history': learn.history, 'n_taken': learn.n_taken, **chance_state(learn)})
 
 # %% ../nbs/17_checkpoints.ipynb #bfb9691a
-#| code-summary: "Code of `load_training_state`"
+#| code-summary: "Code of load_training_state"
 #| code-fold: true
 def load_training_state(
     learn,      # a learner during a fit, made like the one that the state is from

@@ -33,7 +33,7 @@ def part_of(
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
 
 # %% ../nbs/18_distributed.ipynb #ec712901
-#| code-summary: "Code of `world_size` and `is_main`"
+#| code-summary: "Code of world_size and is_main"
 #| code-fold: true
 def _launched()->bool:  # by torchrun or `accelerate launch`, which uses it?
     return dist.is_available() and dist.is_torchelastic_launched()
@@ -68,7 +68,7 @@ def agree(
     return box[0]
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
-#| code-summary: "Code of `Several`, of `Mean.sum_processes`, and of an average of tensors"
+#| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"
 #| code-fold: true
 class Several(World):
     "The processes that train together with this one"

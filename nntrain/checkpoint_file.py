@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['FORMAT', 'plain', 'write_checkpoint', 'read_checkpoint']
 
 # %% ../nbs/17_checkpoints.ipynb #5a1e9f01
+#| code-summary: "Code of plain: copy what is allowed, refuse the rest by name"
+#| code-fold: true
 import pickle
 import zipfile
 from collections import Counter, OrderedDict
@@ -57,10 +59,42 @@ def _plain_dict(value, name):
         copied._metadata = value._metadata
     return copied
 
-# %% ../nbs/17_checkpoints.ipynb #7597c601
+# %% ../nbs/17_checkpoints.ipynb #23ea48e3
+#| code-summary: "What the reader looks at, and the texts of its errors"
+#| code-fold: true
 FORMAT = 'nntrain checkpoint 2'
 _FIX = 'take another file, or move this one away to start anew'
 
+def _check_sums(path):
+    if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            for part in archive.infolist():   # a tensor marked as a folder is noise
+                if part.external_attr & 16: broken = part.filename
+        if broken:
+            raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
+    except Exception as e:                    # a spoilt archive fails in many ways
+        raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): '
+                         f'{_FIX}') from e
+
+def _load_plain(path):
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f'{path} holds more than tensors and plain values, so reading '
+                         f'it could run foreign code: {_FIX}') from e
+    except Exception as e:
+        raise ValueError(f'{path} is not a file of torch.save: {_FIX}') from e
+
+def _check_format(path, state):
+    its = state.get('format') if isinstance(state, dict) else None
+    if its == FORMAT: return
+    ours = str(its).startswith(FORMAT[:-1])
+    who = 'by another version of CheckpointCB' if ours else 'not by CheckpointCB'
+    raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be '
+                     f'{FORMAT!r}): {_FIX}')
+
+# %% ../nbs/17_checkpoints.ipynb #7597c601
 def write_checkpoint(
     state:dict,  # plain values, see `plain`
     path         # the file; its folder must be there
@@ -73,29 +107,7 @@ def read_checkpoint(
 )->dict:  # tensors on the CPU
     "Read a checkpoint without running code in it; an error says what is wrong with it"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
     _check_sums(path)
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise ValueError(f'{path} holds more than tensors and plain values, so reading '
-                         f'it could run foreign code: {_FIX}') from e
-    except Exception as e:
-        raise ValueError(f'{path} is not a file of torch.save: {_FIX}') from e
-    its = state.get('format') if isinstance(state, dict) else None
-    if its == FORMAT: return state
-    ours = str(its).startswith(FORMAT[:-1])
-    who = 'by another version of CheckpointCB' if ours else 'not by CheckpointCB'
-    raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be '
-                     f'{FORMAT!r}): {_FIX}')
-
-def _check_sums(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            for part in archive.infolist():   # a tensor marked as a folder is noise
-                if part.external_attr & 16: broken = part.filename
-        if broken:
-            raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
-    except Exception as e:                    # a spoilt archive fails in many ways
-        raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): '
-                         f'{_FIX}') from e
+    state = _load_plain(path)
+    _check_format(path, state)
+    return state

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['kept_arguments', 'describe', 'counts', 'training_facts', 'check_facts']
+__all__ = ['kept_arguments', 'describe', 'counts', 'check_facts', 'training_facts']
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f01
+#| code-summary: "Code of describe: how each kind of setting becomes text"
+#| code-fold: true
 import dis
 import inspect
 import os
@@ -62,7 +64,6 @@ def _call(value, args, named, depth):
     texts += [f'{k}={describe(v, depth)}' for k, v in named.items()]
     return name.replace('.<locals>', '') + (f'({", ".join(texts)})' if texts else '')
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f05
 @singledispatch
 def _setting_text(value, depth):
     arguments = kept_arguments(value)
@@ -95,7 +96,6 @@ def _partial_text(value, depth):
 def _method_text(value, depth):
     return f'{describe(value.__self__, depth)}.{value.__name__}'
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f06
 _SIMPLE = int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType
 
 @_setting_text.register(types.FunctionType)
@@ -130,6 +130,8 @@ def _constants(code):
             if isinstance(i.argval, (int, float, complex, tuple)): yield i.argval
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f04
+#| code-summary: "Code of the facts of data, callbacks, optimizer and model, and of their comparison"
+#| code-fold: true
 def _sample(data):
     "Checksum of up to 64 rows of a tensor, an array or a list, spread evenly"
     n = len(data)
@@ -165,7 +167,6 @@ def _loader_facts(loader):
         if it is not None: facts[name] = describe(it, 3)
     return facts
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f07
 def counts(
     cb,    # a callback
     learn  # a learner during a fit
@@ -211,7 +212,29 @@ def _model_facts(model):
         facts[f'settings of {f"module {short}" if short else "the model"}'] = text
     return facts
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f08
+def check_facts(
+    then:dict,  # facts of the checkpoint
+    now:dict,   # facts of the run that wants to go on with it
+    path        # name of the checkpoint, for the message
+)->None:
+    "ValueError that names the first differences, if there are any"
+    differ = [name for name in then | now if then.get(name) != now.get(name)]
+    if not differ: return
+    def cut(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
+    some = '; '.join(f'{name} was {cut(then.get(name))}, is {cut(now.get(name))}'
+                     for name in differ[:3])
+    if len(differ) > 3: some += f'; and {len(differ)-3} more'
+    if differ != ['n_epochs']:
+        raise ValueError(
+            f'{path} belongs to another run: {some}. Go on with the old settings, or '
+            f'start anew with another path or with resume=False (which replaces that '
+            f'file)')
+    raise ValueError(
+        f'{path} belongs to a run that was planned otherwise: {some}. A schedule '
+        f'is stretched over its plan, so finish it with fit({then["n_epochs"]}). To '
+        f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
+        f'path. To start anew: resume=False (which replaces that file)')
+
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}
@@ -224,28 +247,3 @@ def training_facts(
             facts[f'{name} of the {phase} data'] = fact
     facts |= _optimizer_facts(learn.opt) | _callback_facts(learn)
     return plain(facts | _model_facts(learn.model), 'the setting')
-
-def check_facts(
-    then:dict,  # facts of the checkpoint
-    now:dict,   # facts of the run that wants to go on with it
-    path        # name of the checkpoint, for the message
-)->None:
-    "ValueError that names the first differences, if there are any"
-    names = [*then, *(name for name in now if name not in then)]
-    differ = [name for name in names if then.get(name) != now.get(name)]
-    if not differ: return
-    def cut(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
-    some = '; '.join(f'{name} was {cut(then.get(name))}, is {cut(now.get(name))}'
-                     for name in differ[:3])
-    more = f'; and {len(differ)-3} more' if len(differ) > 3 else ''
-    if differ != ['n_epochs']:
-        raise ValueError(
-            f'{path} belongs to another run: {some}{more}. Go on with the old '
-            f'settings, or start anew with another path or with resume=False (which '
-            f'replaces that file)')
-    raise ValueError(
-        f'{path} belongs to a run that was planned otherwise: {some}. What is done was '
-        f'done for that plan (a schedule is stretched over it), so finish it with '
-        f'fit({then["n_epochs"]}). To train further after it: fit(n, opt=learn.opt) '
-        f'with a CheckpointCB of another path, which is a run of its own. To start '
-        f'anew: resume=False (which replaces that file)')

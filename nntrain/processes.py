@@ -9,8 +9,8 @@ from __future__ import annotations
 __all__ = ['Processes']
 
 # %% ../nbs/18_distributed.ipynb #3a2c5a01
+#| code-summary: "Code of Processes: start them, hand out a function, collect the answers"
 #| code-fold: true
-#| code-summary: "The far side: join the others, then wait for work"
 import contextlib
 import inspect
 import io
@@ -64,9 +64,6 @@ def _answer(space, source, name, args):
     except BaseException:
         return pickle.dumps((False, printed.getvalue(), traceback.format_exc()))
 
-# %% ../nbs/18_distributed.ipynb #f3a78c01
-#| code-fold: true
-#| code-summary: "The near side: start them, with the two numbers in the environment"
 class Processes:
     "Python processes on this machine that can send each other tensors; until `close`"
     def __init__(self,
@@ -101,9 +98,6 @@ def _stop(procs, folder):
         p.stdout.close()
     folder.cleanup()
 
-# %% ../nbs/18_distributed.ipynb #4b048401
-#| code-fold: true
-#| code-summary: "Hand out a function, collect the answers; when one fails, stop all: the others would wait for it"
 def _source(code):
     return code if isinstance(code, str) else textwrap.dedent(inspect.getsource(code))
 

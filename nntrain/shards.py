@@ -8,8 +8,11 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['TensorShard', 'LoaderShard', 'rows_of', 'made_up_row', 'ListShard', 'shard']
 
-# %% ../nbs/18_distributed.ipynb #03fd5101
+# %% ../nbs/18_distributed.ipynb #ffd773d9
+#| code-summary: "Imports of the module"
+#| code-fold: true
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .batches import tensors_of
@@ -17,6 +20,9 @@ from .budgets import to_device
 from .tensor_loader import TensorLoader
 from .world import agree, part_of
 
+# %% ../nbs/18_distributed.ipynb #03fd5101
+#| code-summary: "Code of TensorShard: it shares the tensors, and agrees about the order"
+#| code-fold: true
 class TensorShard(TensorLoader):
     "The batches of `loader` in the same order, but of each only the rows of one part"
     def __init__(self,
@@ -31,16 +37,21 @@ class TensorShard(TensorLoader):
         if device is None: return
         self.x, self.y, self.stats = to_device((self.x, self.y, self.stats), device)
         self.device = torch.device(device)
-    def _part(self, i):
-        whole = super()._part(i)
-        part = part_of(whole.stop - whole.start, self.rank, self.world)
-        return slice(whole.start + part.start, whole.start + part.stop)
     def order(self, epoch):
         own = super().order
         if self.seed is not None: return own(epoch)
         return agree(lambda: own(epoch).cpu()).to(self.device)
 
+# %% ../nbs/18_distributed.ipynb #c372f48f
+@patch
+def _part(self:TensorShard, i):
+    whole = TensorLoader._part(self, i)
+    part = part_of(whole.stop - whole.start, self.rank, self.world)
+    return slice(whole.start + part.start, whole.start + part.stop)
+
 # %% ../nbs/18_distributed.ipynb #188bab01
+#| code-summary: "Code of LoaderShard, ListShard and shard"
+#| code-fold: true
 class _BatchShard:
     "The index lists of a batch sampler, drawn by the main process; of each the part"
     def __init__(self, batches, rank, world):
@@ -88,7 +99,6 @@ def _no_way(loader):
             f'as many batches in every process; or use a TensorLoader, a DataLoader '
             f'with a dataset that can be indexed, or a list of batches')
 
-# %% ../nbs/18_distributed.ipynb #17d76201
 def _map(fn, batch):
     "The same batch, with `fn` of each tensor"
     if isinstance(batch, Tensor): return fn(batch)

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'load_optimizer', 'with_state', 'loaders_of', 'chance_state', 'set_chance_state', 'training_state', 'load_training_state']
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
+#| code-summary: "Code of random_state, loader_state, and what puts them back"
+#| code-fold: true
 import random
 
 import numpy as np
@@ -42,7 +44,6 @@ def set_random_state(
     if 'mps' in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state['mps'])
 
-# %% ../nbs/17_checkpoints.ipynb #67509901
 def loader_state(
     loader  # a `TensorLoader`, a torch `DataLoader`, or anything else to iterate over
 )->dict:
@@ -62,6 +63,8 @@ def set_loader_state(
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/17_checkpoints.ipynb #c3b62101
+#| code-summary: "Code of load_optimizer, and of what asks callbacks, loaders and generators"
+#| code-fold: true
 def load_optimizer(
     opt:torch.optim.Optimizer,  # changed in place; its dicts of groups stay the same
     state:dict                  # what `opt.state_dict()` gave, of such an optimizer
@@ -74,7 +77,6 @@ def load_optimizer(
         group.update(loaded)
     opt.param_groups[:] = groups
 
-# %% ../nbs/17_checkpoints.ipynb #249c6e00
 def with_state(
     learn  # a learner during a fit
 )->list:
@@ -118,6 +120,9 @@ def training_state(
         'callbacks': [[type(cb).__name__, cb.state_dict()] for cb in with_state(learn)],
         'history': learn.history, 'n_taken': learn.n_taken, **chance_state(learn)})
 
+# %% ../nbs/17_checkpoints.ipynb #bfb9691a
+#| code-summary: "Code of load_training_state"
+#| code-fold: true
 def load_training_state(
     learn,      # a learner during a fit, made like the one that the state is from
     state:dict  # what `training_state` gave; it is copied

@@ -8,15 +8,20 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['part_of', 'world_size', 'is_main', 'all_sum', 'agree', 'Several']
 
-# %% ../nbs/18_distributed.ipynb #bd026401
+# %% ../nbs/18_distributed.ipynb #9e4c136b
+#| code-summary: "Imports of the module"
+#| code-fold: true
 import os
 
+import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor
 
 from .learner import World
-from .metrics import MetricsCB
+from .metrics import Mean, MetricsCB
 
+# %% ../nbs/18_distributed.ipynb #bd026401
 def part_of(
     n:int,      # how many rows there are, at least 0
     rank:int,   # which part, from 0 to world-1
@@ -28,6 +33,8 @@ def part_of(
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
 
 # %% ../nbs/18_distributed.ipynb #ec712901
+#| code-summary: "Code of world_size and is_main"
+#| code-fold: true
 def _launched()->bool:  # by torchrun or `accelerate launch`, which uses it?
     return dist.is_available() and dist.is_torchelastic_launched()
 
@@ -41,6 +48,7 @@ def is_main()->bool:
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
 
+# %% ../nbs/18_distributed.ipynb #f5d01b5f
 def all_sum(
     t:Tensor  # of the same shape in all processes
 )->Tensor:    # new, the same in all processes
@@ -60,6 +68,8 @@ def agree(
     return box[0]
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
+#| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"
+#| code-fold: true
 class Several(World):
     "The processes that train together with this one"
     def __init__(self,
@@ -77,3 +87,22 @@ class Several(World):
         if made_up and isinstance(cb, MetricsCB): return False
         if self.rank and isinstance(cb, self.main_only): return False
         return super().hears(cb, event)
+
+@patch
+def sum_processes(self:Mean,
+    device=None  # where the processes exchange tensors
+)->None:
+    "Add up what all processes have counted"
+    own = float(self._total()) if self.values else 0.
+    mine = torch.tensor([own, self.n], dtype=torch.double, device=device)
+    total, n = all_sum(mine).tolist()
+    self.values, self.weights, self.n = [], [], n
+    if n: self.values, self.weights = [torch.tensor(total, device=device)], [1]
+
+def _average(tensors):
+    "Replace each tensor by its mean over the processes, with one exchange per type"
+    for dtype in {t.dtype for t in tensors}:
+        same = [t for t in tensors if t.dtype == dtype]
+        total = all_sum(torch.cat([t.flatten() for t in same]))/world_size()
+        for t, mean in zip(same, total.split([t.numel() for t in same])):
+            t.copy_(mean.view_as(t))

@@ -2,6 +2,7 @@
 One process (the nursery) loads torch once and forks the lives that are killed."""
 import contextlib
 import copy
+import math
 import os
 import random
 import re
@@ -48,7 +49,7 @@ from nntrain.compare import set_seed
 from nntrain.learner import Learner
 from nntrain.lr_finder import lr_find
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.history import RecorderCB
+from nntrain.history import RecorderCB, last_metric
 from nntrain.progress import ProgressCB
 from nntrain.momentum import Momentum
 from nntrain.sgd import SGD
@@ -67,7 +68,7 @@ from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import set_seed
 from nntrain.cycles import one_cycle
 from nntrain.data import DataLoaders
-from nntrain.history import RecorderCB
+from nntrain.history import RecorderCB, last_metric
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.prepare import BatchTransformCB
@@ -908,6 +909,34 @@ def test_a_finished_run_is_not_repeated(tmp_path, capsys):
     callback.resume = False                                   # anew, in this file
     again.fit(2)
     assert again.history != learn.history
+
+class CalmDownCB(Callback):
+    "Halve the learning rate after an epoch whose training loss has risen"
+    order = 20
+    def before_fit(self, learn): self.last = math.inf
+    def after_epoch(self, learn):
+        loss = last_metric(learn.history, 'train_loss')
+        if loss > self.last:
+            for group in learn.opt.param_groups: group['lr'] /= 2
+        self.last = loss
+    def state_dict(self): return {'last': self.last}
+    def load_state_dict(self, state): self.last = state['last']
+
+@pytest.mark.parametrize('epoch', [1, 4])
+def test_a_callback_of_your_own_keeps_its_memory(tmp_path, epoch):
+    def make(): return learner(CalmDownCB(), opt_func=torch.optim.SGD)
+    check_resume(tmp_path, make, (epoch, 'train', 2), n_epochs=6)
+
+def test_another_number_of_threads_is_told(tmp_path, capsys):
+    path, kept = tmp_path/'c.pt', torch.get_num_threads()
+    with pytest.raises(PowerFailure):
+        learner().fit(2, cbs=[CheckpointCB(path), CrashCB(1, 'train', 0)])
+    torch.set_num_threads(kept + 1)
+    try: learner().fit(2, cbs=[CheckpointCB(path)])
+    finally: torch.set_num_threads(kept)
+    out = capsys.readouterr().out
+    assert f'CPU threads was {kept}, is {kept+1}' in out
+    assert 'c.pt: going on after 1 of 2 epochs' in out
 
 def test_a_state_of_a_wider_model_leaves_nothing_half_loaded(tmp_path):
     class LoadWrongCB(Callback):

@@ -7,6 +7,7 @@
 #| code-fold: true
 from __future__ import annotations
 
+from fastcore.basics import patch
 from torch import Tensor
 
 from .aside import generators_of
@@ -17,8 +18,8 @@ from .prepare import BatchTransformCB
 # %% auto #0
 __all__ = ['with_images', 'with_targets', 'AugmentCB']
 
-# %% ../nbs/20_augmentation.ipynb #c6a47201
-#| code-summary: "with_images, with_targets and AugmentCB"
+# %% ../nbs/20_augmentation.ipynb #31f4a6e5
+#| code-summary: "with_images and with_targets"
 #| code-fold: true
 def with_images(
     batch,    # a tuple of inputs and target, or a dict
@@ -38,6 +39,14 @@ def with_targets(
         return batch | {next(k for k in batch if k in TARGET_KEYS): y}
     return (*batch[:-1], y)
 
+def _check_transforms(tfms):
+    for tfm in tfms:
+        if not callable(tfm) or isinstance(tfm, type):
+            raise TypeError(
+                f'{tfm!r} is not a transform: give objects that take a batch of '
+                'images, such as RandomFlip()')
+
+# %% ../nbs/20_augmentation.ipynb #c6a47201
 class AugmentCB(BatchTransformCB):
     """Transform the images of each training batch: its first input goes through `tfms`,
     one after the other"""
@@ -47,34 +56,41 @@ class AugmentCB(BatchTransformCB):
         on_train:bool=True,  # in the training phase?
         on_valid:bool=False  # in the validation phase?
     ):
-        for tfm in tfms:
-            if not callable(tfm) or isinstance(tfm, type):
-                raise TypeError(
-                    f'{tfm!r} is not a transform: give objects that take a batch of '
-                    'images, such as RandomFlip()')
+        _check_transforms(tfms)
         self.tfms = tfms
         super().__init__(self._augment, on_train, on_valid)
     def _augment(self, batch):
         x = unpack(batch)[0][0]
         for tfm in self.tfms: x = tfm(x)
         return with_images(batch, x)
-    def settings(self)->dict:
-        "The transforms, each with its numbers, and the phases"
-        return dict(tfms=self.tfms, on_train=self.on_train, on_valid=self.on_valid)
-    def __repr__(self):
-        phases = dict(on_train=(self.on_train, True), on_valid=(self.on_valid, False))
-        other = [
-            f'{name}={value}' for name, (value, usual) in phases.items()
-            if value != usual]
-        return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
-    def state_dict(self)->dict:
-        "Where the transforms' own generators stand"
-        return {'generators': [g.get_state() for g in generators_of(*self.tfms)]}
-    def load_state_dict(self, state)->None:
-        "Put the transforms' own generators back to where they stood"
-        own, saved = generators_of(*self.tfms), state['generators']
-        if len(own) != len(saved):
-            raise ValueError(
-                f'the saved transforms have {len(saved)} generators of their own, '
-                f'these have {len(own)}: use the same transforms')
-        for g, its in zip(own, saved): g.set_state(its.cpu())
+
+# %% ../nbs/20_augmentation.ipynb #0b00c4ee
+#| code-summary: "What AugmentCB says of itself, and what a checkpoint keeps of it"
+#| code-fold: true
+@patch
+def settings(self:AugmentCB)->dict:
+    "The transforms, each with its numbers, and the phases"
+    return dict(tfms=self.tfms, on_train=self.on_train, on_valid=self.on_valid)
+
+@patch
+def __repr__(self:AugmentCB):
+    phases = dict(on_train=(self.on_train, True), on_valid=(self.on_valid, False))
+    other = [
+        f'{name}={value}' for name, (value, usual) in phases.items()
+        if value != usual]
+    return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
+
+@patch
+def state_dict(self:AugmentCB)->dict:
+    "Where the transforms' own generators stand"
+    return {'generators': [g.get_state() for g in generators_of(*self.tfms)]}
+
+@patch
+def load_state_dict(self:AugmentCB, state)->None:
+    "Put the transforms' own generators back to where they stood"
+    own, saved = generators_of(*self.tfms), state['generators']
+    if len(own) != len(saved):
+        raise ValueError(
+            f'the saved transforms have {len(saved)} generators of their own, '
+            f'these have {len(own)}: use the same transforms')
+    for g, its in zip(own, saved): g.set_state(its.cpu())

@@ -154,6 +154,12 @@ def _draw_anew(params):
         else: nn.init.uniform_(p.data, .5, 1.5)  # of a normalisation: never 0
         p.grad = None
 
+def _trainable(model):
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError('the model has no parameter that requires a gradient')
+    return params
+
 # %% ../nbs/19_resnet.ipynb #3a877d01
 def dead_weights(
     model:nn.Module,  # tried in training mode; all that it holds is put back afterwards
@@ -162,9 +168,7 @@ def dead_weights(
 )->dict:              # {parameter: mask of its shape, True where the weight is dead}
     "Find weights that get no gradient whatever the weights are: they can never learn"
     whole('patience', patience)
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not params:
-        raise ValueError('the model has no parameter that requires a gradient')
+    params = _trainable(model)
     device = next(iter(params.values())).device
     dead = {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}
     with aside(SimpleNamespace(model=model, cbs=())), torch.enable_grad():

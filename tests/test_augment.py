@@ -511,7 +511,7 @@ def test_the_state_of_augmentation_is_that_of_its_own_generators():
 
 
 def test_two_callbacks_cannot_both_mix():
-    with pytest.raises(ValueError, match="does 'get_loss'"):
+    with pytest.raises(ValueError, match="have the method 'get_loss'"):
         learner(MixUpCB(), CutMixCB()).fit(1)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['spans', 'RandomErase', 'RandomCopy']
 
 # %% ../nbs/20_augmentation.ipynb #20e0a0f1
+#| code-summary: "Imports"
+#| code-fold: true
 from numbers import Real
 
 import torch
@@ -17,7 +19,9 @@ from torch import Tensor
 from . import checks
 from .transforms import ImageTransform, colour
 
-# %% ../nbs/20_augmentation.ipynb #5cd9de01
+# %% ../nbs/20_augmentation.ipynb #50a45000
+#| code-summary: "spans and _Rectangles: which rows and columns are hit"
+#| code-fold: true
 def spans(
     start:Tensor,  # (N, K) first place of each range; may lie outside
     length,        # places in a range: a number or (N, K)
@@ -28,28 +32,21 @@ def spans(
     if isinstance(length, Tensor): length = length[..., None]
     return (at >= 0) & (at < length)
 
-class RandomErase(ImageTransform):
-    """Put noise or a colour into 1 … `max_num` rectangles of an image, with probability
-    `p`; every pixel is equally likely to be hit"""
+class _Rectangles(ImageTransform):
+    """Draws 1 … `max_num` rectangles for an image, with probability `p`; every pixel is
+    equally likely to be hit"""
     def __init__(self,
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
         # sides of a rectangle as a share of the image's sides, in (0, 1]
         share:float=.2,
         # rectangles in an image at most, at least 1; each number is equally likely
         max_num:int=4,
-        # 'pixels': drawn from all pixels of the batch; or a number, or one per channel
-        fill='pixels',
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(generator)
-        if fill != 'pixels' and not isinstance(fill, (Real, tuple, list)):
-            raise ValueError(
-                "fill must be 'pixels', a number or one number per channel, got "
-                f"{fill!r}")
         self.p = checks.share('p', p)
         self.share = checks.share('share', checks.positive('share', share))
         self.max_num = checks.whole('max_num', max_num)
-        self.fill = fill
 
     def rectangles(self,
         x:Tensor  # (N, C, H, W) images
@@ -68,6 +65,30 @@ class RandomErase(ImageTransform):
         rows, columns = spans(top, high, h), spans(left, wide, w)
         return top, left, rows & there[..., None], columns, (high, wide)
 
+def _checked_fill(fill):
+    if fill != 'pixels' and not isinstance(fill, (Real, tuple, list)):
+        raise ValueError(
+            "fill must be 'pixels', a number or one number per channel, got "
+            f"{fill!r}")
+    return fill
+
+# %% ../nbs/20_augmentation.ipynb #5cd9de01
+class RandomErase(_Rectangles):
+    """Put noise or a colour into 1 … `max_num` rectangles of an image, with probability
+    `p`; every pixel is equally likely to be hit"""
+    def __init__(self,
+        p:float=.8,      # probability that an image is touched at all, in [0, 1]
+        # sides of a rectangle as a share of the image's sides, in (0, 1]
+        share:float=.2,
+        # rectangles in an image at most, at least 1; each number is equally likely
+        max_num:int=4,
+        # 'pixels': drawn from all pixels of the batch; or a number, or one per channel
+        fill='pixels',
+        generator=None   # as in `ImageTransform`
+    ):
+        super().__init__(p, share, max_num, generator)
+        self.fill = _checked_fill(fill)
+
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         n, _, h, w = x.shape
         if n == 0: return x.clone()
@@ -84,20 +105,9 @@ class RandomErase(ImageTransform):
         return out
 
 # %% ../nbs/20_augmentation.ipynb #21e4cd01
-class RandomCopy(RandomErase):
+class RandomCopy(_Rectangles):
     """Put 1 … `max_num` rectangles of an image onto other places of the same image,
     with probability `p`; every pixel is equally likely to be hit"""
-    def __init__(self,
-        p:float=.8,      # probability that an image is touched at all, in [0, 1]
-        # sides of a rectangle as a share of the image's sides, in (0, 1]
-        share:float=.2,
-        # rectangles in an image at most, at least 1; each number is equally likely
-        max_num:int=4,
-        generator=None   # as in `ImageTransform`
-    ):
-        super().__init__(p, share, max_num, generator=generator)
-        del self.fill
-
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         n, c, h, w = x.shape
         top, left, rows, columns, (high, wide) = self.rectangles(x)

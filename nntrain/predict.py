@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['get_preds']
 
 # %% ../nbs/20_augmentation.ipynb #d75ebbcb
+#| code-summary: "Imports"
+#| code-fold: true
 import math
 from types import SimpleNamespace
 
@@ -23,6 +25,8 @@ from .events import CancelBatch, CancelFit
 from .learner import Learner
 
 # %% ../nbs/20_augmentation.ipynb #c71bd101
+#| code-summary: "get_preds"
+#| code-fold: true
 class _PredictCB(Callback):
     """Leave out what follows a validation phase; a batch of inputs only gets the target
     None"""

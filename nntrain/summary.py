@@ -9,8 +9,8 @@ from __future__ import annotations
 __all__ = ['layer_macs', 'untouched', 'LayerRow', 'Summary', 'summary']
 
 # %% ../nbs/19_resnet.ipynb #14b925de
+#| code-summary: "Imports"
 #| code-fold: true
-#| code-summary: "Show the imports"
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -43,13 +43,8 @@ def layer_macs(
     return positions*module.weight.numel()
 
 # %% ../nbs/19_resnet.ipynb #7ddaaf01
-@contextlib.contextmanager
-def _as_written(model):  # without what torch.compile has made of it: hooks are called
-    compiled = any(map(_is_compiled, model.modules()))
-    with contextlib.ExitStack() as stack:
-        if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
-        yield getattr(model, '_orig_mod', model)
-
+#| code-summary: "untouched"
+#| code-fold: true
 @contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
@@ -60,6 +55,8 @@ def untouched(
         yield model.eval()
 
 # %% ../nbs/19_resnet.ipynb #58239801
+#| code-summary: "LayerRow and Summary: the table"
+#| code-fold: true
 @dataclass
 class LayerRow:
     "One layer in a `Summary`"
@@ -129,6 +126,15 @@ class Summary:
         return note
 
 # %% ../nbs/19_resnet.ipynb #98a83f01
+#| code-summary: "The hooks that fill the table"
+#| code-fold: true
+@contextlib.contextmanager
+def _as_written(model):  # without what torch.compile has made of it: hooks are called
+    compiled = any(map(_is_compiled, model.modules()))
+    with contextlib.ExitStack() as stack:
+        if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
+        yield getattr(model, '_orig_mod', model)
+
 def _shapes(obj):
     shapes = ['×'.join(map(str, t.shape)) or 'scalar' for t in tensors_of(obj)]
     return ', '.join(shapes) or '–'
@@ -184,6 +190,8 @@ class _Meter:
             self.rows[name].macs = macs and (macs//n if whole_number else macs/n)
 
 # %% ../nbs/19_resnet.ipynb #d7c9a499
+#| code-summary: "summary"
+#| code-fold: true
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
     batch             # a batch as a loader gives it, or only the input, a tensor

@@ -9,12 +9,16 @@ from __future__ import annotations
 __all__ = ['check_images', 'ImageTransform', 'RandomFlip', 'colour', 'RandomCrop', 'black', 'PerImage']
 
 # %% ../nbs/20_augmentation.ipynb #21a3ba01
+#| code-summary: "Imports"
+#| code-fold: true
 import torch
 from torch import Tensor
 
 from . import checks
 
 # %% ../nbs/20_augmentation.ipynb #88344c01
+#| code-summary: "check_images and ImageTransform"
+#| code-fold: true
 def check_images(
     x,       # what was given
     who:str  # who asks, for the message
@@ -76,7 +80,9 @@ class RandomFlip(ImageTransform):
         mirrored = self.uniform(x, len(x)) < self.p  # (N,)
         return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
-# %% ../nbs/20_augmentation.ipynb #09c51201
+# %% ../nbs/20_augmentation.ipynb #c0104ec0
+#| code-summary: "The checks of the arguments, and the colour of the padding"
+#| code-fold: true
 def _pair(name, value):
     "Height and width from one number or two"
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
@@ -104,6 +110,15 @@ def colour(
             'normalised images?')
     return value.to(x.dtype).to(x.device).reshape(1, -1, 1, 1)
 
+def _room(h, w, p, height, width):
+    down, right = h + 2*p - height, w + 2*p - width
+    if min(down, right) < 0:
+        raise ValueError(
+            f'a crop of {height}×{width} does not fit into {h}×{w} images with '
+            f'padding {p}: make the crop smaller or the padding larger')
+    return down, right
+
+# %% ../nbs/20_augmentation.ipynb #09c51201
 class RandomCrop(ImageTransform):
     "Pad the images, then cut a window out of each, every position equally likely"
     def __init__(self,
@@ -123,11 +138,8 @@ class RandomCrop(ImageTransform):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> (N, C, *size)
         n, c, h, w = x.shape
         p, (height, width) = self.padding, self.size or (h, w)
-        down, right = h + 2*p - height, w + 2*p - width  # how far a window can move
-        if min(down, right) < 0:
-            raise ValueError(
-                f'a crop of {height}×{width} does not fit into {h}×{w} images with '
-                f'padding {p}: make the crop smaller or the padding larger')
+        # how far a window can move
+        down, right = _room(h, w, p, height, width)
         padded = colour(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
         padded[:, :, p:p+h, p:p+w] = x
         # (N, C, down+1, right+1, height, width), a view
@@ -136,6 +148,8 @@ class RandomCrop(ImageTransform):
         return windows[image, :, self.whole(x, 0, down, n), self.whole(x, 0, right, n)]
 
 # %% ../nbs/20_augmentation.ipynb #10f5c601
+#| code-summary: "black"
+#| code-fold: true
 def black(
     mean,  # what was subtracted in normalising: a number, or one per channel
     std    # what was divided by after that, above 0
@@ -149,6 +163,8 @@ def black(
     return (-mean/std).tolist()
 
 # %% ../nbs/20_augmentation.ipynb #276a2101
+#| code-summary: "PerImage: a loop over the images"
+#| code-fold: true
 class PerImage:
     """Call a transform once for each image of a batch, so that it draws anew for each:
     a Python loop, on the images' device"""

@@ -203,6 +203,33 @@ def test_a_crop_is_a_window_of_the_padded_image(shape, padding, fill, seed, data
             for j in range(whole.shape[2] - size[1] + 1))
 
 
+def test_crops_are_torchvisions_and_all_equally_frequent():
+    "25 windows of a picture whose nine pixels all differ"
+    from torchvision.transforms import v2
+    ramp = torch.arange(1., 10.).view(1, 1, 3, 3)
+    draws = RandomCrop(2, generator=seeded(7))(ramp.repeat(10_000, 1, 1, 1)).flatten(1)
+    kinds, counts = draws.unique(dim=0, return_counts=True)
+    torch.manual_seed(0)
+    theirs = [v2.RandomCrop(3, padding=2)(ramp[0]) for _ in range(500)]
+    assert_close(kinds, torch.stack(theirs).flatten(1).unique(dim=0))
+    assert len(kinds) == 25 and chi2_ok(counts, 400)
+
+
+def test_a_transform_image_by_image_draws_anew():
+    from torchvision.transforms import v2
+    x = pictures((8, 1, 6, 6))
+    assert_close(PerImage(lambda image: image + 1)(x), x + 1)
+    torch.manual_seed(0)
+    moved = PerImage(v2.RandomCrop(6, padding=4))(x[:1].repeat(8, 1, 1, 1))
+    assert len(moved.unique(dim=0)) > 5  # of the 81 possible ones, instead of one
+
+
+def test_a_rectangle_lies_in_the_picture_as_often_as_the_formula_says():
+    hits = RandomErase(1., .2, 1, fill=0., generator=seeded(7))(
+        torch.ones(10_000, 1, 28, 28)) == 0
+    assert abs(hits.sum().item()/10_000/36 - (28/33)**2) < .02  # of a 6×6 rectangle
+
+
 def test_crop_then_normalise_is_normalise_then_crop_with_black():
     mean, std = torch.tensor([.2, .5, .7]), torch.tensor([.3, .1, .5])
     x = pictures((20, 3, 6, 6))
@@ -484,7 +511,7 @@ def test_the_state_of_augmentation_is_that_of_its_own_generators():
 
 
 def test_two_callbacks_cannot_both_mix():
-    with pytest.raises(ValueError, match="does 'get_loss'"):
+    with pytest.raises(ValueError, match="have the method 'get_loss'"):
         learner(MixUpCB(), CutMixCB()).fit(1)
 
 

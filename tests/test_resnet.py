@@ -97,6 +97,30 @@ def test_same_on_a_gpu():
     assert n_dead(resnet().cuda(), 8, 1, 28, 28) == 0
 
 
+def test_a_block_that_forgets_the_pooling_is_found_at_2x2_only_by_its_shape():
+    "1×1 broadcasts: the sum raises nothing"
+    block = ResBlock(4, 4, 2)
+    block.identity = nn.Sequential()
+    with pytest.raises(RuntimeError, match='must match'): block(torch.randn(2, 4, 4, 4))
+    assert block(torch.randn(2, 4, 2, 2)).shape == (2, 4, 2, 2)  # should be 1×1
+
+
+def test_behind_batchnorm_gradients_grow_by_the_derived_factor():
+    "√(π/(π-1)) per layer of linear map, normalisation and ReLU, in wide layers"
+    n, width, n_layers = 1024, 256, 30
+    gen = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=gen)
+    h, inputs = normal(n, width).requires_grad_(), []
+    for _ in range(n_layers):
+        inputs.append(h)
+        z = h @ (normal(width, width)*(2/width)**.5)
+        h = F.relu((z - z.mean(0))/z.std(0, correction=0))
+    grads = torch.autograd.grad(h, inputs, normal(n, width))
+    sizes = [g.square().mean().sqrt().item() for g in grads]
+    per_layer = (sizes[5]/sizes[25])**(1/20)
+    assert abs(per_layer/math.sqrt(math.pi/(math.pi - 1)) - 1) < .02
+
+
 # ---- the network ---------------------------------------------------------------------
 
 nets = st.tuples(
@@ -134,6 +158,16 @@ def test_default_network():
         isinstance(model, ResNet) and cost.params <= 1_230_000 and cost.macs < 14e6
         and cost.exact)
     assert n_dead(model, 8, 1, 28, 28) == 0
+    other = resnet((8, 16), n_blocks=3, n_in=3, n_classes=5)
+    assert other(torch.zeros(2, 3, 17, 31)).shape == (2, 5)
+
+
+def test_without_skip_connections_zero_gamma_makes_all_pictures_alike():
+    class Zero(nn.Module):
+        def forward(self, x): return 0.
+    model = resnet((8, 16, 32), strides=(2, 2, 2), zero_init=True)
+    for block in model[1:3]: block.identity = Zero()
+    assert not model(torch.randn(8, 1, 28, 28)).std(0).any()
 
 
 def test_network_survives_copies_and_slices():
@@ -171,6 +205,29 @@ def test_dead_taps_are_those_that_never_meet_a_pixel(ks, stride, size):
     dead = dead_weights(
         nn.Conv2d(2, 3, ks, stride=stride, padding=pad), (4, 2, size, size))['weight']
     assert torch.equal(dead, (~met).expand(3, 2, ks, ks))
+
+
+def test_dead_weights_stay_to_the_last_bit_in_training():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(8, 3))
+    dead, before = dead_weights(conv, (4, 4, 2, 2))['weight'], conv.weight.clone()
+    assert dead.sum() == 8*4*5
+    opt = torch.optim.SGD(net.parameters(), lr=.05)
+    for _ in range(10):
+        x, y = torch.randn(32, 4, 2, 2), torch.randint(0, 3, (32,))
+        F.cross_entropy(net(x), y).backward()
+        opt.step(), opt.zero_grad()
+    same = conv.weight == before
+    assert same[dead].all() and not same[~dead].any()
+
+
+def test_the_smallest_pictures_that_a_resnet_takes_leave_no_weight_dead():
+    for side, k in (17, 4), (5, 2), (2, 0):
+        small = resnet([4]*5, strides=[1]*(5-k) + [2]*k)
+        assert n_dead(small, 8, 1, side, side) == 0
+        with pytest.raises(ValueError, match='pixels a side'):
+            small(torch.zeros(8, 1, side-1, side-1))
 
 
 def test_dead_weights_is_not_fooled_by_shut_relus_or_zero_weights():

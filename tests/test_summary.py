@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nntrain.summary import layer_macs, summary, untouched
+from nntrain.summary import LayerRow, Summary, layer_macs, summary, untouched
 
 
 def n_hooks(model):
@@ -134,6 +134,16 @@ def test_macs_of_convolutions():
         x = torch.randn(2, 4, *[7]*int(cls.__name__[-2]))
         assert layer_macs(layer, (x,), layer(x)) == torch_macs(layer, x), layer
 
+def test_macs_of_other_layers():
+    x = torch.zeros(1, 4, 6, 6)
+    for layer in nn.BatchNorm2d(4), nn.ReLU(): assert layer_macs(layer, (x,), x) == 0
+    assert layer_macs(nn.LSTM(6, 6), (x[0],), None) is None  # of an unknown kind
+
+def test_macs_depend_on_where_a_layer_runs():
+    conv, pool, x = nn.Conv2d(8, 16, 1), nn.AvgPool2d(2), torch.zeros(1, 8, 14, 14)
+    assert summary(nn.Sequential(conv, pool), x).macs == 14*14*8*16
+    assert summary(nn.Sequential(pool, conv), x).macs == 7*7*8*16  # a quarter
+
 @pytest.mark.parametrize('shape', [(5, 4), (5, 3, 4), (2, 3, 5, 4)])
 @pytest.mark.parametrize('bias', [False, True])
 def test_macs_of_linear_layers(shape, bias):
@@ -205,6 +215,15 @@ def test_tables():
     assert all(
         line.count('|') == 7 for line in found._repr_markdown_().splitlines()[:-2])
     assert f'{found.macs:,}' in lines[-2] and f'{found.params:,}' in lines[-2]
+
+def test_a_table_by_hand():
+    found = Summary(
+        [LayerRow('lin', 'Linear', 2, '4×3', '4×5', 20, 30),
+         LayerRow('rnn', 'GRU', 1, '4×5', '4×5', 150, None)], n_samples=4, trainable=20)
+    assert (found.params, found.macs, found.exact) == (170, 30, False)  # 30 + unknown
+    row = '| lin | Linear (2 calls) | 4×3 | 4×5 | 20 | 30 |'
+    assert found._repr_markdown_().splitlines()[2] == row
+    assert '150 of 170 parameters are frozen. ?' in repr(found)
 
 def test_user_hooks_stay():
     model, calls = small(), []

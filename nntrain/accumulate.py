@@ -9,16 +9,18 @@ from __future__ import annotations
 __all__ = ['GradientAccumulationCB']
 
 # %% ../nbs/16_callbacks.ipynb #d5a553de
+#| code-summary: "Imports of the module, and small helpers"
+#| code-fold: true
 import math
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .callback import Callback
 from .checks import whole
 from .events import CancelStep
 
-# %% ../nbs/16_callbacks.ipynb #6756be01
 def _params(learn):  # those that the optimizer of a learner moves
     return [p for group in learn.opt.param_groups for p in group['params']]
 
@@ -31,6 +33,7 @@ def _part(part, total):  # numbers or 0-dim tensors; 1 where there is nothing to
     if isinstance(total, Tensor): return torch.where(total > 0, part/total, 1.)
     return part/total if total else 1.
 
+# %% ../nbs/16_callbacks.ipynb #6756be01
 class GradientAccumulationCB(Callback):
     "Step once per `n_batches`, with the gradient of one large batch"
     order, shows = -4, ('n_batches',)
@@ -41,16 +44,6 @@ class GradientAccumulationCB(Callback):
         self._restart()
     def _restart(self):  # batches so far and what they weigh; gradients are in `unit`s
         self.count, self.total, self.unit = 0, 0, 1
-    def before_fit(self, learn):
-        self._restart()
-        if 'train' not in learn.phases: return
-        self.per_epoch = None
-        if learn.n_steps is not None:
-            self.per_epoch = learn.n_steps//learn.n_epochs  # batches
-            learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
-    def weight(self, learn):
-        "What the batch counts in the mean: its samples, or what its loss divides by"
-        return learn.world.n_rows(learn)
     def after_loss(self, learn):
         if not learn.training: return
         n = self.weight(learn)
@@ -64,6 +57,27 @@ class GradientAccumulationCB(Callback):
         if self.count < self.n_batches and not last: raise CancelStep()
         _scale_grads(_params(learn), _part(self.unit, self.total))
         self._restart()
-    def state_dict(self)->dict:
-        return {'count': self.count, 'total': self.total, 'unit': self.unit}
-    def load_state_dict(self, state)->None: vars(self).update(state)
+
+# %% ../nbs/16_callbacks.ipynb #d43867f8
+#| code-summary: "More methods of GradientAccumulationCB"
+#| code-fold: true
+@patch
+def before_fit(self:GradientAccumulationCB, learn):
+    self._restart()
+    if 'train' not in learn.phases: return
+    self.per_epoch = None
+    if learn.n_steps is not None:
+        self.per_epoch = learn.n_steps//learn.n_epochs  # batches
+        learn.n_steps = learn.n_epochs*math.ceil(self.per_epoch/self.n_batches)
+
+@patch
+def weight(self:GradientAccumulationCB, learn):
+    "What the batch counts in the mean: its samples, or what its loss divides by"
+    return learn.world.n_rows(learn)
+
+@patch
+def state_dict(self:GradientAccumulationCB)->dict:
+    return {'count': self.count, 'total': self.total, 'unit': self.unit}
+
+@patch
+def load_state_dict(self:GradientAccumulationCB, state)->None: vars(self).update(state)

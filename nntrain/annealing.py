@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['AdamAnnealed', 'AnnealCB', 'AutoAnnealCB']
 
 # %% ../nbs/15_schedulers.ipynb #2cadcad1
+#| code-summary: "AdamAnnealed and AnnealCB"
+#| code-fold: true
 import copy
 
 import torch
@@ -19,7 +21,6 @@ from .callback import Callback
 from .hypers import check_hyper
 from .optimizer import Optimizer
 
-# %% ../nbs/15_schedulers.ipynb #8757d500
 class AdamAnnealed(Adam):
     "Adam whose rate in step t is `lr * anneal_rate**(t-1)`; t is each parameter's own"
     ranges = Optimizer.ranges | dict(anneal_rate=(0, 1))
@@ -44,7 +45,6 @@ class AdamAnnealed(Adam):
 
     multi_step = Optimizer.multi_step  # each parameter counts its own steps: one by one
 
-# %% ../nbs/15_schedulers.ipynb #36eb8042
 class AnnealCB(Callback):
     "Multiply the rates of all parameter groups by `anneal_rate`, per step or epoch"
     owns = ('lr',)
@@ -64,6 +64,8 @@ class AnnealCB(Callback):
         if self.per == 'epoch' and learn.training: self._anneal(learn)
 
 # %% ../nbs/15_schedulers.ipynb #ec429371
+#| code-summary: "AutoAnnealCB: cut the rate when the gradient has halved"
+#| code-fold: true
 class AutoAnnealCB(Callback):
     "Divide the rates when the lowest mean squared gradient so far has fallen enough"
     order, watches, owns = 20, True, ('lr',)  # `lr_find` leaves it out

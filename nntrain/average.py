@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['WeightAveragingCB']
 
 # %% ../nbs/16_callbacks.ipynb #233f3367
+#| code-summary: "Imports of the module, and the tensors that can be averaged"
+#| code-fold: true
 import contextlib
 
 import torch
@@ -19,11 +21,11 @@ from .callback import Callback
 from .checks import share, whole
 from .debias import ExactEMA
 
-# %% ../nbs/16_callbacks.ipynb #45fd3701
 def _averageable(model):
     tensors = [t for t in model.state_dict().values() if isinstance(t, Tensor)]
     return [t for t in tensors if t.is_floating_point() or t.is_complex()]
 
+# %% ../nbs/16_callbacks.ipynb #45fd3701
 class WeightAveragingCB(Callback):
     "Average weights and buffers over the steps taken, and validate with the average"
     watches, changes_model, shows = True, True, ('beta', 'start', 'every', 'validates')
@@ -38,20 +40,25 @@ class WeightAveragingCB(Callback):
         self.beta, self.validates = beta, validates
     @property
     def ready(self)->bool: return self.average.weight > 0
-    def before_fit(self, learn):
-        averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)]
-        if self.validates and next(cb for cb in averages if cb.validates) is not self:
-            raise ValueError('two averages cannot both be validated: '
-                             'give all but one validates=False')
-        if 'train' not in learn.phases: return  # validate with the one that there is
-        if self.start and learn.n_steps is None:
-            raise ValueError('the loader has no length, so no share of the training '
-                             'is known: use start=0')
-        self.average.reset()
     def after_step(self, learn):
         begun = learn.n_taken > self.start*(learn.n_steps or 0)
         if begun and learn.n_taken % self.every == 0:
             self.average.update(_averageable(learn.model))
+
+# %% ../nbs/16_callbacks.ipynb #04ed57b2
+#| code-summary: "More methods of WeightAveragingCB: the weights are put in, and put back"
+#| code-fold: true
+@patch
+def before_fit(self:WeightAveragingCB, learn):
+    averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)]
+    if self.validates and next(cb for cb in averages if cb.validates) is not self:
+        raise ValueError('two averages cannot both be validated: '
+                         'give all but one validates=False')
+    if 'train' not in learn.phases: return  # validate with the one that there is
+    if self.start and learn.n_steps is None:
+        raise ValueError('the loader has no length, so no share of the training '
+                         'is known: use start=0')
+    self.average.reset()
 
 @patch
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['GradientClipCB']
 
-# %% ../nbs/16_callbacks.ipynb #fb4b2c13
+# %% ../nbs/16_callbacks.ipynb #4ec9ea01
+#| code-summary: "GradientClipCB"
+#| code-fold: true
 from torch import nn
 
 from .accumulate import _params
@@ -17,7 +19,6 @@ from .checks import positive
 from .metrics import to_floats
 from .precision import MixedPrecisionCB
 
-# %% ../nbs/16_callbacks.ipynb #4ec9ea01
 class GradientClipCB(Callback):
     "Limit the norm of the gradient, or each of its numbers; `norms`: before clipping"
     order, shows = After(MixedPrecisionCB), ('max_norm', 'max_value')

@@ -8,13 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['ConfusionMatrixCB']
 
-# %% ../nbs/16_callbacks.ipynb #c82139e3
+# %% ../nbs/16_callbacks.ipynb #feac5e01
+#| code-summary: "ConfusionMatrixCB"
+#| code-fold: true
 import torch
 from torch import Tensor
 
 from .callback import Callback
 
-# %% ../nbs/16_callbacks.ipynb #feac5e01
 class ConfusionMatrixCB(Callback):
     "Count which class was taken for which in the newest validation"
     watches = True

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['one_cycle', 'momentum_cycle']
+__all__ = ['momentum_cycle', 'one_cycle']
 
 # %% ../nbs/15_schedulers.ipynb #f9438e06
+#| code-summary: "Imports of the module, and momentum_cycle: down while the rate goes up"
+#| code-fold: true
 from .checks import finite, positive, share
 from .hypers import check_hyper
 from .schedule import constant, cosine, join
 
-# %% ../nbs/15_schedulers.ipynb #3d185501
 def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
     share('pct_start', pct_start)
     if three_phase and pct_start > .5:
@@ -21,21 +22,6 @@ def _phases(pct_start, three_phase):  # the shares of the two or three parts of 
                          f'got {pct_start!r}')
     if three_phase: return [pct_start, pct_start, 1-2*pct_start]
     return [pct_start, 1-pct_start]
-
-def one_cycle(
-    max_lr:float,           # value at the peak
-    pct_start:float=.25,    # share of the training before the peak, in [0, 1]
-    div:float=25.,          # starts at max_lr/div; above 0
-    div_final:float=1e5,    # ends at max_lr/div_final; above 0
-    anneal=cosine,          # (start, end) -> schedule: the shape of both parts
-    three_phase:bool=False  # up, as fast down, then to the end? pct_start is at most .5
-):                          # schedule: progress -> value
-    "Up to `max_lr`, then down far below the start; for the learning rate"
-    finite('max_lr', max_lr), positive('div', div), positive('div_final', div_final)
-    start, end = max_lr/div, max_lr/div_final
-    down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
-    ways = [anneal(a, b) for a, b in [(start, max_lr), *down]]
-    return join(_phases(pct_start, three_phase), ways)
 
 def momentum_cycle(
     moms:tuple=(.95, .85, .95),  # at the start, the peak and the end; each in [0, 1)
@@ -51,3 +37,19 @@ def momentum_cycle(
     (start, low, end), fractions = moms, _phases(pct_start, three_phase)
     stay = [constant(end)]*three_phase
     return join(fractions, [anneal(start, low), anneal(low, end), *stay])
+
+# %% ../nbs/15_schedulers.ipynb #3d185501
+def one_cycle(
+    max_lr:float,           # value at the peak
+    pct_start:float=.25,    # share of the training before the peak, in [0, 1]
+    div:float=25.,          # starts at max_lr/div; above 0
+    div_final:float=1e5,    # ends at max_lr/div_final; above 0
+    anneal=cosine,          # (start, end) -> schedule: the shape of both parts
+    three_phase:bool=False  # up, as fast down, then to the end? pct_start is at most .5
+):                          # schedule: progress -> value
+    "Up to `max_lr`, then down far below the start; for the learning rate"
+    finite('max_lr', max_lr), positive('div', div), positive('div_final', div_final)
+    start, end = max_lr/div, max_lr/div_final
+    down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
+    ways = [anneal(a, b) for a, b in [(start, max_lr), *down]]
+    return join(_phases(pct_start, three_phase), ways)

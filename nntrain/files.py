@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['write_whole']
 
 # %% ../nbs/16_callbacks.ipynb #6b697553
+#| code-summary: "Imports of the module, and helpers for files and folders"
+#| code-fold: true
 import contextlib
 import os
 import re
@@ -17,7 +19,6 @@ from uuid import uuid4
 
 import torch
 
-# %% ../nbs/16_callbacks.ipynb #8bf52701
 def _is_main():  # of several processes that train together, the one that writes
     dist = torch.distributed
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
@@ -44,6 +45,14 @@ def _remove(folder, mark):  # also with a suffix that the writer added
     for left in folder.iterdir():
         if left.name.startswith(mark): left.unlink()
 
+def _sync(path, name):  # on the disk first
+    if not path.exists():
+        raise FileNotFoundError('nothing was written to the path that was given: '
+                                'some writers add a suffix of their own, so give '
+                                f'a path that has it already, not {name!r}')
+    with open(path, 'rb+') as f: os.fsync(f.fileno())
+
+# %% ../nbs/16_callbacks.ipynb #8bf52701
 def write_whole(
     path,  # where the file should be
     write  # function of a path: writes the file there
@@ -55,11 +64,7 @@ def write_whole(
     beside = path.with_name(mark + path.suffix)
     try:
         write(beside)
-        if not beside.exists():
-            raise FileNotFoundError('nothing was written to the path that was given: '
-                                    'some writers add a suffix of their own, so give '
-                                    f'a path that has it already, not {path.name!r}')
-        with open(beside, 'rb+') as f: os.fsync(f.fileno())  # on the disk first
+        _sync(beside, path.name)
         os.replace(beside, path)
         _sync_folder(path.parent)
     finally: _remove(path.parent, mark)

@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['CSVLogCB', 'TrackerCB']
 
-# %% ../nbs/16_callbacks.ipynb #46ebfb0e
+# %% ../nbs/16_callbacks.ipynb #8fa64101
+#| code-summary: "CSVLogCB"
+#| code-fold: true
 import csv
 
 from .callback import After, Callback
@@ -16,7 +18,6 @@ from .checks import whole
 from .files import _file, write_whole
 from .metrics import MetricsCB
 
-# %% ../nbs/16_callbacks.ipynb #8fa64101
 def _read_log(path):
     "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
     fix = 'move it away, or give another path'
@@ -57,6 +58,8 @@ class CSVLogCB(Callback):
         write_whole(self.path, write)
 
 # %% ../nbs/16_callbacks.ipynb #75e9eaa0
+#| code-summary: "TrackerCB"
+#| code-fold: true
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True

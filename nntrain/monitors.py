@@ -9,13 +9,23 @@ from __future__ import annotations
 __all__ = ['MonitorCB', 'EarlyStoppingCB', 'ReduceOnPlateauCB']
 
 # %% ../nbs/16_callbacks.ipynb #f4a2c460
+#| code-summary: "Imports of the module, and a check of arguments"
+#| code-fold: true
 import math
+
+from fastcore.basics import patch
 
 from .callback import Callback
 from .checks import at_least, whole
 from .events import CancelFit
 from .history import last_metric
 from .metrics import MetricsCB
+
+def _check_mode(mode, min_delta):
+    if mode not in ('min', 'max', None):
+        raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is "
+                         f"better) or None (the metric says which), got {mode!r}")
+    at_least('min_delta', min_delta)
 
 # %% ../nbs/16_callbacks.ipynb #51c35201
 class MonitorCB(Callback):
@@ -27,31 +37,9 @@ class MonitorCB(Callback):
         mode:str=None,             # 'min' or 'max' is better; None: ask the metric
         min_delta:float=0.         # better means: by more than this; at least 0
     ):
-        if mode not in ('min', 'max', None):
-            raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is "
-                             f"better) or None (the metric says which), got {mode!r}")
-        at_least('min_delta', min_delta)
+        _check_mode(mode, min_delta)
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
-    def before_fit(self, learn):
-        self.best, self.best_epoch, self.waited = None, None, 0
-        measured = [cb for cb in learn.active if isinstance(cb, MetricsCB)]
-        metrics = {f'{phase}_{name}': metric
-                   for phase in learn.phases for cb in measured
-                   for name, metric in {'loss': None, **cb.metrics}.items()}
-        known = dict.fromkeys([*metrics, 'seconds'])
-        last_metric([known], self.monitor)                  # an unknown name is refused
-        self.higher = self._higher_is_better(metrics.get(self.monitor))
-    def _higher_is_better(self, metric):
-        if self.mode is not None: return self.mode == 'max'
-        if metric is None: return False                     # a loss, or seconds
-        higher = getattr(metric, 'higher_is_better', None)  # torchmetrics' name for it
-        if higher is None:
-            kind = type(metric).__name__
-            raise ValueError(f"is a higher {self.monitor} better, or a lower one? "
-                             f"{kind} does not say (higher_is_better): "
-                             f"give mode='max' or mode='min'")
-        return higher
     def after_epoch(self, learn):
         value = last_metric(learn.history, self.monitor)
         if self.best is None: better = not math.isnan(value)
@@ -60,17 +48,49 @@ class MonitorCB(Callback):
             better = gain > self.min_delta
         if better: self.best, self.best_epoch, self.waited = value, learn.epoch, 0
         else: self.waited += 1
-    def state_dict(self)->dict:
-        return {name: getattr(self, name) for name in ('monitor', 'mode', *self.kept)}
-    def load_state_dict(self, state)->None:
-        for name in 'monitor', 'mode':
-            mine, kind = getattr(self, name), type(self).__name__
-            if state[name] != mine:
-                raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this '
-                                 f'one {mine!r}: its best is no best of this one')
-        vars(self).update({name: state[name] for name in self.kept})
+
+# %% ../nbs/16_callbacks.ipynb #fc167c1c
+#| code-summary: "More methods of MonitorCB"
+#| code-fold: true
+@patch
+def before_fit(self:MonitorCB, learn):
+    self.best, self.best_epoch, self.waited = None, None, 0
+    measured = [cb for cb in learn.active if isinstance(cb, MetricsCB)]
+    metrics = {f'{phase}_{name}': metric
+               for phase in learn.phases for cb in measured
+               for name, metric in {'loss': None, **cb.metrics}.items()}
+    known = dict.fromkeys([*metrics, 'seconds'])
+    last_metric([known], self.monitor)                  # an unknown name is refused
+    self.higher = self._higher_is_better(metrics.get(self.monitor))
+
+@patch
+def _higher_is_better(self:MonitorCB, metric):
+    if self.mode is not None: return self.mode == 'max'
+    if metric is None: return False                     # a loss, or seconds
+    higher = getattr(metric, 'higher_is_better', None)  # torchmetrics' name for it
+    if higher is None:
+        kind = type(metric).__name__
+        raise ValueError(f"is a higher {self.monitor} better, or a lower one? "
+                         f"{kind} does not say (higher_is_better): "
+                         f"give mode='max' or mode='min'")
+    return higher
+
+@patch
+def state_dict(self:MonitorCB)->dict:
+    return {name: getattr(self, name) for name in ('monitor', 'mode', *self.kept)}
+
+@patch
+def load_state_dict(self:MonitorCB, state)->None:
+    for name in 'monitor', 'mode':
+        mine, kind = getattr(self, name), type(self).__name__
+        if state[name] != mine:
+            raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this '
+                             f'one {mine!r}: its best is no best of this one')
+    vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701
+#| code-summary: "EarlyStoppingCB"
+#| code-fold: true
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
     def __init__(self,
@@ -91,6 +111,8 @@ class EarlyStoppingCB(MonitorCB):
         raise CancelFit()
 
 # %% ../nbs/16_callbacks.ipynb #543a7701
+#| code-summary: "ReduceOnPlateauCB"
+#| code-fold: true
 class ReduceOnPlateauCB(MonitorCB):
     "Multiply the learning rates by `factor` when `patience` epochs brought no gain"
     kept, owns = (*MonitorCB.kept, 'wrote'), ('lr',)

@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['MixedPrecisionCB', 'has_bfloat16']
 
-# %% ../nbs/16_callbacks.ipynb #af49062c
+# %% ../nbs/16_callbacks.ipynb #9019fd01
+#| code-summary: "MixedPrecisionCB and has_bfloat16"
+#| code-fold: true
 import torch
 from fastcore.basics import patch
 
@@ -16,7 +18,6 @@ from .accumulate import GradientAccumulationCB, _params, _scale_grads
 from .callback import After, Callback
 from .events import CancelStep
 
-# %% ../nbs/16_callbacks.ipynb #9019fd01
 class MixedPrecisionCB(Callback):
     "Compute predictions and loss in 16 bits; scale float16, and skip overflows"
     order = After(GradientAccumulationCB)
@@ -68,9 +69,6 @@ class MixedPrecisionCB(Callback):
             learn.opt.zero_grad()
             raise CancelStep()
 
-# %% ../nbs/16_callbacks.ipynb #f5503cd1
-#| code-summary: "More methods of MixedPrecisionCB"
-#| code-fold: true
 @patch
 def _again(self:MixedPrecisionCB, learn):
     "After a step that somebody cancelled: scale its gradients again"
@@ -99,7 +97,6 @@ def load_state_dict(self:MixedPrecisionCB, state)->None:
         self._use(torch.float16 if state else torch.bfloat16)  # as elsewhere
     if state: self.scaler.load_state_dict(state)
 
-# %% ../nbs/16_callbacks.ipynb #34480402
 def has_bfloat16(
     device='cpu'  # where the training runs
 )->bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['ProfileCB']
 
-# %% ../nbs/16_callbacks.ipynb #0b8b9cee
+# %% ../nbs/16_callbacks.ipynb #4cb16376
+#| code-summary: "ProfileCB"
+#| code-fold: true
 import torch
 
 from .callback import Callback
 from .checks import whole
 
-# %% ../nbs/16_callbacks.ipynb #4cb16376
 class ProfileCB(Callback):
     "Record a few training batches; `table()` says where the time went"
     order, watches = -100, True

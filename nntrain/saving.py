@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['SaveBestCB']
 
-# %% ../nbs/16_callbacks.ipynb #abeb346d
+# %% ../nbs/16_callbacks.ipynb #6fd18d01
+#| code-summary: "SaveBestCB"
+#| code-fold: true
 import contextlib
 from collections import OrderedDict
 from functools import partial
@@ -19,7 +21,6 @@ from .average import WeightAveragingCB
 from .files import _file, write_whole
 from .monitors import MonitorCB
 
-# %% ../nbs/16_callbacks.ipynb #6fd18d01
 def _short(name):  # without what torch.compile adds for the module that it wraps
     return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 

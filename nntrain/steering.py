@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['hyper_names', 'find_hyper', 'set_hyper', 'ScheduleCB']
 
 # %% ../nbs/15_schedulers.ipynb #321c5e66
+#| code-summary: "Imports of the module; hyper_names, find_hyper, set_hyper"
+#| code-fold: true
 import math
 from numbers import Real
 
@@ -23,7 +25,6 @@ from .hypers import check_hyper, check_names
 from .optimizer import Optimizer, SCHEDULER_KEYS
 from .schedule import _check_schedule, at_steps, constant, cosine, join
 
-# %% ../nbs/15_schedulers.ipynb #25a7d901
 def hyper_names(
     group:dict  # a parameter group of an optimizer
 )->list:        # names that `find_hyper` accepts
@@ -50,7 +51,6 @@ def find_hyper(
     if name == 'momentum' and 'betas' not in group: return 'beta', None
     return 'betas', int(name == 'beta2')
 
-# %% ../nbs/15_schedulers.ipynb #24757101
 def _checked_value(group, name, value, ranges):
     "Where a value belongs in the group, and the value as numbers; refuse a bad one"
     key, i = find_hyper(group, name)
@@ -77,39 +77,41 @@ def set_hyper(
     else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
 
+def _checked_schedules(schedules):
+    if not schedules:
+        raise ValueError('nothing to schedule: give at least one, '
+                         'such as ScheduleCB(lr=cosine(.1, 0))')
+    for name, given in schedules.items():
+        for one in given if isinstance(given, (list, tuple)) else [given]:
+            _check_schedule(one, name)
+    return schedules
+
+def _planned(learn):  # steps of the fit
+    if learn.n_steps is None:
+        raise ValueError('the training loader has no length, so nobody knows how '
+                         'far the training is: set learn.n_steps in the '
+                         'before_fit of a callback of order below 0')
+    return learn.n_steps
+
 # %% ../nbs/15_schedulers.ipynb #fa787a01
 class ScheduleCB(Callback):
     "Write hyperparameters before each training batch; `values` has what the steps used"
     watches = True  # `lr_find` leaves it out: it moves the rate itself
     def __init__(self,
         **schedules  # hyperparameter = schedule, or a list with one per parameter group
-    ):
-        if not schedules:
-            raise ValueError('nothing to schedule: give at least one, '
-                             'such as ScheduleCB(lr=cosine(.1, 0))')
-        for name, given in schedules.items():
-            for one in given if isinstance(given, (list, tuple)) else [given]:
-                _check_schedule(one, name)
-        self.schedules = schedules
+    ): self.schedules = _checked_schedules(schedules)
     @property
     def owns(self)->tuple: return tuple(self.schedules)  # nobody else may write them
 
     def before_fit(self, learn):
-        self.plan = []
+        self.plan = []  # (schedule, number of the group, name, where it is kept)
         if 'train' not in learn.phases: return
         self.values = {name: [] for name in self.schedules}
-        self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)
-        for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
-        for schedule, k, name, _ in self.plan:
-            self._look_ahead(learn, schedule, k, name)
+        self._make_plan(learn)
 
     def progress(self, learn)->float:
         "Where the fit stands, from 0 in its first step to 1 in its last"
-        if learn.n_steps is None:
-            raise ValueError('the training loader has no length, so nobody knows how '
-                             'far the training is: set learn.n_steps in the '
-                             'before_fit of a callback of order below 0')
-        return min(learn.n_taken/max(1, learn.n_steps-1), 1.)
+        return min(learn.n_taken/max(1, _planned(learn)-1), 1.)
 
     def before_batch(self, learn):
         if not learn.training: return
@@ -125,6 +127,12 @@ class ScheduleCB(Callback):
 # %% ../nbs/15_schedulers.ipynb #fa787a03
 #| code-summary: "More methods of ScheduleCB"
 #| code-fold: true
+@patch
+def _make_plan(self:ScheduleCB, learn):
+    self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)
+    for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
+    for schedule, k, name, _ in self.plan: self._look_ahead(learn, schedule, k, name)
+
 @patch
 def _add_to_plan(self:ScheduleCB, learn, name, given):
     "Find where `name` is kept in each group; refuse a place that has a schedule"
@@ -184,6 +192,8 @@ def load_state_dict(self:ScheduleCB, state)->None:
     self.values = {name: list(values) for name, values in state['values'].items()}
 
 # %% ../nbs/15_schedulers.ipynb #700f2c01
+#| code-summary: "fit_one_cycle and fit_flat_cos"
+#| code-fold: true
 def _listed(lr):  # one rate for all parameter groups, or one for each
     rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
     if not rates: raise ValueError('lr is an empty list: give one rate for each group')

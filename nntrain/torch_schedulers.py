@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['TorchSchedulerCB']
 
-# %% ../nbs/15_schedulers.ipynb #c05c8e9a
+# %% ../nbs/15_schedulers.ipynb #e4483601
+#| code-summary: "TorchSchedulerCB"
+#| code-fold: true
 import inspect
 
 from fastcore.basics import patch
@@ -17,7 +19,6 @@ from .callback import After, Callback
 from .metrics import MetricsCB
 from .history import last_metric
 
-# %% ../nbs/15_schedulers.ipynb #e4483601
 class TorchSchedulerCB(Callback):
     "Run one of torch's schedulers: one step of it after each step, or each epoch"
     order = After(MetricsCB)
@@ -60,9 +61,6 @@ class TorchSchedulerCB(Callback):
             self.scheduler.step(*metric)
         self.n_done += 1
 
-# %% ../nbs/15_schedulers.ipynb #56a20042
-#| code-summary: "More methods of TorchSchedulerCB"
-#| code-fold: true
 @patch
 def _check_scheduler(self:TorchSchedulerCB, learn, n):
     "Refuse a scheduler that does not fit the metric, the length or other callbacks"

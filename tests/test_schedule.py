@@ -885,3 +885,50 @@ def test_one_look_has_nothing_to_compare_with():
     cb = AutoAnnealCB()
     learner([cb], lr=1e-3).fit(1)
     assert cb.lrs == [1e-3] and len(cb.seen) == 1
+
+
+def test_the_small_cases_by_hand():
+    assert at_steps(linear(.5, 0.), 1) == [.5]          # a single step is the first one
+    with pytest.raises(ValueError, match='at least 1'): at_steps(linear(.5, 0.), 0)
+    assert linear(.9, .1)(1.) == .1                      # exactly, unlike …
+    assert .9 + 1.*(.1-.9) != .1                         # … start + p*(end-start)
+    assert [one_cycle(.3)(p) for p in (0., .25, 1.)] == [.3/25, .3, .3/1e5]
+    with pytest.raises(ValueError, match='share must lie'): warm_up(constant(1.), 1.5)
+    with pytest.raises(ValueError, match='down must lie in'): wsd(1., up=.5, down=.6)
+    with pytest.raises(ValueError, match=r'in \[0, 1\]'): one_cycle(1., pct_start=25)
+    with pytest.raises(ValueError, match='divide counts'):
+        join([30, 70], [constant(1.)]*2)
+    with pytest.raises(ValueError, match='not as a step'): step_decay(1., at=(30, 60))
+
+
+def test_a_schedule_shows_five_points_and_writes_whole_tuples():
+    shown = 'ScheduleCB(lr: 1 → 0.75 → 0.5 → 0.25 → 0)'
+    assert repr(ScheduleCB(lr=linear(1., 0.))) == shown
+    def groups(params, lr):
+        return torch.optim.AdamW([{'params': [p]} for p in params], lr=lr)
+    cb = ScheduleCB(weight_decay=constant(.1), betas=lambda p: (.9 - .1*p, .99))
+    learn = learner([cb], groups)
+    learn.fit(1)
+    for g in learn.opt.param_groups:
+        assert (g['betas'], g['weight_decay']) == ((.8, .99), .1)
+
+
+@pytest.mark.parametrize('moms, expected', [(None, 0), ((.95, .85, .95), .95)])
+def test_one_cycle_gives_torchs_plain_sgd_momentum_unless_told(moms, expected):
+    learn = learner()
+    learn.fit_one_cycle(1, moms=moms)
+    assert learn.opt.param_groups[0]['momentum'] == expected
+
+
+def test_cycles_of_ours_and_torchs_with_the_same_share_come_closer_with_more_steps():
+    def gap(n_steps):
+        opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+        scheduler = lr_scheduler.OneCycleLR(opt, 1., total_steps=n_steps)
+        theirs = []
+        for i in range(n_steps):
+            theirs.append(opt.param_groups[0]['lr'])
+            opt.step()
+            if i < n_steps-1: scheduler.step()
+        ours = at_steps(one_cycle(1., .3), n_steps)
+        return max(abs(a - b) for a, b in zip(theirs, ours))
+    assert gap(10) > .1 and gap(1000) < .003

@@ -292,7 +292,7 @@ def test_what_beta_remembers():
         at_least = w.flip(0).cumsum(0).flip(0)             # of this age or more
         assert at_least[math.ceil(half_life)] <= .5 <= at_least[math.floor(half_life)]
         closely((age*w).sum(), beta/(1-beta))                     # mean age of a value
-        closely((age - ema(age, beta))[-1], beta/(1-beta))        # how far behind a ramp
+        closely((age - ema(age, beta))[-1], beta/(1-beta))       # how far behind a ramp
         closely(ema(torch.ones(3000).double(), beta, weight=1)[-1], 1/(1-beta))
         closely((w**2).sum().sqrt(), math.sqrt((1-beta)/(1+beta)))
 

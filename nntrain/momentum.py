@@ -64,7 +64,7 @@ class Momentum(SGD):
         p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
-#| code-summary: "Code of the version for lists"
+#| code-summary: "Code of the version for lists, and of the check of groups"
 #| code-fold: true
 def _feed_buffers(grads, states, beta, dampening):
     "Fade all buffers and add the gradients; a first gradient becomes the buffer itself"
@@ -87,9 +87,6 @@ def multi_step(self:Momentum, params, grads, states, group):
         grads = torch._foreach_add(grads, bufs, alpha=beta) if nesterov else bufs
     add_scaled(params, grads, -group['lr'])
 
-# %% ../nbs/10_momentum.ipynb #ba97c752
-#| code-summary: "Code: what a group may not combine"
-#| code-fold: true
 @patch
 def add_param_group(self:Momentum,
     param_group:dict  # 'params' and any hyperparameters; copied

@@ -13,7 +13,9 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['debias', 'ema_step', 'ExactEMA', 'ema_weights']
 
-# %% ../nbs/11_debiasing.ipynb #2cb77384
+# %% ../nbs/11_debiasing.ipynb #c9afe130
+#| code-summary: "Helpers: is β in range, and divide only by a weight above 0"
+#| code-fold: true
 def _known_beta(beta):
     if not 0 <= beta <= 1: raise ValueError(f'beta must lie in [0, 1], got {beta}')
 
@@ -24,6 +26,7 @@ def _divide(value, total):
     if not isinstance(value, (list, tuple)): return value/total
     return list(torch._foreach_div(value, float(total)))
 
+# %% ../nbs/11_debiasing.ipynb #2cb77384
 def debias(
     value,              # average or sum, started at 0: a number, a tensor, or tensors
     beta:float,         # decay, in [0, 1], the same at every step
@@ -38,6 +41,8 @@ def debias(
     return _divide(value, step if beta == 1 else (1 - beta**step)/(1-beta))
 
 # %% ../nbs/11_debiasing.ipynb #8d5d56db
+#| code-summary: "Code of ema_step"
+#| code-fold: true
 def _wide(x):  # sums of 16-bit numbers need more digits than 16 bits have
     if isinstance(x, (list, tuple)): return [_wide(t) for t in x]
     if not isinstance(x, Tensor): return x
@@ -94,6 +99,8 @@ class ExactEMA:
         return _divide(self.total, self.weight)
 
 # %% ../nbs/11_debiasing.ipynb #12dd6231
+#| code-summary: "Code of ema_weights"
+#| code-fold: true
 def ema_weights(
     betas:Tensor,         # (T,) decay at each step, in [0, 1]
     dampened:bool=True    # were the values multiplied by 1-beta?

@@ -18,6 +18,8 @@ from numbers import Real
 from torch import Tensor
 
 # %% ../nbs/09_optimizers.ipynb #4b4d014f
+#| code-summary: "Code of the guards"
+#| code-fold: true
 def check_hyper(
     name:str,             # name of the hyperparameter, for the message
     value,                # a number, a one-element tensor, or a tuple of numbers
@@ -39,7 +41,6 @@ def check_hyper(
         raise ValueError(f'{name} must be a number of at least {low:g} and {below}, '
                          f'got {value!r}')
 
-# %% ../nbs/09_optimizers.ipynb #d809d02e
 def check_names(
     names,       # names that somebody has given
     known:list,  # names that there are

@@ -64,6 +64,8 @@ class Momentum(SGD):
         p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
+#| code-summary: "Code of the version for lists, and of the check of groups"
+#| code-fold: true
 def _feed_buffers(grads, states, beta, dampening):
     "Fade all buffers and add the gradients; a first gradient becomes the buffer itself"
     old = [(s['momentum_buffer'], g) for s, g in zip(states, grads)
@@ -85,7 +87,6 @@ def multi_step(self:Momentum, params, grads, states, group):
         grads = torch._foreach_add(grads, bufs, alpha=beta) if nesterov else bufs
     add_scaled(params, grads, -group['lr'])
 
-# %% ../nbs/10_momentum.ipynb #ba97c752
 @patch
 def add_param_group(self:Momentum,
     param_group:dict  # 'params' and any hyperparameters; copied
@@ -99,6 +100,8 @@ def add_param_group(self:Momentum,
     SGD.add_param_group(self, param_group)
 
 # %% ../nbs/10_momentum.ipynb #bc1ff1a0
+#| code-summary: "Code of EMAMomentum"
+#| code-fold: true
 class EMAMomentum(SGD):
     "SGD along the moving average of the gradients: as `Momentum` at `lr*(1-beta)`"
     ranges, torch_keys = SGD.ranges | dict(beta=(0, 1)), Optimizer.torch_keys

@@ -20,11 +20,6 @@ from .hypers import check_hyper, check_names
 __all__ = ['SCHEDULER_KEYS', 'Optimizer', 'step_counter']
 
 # %% ../nbs/09_optimizers.ipynb #cf41f55b
-def _check_order(params):
-    if isinstance(params, (set, frozenset)):
-        raise TypeError('parameters in a set have no fixed order, '
-                        'and a saved state goes by order: give a list')
-
 class Optimizer(torch.optim.Optimizer):
     "What all optimizers share: override `one_step` and, for speed, `multi_step`"
     # low <= value < high
@@ -77,6 +72,13 @@ def step(self:Optimizer,
     return loss
 
 # %% ../nbs/09_optimizers.ipynb #b1054ce3
+#| code-summary: "Code of a step within one group"
+#| code-fold: true
+def _check_order(params):
+    if isinstance(params, (set, frozenset)):
+        raise TypeError('parameters in a set have no fixed order, '
+                        'and a saved state goes by order: give a list')
+
 def _by_kind(params, grads, states):
     "The three lists, cut into lists of parameters that share type and device"
     def kind(p): return p.dtype, p.device
@@ -105,6 +107,8 @@ def _step_group(self:Optimizer, params, grads, group):
             self.one_step(p, grad, state, group)
 
 # %% ../nbs/09_optimizers.ipynb #8ed03862
+#| code-summary: "Code: what a group must hold"
+#| code-fold: true
 # what torch's schedulers and `SWALR` write into a group besides the hyperparameters
 SCHEDULER_KEYS = ('initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum',
                   'swa_lr')
@@ -155,6 +159,8 @@ def add_param_group(self:Optimizer,
     torch.optim.Optimizer.add_param_group(self, {**group, **off})
 
 # %% ../nbs/09_optimizers.ipynb #f4c15dbb
+#| code-summary: "Code of saving and loading"
+#| code-fold: true
 def step_counter()->Tensor:  # 0, on the CPU
     "A step count in at least float32: narrower types stop counting early"
     wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
@@ -176,9 +182,6 @@ def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name w
     try: return torch.optim.Optimizer.state_dict(self)
     finally: hook.remove()
 
-# %% ../nbs/09_optimizers.ipynb #c28f2117
-#| code-summary: "Code of loading: is this state ours, and of which type are its numbers?"
-#| code-fold: true
 @patch
 def _readable_group(self:Optimizer, group):
     "A saved group as ours are; ValueError if it is of another optimizer"

@@ -37,6 +37,8 @@ class SGD(Optimizer):
         p -= group['lr']*grad
 
 # %% ../nbs/09_optimizers.ipynb #1a949fa0
+#| code-summary: "Code of add_scaled and add_l2"
+#| code-fold: true
 def add_scaled(
     xs:list,  # tensors, changed in place
     ys:list,  # as many tensors of the same shapes

@@ -316,6 +316,8 @@ def test_special_values():
     guess = ExactEMA(.5, start=8., weight=1.).update(4.).update(6.)
     assert guess.mean == pytest.approx(6.)                      # as `ema` from 8
     assert ExactEMA(.5, start=8.).update(4.).mean == pytest.approx(4.)
+    assert debias(30., beta=1., step=3, dampened=False) == 10.  # β = 1: the plain mean
+    assert debias(2., beta=.5, step=2, dampened=False) == pytest.approx(2/1.5)
     pair = debias([torch.ones(2), torch.ones(1)], .5, 1)
     assert_close(pair, [2*torch.ones(2), 2*torch.ones(1)])
     for empty in ExactEMA(), ExactEMA(1.).update(5.):

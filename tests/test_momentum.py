@@ -250,3 +250,68 @@ def test_memory_kept_in_the_gradients_is_another_thing_once_weights_decay():
     outside = fitted(MomentumLearner, partial(SGD, weight_decay=.1), momentum=.9)
     assert (inside.model.weight - outside.model.weight).abs().max() > 1e-3
     assert not vars(inside.model.weight) and inside.model.weight.grad is None
+
+
+def walk(opt_func, curvature=1., n_steps=2000):
+    "Distance from the minimum of a parabola after many steps"
+    p = nn.Parameter(torch.ones((), dtype=torch.float64))
+    opt = opt_func([p])
+    for _ in range(n_steps):
+        p.grad = curvature*p.detach()
+        opt.step()
+    return p.abs().item()
+
+
+@pytest.mark.parametrize('beta', [.3, .5, .9, .95])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_the_limit_of_the_rate(beta, nesterov):
+    "2(1+β)/λ; with Nesterov's step lower by 1+2β"
+    limit = 2*(1+beta)/30/(1+2*beta if nesterov else 1)
+    below, above = (
+        walk(partial(Momentum, lr=scale*limit, momentum=beta, nesterov=nesterov), 30.)
+        for scale in (.99, 1.01))
+    assert below < 1e-3 and above > 10
+
+
+def test_the_best_beta_is_where_the_roots_meet():
+    "(1-√(lr·λ))²: no other β comes as close in the end"
+    for lr in .02, .25, 1.8:
+        best = (1-math.sqrt(lr))**2
+        left = {beta: walk(partial(Momentum, lr=lr, momentum=beta), n_steps=400)
+                for beta in (best-.03, best, best+.03)}
+        assert min(left, key=left.get) == best
+
+
+def test_what_beta_remembers():
+    "Half-life, lag, gain and the noise that is left, from the average itself"
+    impulse, age = torch.zeros(3000).double(), torch.arange(3000).double()
+    impulse[0] = 1
+    def closely(a, b): assert_close(a.item(), b, rtol=1e-4, atol=0)
+    for beta in .5, .7, .9, .99:
+        w, half_life = ema(impulse, beta), math.log(.5)/math.log(beta)
+        at_least = w.flip(0).cumsum(0).flip(0)             # of this age or more
+        assert at_least[math.ceil(half_life)] <= .5 <= at_least[math.floor(half_life)]
+        closely((age*w).sum(), beta/(1-beta))                     # mean age of a value
+        closely((age - ema(age, beta))[-1], beta/(1-beta))       # how far behind a ramp
+        closely(ema(torch.ones(3000).double(), beta, weight=1)[-1], 1/(1-beta))
+        closely((w**2).sum().sqrt(), math.sqrt((1-beta)/(1+beta)))
+
+
+def test_a_larger_beta_keeps_its_direction_longer():
+    "On noise the sign of the average changes with probability arccos(β)/π"
+    noise = torch.randn(
+        5000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for beta in .1, .5, .9:
+        avg = ema(noise, beta)
+        flips = (avg[1:]*avg[:-1] < 0).double().mean().item()
+        assert abs(flips - math.acos(beta)/math.pi) < .04
+
+
+def test_a_debiased_average_is_the_weighted_mean_of_what_was_seen():
+    xs = torch.randn(
+        200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for beta in .5, .7, .9, .99:
+        for t in 1, 2, 17, 200:
+            weights = beta**torch.arange(t-1, -1, -1, dtype=torch.float64)
+            mean = (weights*xs[:t]).sum()/weights.sum()
+            assert_close(ema(xs, beta)[t-1]/(1 - beta**t), mean)

@@ -930,3 +930,66 @@ def test_what_is_a_rate():
     with pytest.raises(ValueError, match=below): check_hyper('betas', (.9, 1.), 0, 1)
     with pytest.raises(ValueError, match=r'betas\[0\] must be a plain number'):
         check_hyper('betas', (torch.tensor(.9), .99), 0, 1)
+
+
+def test_a_scaler_skips_infinite_gradients():
+    p, scaler = nn.Parameter(torch.ones(1)), torch.amp.GradScaler('cpu', 1024.)
+    opt = SGD([p], lr=.1)
+    scaler.scale((3*p).sum()).backward()
+    scaler.step(opt); scaler.update()
+    assert_close(p.detach(), torch.tensor([.7]))         # 1 - .1·3, as without a scaler
+    opt.zero_grad(); scaler.scale((math.inf*p).sum()).backward()
+    scaler.step(opt); scaler.update()
+    assert_close(p.detach(), torch.tensor([.7]))
+    assert scaler.get_scale() == 512.
+
+
+def test_decay_first_and_step_first_differ_by_the_square_of_the_rate():
+    class StepFirst(SGD):
+        def multi_step(self, params, grads, states, group):
+            add_scaled(params, grads, -group['lr'])
+            torch._foreach_mul_(params, 1 - group['lr']*group['weight_decay'])
+    def end(kind, lr, **kw):
+        p = nn.Parameter(torch.tensor([3.], dtype=torch.float64))
+        opt = kind([p], lr=lr, weight_decay=.5, **kw)
+        p.grad = torch.full_like(p, 2.)
+        opt.step()
+        return p.item()
+    # 1·3 - .1·(2 + .5·3), which is also (1 - .1·.5)·3 - .1·2: the decay comes first
+    assert end(SGD, .1) == pytest.approx(2.65, abs=1e-12)
+    assert end(StepFirst, .1) == pytest.approx(2.66, abs=1e-12)
+    for lr in .1, .01:
+        gap = end(StepFirst, lr) - end(SGD, lr)
+        assert gap == pytest.approx(lr**2*.5*2, abs=1e-12)
+
+
+def test_adamw_is_adam_with_a_decay_of_the_weights_before_the_step():
+    gen, ends = torch.Generator().manual_seed(0), []
+    grads = torch.randn(10, 3, generator=gen, dtype=torch.float64)
+    for kind, kw in (torch.optim.Adam, {}), (torch.optim.AdamW, dict(weight_decay=.1)):
+        p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        opt = kind([p], lr=.01, **kw)
+        for g in grads:
+            p.grad = g.clone()
+            if kind is torch.optim.Adam:
+                with torch.no_grad(): p *= 1 - .01*.1
+            opt.step()
+        ends.append(p.detach())
+    assert_close(*ends, rtol=0, atol=1e-12)
+
+
+def test_robbins_and_monros_steps_average_the_targets():
+    class RobbinsMonro(SGD):
+        def init_state(self, p, group): return {'step': step_counter()}
+        def one_step(self, p, grad, state, group):
+            state['step'] += 1
+            p -= group['lr']/state['step']*grad
+        multi_step = Optimizer.multi_step
+    targets = 3 + torch.randn(
+        1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    opt = RobbinsMonro([p], lr=1.)
+    for target in targets:
+        p.grad = p.detach() - target
+        opt.step()
+    assert_close(p.detach(), targets.mean()[None], rtol=0, atol=1e-6)

@@ -254,8 +254,8 @@ def test_help_says_every_default(capsys):
     assert (
         words.count('(default: ') == 8
         and 'same seed, same run (on the same machine) (default: 0)' in words)
-    options = ('epochs lr batch-size model optimizer schedule augment source seed device '
-               'out resume')
+    options = ('epochs lr batch-size model optimizer schedule augment source seed '
+               'device out resume')
     assert all(f'--{option} ' in words for option in options.split())
 
 

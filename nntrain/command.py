@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['nntrain_fit']
 
 # %% ../nbs/23_recipe.ipynb #23a0a0f2
+#| code-fold: true
+#| code-summary: "Imports of the module on the command"
 import argparse
 import inspect
 import math
@@ -21,6 +23,8 @@ from .recipe import (MODELS, OPTIMIZERS, SCHEDULES, resume_fashion,
                             train_fashion)
 
 # %% ../nbs/23_recipe.ipynb #d0f3e11f
+#| code-fold: true
+#| code-summary: "The options, with their help"
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(message)
     def exit(self, status=0, message=None):  # after --help
@@ -50,7 +54,7 @@ def _add_options(add):
         'of one-cycle', type=_RATE)
     add('--batch-size', 'images per step', type=_COUNT)
     add('--model', 'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with '
-        'ways around them', choices=MODELS)
+        'skip connections', choices=MODELS)
     add('--optimizer', 'how gradients become steps', choices=OPTIMIZERS)
     add('--schedule', 'one-cycle: the learning rate rises, then falls to nearly '
         'nothing', choices=SCHEDULES)
@@ -85,7 +89,9 @@ def _parser():
     _add_options(add)
     return parser
 
-# %% ../nbs/23_recipe.ipynb #13b5f987
+# %% ../nbs/23_recipe.ipynb #13b5f988
+#| code-fold: true
+#| code-summary: "How the command speaks"
 def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
 
 def _say_interrupted(folder):
@@ -100,6 +106,7 @@ def _drop_output():
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError): pass  # no file behind it, as in a notebook
 
+# %% ../nbs/23_recipe.ipynb #13b5f987
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,

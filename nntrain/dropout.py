@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['Dropout', 'Dropout2d']
 
 # %% ../nbs/21_predictions.ipynb #bd0ced49
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,5 @@ class Dropout(nn.Module):
     def extra_repr(self): return f'p={self.p}'
 
 class Dropout2d(Dropout):
-    """Drop whole channels of an image: neighbouring pixels say nearly the same, so a
-    single one is not missed"""
+    "Drop whole channels of an image"
     def mask_shape(self, x)->tuple: return (*x.shape[:2], *(1,)*(x.ndim-2))

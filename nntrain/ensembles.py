@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['mean_predictions', 'ensemble', 'tta']
 
 # %% ../nbs/21_predictions.ipynb #3efbd451
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import math
 
 import torch
@@ -38,6 +40,9 @@ def mean_predictions(
     if of == 'logits': return logs.mean(0).log_softmax(-1)
     raise ValueError(f"of must be 'probs' or 'logits', got {of!r}")
 
+# %% ../nbs/21_predictions.ipynb #7104bc02
+#| code-fold: true
+#| code-summary: "Code of ensemble"
 def ensemble(
     learners,        # trained learners: one or several, over the same classes
     # transforms: each gives every learner one further look at all images
@@ -67,6 +72,7 @@ def ensemble(
             'together: use one that does not shuffle')
     return mean_predictions([preds for preds, _ in looks], of), targets
 
+# %% ../nbs/21_predictions.ipynb #7104bc03
 def tta(
     learn:Learner,             # a trained learner
     tfms=(RandomFlip(1.),),    # transforms: each gives one further look at all images

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['CHECKS', 'check_normalise', 'check_prepare', 'check_batches', 'check_Net', 'check_Adam', 'check_build', 'check_step', 'check_evaluate', 'check_train', 'finding']
 
 # %% ../nbs/24_bugs.ipynb #36852801
+#| code-fold: true
+#| code-summary: "Checks of data, network and optimizer"
 import copy
 import math
 import random
@@ -54,7 +56,7 @@ def check_prepare(
             f'inputs it is {want[i]:.3f}')
     both = {*train_y.tolist()} & {*valid_y.tolist()}
     assert not both, (
-        f'{len(both)} of {n_valid} validation samples are in the training set, too')
+        f'{len(both)} of {n_valid} validation samples are also in the training set')
     assert (len(train_y), len(valid_y)) == (n - n_valid, n_valid), (
         f'{n} samples became {len(train_y)} and {len(valid_y)}')
     assert valid_y.max() - valid_y.min() >= n_valid, (
@@ -79,7 +81,6 @@ def check_batches(
     same = got_x.equal(torch.cat([xb for xb, _ in second]))
     assert not same, 'two epochs have the same order'
 
-# %% ../nbs/24_bugs.ipynb #2900ea01
 def check_Net(
     Net  # class: n_in, n_hidden, n_classes -> a network with two layers in `hidden`
 )->None:
@@ -102,7 +103,7 @@ def check_Net(
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without, f'no gradient reaches {", ".join(without)}'
     assert look_at_network(model, x)['bend between two inputs'] > 1e-3, (
-        'half-way between two inputs stands exactly half-way between their outputs: '
+        'half-way between two inputs lies exactly half-way between their outputs: '
         'the network is linear')
     assert model.eval()(x).min() < 0, 'no logit is negative, whatever the input'
 
@@ -169,6 +170,9 @@ def check_step(
         why = ' (step 1 was: what is left of it?)' if t == 2 else ''
         assert off < 1e-9, f'step {t} is not that of its own batch{why}'
 
+# %% ../nbs/24_bugs.ipynb #e8eb5402
+#| code-fold: true
+#| code-summary: "Checks of evaluate and train; finding runs the check of a part"
 def check_evaluate(
     evaluate  # function: model, inputs, labels, size -> loss, accuracy
 )->None:
@@ -207,7 +211,6 @@ def check_train(
                                 f'largest {max(rates):.4f}')
     assert n % epochs == 0, f'{n} steps in {epochs} epochs'
 
-# %% ../nbs/24_bugs.ipynb #6f827d01
 CHECKS = dict(normalise=check_normalise, prepare=check_prepare, batches=check_batches,
               Net=check_Net, Adam=check_Adam, build=check_build, step=check_step,
               evaluate=check_evaluate, train=check_train)

@@ -18,8 +18,8 @@ def look_at_steps(
     xb:Tensor,        # inputs of one batch
     yb:Tensor,        # its targets
     n_steps:int=60    # how many steps on this batch, at least 1
-)->dict:              # {look: number}
-    "Can it learn one batch by heart? What does one step move, and what does it leave?"
+)->dict:              # {sign: number}
+    "Can it memorise one batch? What does one step move, and what does it leave?"
     model.train()
     before = [w.detach().clone() for w in model.parameters()]
     losses = [float(step(xb, yb))]
@@ -35,11 +35,13 @@ def look_at_steps(
 __all__ = ['look_at_steps', 'look_at_network', 'examine']
 
 # %% ../nbs/24_bugs.ipynb #c0e18401
+#| code-fold: true
+#| code-summary: "Code of look_at_network"
 def look_at_network(
     model:nn.Module,     # stays as it is
     xb:Tensor,           # inputs, at least 2
     weight:Tensor=None   # of the first layer, (units, …); None: the first matrix found
-)->dict:                 # {look: number}
+)->dict:                 # {sign: number}
     "How many different units does it start with, and does it bend between two inputs?"
     if weight is None: weight = next(p for p in model.parameters() if p.ndim > 1)
     n, training = len(xb)//2, model.training
@@ -52,8 +54,10 @@ def look_at_network(
             'bend between two inputs': bend.item()}
 
 # %% ../nbs/24_bugs.ipynb #e3bd6f02
+#| code-fold: true
+#| code-summary: "Code of examine"
 class _LookCB(Callback):
-    "Looks at the first step, and notes all losses"
+    "Reads the signs of the first step, and notes all losses"
     order = 2000
     def __init__(self): self.found, self.losses = {}, []
     def before_batch(self, learn):
@@ -74,8 +78,8 @@ class _LookCB(Callback):
 def examine(
     learn,           # a learner for a classifier of one input; it stays as it is
     n_steps:int=60   # how many steps on one batch
-)->dict:             # {look: number}
-    "The looks that need no run: at the data, the network, and some steps on one batch"
+)->dict:             # {sign: number}
+    "The signs that need no run: of the data, the network, and some steps on one batch"
     look = _LookCB()
     with aside(learn):
         learn.cbs = tuple(acting(learn.cbs))

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 
 # %% ../nbs/23_recipe.ipynb #23a0a0f1
+#| code-fold: true
+#| code-summary: "Imports of the module on run folders"
 import csv
 import json
 import time
@@ -21,7 +23,9 @@ from .metrics import MetricsCB
 from .progress import ProgressCB
 from .files import write_whole
 
-# %% ../nbs/23_recipe.ipynb #c44798d3
+# %% ../nbs/23_recipe.ipynb #c44798d4
+#| code-fold: true
+#| code-summary: "How JSON, history and curves are written"
 def write_json(
     values,  # what json can write
     path     # file, replaced whole
@@ -44,6 +48,7 @@ def _write_curves(history, path):
         plot_history(history, what, ax)
     fig.savefig(path, dpi=100)
 
+# %% ../nbs/23_recipe.ipynb #c44798d3
 class SaveRunCB(Callback):
     "Write the options into `folder`, and after each epoch history and curves"
     order, needs, watches = After(ProgressCB), (MetricsCB,), True
@@ -57,6 +62,8 @@ class SaveRunCB(Callback):
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
 
 # %% ../nbs/23_recipe.ipynb #a42f9729
+#| code-fold: true
+#| code-summary: "Code of new_run_folder"
 def new_run_folder(
     out,      # parent folder, made if it is missing
     name:str  # what the run is called

@@ -356,6 +356,8 @@ def test_mixed_images_and_their_targets(shape, seed):
     mixed, same = mixup(x, other, lam)
     for i in range(n): assert_close(mixed[i], lam[i]*x[i] + (1-lam[i])*x[other[i]])
     assert same is lam
+    # mixing and normalising: either may come first
+    assert_close((mixed - .3)/.6, mixup((x - .3)/.6, other, lam)[0])
     board = torch.arange(n).view(n, 1, 1, 1).expand(shape).float()
     cut, own = cutmix(board, other, lam)
     assert (own >= lam - 1e-6).all()

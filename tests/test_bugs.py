@@ -21,12 +21,15 @@ def exhibits(cells):
     return {n: edit for n, *edit in map(ast.literal_eval, entries)}
 
 def part_cell(cells, name):
-    "The cell that defines a part"
-    return next(src for src in cells if re.match(rf'(def|class) {name}\b', src))
+    "Source of a part: of a class, the whole cell, which holds nothing else"
+    found = (re.search(rf'^(def|class) {name}\b.*?(?=^\S|\Z)', src, re.S | re.M)
+             for src in cells)
+    return next(hit for hit in found if hit)[0].strip()
 
 def answer(n):
-    "What stands under the heading of an exhibit"
-    return re.search(rf'^### Exhibit {n}\n(.*?)(?=^##|\Z)', TEXT, re.S | re.M)[1]
+    "The answer to an exhibit, inside of the folded answers of its room"
+    return re.search(rf'^\*\*Exhibit {n}: (.*?)(?=^\*\*Exhibit|^</details>)', TEXT,
+                     re.S | re.M)[1]
 
 EXHIBITS = exhibits(CODE)
 each = pytest.mark.parametrize('n', EXHIBITS)
@@ -64,17 +67,16 @@ def test_answer_shows_the_exchanged_lines(n):
 
 @each
 def test_answer_is_folded_and_says_what_to_look_at(n):
-    hint, reply = re.findall(
-        r'<details><summary>(Hint|Answer)</summary>\n\n(.*?)\n\n</details>', answer(n),
-        re.S)
-    assert (
-        (hint[0], reply[0]) == ('Hint', 'Answer')
-        and '**The look that decides**' in reply[1] and '**Repair**' in reply[1])
-    assert not re.sub('<details>.*?</details>', '', answer(n), flags=re.S).strip(), (
-        'something of the answer is in view')
+    reply = answer(n)
+    assert '**What gives it away**' in reply and '**Repair**' in reply
+    in_view = re.sub('<details>.*?</details>', '', TEXT, flags=re.S)
+    assert f'Exhibit {n}:' not in in_view, 'something of the answer is in view'
+    hints = re.findall(
+        r'<summary>Hints for room \d</summary>(.*?)</details>', TEXT, re.S)
+    assert sum(len(re.findall(rf'^- \*\*{n}\*\* \S', h, re.M)) for h in hints) == 1
 
 def test_each_exhibit_is_in_the_checklist():
-    table = next(src for kind, src in CELLS if src.startswith('## The same looks'))
+    table = next(src for kind, src in CELLS if src.startswith('## A checklist'))
     assert set(EXHIBITS) == {
         int(k) for group in re.findall(r'\(([\d, ]+)\)', table)
         for k in group.split(',')}
@@ -94,7 +96,9 @@ def test_the_letters_of_a_room_are_those_of_its_suspects():
 def test_what_the_workbench_shows_is_folded():
     shown = [''.join(out['data']['text/html']) for c in NOTEBOOK['cells']
              if ''.join(c['source']).startswith('workbench(') for out in c['outputs']]
-    assert len(shown) == len(EXHIBITS)
-    for n, text in enumerate(shown, 1):
-        assert re.fullmatch(r'<details><summary>.*?</details>', text, re.S)
-        assert f'Exhibit {n}:' in text and 'is broken: ' in text
+    assert len(shown) == 4
+    folded = re.compile(r'<details><summary>(?:(?!<details).)*</details>', re.S)
+    assert all(folded.fullmatch(text) for text in shown)
+    text = ''.join(shown)
+    assert [int(n) for n in re.findall(r'<p>Exhibit (\d+)</p>', text)] == [*EXHIBITS]
+    assert text.count('is broken: ') == len(EXHIBITS)

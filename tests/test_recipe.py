@@ -227,6 +227,15 @@ def test_only_the_folder_of_a_run_can_go_on(tmp_path, capsys):
     assert 'is not the folder of a run' in capsys.readouterr().err
 
 
+def test_a_run_cannot_be_made_longer_in_its_options(tmp_path, monkeypatch):
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
+    run = train_fashion(2, model='mlp', source='toy', device='cpu', out=tmp_path)
+    options = json.loads((run/'options.json').read_text())
+    (run/'options.json').write_text(json.dumps(options | {'epochs': 3}))
+    with pytest.raises(ValueError, match='n_epochs was 2, is 3'):
+        nntrain.recipe.resume_fashion(run)
+
+
 def test_python_says_which_names_there_are(tmp_path):
     with pytest.raises(ValueError, match='choose one of mlp, cnn'):
         train_fashion(1, model='resnet5000', source='toy', out=tmp_path)
@@ -245,6 +254,9 @@ def test_help_says_every_default(capsys):
     assert (
         words.count('(default: ') == 8
         and 'same seed, same run (on the same machine) (default: 0)' in words)
+    options = ('epochs lr batch-size model optimizer schedule augment source seed '
+               'device out resume')
+    assert all(f'--{option} ' in words for option in options.split())
 
 
 def nntrain_fit_help(capsys):

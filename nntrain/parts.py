@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['sgd_step', 'add_decay', 'sum_grad', 'average_grad', 'average_sqr_grad', 'square_average', 'step_count', 'rms_direction', 'at_least_float32', 'scalar', 'weight_sums', 'exact_direction']
 
 # %% ../nbs/13_composing.ipynb #fc285035
+#| code-fold: true
+#| code-summary: "Show the imports"
 import torch
 from torch import Tensor
 
@@ -42,6 +44,9 @@ def average_sqr_grad(update, exp_avg_sq, *, betas=(.9, .999)):
     "Stat: running average of the squares of what arrives"
     exp_avg_sq.mul_(betas[1]).addcmul_(update, update, value=1-betas[1])
 
+# %% ../nbs/13_composing.ipynb #306f749b
+#| code-fold: true
+#| code-summary: "Two more: the squares under the names of torch's RMSprop, and a counter"
 @stat(square_avg=torch.zeros_like)
 def square_average(update, square_avg, *, alpha=.99):
     "Stat: the same under the names of torch's RMSprop"
@@ -102,6 +107,8 @@ def _adam_directions(exp_avg, exp_avg_sq, step, *, betas, eps):
     return directions
 
 # %% ../nbs/13_composing.ipynb #05155ea7
+#| code-fold: true
+#| code-summary: "The two parts, and states that are one number, at least in single precision"
 def at_least_float32(
     x:Tensor    # any floating-point tensor
 )->torch.dtype: # its type, or float32 if that is wider

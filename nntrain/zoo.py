@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['length', 'trust_ratio', 'trust_scale', 'LAMB', 'lars_scale', 'LARS', 'lion_direction', 'Lion', 'radam_direction', 'RAdam', 'lookahead', 'with_lookahead']
 
 # %% ../nbs/13_composing.ipynb #5647f407
+#| code-fold: true
+#| code-summary: "Show the imports"
 import math
 
 import torch
@@ -28,7 +30,9 @@ from nntrain.parts import (
     sum_grad,
 )
 
-# %% ../nbs/13_composing.ipynb #4f180ec2
+# %% ../nbs/13_composing.ipynb #4ccb65bf
+#| code-fold: true
+#| code-summary: "The length of a tensor, at least in single precision, also of one spread over devices"
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
@@ -36,6 +40,7 @@ def length(
     norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
     return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
 
+# %% ../nbs/13_composing.ipynb #4f180ec2
 def trust_ratio(
     weight_norm:Tensor, # length of the weights of one layer, one element
     update_norm:Tensor  # length of its proposed update, one element
@@ -59,6 +64,8 @@ class LAMB(Composed):
     hypers = dict(lr=1e-3, eps=1e-6)
 
 # %% ../nbs/13_composing.ipynb #3ed4f700
+#| code-fold: true
+#| code-summary: "The scale of LARS and its parts"
 def lars_scale(p, grad, update, *, trust=1e-3, weight_decay=0.):
     "New update: as long as the share `trust` of the weights, decay included"
     ratio = trust_ratio(length(p), length(grad) + weight_decay*length(p))
@@ -81,6 +88,8 @@ class Lion(Composed):
     parts, hypers = (lion_direction, add_decay, sgd_step), dict(lr=1e-4)
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
+#| code-fold: true
+#| code-summary: "RAdam's direction and its parts"
 def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
@@ -110,6 +119,9 @@ def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
     p.copy_(slow)
     since_sync.zero_()
 
+# %% ../nbs/13_composing.ipynb #5c79f3ca
+#| code-fold: true
+#| code-summary: "Append it to a class"
 def with_lookahead(
     cls:type  # a subclass of `Composed`
 )->type:      # another one, with the further hyperparameters `k` and `slow_lr`

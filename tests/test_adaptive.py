@@ -87,3 +87,24 @@ def test_with_a_huge_eps_adam_steps_along_the_debiased_mean():
         way -= mean/(1 - .9**t)
     got = walked([g.expand(3) for g in grads], eps=1e6, lr=1e6)
     assert_close(got, torch.full_like(got, way), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('size', [1., 1000.])
+def test_a_step_is_as_long_as_the_gradients_agree(size):
+    def last_move(signs):
+        p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        opt = Adam([p], lr=1., betas=(.9, .99), eps=0.)
+        for sign in signs:
+            before, p.grad = p.item(), torch.full_like(p, sign*size)
+            opt.step()
+        return abs(p.item() - before)
+    assert last_move([1.]*40) == pytest.approx(1, abs=1e-9)
+    assert last_move([1., -1.]*20) < .1
+
+
+@pytest.mark.parametrize('kind, wrong, text', [
+    (RMSProp, dict(alpha=1.), 'alpha must be a number of at least 0 and below 1'),
+    (Adam, dict(betas=(.9, 1.)), r'betas\[1\] must be a number of at least 0'),
+    (AdamW, dict(eps=-1.), 'eps must be a number of at least 0')])
+def test_values_out_of_range_are_refused(kind, wrong, text):
+    with pytest.raises(ValueError, match=text): kind(parameters(), **wrong)

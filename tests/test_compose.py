@@ -33,6 +33,7 @@ from nntrain.compose import REQUIRED, Composed, compose, multi, read_part, stat
 from nntrain.parts import (
     add_decay,
     average_grad,
+    average_sqr_grad,
     rms_direction,
     scalar,
     sgd_step,
@@ -45,6 +46,7 @@ from nntrain.zoo import (
     LARS,
     Lion,
     RAdam,
+    length,
     lookahead,
     trust_ratio,
     trust_scale,
@@ -219,6 +221,32 @@ def test_torch_compile_traces_the_step_whole(cls):
     same_parameters(a, b)
 
 
+def test_one_cycle_moves_the_rate_and_the_momentum_of_each_group():
+    ps = parameters()
+    opt = OneMomentum(
+        [{'params': ps[:1]}, {'params': ps[1:], 'lr': .01, 'momentum': .5}], lr=.1)
+    schedule = lr_scheduler.OneCycleLR(opt, max_lr=[.1, .01], total_steps=11)
+    seen = []
+    for _ in range(10):
+        opt.step(); schedule.step()
+        seen.append([(g['lr'], g['momentum']) for g in opt.param_groups])
+    tops = [max(groups[i][0] for groups in seen) for i in (0, 1)]
+    assert tops[0] > .09 and tops[1] == pytest.approx(tops[0]/10)
+    assert len({groups[0][1] for groups in seen}) > 5
+
+
+def test_sums_have_room_for_small_additions():
+    "In bfloat16 the weights of an average stop adding up at one half"
+    narrow = torch.zeros((), dtype=torch.bfloat16)
+    wide = scalar(0.)(torch.ones(1, dtype=torch.bfloat16))
+    for _ in range(3000):
+        for sums in narrow, wide: sums.mul_(.999).add_(.001)
+    assert narrow <= .5
+    assert_close(wide.item(), 1 - .999**3000, rtol=1e-4, atol=0)
+    large = torch.full((4,), 6e4, dtype=torch.float16)
+    assert_close(length(large), torch.tensor(1.2e5), rtol=1e-3, atol=0)
+
+
 @given(st.floats(0, 10), st.floats(0, 10))
 @quick
 def test_trust_ratio_is_finite_and_positive(a, b):
@@ -354,6 +382,38 @@ def test_a_part_of_your_own_with_and_without_lists():
     assert read_part(step) == (['p', 'update', 'seen'], dict(lr=REQUIRED, power=.5))
 
 
+@pytest.mark.parametrize('foreach', [True, False])
+def test_adagrad_and_ademamix_of_a_users_parts(foreach):
+    "Torch's AdaGrad, and AdEMAMix as a loop"
+    @stat(sum=torch.zeros_like)
+    def sqr_sum(update, sum): sum.addcmul_(update, update)
+    def adagrad(update, sum, *, eps=1e-10): return update/(sum.sqrt() + eps)
+    a, b = parameters(), parameters()
+    train(0, 20, (a, compose(sqr_sum, adagrad, sgd_step)(a, lr=.1, foreach=foreach)),
+          (b, torch.optim.Adagrad(b, lr=.1)))
+
+    @stat(slow_avg=torch.zeros_like)
+    def slow_average(update, slow_avg, *, slow_beta):
+        slow_avg.lerp_(update, 1-slow_beta)
+    def ademamix(exp_avg, exp_avg_sq, step, slow_avg, *, betas=(.9, .999), mix=5.):
+        t = step.item()
+        m_hat, v_hat = exp_avg/(1-betas[0]**t), exp_avg_sq/(1-betas[1]**t)
+        return (m_hat + mix*slow_avg)/(v_hat.sqrt() + 1e-8)
+    kind = compose(
+        average_grad, average_sqr_grad, step_count, slow_average, ademamix, sgd_step)
+    gen = torch.Generator().manual_seed(0)
+    w, *grads = torch.randn(31, 3, generator=gen, dtype=torch.float64)
+    p = nn.Parameter(w.clone())
+    opt = kind([p], lr=.05, slow_beta=.95, foreach=foreach)
+    m = v = s = torch.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        p.grad = g.clone()
+        opt.step()
+        m, v, s = .9*m + .1*g, .999*v + .001*g*g, .95*s + .05*g
+        w = w - .05*(m/(1-.9**t) + 5*s)/((v/(1-.999**t)).sqrt() + 1e-8)
+    assert_close(p.detach(), w, rtol=0, atol=1e-10)
+
+
 def test_signature_and_inheritance():
     assert list(inspect.signature(LAMB).parameters) == [
         'params', 'betas', 'eps', 'weight_decay', 'max_trust', 'lr', 'maximize',
@@ -414,15 +474,23 @@ def lars_block(p, state, grad, lr, momentum, trust, weight_decay):
     return p - lr*state['m']
 
 
+def lion_block(p, state, grad, lr, betas, weight_decay):
+    m = state.get('m', torch.zeros_like(p))
+    state['m'] = betas[1]*m + (1-betas[1])*grad
+    return p - lr*(torch.sign(betas[0]*m + (1-betas[0])*grad) + weight_decay*p)
+
+
 lamb_hypers = dict(
     betas=st.tuples(shares, st.floats(0.3, 0.999)), eps=floors,
     max_trust=st.floats(0.5, 20))
 lars_hypers = dict(momentum=shares, trust=st.floats(1e-3, .1))
+lion_hypers = dict(betas=st.tuples(shares, shares))
 
 
 @pytest.mark.parametrize(
     'cls, block, hypers',
-    [(LAMB, lamb_block, lamb_hypers), (LARS, lars_block, lars_hypers)])
+    [(LAMB, lamb_block, lamb_hypers), (LARS, lars_block, lars_hypers),
+     (Lion, lion_block, lion_hypers)])
 @pytest.mark.parametrize('foreach', [True, False])
 @given(data=st.data(), seed=st.integers(0, 10_000))
 @quick

@@ -16,7 +16,7 @@ from .history import COLORS
 
 # %% ../nbs/07_activations.ipynb #b058f901
 #| code-fold: true
-#| code-summary: "Show the code: four pictures of a recorded run"
+#| code-summary: "Code of the four pictures"
 def _check_seen(stats):
     if not any(map(len, stats.means.values())):
         raise ValueError('nothing recorded yet: pass this callback to fit, '
@@ -98,7 +98,7 @@ def plot_firing(
 
 # %% ../nbs/07_activations.ipynb #456e6483
 #| code-fold: true
-#| code-summary: "Show the code: a picture of the update ratios"
+#| code-summary: "Code of the picture"
 def plot_ratios(
     ratios:UpdateRatioCB,  # after a fit
     ax=None                # matplotlib axes; None: a new figure

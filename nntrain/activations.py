@@ -42,6 +42,8 @@ def activation_stats(
     return mean, std, hist, rates
 
 # %% ../nbs/07_activations.ipynb #c398d201
+#| code-fold: true
+#| code-summary: "ActivationStatsCB: its arguments, the modules that it watches, what a hook notes"
 class ActivationStatsCB(Callback):
     "Mean, standard deviation, histogram and firing rates of layers, batch by batch"
     order, watches = 10, True
@@ -79,7 +81,6 @@ class ActivationStatsCB(Callback):
         seen = {name: rates for name, rates in self.rates.items() if len(rates)}
         return {name: (rates == 0).float().mean(1) for name, rates in seen.items()}
 
-# %% ../nbs/07_activations.ipynb #49492b01
 @patch
 def _find(self:ActivationStatsCB, model):
     modules = self.modules
@@ -139,6 +140,8 @@ def cleanup_fit(self:ActivationStatsCB, learn):
     for hook in self.hooks: hook.remove()
 
 # %% ../nbs/07_activations.ipynb #77f5d0c8
+#| code-fold: true
+#| code-summary: "UpdateRatioCB: which parameters it watches"
 class UpdateRatioCB(Callback):
     "How far each step moves the weights of each layer: ‖Δw‖/‖w‖, step by step"
     order, watches = 10, True
@@ -156,17 +159,21 @@ class UpdateRatioCB(Callback):
         self.ratios = {name: torch.empty(0) for name in self._watched}
         self._new = {name: [] for name in self._watched}
 
-    def after_backward(self, learn):
-        self._old = {name: p.detach().clone() for name, p in self._watched.items()}
+# %% ../nbs/07_activations.ipynb #07a10003
+@patch
+def after_backward(self:UpdateRatioCB, learn):
+    self._old = {name: p.detach().clone() for name, p in self._watched.items()}
 
-    def after_step(self, learn):
-        for name, old in self._old.items():
-            moved = torch.linalg.vector_norm(self._watched[name].detach() - old)
-            self._new[name].append(moved/torch.linalg.vector_norm(old))
+@patch
+def after_step(self:UpdateRatioCB, learn):
+    for name, old in self._old.items():
+        moved = torch.linalg.vector_norm(self._watched[name].detach() - old)
+        self._new[name].append(moved/torch.linalg.vector_norm(old))
 
-    def cleanup_phase(self, learn):  # one transfer per phase
-        self._old = {}
-        for name, new in self._new.items():
-            if not new: continue
-            self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
-            new.clear()
+@patch
+def cleanup_phase(self:UpdateRatioCB, learn):  # one transfer per phase
+    self._old = {}
+    for name, new in self._new.items():
+        if not new: continue
+        self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
+        new.clear()

@@ -15,7 +15,9 @@ from torch import nn
 
 from .checks import whole
 
-# %% ../nbs/08_initialization.ipynb #817f3c01
+# %% ../nbs/08_initialization.ipynb #08a10004
+#| code-fold: true
+#| code-summary: "The checks of the arguments"
 def _made(name, factory, *args):
     example = 'nn.BatchNorm2d' if name == 'norm' else 'nn.ReLU'
     hint = f'{name} must be None or a function that makes a module, such as {example}'
@@ -26,6 +28,19 @@ def _made(name, factory, *args):
     if isinstance(layer, nn.Module): return layer
     raise TypeError(f'{hint}; {factory!r} made {layer!r}')
 
+def _check_sizes(ks, **sizes):
+    for name, value in dict(sizes, ks=ks).items(): whole(name, value)
+    if ks % 2 == 0:
+        raise ValueError('ks must be odd, so that padding of ks//2 keeps the picture '
+                         f'centred; got {ks}')
+
+def _check_cnn(widths, **sizes):
+    for name, value in sizes.items(): whole(name, value)
+    if len(widths) < 1:
+        raise ValueError('widths is empty: give the channels after each halving, such '
+                         'as (16, 32, 64, 128)')
+
+# %% ../nbs/08_initialization.ipynb #817f3c01
 def conv_block(
     n_in:int,             # channels in
     n_out:int,            # channels out
@@ -36,18 +51,13 @@ def conv_block(
     bias:bool=None        # of the convolution; None: only without a normalisation
 )->nn.Sequential:         # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
     "Convolution, normalisation, activation; no bias where it would be subtracted again"
-    for name, value in dict(n_in=n_in, n_out=n_out, ks=ks, stride=stride).items():
-        whole(name, value)
-    if ks % 2 == 0:
-        raise ValueError('ks must be odd, so that padding of ks//2 keeps the picture '
-                         f'centred; got {ks}')
+    _check_sizes(ks, n_in=n_in, n_out=n_out, stride=stride)
     if bias is None: bias = norm is None
     layers = [nn.Conv2d(n_in, n_out, ks, stride=stride, padding=ks//2, bias=bias)]
     if norm is not None: layers.append(_made('norm', norm, n_out))
     if act is not None: layers.append(_made('act', act))
     return nn.Sequential(*layers)
 
-# %% ../nbs/08_initialization.ipynb #edda2901
 def cnn(
     widths=(16, 32, 64, 128),  # channels after each halving
     n_in:int=1,                # channels of the pictures
@@ -56,11 +66,8 @@ def cnn(
     act=nn.ReLU                # as in `conv_block`
 )->nn.Sequential:              # (N, n_in, H, W) images -> (N, n_classes) logits
     "The book's small CNN: a `conv_block` of stride 2 per width, a mean, a linear layer"
-    whole('n_in', n_in), whole('n_classes', n_classes)
     channels = n_in, *widths
-    if len(channels) < 2:
-        raise ValueError('widths is empty: give the channels after each halving, such '
-                         'as (16, 32, 64, 128)')
+    _check_cnn(channels[1:], n_in=n_in, n_classes=n_classes)
     pairs = zip(channels, channels[1:])
     blocks = [conv_block(a, b, norm=norm, act=act) for a, b in pairs]
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], n_classes)

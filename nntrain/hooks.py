@@ -18,6 +18,18 @@ from torch import nn
 
 from .batches import tensors_of
 
+# %% ../nbs/07_activations.ipynb #07a10001
+#| code-fold: true
+#| code-summary: "The check of the arguments"
+def _check_hook(module, fn, hook):
+    if not isinstance(module, nn.Module):
+        raise TypeError(f'a hook needs a module, got {module!r}')
+    try: inspect.signature(fn).bind(hook, module, (), None)
+    except TypeError as e:
+        name = getattr(fn, '__name__', fn)
+        raise TypeError('fn must take four arguments, (hook, module, inputs, '
+                        f'output); {name!r} does not: {e}') from None
+
 # %% ../nbs/07_activations.ipynb #cd531a01
 class Hook:
     "Call `fn` whenever `module` has run, until `remove`; `fn` may keep notes on it"
@@ -27,13 +39,7 @@ class Hook:
         name:str='',         # of the module, for tables and pictures
         backward:bool=False  # after the backward pass: `output` is then its gradient
     ):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f'a hook needs a module, got {module!r}')
-        try: inspect.signature(fn).bind(self, module, (), None)
-        except TypeError as e:
-            name = getattr(fn, '__name__', fn)
-            raise TypeError('fn must take four arguments, (hook, module, inputs, '
-                            f'output); {name!r} does not: {e}') from None
+        _check_hook(module, fn, self)
         self.module, self.fn, self.backward = module, fn, backward
         self.name, self.active = name or type(module).__name__, True
         self.handle = module.register_forward_hook(self._ran, with_kwargs=True)
@@ -56,6 +62,8 @@ class Hook:
     def __repr__(self): return f'Hook({self.name})'
 
 # %% ../nbs/07_activations.ipynb #1c488b01
+#| code-fold: true
+#| code-summary: "find_modules"
 def _is_compiled(module):
     return '_orig_mod' in module._modules or module._compiled_call_impl is not None
 
@@ -101,6 +109,20 @@ def find_modules(
     _refuse_compiled(model)
     return _select(_modules_of(model), kind)
 
+# %% ../nbs/07_activations.ipynb #07a10002
+#| code-fold: true
+#| code-summary: "The check of the arguments"
+def _named(modules):  # {name: module}, at least one
+    if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'):
+        kind = type(modules).__name__
+        raise TypeError(f'Hooks takes several modules: put {kind} into a list, '
+                        'or use find_modules(model, kind)')
+    if not isinstance(modules, Mapping):
+        modules = {f'{i} {type(m).__name__}': m for i, m in enumerate(modules)}
+    if modules: return modules
+    raise ValueError('no modules to hook: the list is empty; '
+                     'find_modules(model, kind) says what there is')
+
 # %% ../nbs/07_activations.ipynb #cbb12e01
 class Hooks:
     "A hook on each of `modules`; as a context manager it removes them whatever happens"
@@ -109,18 +131,9 @@ class Hooks:
         fn,                  # (hook, module, inputs, output), as in `Hook`
         backward:bool=False  # as in `Hook`
     ):
-        if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'):
-            kind = type(modules).__name__
-            raise TypeError(f'Hooks takes several modules: put {kind} into a list, '
-                            'or use find_modules(model, kind)')
-        if not isinstance(modules, Mapping):
-            modules = {f'{i} {type(m).__name__}': m for i, m in enumerate(modules)}
-        self.hooks = []
+        modules, self.hooks = _named(modules), []
         try: self.hooks += (Hook(m, fn, name, backward) for name, m in modules.items())
         except BaseException: self.remove(); raise
-        if not self.hooks:
-            raise ValueError('no modules to hook: the list is empty; '
-                             'find_modules(model, kind) says what there is')
 
     def remove(self)->None:
         "Let go of all modules"

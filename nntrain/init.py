@@ -22,9 +22,9 @@ from .hooks import _modules_of, _select
 # %% auto #0
 __all__ = ['WEIGHTED', 'init_weights']
 
-# %% ../nbs/08_initialization.ipynb #2151f901
-WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
-
+# %% ../nbs/08_initialization.ipynb #08a10001
+#| code-fold: true
+#| code-summary: "The checks of the weights"
 def _check_ready(model):
     named = *model.named_parameters(), *model.named_buffers()
     lazy = next((name for name, p in named if nn.parameter.is_lazy(p)), None)
@@ -59,6 +59,9 @@ def _whole_or_not(model):  # if something fails inside, the model is what it was
     except BaseException:
         for undo in reversed(undos): undo()
         raise
+
+# %% ../nbs/08_initialization.ipynb #2151f901
+WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 @torch.no_grad()
 def init_weights(

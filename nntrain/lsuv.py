@@ -22,6 +22,8 @@ from .hooks import Hooks, _modules_of, find_modules
 from .init import WEIGHTED, _check_weights, _whole_or_not
 
 # %% ../nbs/08_initialization.ipynb #683bc201
+#| code-fold: true
+#| code-summary: "lsuv_init"
 def _note_stats(hook, module, inputs, output):
     hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
 
@@ -40,27 +42,32 @@ def _lsuv_pairs(model, xb, at):  # {layer: where to measure its output}, as exec
                          'at each place')
     return pairs
 
+def _check_spread(name, where, mean, std):
+    if 0 < std < math.inf: return
+    raise ValueError(
+        f'the output of {where!r} has mean {mean:.3g} and standard deviation '
+        f'{std:.3g}, which no scaling of {name!r} makes 1: are its weights or inputs '
+        'zero or constant, is an activation before it dead, is there a NaN?')
+
+def _give_up(where, mean, std, max_iter):
+    raise ValueError(
+        f'the output of {where!r} does not reach mean 0 and standard deviation 1 '
+        f'within {max_iter} rounds (now {mean:.3g} and {std:.3g}): measure at the '
+        'layers themselves (at=None), or use an activation whose outputs can have '
+        'mean 0, such as GeneralReLU(.1, .4)')
+
 def _lsuv_one(model, xb, name, where, tol, max_iter):
     layer, measured = (_modules_of(model)[key] for key in (name, where))
     with Hooks({where: measured}, _note_stats) as (hook,):
         for _ in range(max_iter):
             model(xb)
             mean, std = hook.mean, hook.std
-            if not 0 < std < math.inf:
-                raise ValueError(
-                    f'the output of {where!r} has mean {mean:.3g} and standard '
-                    f'deviation {std:.3g}, which no scaling of {name!r} makes 1: are '
-                    'its weights or inputs zero or constant, is an activation before '
-                    'it dead, is there a NaN?')
+            _check_spread(name, where, mean, std)
             mean_fits = layer.bias is None or abs(mean) < tol
             if mean_fits and abs(std-1) < tol: return mean, std
-            layer.weight /= std
-            if layer.bias is not None: layer.bias.sub_(mean).div_(std)
-    raise ValueError(
-        f'the output of {where!r} does not reach mean 0 and standard deviation 1 '
-        f'within {max_iter} rounds (now {mean:.3g} and {std:.3g}): measure at the '
-        'layers themselves (at=None), or use an activation whose outputs can have '
-        'mean 0, such as GeneralReLU(.1, .4)')
+            layer.weight /= std                                         # W/s
+            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
+    _give_up(where, mean, std, max_iter)
 
 @torch.no_grad()
 def lsuv_init(
@@ -83,6 +90,8 @@ def lsuv_init(
         for m, mode in modes.items(): m.training = mode
 
 # %% ../nbs/08_initialization.ipynb #9cca7701
+#| code-fold: true
+#| code-summary: "GeneralReLU"
 class GeneralReLU(nn.Module):
     "ReLU with leak, shift and cut: min(leaky_relu(x, leak) - subtract, max_value)"
     def __init__(self,

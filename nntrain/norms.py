@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from .checks import at_least, share, whole
 
-# %% ../nbs/08_initialization.ipynb #f2144001
+# %% ../nbs/08_initialization.ipynb #08a10003
+#| code-fold: true
+#| code-summary: "_Norm, what both norms share: the formula, γ and β, and texts of errors"
 def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))  # (C,) -> (1, C, 1, …)
 
 def _check_channels(layer, x):
@@ -39,6 +41,14 @@ class _Norm(nn.Module):  # what both norms share: a scale and a shift per channe
 
     def extra_repr(self): return f'{self.n}, eps={self.eps}'
 
+def _check_values(n, x):
+    if n > 1: return
+    raise ValueError(
+        f'BatchNorm needs at least two values per channel in training, got {n} in an '
+        f'input of shape {tuple(x.shape)}: use larger batches, drop a last batch of '
+        'one (drop_last=True), or call model.eval() to predict')
+
+# %% ../nbs/08_initialization.ipynb #f2144001
 class LayerNorm(_Norm):
     """Normalise each sample over its channels and positions, then scale and shift each
     channel; equals `nn.GroupNorm(1, n)`, and on (N, C) `nn.LayerNorm(n)`"""
@@ -78,18 +88,13 @@ class BatchNorm(_Norm):
 
     def extra_repr(self): return f'{super().extra_repr()}, momentum={self.momentum}'
 
-# %% ../nbs/08_initialization.ipynb #2e2f3301
 @patch
 def batch_stats(self:BatchNorm,
     x:Tensor  # (N, C, …), at least two values per channel
 )->tuple:     # mean (C,) and biased variance (C,), with their gradient
     "Statistics of this batch; they enter the running ones, the variance there unbiased"
     n, dims = x.numel()//x.shape[1], [d for d in range(x.ndim) if d != 1]
-    if n < 2:
-        raise ValueError(
-            f'BatchNorm needs at least two values per channel in training, got {n} in '
-            f'an input of shape {tuple(x.shape)}: use larger batches, drop a last '
-            'batch of one (drop_last=True), or call model.eval() to predict')
+    _check_values(n, x)
     mean, var = x.mean(dims), x.var(dims, correction=0)
     with torch.no_grad():
         self.running_mean.lerp_(mean, self.momentum)

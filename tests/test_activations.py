@@ -103,6 +103,27 @@ def test_backward_hooks_see_what_torch_sees():
         torch.testing.assert_close(hook.grad, grad, rtol=0, atol=0)
     assert n_hooks(model) == 0
 
+def note_mean(hook, module, inputs, output): hook.mean = output.detach().mean()
+
+def test_a_removed_hook_is_not_called():
+    double = nn.Linear(1, 1, bias=False)
+    with torch.no_grad(): double.weight.fill_(2.)
+    hook = Hook(double, note_mean, name='double')
+    double(torch.tensor([[1.], [4.]]))
+    hook.remove()
+    double(torch.tensor([[100.]]))
+    assert hook.mean == 5
+    hook = Hook(double, note_mean, backward=True)
+    double(torch.tensor([[1.], [4.]])).square().sum().backward()
+    assert hook.mean == 10
+    # no graph, no gradient: nothing to report
+    with torch.no_grad(): double(torch.ones(1, 1))
+    assert hook.mean == 10
+    loss = double(torch.ones(1, 1)).sum()
+    hook.remove()                                # between forward and backward
+    loss.backward()
+    assert hook.mean == 10
+
 def test_what_a_hook_returns_is_ignored():
     model, x = small().eval(), torch.randn(4, 1, 8, 8)
     want = model(x)
@@ -198,6 +219,23 @@ def test_statistics_are_right(shape, dim, dtype):
     units = y.reshape(-1, 1) if y.ndim == 1 else y.movedim(dim, -1).flatten(0, -2)
     torch.testing.assert_close(
         rates.double(), (units > 0).double().mean(0), rtol=1e-6, atol=1e-6)
+
+def test_what_lies_outside_counts_in_the_outermost_bins():
+    "torch.histc drops it: a map of its counts gets darker where activations explode"
+    exploded = torch.tensor([[.5, -300., 40., 7e8]])
+    assert torch.histc(exploded, 4, -1, 1).tolist() == [0, 0, 0, 1]
+    hist = activation_stats(exploded, bins=4, range=(-1, 1))[2]
+    assert hist.tolist() == [1, 0, 0, 3]
+
+def test_weights_of_all_layers_get_the_same_share():
+    "Without biases ⟨W, ∂L/∂W⟩ is the same number for each layer"
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 5, bias=False).double() for _ in range(4)]
+    x = torch.randn(7, 5, dtype=torch.float64)
+    for layer in layers: x = F.relu(layer(x))
+    F.cross_entropy(x, torch.arange(7) % 5).backward()
+    sums = torch.stack([(m.weight*m.weight.grad).sum() for m in layers])
+    torch.testing.assert_close(sums, sums[:1].expand(4))
 
 def test_not_a_number_counts_as_silent():
     mean, std, hist, rates = activation_stats(torch.full((4, 2), float('nan')))
@@ -319,6 +357,13 @@ def test_update_ratios_are_those_of_the_weights():
     want = torch.stack([(b - a).norm()/a.norm() for a, b in zip(weights, weights[1:])])
     torch.testing.assert_close(ratios.ratios['0.weight'], want)
     assert list(ratios.ratios) == ['0.weight', '5.weight', '7.weight']   # weights only
+
+def test_the_picture_of_ratios_has_a_guide_line():
+    import matplotlib.pyplot as plt
+    ratios = UpdateRatioCB()
+    learner(ratios).fit(1)
+    assert len(activation_plots.plot_ratios(ratios).lines) == len(ratios.ratios) + 1
+    plt.close('all')
 
 def test_update_ratios_of_what_is_wanted_and_learns():
     model = small()

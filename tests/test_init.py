@@ -96,6 +96,33 @@ def test_no_gradient_along_a_shift_or_a_scaling(shape, seed):
         and (a.grad * direction).sum(dims).abs().max() < 1e-9 * size)
 
 
+def test_batch_norm_gradient_is_that_of_the_chapter():
+    "γ/√(σ²+ε)·(g − mean g − x̂·mean(g·x̂))"
+    a = torch.randn(50, 3, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(50, 3, dtype=torch.float64)
+    grad = torch.autograd.grad(BatchNorm(3).double()(a), a, g)[0]
+    std = (a.var(0, correction=0) + 1e-5).sqrt()
+    x_hat = (a - a.mean(0))/std
+    same(grad, (g - g.mean(0) - x_hat*(g*x_hat).mean(0))/std, 1e-12)
+
+
+def test_weights_before_batch_norm_are_at_right_angles_to_their_gradient():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 8, 3, bias=False), 2*torch.randn(64, 3, 8, 8) + 5
+    loss = (BatchNorm(8)(conv(x))*torch.randn(64, 8, 6, 6)).sum()
+    grad = torch.autograd.grad(loss, conv.weight)[0]
+    cosines = F.cosine_similarity(grad.flatten(1), conv.weight.flatten(1))
+    assert cosines.abs().max() < 1e-3
+
+
+def test_batch_norm_by_hand_without_eps():
+    x, norm = torch.tensor([[0., 1.], [0., 1.], [2., 5.], [2., 5.]]), BatchNorm(2, 0.)
+    assert_close(norm(x), torch.tensor([[-1., -1.], [-1., -1.], [1., 1.], [1., 1.]]))
+    assert norm.num_batches_tracked == 1
+    norm.eval()
+    assert_close(norm(x), (x - norm.running_mean)/norm.running_var.sqrt())
+
+
 def test_batch_norm_gradcheck_and_second_order():
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -176,6 +203,12 @@ def test_layer_norm_is_torchs(shape, kind, eps, seed):
         same(out, F.layer_norm(a, shape[1:], ours.weight, ours.bias, eps), tol)
     # each sample by itself
     same(ours(a[:1]), out[:1], tol)
+
+
+def test_rms_norm_leaves_the_mean_out():
+    x = 3*torch.randn(4, 8) + 1
+    by_hand = x/(x.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    assert_close(by_hand, nn.RMSNorm(8, eps=1e-5)(x))
 
 
 # ---- GeneralReLU -----------------------------------------------------------------
@@ -319,6 +352,78 @@ def test_init_weights_draws_what_torch_draws(leak):
     for bad in -1, math.inf, True, '1':
         with pytest.raises(ValueError, match='leak must be'):
             init_weights(layer, leak=bad)
+
+
+# ---- what the chapter derives --------------------------------------------------------
+
+def rms(t): return t.detach().double().square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize('draw', [
+    torch.randn, lambda *shape: (2*torch.rand(shape) - 1)*3**.5,
+    lambda *shape: torch.randn(shape).sign()])
+@pytest.mark.parametrize('x', [
+    lambda n: torch.randn(2000, n), lambda n: torch.rand(2000, n),
+    lambda n: torch.randn(2000, 1).expand(-1, n)])
+def test_size_grows_by_std_times_root_n(draw, x, n=300):
+    "For weights that are not normal and inputs neither centred nor independent"
+    torch.manual_seed(0)
+    x = x(n)
+    assert abs(rms(x @ (.1*draw(n, 2000)))**2/(n*.1**2*rms(x)**2) - 1) < .15
+
+
+@pytest.mark.parametrize('std, signal, gradient', [
+    (400**-.5, 1., .5), (100**-.5, 2., 1.), ((2/500)**.5, 1.6**.5, .4**.5)])
+def test_xavier_lies_between_forward_and_backward(std, signal, gradient):
+    torch.manual_seed(0)
+    w, x, g = std*torch.randn(100, 400), torch.randn(500, 400), torch.randn(500, 100)
+    assert abs(rms(x @ w.T)/rms(x)/signal - 1) < .05
+    assert abs(rms(g @ w)/rms(g)/gradient - 1) < .05
+
+
+@pytest.mark.parametrize('n_out, stride', [(64, 1), (64, 2), (128, 2), (256, 2)])
+def test_a_stride_divides_the_gradient_by_one_pixel(n_out, stride):
+    torch.manual_seed(0)
+    x = torch.randn(16, 64, 32, 32, requires_grad=True)
+    y = F.conv2d(x, torch.randn(n_out, 64, 3, 3)/(9*64)**.5, stride=stride, padding=1)
+    g = torch.randn_like(y)
+    back = torch.autograd.grad(y, x, g)[0]
+    assert abs(rms(back)/rms(g)/((n_out/64)**.5/stride) - 1) < .05
+    assert abs(rms(y)/rms(x) - 1) < .05 and abs(back.norm()/g.norm() - 1) < .05
+
+
+def test_small_weights_starve_all_layers_alike(n_layers=50, width=64):
+    def gradients(scale):
+        gen = torch.Generator().manual_seed(1)
+        normal = lambda *shape: torch.randn(shape, generator=gen, dtype=torch.float64)
+        h = normal(64, width)
+        draw = lambda: (scale/width**.5*normal(width, width)).requires_grad_()
+        weights = [draw() for _ in range(n_layers)]
+        for w in weights: h = F.relu(h @ w)
+        return [rms(g) for g in torch.autograd.grad(h, weights, normal(*h.shape))]
+    xavier, kaiming = gradients(1.), gradients(2**.5)
+    assert max(xavier) < 5*min(xavier) and max(kaiming) < 5*min(kaiming)
+    assert max(xavier) < 1e-5*min(kaiming)
+
+
+def test_four_of_nine_taps_meet_a_picture_of_two_by_two():
+    met = F.conv2d(
+        torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3), stride=2, padding=1)
+    assert met.mean()/9 == torch.tensor(4/9)
+
+
+def test_torchs_default_has_a_third_over_n():
+    torch.manual_seed(0)
+    assert abs(nn.Linear(500, 500).weight.var()*500*3 - 1) < .02
+
+
+def test_pixels_above_zero_make_the_steepest_direction_steeper():
+    torch.manual_seed(0)
+    def steepness(x):
+        values = torch.linalg.eigvalsh(x.T @ x/len(x))  # of E[x xᵀ]
+        return values[-1]/values.mean()
+    raw = torch.rand(500, 40) @ torch.rand(40, 40)
+    assert steepness(raw) > 1.2*steepness((raw - raw.mean())/raw.std())
 
 
 def test_kaiming_keeps_the_signal_through_thirty_layers():
@@ -487,6 +592,30 @@ def test_cnn_refuses():
         with pytest.raises(ValueError, match='at least 1'): cnn(**kw)
     with pytest.raises(RuntimeError, match='to have 1 channels, but got 3'):
         cnn()(torch.zeros(2, 3, 28, 28))
+
+
+def test_a_bias_before_a_normalisation_has_no_gradient():
+    useless = conv_block(1, 8, bias=True)
+    useless(torch.randn(16, 1, 7, 7)).square().sum().backward()
+    weight_grad, bias_grad = (p.grad.abs().max() for p in useless[0].parameters())
+    assert bias_grad < 1e-2*weight_grad
+
+
+def test_a_class_is_no_instance_of_itself():
+    """`bias = not isinstance(norm, nn.BatchNorm2d)` keeps the bias when `norm` is a
+    class: 712 parameters instead of 696 in the first block of one well-known ResNet"""
+    assert not isinstance(nn.BatchNorm2d, (nn.BatchNorm1d, nn.BatchNorm2d))
+    def block(bias):
+        convs = conv_block(1, 8, stride=1, bias=bias), conv_block(
+            8, 8, act=None, bias=bias)
+        return nn.ModuleList([*convs, nn.Conv2d(1, 8, 1)])
+    counts = [sum(p.numel() for p in block(bias).parameters()) for bias in (True, None)]
+    assert counts == [712, 696]
+
+
+def test_blocks_take_our_modules():
+    kinds = [type(m) for m in conv_block(1, 8, norm=LayerNorm, act=GeneralReLU)]
+    assert kinds == [nn.Conv2d, LayerNorm, GeneralReLU]
 
 
 def test_two_ways_of_batch_norm_train_alike():

@@ -60,7 +60,7 @@ def _plain_dict(value, name):
     return copied
 
 # %% ../nbs/17_checkpoints.ipynb #23ea48e3
-#| code-summary: "What the reader looks at, and the texts of its errors"
+#| code-summary: "Code of the four checks, and the texts of their errors"
 #| code-fold: true
 FORMAT = 'nntrain checkpoint 2'
 _FIX = 'take another file, or move this one away to start anew'
@@ -75,7 +75,7 @@ def _check_sums(path):
         if broken:
             raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
     except Exception as e:                    # a spoilt archive fails in many ways
-        raise ValueError(f'{path} is damaged, cut short or no checkpoint at all ({e}): '
+        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({e}): '
                          f'{_FIX}') from e
 
 def _load_plain(path):
@@ -99,13 +99,13 @@ def write_checkpoint(
     state:dict,  # plain values, see `plain`
     path         # the file; its folder must be there
 )->None:
-    "Write a checkpoint that is whole, and on the disk, when it gets its name"
+    "Write a checkpoint; it is whole and on the disk before it gets its name"
     write_whole(path, partial(torch.save, {'format': FORMAT} | state))
 
 def read_checkpoint(
     path  # a file of `write_checkpoint`
 )->dict:  # tensors on the CPU
-    "Read a checkpoint without running code in it; an error says what is wrong with it"
+    "Read a checkpoint without running code from it; an error says what is wrong"
     path = Path(path)
     _check_sums(path)
     state = _load_plain(path)

@@ -91,7 +91,7 @@ def explore(
     # one sentence for readers who do not see the picture: what it shows and what the
     # sliders change
     alt,
-    # what fn returns, see above: 'line', 'path', 'scatter', 'hist', 'heat' or 'image'
+    # what fn returns: 'line', 'path', 'scatter', 'hist', 'heat' or 'image'
     kind='line',
     # first frame: a value, or {parameter: value}; on the grid; default the first values
     start=None,
@@ -172,8 +172,8 @@ def figure_data(
     for s in data.get('series', ()): s.update({k: _thick(s[k]) for k in 'xy' if k in s})
     return data
 
-# None, or what differs between a stored series and one computed again; a step of
-# rounding may
+# None, or what differs between a stored series and one computed again, except for a
+# step of rounding
 def _same(a, b, data):
     if not a or not b or a['name']!=b['name']: return (a or b)['name']
     if 'cells' in a:

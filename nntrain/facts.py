@@ -40,7 +40,7 @@ def describe(
     value,       # a setting of any kind
     depth:int=4  # how far to look into what it holds
 )->str:          # the same for equal settings, also in another process
-    "A setting as text: objects by the arguments they keep, functions by what they hold"
+    "A setting as text: an object by its arguments, a function by what it holds"
     if isinstance(value, (Tensor, np.ndarray, np.generic)): return _array_text(value)
     atoms = int, float, complex, str, torch.dtype, torch.device
     if value is None or isinstance(value, atoms): return repr(value)
@@ -123,7 +123,7 @@ def _written_in(function):
     return held | ({'constants': constants} if constants else {})
 
 def _constants(code):
-    "Numbers in the code of a function, and of functions inside of it"
+    "Numbers in the code of a function, and of the functions in it"
     for i in dis.get_instructions(code):
         if isinstance(i.argval, types.CodeType): yield from _constants(i.argval)
         elif 'CONST' in i.opname or 'SMALL_INT' in i.opname:
@@ -171,7 +171,7 @@ def counts(
     cb,    # a callback
     learn  # a learner during a fit
 )->bool:
-    "Must it be the same in a resumed run: does it remember, or act with settings?"
+    "Must a resumed run have this callback too: does it remember, or act with settings?"
     return cb in with_state(learn) or not cb.watches and bool(cb.settings())
 
 def _callback_facts(learn):
@@ -230,15 +230,15 @@ def check_facts(
             f'start anew with another path or with resume=False (which replaces that '
             f'file)')
     raise ValueError(
-        f'{path} belongs to a run that was planned otherwise: {some}. A schedule '
-        f'is stretched over its plan, so finish it with fit({then["n_epochs"]}). To '
+        f'{path} belongs to a run of another length: {some}. A schedule is stretched '
+        f'over the whole run, so finish it with fit({then["n_epochs"]}). To '
         f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
         f'path. To start anew: resume=False (which replaces that file)')
 
 def training_facts(
     learn  # a learner during a fit
 )->dict:   # {what: plain value}
-    "What must be the same for a run to go on, each part with its settings"
+    "The facts that must be the same for a run to go on, each with its settings"
     facts = {'n_epochs': learn.n_epochs, 'loss function': describe(learn.loss_func)}
     for name, value in _plain_arguments(learn).items():
         if name != 'lr': facts[f'{name} of {type(learn).__name__}'] = value

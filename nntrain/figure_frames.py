@@ -152,6 +152,8 @@ def _start(grid, start):
     return res
 
 # %% ../nbs/92_figures.ipynb #d3d4c14e
+#| code-fold: true
+#| code-summary: "Code of _frames: call the function everywhere, compare the sizes"
 def _call(fn, args, kind):
     return _series(
         fn(**args), kind,

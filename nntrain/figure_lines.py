@@ -83,7 +83,7 @@ def _contours(surface, limits, scale, levels):
         f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o, d in zip(shade, parts))
     return svg, f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
 
-# a complete picture; without `alt` it is decoration, whose words stand elsewhere
+# a complete picture; without `alt` it is decoration, described elsewhere
 def _svg(alt, box, clip, behind, inside, view=None):
     w, h = _SPAN*box[2], _SPAN*box[3]
     role = 'aria-hidden="true"'

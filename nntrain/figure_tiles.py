@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #630aaa01
 #| code-fold: true
-#| code-summary: "The strip of tiles, the windows on it, and where they stand"
+#| code-summary: "The strip of tiles, the windows on it, and their places"
 import base64
 import html
 import io
@@ -62,8 +62,8 @@ def _pack_tiles(frames, data):  # frames -> the one series of a heat map or imag
         raise ValueError(
             f"{len(tiles)} tiles of {shape[0]} rows are too many for one picture: "
             "thin a range")
-    # rows at the ends stand twice: where a window ends between two pixels of the
-    # screen, no neighbour shines through
+    # the first and the last row of a tile come twice, so no neighbour shows where a
+    # window ends between two pixels of the screen
     edges = ((1, 1),)+((0, 0),)*(len(shape)-1)
     tiles = [np.frombuffer(b, np.uint8).reshape(shape) for b in tiles]
     strip = np.concatenate([np.pad(t, edges, mode='edge') for t in tiles])
@@ -117,7 +117,7 @@ def _labels(data):  # (labels below the pictures, '', '', size of the whole)
     _,y,_,h = places[-1]
     return res, '', '', f'0 0 {_LEFT + 4 * _SPAN + _RIGHT} {y + h + below}'
 
-def _colour_bar(data, zlabel):  # (what stands right of a heat map, its right end)
+def _colour_bar(data, zlabel):  # (what is right of a heat map, its right end)
     x, h, (lo,hi) = _LEFT+_SPAN*data['box'][2]+300, _SPAN*data['box'][3], data['zlim']
     strip = _png(
         np.arange(data['shades'], dtype=np.uint8)[::-1, None],

@@ -88,7 +88,7 @@ def _legend(series, *notes):
     for text in filter(None, notes): res += f'<li>{html.escape(text)}</li>'
     return f'<ul>{res}</ul>' if res else ''
 
-# words for the names that figures use often; others stand as they are
+# words for the names that figures use often; other names stay as they are
 _WORDS = dict(
     lr='learning rate lr', momentum='momentum', beta='decay β',
     beta1='decay of the mean β₁', beta2='decay of the squares β₂', eps='eps (ε)',
@@ -140,7 +140,7 @@ def _shielded(about, body):
         f'<p class="nnx-n">{html.escape(about)}{stop} Run this cell to see it, or '
         f'trust the notebook.</p><div class="nnx-d" style="display:none">{body}</div>')
 
-def _wrap(fig, picture, below):  # title, legend, picture and what stands below it
+def _wrap(fig, picture, below):  # title, legend, picture and what is below it
     d = fig.data
     head = f'<p class="nnx-t">{html.escape(fig.title)}</p>' if fig.title else ''
     how = 'ring: drag it to start elsewhere' if d.get('drag') else ''
@@ -160,7 +160,9 @@ def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
         f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
 
 # %% ../nbs/92_figures.ipynb #f565eb01
-# the script with its data; the strip of tiles stands in the picture already
+#| code-fold: true
+#| code-summary: "Code of to_html: all in one piece"
+# the script with its data; the strip of tiles is already in the picture
 def _program(data):
     series = [
         {k: _thin(v) if k in 'xy' else v for k, v in s.items() if k != 'png'}
@@ -172,7 +174,7 @@ def _program(data):
 @patch
 def to_html(self:Figure)->str:
     """The whole figure in one piece: style, first frame, controls, data and script;
-    asks nobody for anything"""
+    loads nothing"""
     frame, start = 0, list(self.start)
     for (_,values,_),i in zip(self.grid, self.start): frame = frame*len(values)+i
     last = self.data['params'][-1]
@@ -206,6 +208,8 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     return w.VBox([view, *sliders])
 
 # %% ../nbs/92_figures.ipynb #1eeea846
+#| code-fold: true
+#| code-summary: "Which form a viewer gets"
 def _live():  # in a kernel that can answer a slider, unless the output is to be stored
     if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
     return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None

@@ -56,7 +56,7 @@ def _known(name, names, what):  # the name, or an error with the nearest one
     if name in names: return name
     near = get_close_matches(str(name), names, 1)
     raise ValueError(
-        f"{what}={name!r} is none of the options"
+        f"{what}={name!r} is not one of the options"
         + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
 
 # {label: what a reader who picks it is told}

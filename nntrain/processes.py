@@ -40,7 +40,7 @@ def _loopback():
 def _serve():
     "What each process does: join the others, then run what comes through stdin"
     replies = os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)                           # whatever else writes to stdout: to the log
+    os.dup2(2, 1)                           # all other output goes to the log
     rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     store = os.environ['NNTRAIN_STORE']
     dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world)
@@ -65,7 +65,7 @@ def _answer(space, source, name, args):
         return pickle.dumps((False, printed.getvalue(), traceback.format_exc()))
 
 class Processes:
-    "Python processes on this machine that can send each other tensors; until `close`"
+    "Python processes on this machine that send each other tensors, until `close`"
     def __init__(self,
         n:int=2,        # how many
         threads:int=1   # of torch, in each
@@ -91,7 +91,7 @@ def _start(env, log):
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 def _stop(procs, folder):
-    for p in procs: p.stdin.close()           # the end of their input: they leave
+    for p in procs: p.stdin.close()           # their input ends, so they leave
     for p in procs:
         try: p.wait(5)
         except subprocess.TimeoutExpired: p.kill(); p.wait()

@@ -21,10 +21,10 @@ from .tensor_loader import TensorLoader
 from .world import agree, part_of
 
 # %% ../nbs/18_distributed.ipynb #03fd5101
-#| code-summary: "Code of TensorShard: it shares the tensors, and agrees about the order"
+#| code-summary: "Code of TensorShard: it shares the tensors and agrees on the order"
 #| code-fold: true
 class TensorShard(TensorLoader):
-    "The batches of `loader` in the same order, but of each only the rows of one part"
+    "The batches of `loader` in the same order, but only one part of the rows of each"
     def __init__(self,
         loader:TensorLoader,  # stays as it is; the tensors are shared
         rank:int,             # which part
@@ -53,7 +53,7 @@ def _part(self:TensorShard, i):
 #| code-summary: "Code of LoaderShard, ListShard and shard"
 #| code-fold: true
 class _BatchShard:
-    "The index lists of a batch sampler, drawn by the main process; of each the part"
+    "One part of each index list of a batch sampler; the main process draws the lists"
     def __init__(self, batches, rank, world):
         self.batches, self.rank, self.world = batches, rank, world
     def __len__(self): return len(self.batches)
@@ -62,7 +62,7 @@ class _BatchShard:
         for indices in agree(lambda: [list(b) for b in self.batches]):
             own = indices[part_of(len(indices), self.rank, self.world)]
             self.empty.append(not own)
-            yield own or indices[:1]    # no batch of nothing: a row to be cut off below
+            yield own or indices[:1]    # never an empty batch: one row, cut off below
 
 class LoaderShard:
     "As `TensorShard`, for torch's DataLoader: each process loads only its own rows"

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'load_optimizer', 'with_state', 'loaders_of', 'chance_state', 'set_chance_state', 'training_state', 'load_training_state']
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
-#| code-summary: "Code of random_state, loader_state, and what puts them back"
+#| code-summary: "Imports of the module"
 #| code-fold: true
 import random
 
@@ -21,8 +21,9 @@ from .budgets import to_device
 from .checkpoint_file import plain
 from .saving import _load_model_state, _model_state, _short
 
+# %% ../nbs/17_checkpoints.ipynb #ca501c02
 def random_state()->dict:  # plain numbers and uint8 tensors
-    "Where the global generators stand: Python's, NumPy's, torch's on each device"
+    "The state of the global generators: Python's, NumPy's, torch's on each device"
     kind, keys, *rest = np.random.get_state()
     state = {'python': random.getstate(), 'numpy': (kind, keys.tolist(), *rest),
              'torch': torch.get_rng_state()}
@@ -31,10 +32,13 @@ def random_state()->dict:  # plain numbers and uint8 tensors
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
+# %% ../nbs/17_checkpoints.ipynb #ca501c03
+#| code-fold: true
+#| code-summary: "Code of set_random_state, loader_state and set_loader_state"
 def set_random_state(
     state:dict  # what `random_state` gave
 )->None:
-    "Put the global generators back, but for those of devices that are not there"
+    "Put the global generators back; those of missing devices are skipped"
     kind, keys, *rest = state['numpy']
     random.setstate(state['python'])
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
@@ -47,7 +51,7 @@ def set_random_state(
 def loader_state(
     loader  # a `TensorLoader`, a torch `DataLoader`, or anything else to iterate over
 )->dict:
-    "Where a loader stands: its count of epochs and its own generators, if it has them"
+    "The state of a loader: its count of epochs and its own generators, if it has them"
     state = {'generators': [g.get_state() for g in loader_generators(loader)]}
     if isinstance(epoch := getattr(loader, 'epoch', None), int): state['epoch'] = epoch
     return state
@@ -56,20 +60,20 @@ def set_loader_state(
     loader,     # a loader like the one that the state is from
     state:dict  # what `loader_state` gave
 )->None:
-    "Put a loader back to where it stood"
+    "Put a loader back to where it was"
     generators = loader_generators(loader)
     for generator, its in zip(generators, state['generators'], strict=True):
         generator.set_state(its)
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/17_checkpoints.ipynb #c3b62101
-#| code-summary: "Code of load_optimizer, and of what asks callbacks, loaders and generators"
+#| code-summary: "Code of load_optimizer, and of helpers for callbacks, loaders and generators"
 #| code-fold: true
 def load_optimizer(
     opt:torch.optim.Optimizer,  # changed in place; its dicts of groups stay the same
     state:dict                  # what `opt.state_dict()` gave, of such an optimizer
 )->None:
-    "Load the state of an optimizer; the dicts of its groups, which others hold, stay"
+    "Load the state of an optimizer into the same dicts of groups, which others hold"
     groups = list(opt.param_groups)
     opt.load_state_dict(state)
     for group, loaded in zip(groups, opt.param_groups):
@@ -80,7 +84,7 @@ def load_optimizer(
 def with_state(
     learn  # a learner during a fit
 )->list:
-    "Its callbacks that remember something: with `state_dict` and `load_state_dict`"
+    "The callbacks that remember something: with `state_dict` and `load_state_dict`"
     both = 'state_dict', 'load_state_dict'
     return [cb for cb in learn.active if all(hasattr(cb, name) for name in both)]
 
@@ -93,7 +97,7 @@ def loaders_of(
 def chance_state(
     learn  # a learner during a fit
 )->dict:
-    "Where chance stands: the global generators and the loaders"
+    "The states of all that is random: the global generators and the loaders"
     loaders = loaders_of(learn).items()
     return {'random': random_state(),
             'loaders': {phase: loader_state(loader) for phase, loader in loaders}}
@@ -127,7 +131,7 @@ def load_training_state(
     learn,      # a learner during a fit, made like the one that the state is from
     state:dict  # what `training_state` gave; it is copied
 )->None:
-    "Put a run back to where it was; if anything fails, everything stays as it is"
+    "Put a run back to where it was; if anything fails, nothing is changed"
     before = training_state(learn)
     try: _load(learn, plain(state))
     except BaseException: _load(learn, before); raise

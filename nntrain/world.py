@@ -29,22 +29,22 @@ def part_of(
 )->slice:       # the rows of that part
     "Cut `n` rows into `world` parts whose sizes differ by at most one"
     if not 0 <= rank < world:
-        raise ValueError(f'rank must lie from 0 to world-1, got rank {rank} of {world}')
+        raise ValueError(f'rank must be from 0 to world-1, got rank {rank} of {world}')
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
 
 # %% ../nbs/18_distributed.ipynb #ec712901
 #| code-summary: "Code of world_size and is_main"
 #| code-fold: true
-def _launched()->bool:  # by torchrun or `accelerate launch`, which uses it?
+def _launched()->bool:  # by torchrun, which `accelerate launch` uses?
     return dist.is_available() and dist.is_torchelastic_launched()
 
 def world_size()->int:
-    "How many processes train together; 1 if nobody has started several"
+    "How many processes train together; 1 if they have not been joined"
     met = dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if met else 1
 
 def is_main()->bool:
-    "Is this the process that prints and saves? One that was started alone is"
+    "Is this the process that prints and saves? A process on its own is"
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
 

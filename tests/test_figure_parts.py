@@ -178,7 +178,8 @@ def test_sentences_of_a_prediction():
     assert asked.check('flat') and not asked.check('steep')
     eq(repr(Verdict(True, 'fine')), 'fine')
     with expect_fail(
-        ValueError, contains="pick='step' is none of the options: did you mean 'steep'?"
+        ValueError,
+        contains="pick='step' is not one of the options: did you mean 'steep'?"
     ):
         asked.check('step')
 
@@ -198,6 +199,6 @@ def test_errors_of_predict():
         'at least two':            lambda: ask({'up': [0, 1], 'down': [1]}),
         'are the same curve':      lambda: ask({'up': [0, 1], 'too': [0, 1]}),
         'both given and an option': lambda: ask(given={'up': [0, 1]}),
-        'none of the options':     lambda: ask(remarks={'flat': 'No.'}),
+        'not one of the options':  lambda: ask(remarks={'flat': 'No.'}),
     }.items():
         with expect_fail(ValueError, contains=contains): wrong()

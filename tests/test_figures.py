@@ -620,7 +620,7 @@ def question(n=3, **kw):
             lambda: predict('q', {str(i): [0, i] for i in range(5)}, '1', 'w', alt=ALT),
         ),
         (
-            "answer='dwn' is none of the options: did you mean 'down'",
+            "answer='dwn' is not one of the options: did you mean 'down'",
             lambda: predict('q', {DOWN: [1, 0], UP: [0, 1]}, 'dwn', 'w', alt=ALT)),
         (
             'too short',

@@ -676,7 +676,7 @@ def test_what_a_saved_state_must_hold(name):
         opt.load_state_dict(saved)
     with pytest.raises(
         ValueError,
-        match='no state of an optimizer: expected the keys state and param_groups',
+        match='not the state of an optimizer: expected the keys state and param_groups',
     ):
         opt.load_state_dict({'weight': torch.ones(1)})
 

@@ -123,7 +123,8 @@ def _options_on(self:Optimizer, group):
 def _check_hypers(self:Optimizer, group):
     me = f'a parameter group of {type(self).__name__}'
     if on := self._options_on(group):
-        raise ValueError(f'{me} has {on}, which it lacks: leave it out')
+        raise ValueError(f'{me} sets {on}, which {type(self).__name__} lacks: '
+                         f'leave it out')
     others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
     check_names([k for k in group if k not in others], list(self.defaults), me)
     for name, value in {**self.defaults, **group}.items():

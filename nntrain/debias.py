@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ['debias', 'ema_step', 'ExactEMA', 'ema_weights']
 
 # %% ../nbs/11_debiasing.ipynb #c9afe130
-#| code-summary: "Helpers: is β in range, and divide only by a weight above 0"
+#| code-summary: "Code of two helpers: check β, and divide only by a weight above 0"
 #| code-fold: true
 def _known_beta(beta):
     if not 0 <= beta <= 1: raise ValueError(f'beta must lie in [0, 1], got {beta}')
@@ -28,13 +28,13 @@ def _divide(value, total):
 
 # %% ../nbs/11_debiasing.ipynb #2cb77384
 def debias(
-    value,              # average or sum, started at 0: a number, a tensor, or tensors
+    value,              # average or sum that began at 0: a number, a tensor, or tensors
     beta:float,         # decay, in [0, 1], the same at every step
     step:int,           # how many values it has seen, at least 1
     dampened:bool=True  # were the values multiplied by 1-beta?
 ):                      # the weighted mean of the values, like `value`
     """Divide an average by the sum of its weights.
-    Raises ValueError before the first step, and where all weights are 0"""
+    Raises ValueError before the first step, and if all weights are 0"""
     _known_beta(beta)
     if step < 1: raise ValueError(f'step counts the values seen, from 1; got {step}')
     if dampened: return _divide(value, 1 - beta**step)
@@ -53,7 +53,7 @@ def ema_step(
     x,                  # next value, of the same kind; 1 for the weight
     beta:float,         # decay at this step, in [0, 1]
     dampened:bool=True  # multiply `x` by 1-beta?
-):                      # the next average, in at least 32 bits; inputs are only read
+):                      # the next average, in at least 32 bits; inputs stay as they are
     "One step of an average: `beta*avg + (1-beta)*x`, or `beta*avg + x` undampened"
     _known_beta(beta)
     avg, x, scale = _wide(avg), _wide(x), 1-beta if dampened else 1.
@@ -64,11 +64,11 @@ def ema_step(
 
 # %% ../nbs/11_debiasing.ipynb #e5a0c52b
 class ExactEMA:
-    "Moving average that carries the sum of its weights: a true mean whatever beta does"
+    "Moving average that keeps the sum of its weights: a true mean, however beta moves"
     def __init__(self,
-        beta:float=.9,      # decay of the steps that are not given one, in [0, 1]
+        beta:float=.9,      # decay, in [0, 1], unless `update` is given another
         start=0.,           # a guess: a number, a tensor, or a list of tensors
-        weight:float=0.,    # what the guess counts: 0 nothing, 1 as an endless past
+        weight:float=0.,    # of the guess: 0 it counts nothing, 1 as an endless past
         dampened:bool=True  # multiply values by 1-beta? if not, beta=1: plain mean
     ):
         _known_beta(beta)
@@ -76,7 +76,7 @@ class ExactEMA:
         self.reset(start, weight)
 
     def reset(self, start=0., weight=0.):
-        "Forget all values; start again from a guess, or from nothing"
+        "Forget all values, and start again from a guess or from nothing"
         if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
         start, several = _wide(start), isinstance(start, (list, tuple))
         self.total = [t*weight for t in start] if several else start*weight
@@ -87,7 +87,7 @@ class ExactEMA:
         x,               # next value: a number, a tensor, or tensors; only read
         beta:float=None  # decay of this step; default: the average's own
     ):
-        "Take one value; returns the average itself"
+        "Take in one value; returns the object itself"
         beta = self.beta if beta is None else beta
         self.total = ema_step(self.total, x, beta, self.dampened)
         self.weight = ema_step(self.weight, 1., beta, self.dampened)
@@ -95,7 +95,7 @@ class ExactEMA:
 
     @property
     def mean(self):
-        "The weighted mean of all values; raises ValueError while none has any weight"
+        "The weighted mean of all values; raises ValueError if no value has any weight"
         return _divide(self.total, self.weight)
 
 # %% ../nbs/11_debiasing.ipynb #12dd6231
@@ -105,6 +105,6 @@ def ema_weights(
     betas:Tensor,         # (T,) decay at each step, in [0, 1]
     dampened:bool=True    # were the values multiplied by 1-beta?
 )->Tensor:                # (T,) weight of each value after the last step
-    "Weights of an average, written out: `(1-beta[j]) * beta[j+1] * … * beta[T-1]`"
+    "The weights of an average: `(1-beta[j]) * beta[j+1] * … * beta[T-1]`"
     later = torch.cat([betas[1:], betas.new_ones(1)]).flip(0).cumprod(0).flip(0)
     return later*(1-betas) if dampened else later

@@ -42,9 +42,9 @@ def check_hyper(
                          f'got {value!r}')
 
 def check_names(
-    names,       # names that somebody has given
-    known:list,  # names that there are
-    who:str      # who takes them, for the message
+    names,       # the names that were given
+    known:list,  # the names that exist
+    who:str      # what they were given to, for the message
 )->None:
     "Raise TypeError, with the nearest known name, for the first unknown one of `names`"
     for name in names:

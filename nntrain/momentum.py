@@ -25,7 +25,7 @@ def ema(
     start=0.,     # the average before the first value: a number, or like `xs[0]`
     weight=None,  # of the new value; None: 1-beta, an average; 1: the sum of momentum
 )->Tensor:        # (T, …) running averages, in the unit of `xs`
-    "Moving average `avg = beta*avg + weight*x`; from `start=0` too small at first"
+    "Moving average `avg = beta*avg + weight*x`; from 0 it is too small at first"
     check_hyper('beta', beta, 0, 1)
     if weight is None: weight = 1-beta
     avg, out = start, []
@@ -44,11 +44,11 @@ class Momentum(SGD):
         params,                 # tensors, (name, tensor) pairs, or one dict per group
         lr:float=1e-3,          # learning rate, at least 0; see also `momentum`
         momentum:float=.9,      # β, in [0, 1): a steady gradient moves by `lr/(1-β)`
-        dampening:float=0.,     # in [0, 1): a gradient counts 1-dampening, the first 1
+        dampening:float=0.,     # in [0, 1): gradients count 1-dampening, the first 1
         weight_decay:float=0.,  # L2 penalty, at least 0: the gradient gets `+ decay*p`
-        nesterov:bool=False,    # look one step ahead? not together with dampening
+        nesterov:bool=False,    # look one step ahead? not with dampening
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors at once? else one by one: the same, slower
+        foreach:bool=True       # all tensors at once? one by one is slower
     ):
         Optimizer.__init__(self, params, dict(
             lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
@@ -64,7 +64,7 @@ class Momentum(SGD):
         p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
-#| code-summary: "Code of the version for lists, and of the check of groups"
+#| code-summary: "Code of multi_step, and of the check of groups"
 #| code-fold: true
 def _feed_buffers(grads, states, beta, dampening):
     "Fade all buffers and add the gradients; a first gradient becomes the buffer itself"
@@ -112,7 +112,7 @@ class EMAMomentum(SGD):
         beta:float=.9,          # share of the average that is kept, in [0, 1)
         weight_decay:float=0.,  # L2 penalty, at least 0: the gradient gets `+ decay*p`
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors at once? else one by one: the same, slower
+        foreach:bool=True       # all tensors at once? one by one is slower
     ):
         Optimizer.__init__(self, params, dict(
             lr=lr, beta=beta, weight_decay=weight_decay, maximize=maximize,

@@ -25,7 +25,7 @@ class Optimizer(torch.optim.Optimizer):
     # low <= value < high
     ranges = dict(lr=(0, math.inf), weight_decay=(0, math.inf), eps=(0, math.inf),
                   momentum=(0, 1), betas=(0, 1))
-    # options of torch's namesake that we lack, and the value that switches them off
+    # options that only torch's class of this name has, and the value that means off
     torch_keys = dict(differentiable=False, fused=None)
 
     def __new__(cls, *args, **kwargs):
@@ -40,8 +40,8 @@ class Optimizer(torch.optim.Optimizer):
         _check_order(params)
         if not isinstance(params, Tensor):          # torch refuses a bare tensor itself
             if not (params := list(params)):
-                raise ValueError('no parameters to optimize: has the model none, or '
-                                 'was the generator model.parameters() used up before?')
+                raise ValueError('no parameters to optimize: does the model have any, '
+                                 'or was the generator model.parameters() used up?')
         super().__init__(params, {'maximize': False, 'foreach': True, **defaults})
 
     def init_state(self, p:Tensor, group:dict)->dict:
@@ -62,7 +62,7 @@ class Optimizer(torch.optim.Optimizer):
 def step(self:Optimizer,
     closure=None  # () -> loss: evaluates the model again, with gradients
 ):                # the closure's loss, if there is one
-    "Change all parameters that have a gradient, in place; gradients are only read"
+    "Change all parameters that have a gradient, in place, but not the gradients"
     loss = None
     if closure is not None:
         with torch.enable_grad(): loss = closure()
@@ -77,7 +77,7 @@ def step(self:Optimizer,
 def _check_order(params):
     if isinstance(params, (set, frozenset)):
         raise TypeError('parameters in a set have no fixed order, '
-                        'and a saved state goes by order: give a list')
+                        'and a saved state relies on their order: give a list')
 
 def _by_kind(params, grads, states):
     "The three lists, cut into lists of parameters that share type and device"
@@ -107,7 +107,7 @@ def _step_group(self:Optimizer, params, grads, group):
             self.one_step(p, grad, state, group)
 
 # %% ../nbs/09_optimizers.ipynb #8ed03862
-#| code-summary: "Code: what a group must hold"
+#| code-summary: "Code of the checks of a group"
 #| code-fold: true
 # what torch's schedulers and `SWALR` write into a group besides the hyperparameters
 SCHEDULER_KEYS = ('initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum',
@@ -115,7 +115,7 @@ SCHEDULER_KEYS = ('initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_moment
 
 @patch
 def _options_on(self:Optimizer, group):
-    "Options of torch's namesake that we lack and that `group` switches on"
+    "Options in `group` that are on, but that only torch's class of this name has"
     return {k: group[k] for k, off in self.torch_keys.items()
             if off is not None and group.get(k) not in (off, None)}
 
@@ -123,7 +123,8 @@ def _options_on(self:Optimizer, group):
 def _check_hypers(self:Optimizer, group):
     me = f'a parameter group of {type(self).__name__}'
     if on := self._options_on(group):
-        raise ValueError(f'{me} has {on}, which it lacks: leave it out')
+        raise ValueError(f'{me} sets {on}, which {type(self).__name__} lacks: '
+                         f'leave it out')
     others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
     check_names([k for k in group if k not in others], list(self.defaults), me)
     for name, value in {**self.defaults, **group}.items():
@@ -146,9 +147,9 @@ def _check_params(self:Optimizer, given):
 
 @patch
 def add_param_group(self:Optimizer,
-    param_group:dict  # 'params' and any hyperparameters; may be torch's namesake's
+    param_group:dict  # 'params' and any hyperparameters; ours or from torch's class
 )->None:
-    "Check a copy of a group and add it; what it leaves out is as in `self.defaults`"
+    "Check a copy of a group and add it; `self.defaults` fill in what it leaves out"
     group, given = dict(param_group), param_group['params']
     if group.get('foreach', True) is None: del group['foreach']  # torch's "as you like"
     self._check_hypers(group)
@@ -174,8 +175,8 @@ def __setstate__(self:Optimizer, state):  # after unpickling, also of an older v
         for name, value in options.items(): group.setdefault(name, value)
 
 @patch
-def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name writes it
-    "State and hyperparameters, to save, or for torch's optimizer of the same name"
+def state_dict(self:Optimizer)->dict:  # with the keys of torch's optimizer
+    "State and hyperparameters, readable for torch's optimizer of the same name too"
     def switch_off(opt, saved):
         for group in saved['param_groups']: group.update(opt.torch_keys)
     hook = self.register_state_dict_post_hook(switch_off, prepend=True)
@@ -184,7 +185,7 @@ def state_dict(self:Optimizer)->dict:  # as torch's optimizer of the same name w
 
 @patch
 def _readable_group(self:Optimizer, group):
-    "A saved group as ours are; ValueError if it is of another optimizer"
+    "A saved group in our form; ValueError if it is from another optimizer"
     me, names = type(self).__name__, self.defaults.keys() - {'maximize', 'foreach'}
     if on := self._options_on(group):
         raise ValueError(f'the saved state has {on}, which {me} lacks: '
@@ -201,14 +202,14 @@ def _readable_group(self:Optimizer, group):
 @patch
 def _readable(self:Optimizer, state_dict):
     if not {'state', 'param_groups'} <= state_dict.keys():
-        raise ValueError(f'no state of an optimizer: expected the keys state and '
+        raise ValueError(f'not the state of an optimizer: expected the keys state and '
                          f'param_groups, got {list(state_dict)[:5]}')
     groups = [self._readable_group(group) for group in state_dict['param_groups']]
     return {**state_dict, 'param_groups': groups}
 
 @patch
 def _restore_numbers(self:Optimizer, saved):
-    "Give states that are not of their parameter's type the one that `init_state` makes"
+    "Give numbers such as step counts the type that `init_state` gives them"
     keys = [key for group in saved['param_groups'] for key in group['params']]
     params = [(p, group) for group in self.param_groups for p in group['params']]
     for key, (p, group) in zip(keys, params):
@@ -230,8 +231,8 @@ def _as_made(now, saved, made):
 def load_state_dict(self:Optimizer,
     state_dict:dict  # from this optimizer, or torch's of the same name; not changed
 )->None:
-    """Take over state and hyperparameters (but not `foreach`).
-    Raises ValueError for what this optimizer cannot go on with"""
+    """Load state and hyperparameters (but not `foreach`).
+    Raises ValueError for a state that this optimizer cannot continue from"""
     saved = {}
     def check(opt, given):     # the last hook before loading
         saved.update(opt._readable(given))

@@ -27,7 +27,7 @@ class SGD(Optimizer):
         lr:float=1e-3,          # learning rate, at least 0; or a one-element tensor
         weight_decay:float=0.,  # L2 penalty, at least 0: the gradient gets `+ decay*p`
         maximize:bool=False,    # go up instead of down?
-        foreach:bool=True       # all tensors at once? else one by one: the same, slower
+        foreach:bool=True       # all tensors at once? one by one is slower
     ):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay,
                                       maximize=maximize, foreach=foreach))
@@ -44,7 +44,7 @@ def add_scaled(
     ys:list,  # as many tensors of the same shapes
     alpha     # a number, or a one-element tensor, which stays on its device
 )->None:
-    "`x += alpha*y` for each pair, in one call"
+    "`x += alpha*y` for all pairs at once"
     if isinstance(alpha, Tensor):
         torch._foreach_add_(xs, torch._foreach_mul(ys, alpha.squeeze()))
     else: torch._foreach_add_(xs, ys, alpha=alpha)
@@ -54,7 +54,7 @@ def add_l2(
     params:list,  # as many parameters
     decay:float   # the weight decay λ; 0: nothing is added
 )->list:          # gradients, new tensors where something was added
-    "`grad + decay*p` for each pair, in one call"
+    "`grad + decay*p` for all pairs at once"
     return torch._foreach_add(grads, params, alpha=decay) if decay != 0 else grads
 
 # %% ../nbs/09_optimizers.ipynb #2b11ff57
@@ -67,9 +67,9 @@ def multi_step(self:SGD, params, grads, states, group):
 def decay_groups(
     model:nn.Module,     # any model
     weight_decay:float   # for the weights of layers, at least 0
-)->list:                 # two parameter groups: the decayed, the others
+)->list:                 # two parameter groups: those that decay, and the others
     "Two groups of parameters: biases, norms, other vectors and scalars do not decay"
-    decayed, rest = {}, {}               # by id: a shared tensor stands in one once
+    decayed, rest = {}, {}               # by id: a shared tensor counts once
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             spared = p.ndim < 2 or 'bias' in name or 'Norm' in type(module).__name__

@@ -56,8 +56,8 @@ def before_fit(self:WeightAveragingCB, learn):
                          'give all but one validates=False')
     if 'train' not in learn.phases: return  # validate with the one that there is
     if self.start and learn.n_steps is None:
-        raise ValueError('the loader has no length, so no share of the training '
-                         'is known: use start=0')
+        raise ValueError('the loader has no length, so no share of the run is '
+                         'known: use start=0')
     self.average.reset()
 
 @patch

@@ -30,7 +30,7 @@ class BatchLimitCB(Callback):
         learn.n_steps = learn.n_epochs*min(limit, learn.n_steps//learn.n_epochs)
     def before_batch(self, learn):
         limit = self.limits[learn.phase]
-        # one batch too many was fetched, none too many is computed
+        # one batch more was fetched, but it is not computed
         if limit is not None and learn.iter >= limit: raise CancelPhase()
 
 # %% auto #0
@@ -54,7 +54,7 @@ class StopOnNonFiniteCB(Callback):
         self.seen[learn.phase, learn.epoch, learn.iter] = learn.loss.detach()
         if len(self.seen) == self.n: self._look()
     def after_phase(self, learn): self._look()
-    def after_epoch(self, learn): self._look()  # a phase left early has no after
+    def after_epoch(self, learn): self._look()  # a phase left early has no after_phase
     def _look(self):
         values = dict(zip(self.seen, to_floats(list(self.seen.values()))))
         self.seen = {}

@@ -41,7 +41,7 @@ def momentum_cycle(
 # %% ../nbs/15_schedulers.ipynb #3d185501
 def one_cycle(
     max_lr:float,           # value at the peak
-    pct_start:float=.25,    # share of the training before the peak, in [0, 1]
+    pct_start:float=.25,    # share of the run before the peak, in [0, 1]
     div:float=25.,          # starts at max_lr/div; above 0
     div_final:float=1e5,    # ends at max_lr/div_final; above 0
     anneal=cosine,          # (start, end) -> schedule: the shape of both parts

@@ -23,15 +23,15 @@ def _read_log(path):
     fix = 'move it away, or give another path'
     try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
-        raise ValueError(f'{path} is no text in UTF-8, so no log of CSVLogCB: '
-                         f'{fix}') from e
+        raise ValueError(f'{path} is not text in UTF-8, so it is not a log of '
+                         f'CSVLogCB: {fix}') from e
     if not text.strip(): return []
     head = text.splitlines()[0]
     mark = next((mark for mark in ';\t' if mark in head and ',' not in head), ',')
     names, *rows = csv.reader(text.splitlines(), delimiter=mark)
     if 'epoch' not in names or any(len(row) > len(names) for row in rows):
-        raise ValueError(f'{path} is no log of CSVLogCB, whose rows have an epoch: '
-                         f'{fix}')
+        raise ValueError(f'{path} is not a log of CSVLogCB, whose rows have an '
+                         f'epoch: {fix}')
     if mark == ';':  # 0,5 is a number there
         rows = [[value.replace(',', '.') for value in row] for row in rows]
     return [dict(zip(names, row)) for row in rows if any(row)]

@@ -85,7 +85,7 @@ def load_state_dict(self:MonitorCB, state)->None:
         mine, kind = getattr(self, name), type(self).__name__
         if state[name] != mine:
             raise ValueError(f'the saved {kind} has {name}={state[name]!r}, this '
-                             f'one {mine!r}: its best is no best of this one')
+                             f'one {mine!r}: their best values cannot be compared')
     vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701

@@ -92,7 +92,7 @@ def state_dict(self:MixedPrecisionCB)->dict:
 def load_state_dict(self:MixedPrecisionCB, state)->None:
     if bool(state) != (self.scaler is not None):
         if self.dtype or self.given or not hasattr(self, 'kind'):
-            raise ValueError('the saved training and this one do not both scale their '
+            raise ValueError('the saved run and this one do not both scale their '
                              'losses: use the same dtype')
         self._use(torch.float16 if state else torch.bfloat16)  # as elsewhere
     if state: self.scaler.load_state_dict(state)

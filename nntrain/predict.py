@@ -25,8 +25,8 @@ from .events import CancelBatch, CancelFit
 from .learner import Learner
 
 # %% ../nbs/20_augmentation.ipynb #c71bd101
-#| code-summary: "get_preds"
 #| code-fold: true
+#| code-summary: "What get_preds adds to the validation phase"
 class _PredictCB(Callback):
     """Leave out what follows a validation phase; a batch of inputs only gets the target
     None"""
@@ -64,6 +64,7 @@ class _CollectCB(Callback):
         self.targets.append(targets)
         raise CancelBatch
 
+# %% ../nbs/20_augmentation.ipynb #11dcc0d8
 def get_preds(
     # model, data and callbacks, also in the middle of a fit; all is put back afterwards
     learn:Learner,

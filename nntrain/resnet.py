@@ -25,7 +25,7 @@ def pool_conv(
     n_in:int,    # channels in
     n_out:int,   # channels out
     stride:int,  # 1, or 2: halves height and width (rounded up)
-    norm=None    # as in `conv_block`: behind the 1×1 convolution
+    norm=None    # as in `conv_block`: after the 1×1 convolution
 )->list:         # layers
     "Average pooling, then a 1×1 convolution, each only where the shape demands it"
     pool = [nn.AvgPool2d(2, ceil_mode=True)] if stride == 2 else []  # gives ⌈H/2⌉
@@ -52,7 +52,7 @@ def strided_conv(
 def _check_block(stride, identity):
     if isinstance(stride, bool) or stride not in (1, 2):
         raise ValueError(f'stride must be 1 or 2, got {stride!r}: to shrink more, '
-                         'put blocks of stride 2 one behind the other')
+                         'put blocks of stride 2 one after the other')
     if not callable(identity):
         raise TypeError('identity must be a function (n_in, n_out, stride, norm), '
                         f'such as pool_conv; got {identity!r}')
@@ -72,7 +72,7 @@ class ResBlock(nn.Module):
         identity=pool_conv,  # (n_in, n_out, stride, norm) -> list of layers
         zero_init:bool=True, # the last norm starts at weight 0, so f at 0
         norm=nn.BatchNorm2d, # as in `conv_block`
-        act=nn.ReLU          # as in `conv_block`; the last one stands behind the sum
+        act=nn.ReLU          # as in `conv_block`; the last one comes after the sum
     ):
         super().__init__()
         _check_block(stride, identity)

@@ -20,7 +20,7 @@ def _above_0(why='', **numbers):
 
 def _check_schedule(schedule, name='this'):
     if not callable(schedule):
-        raise TypeError(f'{name}={schedule!r} is no schedule: give a function of '
+        raise TypeError(f'{name}={schedule!r} is not a schedule: give a function of '
                         f'progress, such as constant({schedule!r})')
 
 # %% auto #0
@@ -30,7 +30,7 @@ __all__ = ['at_steps', 'linear', 'cosine', 'constant', 'polynomial', 'exponentia
 # %% ../nbs/15_schedulers.ipynb #d0537b01
 def at_steps(
     schedule,   # function: progress in [0, 1] -> value
-    n_steps:int # how many steps the training has, at least 1
+    n_steps:int # number of steps in the run, at least 1
 )->list:        # the value at each step; the last one is at progress 1
     "Values of a schedule at the steps of a training run"
     _check_schedule(schedule, 'schedule')
@@ -50,7 +50,7 @@ def cosine(
     start:float,  # value at progress 0
     end:float     # value at progress 1
 ):                # schedule: progress -> value
-    "Half a wave of the cosine: leaves the start slowly and comes to the end slowly"
+    "Half a wave of the cosine: leaves the start slowly and reaches the end slowly"
     finite('start', start), finite('end', end)
     def schedule(progress):
         w = (1 + math.cos(math.pi*progress))/2
@@ -71,11 +71,11 @@ def constant(
 def polynomial(
     start:float,    # value at progress 0
     end:float,      # value at progress 1
-    power:float=2.  # of what is left, above 0; 1 is linear, 2 comes slowly to the end
+    power:float=2.  # of what is left, above 0; 1 is linear, 2 reaches the end slowly
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
     finite('start', start), finite('end', end)
-    positive('power', power)  # at the end 0**power: no 0 for 0, no number below
+    positive('power', power)  # at the end, 0**power must be 0
     def schedule(progress):
         w = (1-progress)**power
         return w*start + (1-w)*end
@@ -95,7 +95,7 @@ def time_decay(
     end:float     # value at progress 1, above 0
 ):                # schedule: progress -> value
     "The first half falls most: start/(1 + k*progress), with the k that leads to `end`"
-    _above_0(': it comes near 0 but never there', start=start, end=end)
+    _above_0(': it comes near 0 but never reaches it', start=start, end=end)
     def schedule(progress):  # start*end/((1-progress)*end + progress*start), exact ends
         w = (1-progress)*end/((1-progress)*end + progress*start)
         return w*start + (1-w)*end
@@ -138,7 +138,7 @@ def _parts(fractions, schedules):  # [(fraction, schedule)] of the parts with a 
     if not all(f >= 0 for f in fractions):
         raise ValueError(f'fractions must be at least 0, got {fractions}')
     if abs(math.fsum(fractions) - 1) > 1e-6:
-        raise ValueError(f'fractions are shares of the training and must sum to 1, '
+        raise ValueError(f'fractions are shares of the run and must sum to 1, '
                          f'got {fractions} with sum {math.fsum(fractions):g}: '
                          f'divide counts or percentages by their sum')
     # a part without length is never seen
@@ -146,7 +146,7 @@ def _parts(fractions, schedules):  # [(fraction, schedule)] of the parts with a 
 
 # %% ../nbs/15_schedulers.ipynb #75a66c01
 def join(
-    fractions,  # share of the training for each schedule: at least 0, together 1
+    fractions,  # share of the run for each schedule: at least 0, together 1
     schedules   # as many functions: progress in [0, 1] -> value
 ):              # schedule: progress -> value
     """Several schedules one after the other; each begins where the one before ends,
@@ -164,7 +164,7 @@ def join(
 # %% ../nbs/15_schedulers.ipynb #769f5825
 def warm_up(
     schedule,        # what follows
-    share:float=.1,  # of the training for the warm-up, in [0, 1]
+    share:float=.1,  # of the run for the warm-up, in [0, 1]
     start:float=0.   # value at progress 0
 ):                   # schedule: progress -> value
     "A straight line from `start` to where `schedule` begins, then `schedule`"
@@ -177,7 +177,7 @@ def warm_up(
 #| code-fold: true
 def wsd(
     peak:float,      # value of the flat part
-    up:float=.1,     # share of the training for the warm-up, from 0
+    up:float=.1,     # share of the run for the warm-up, from 0
     down:float=.2,   # share for the decay to `end`; up + down at most 1
     end:float=0.,    # value at progress 1
     anneal=linear    # (start, end) -> schedule: the shape of the decay
@@ -219,7 +219,7 @@ def warm_restarts(
 
 def inverse_sqrt(
     peak:float,     # value at the end of the warm-up
-    share:float=.1  # of the training for the warm-up, in (0, 1]
+    share:float=.1  # of the run for the warm-up, in (0, 1]
 ):                  # schedule: progress -> value
     "A straight line from 0, then as 1/√progress; ends at `peak`·√`share`"
     finite('peak', peak)

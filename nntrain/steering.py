@@ -72,7 +72,7 @@ def set_hyper(
     "Write one hyperparameter; ValueError if it is not finite or outside its range"
     key, i, value = _checked_value(group, name, value, ranges)
     old = group[key]
-    if isinstance(old, Tensor): old.fill_(value)  # all who hold it see the change
+    if isinstance(old, Tensor): old.fill_(value)  # all its holders see the change
     elif i is None: group[key] = value
     else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
@@ -88,9 +88,9 @@ def _checked_schedules(schedules):
 
 def _planned(learn):  # steps of the fit
     if learn.n_steps is None:
-        raise ValueError('the training loader has no length, so nobody knows how '
-                         'far the training is: set learn.n_steps in the '
-                         'before_fit of a callback of order below 0')
+        raise ValueError('the training loader has no length, so the progress of the '
+                         'run is unknown: set learn.n_steps in the before_fit of a '
+                         'callback whose order is below 0')
     return learn.n_steps
 
 # %% ../nbs/15_schedulers.ipynb #fa787a01
@@ -208,7 +208,7 @@ def _per_group(make, lr):  # one schedule, or a list if `lr` is one
 def fit_one_cycle(self:Learner,
     n_epochs:int,                # how many epochs, at least 1
     lr=None,                     # its peak, or one per group; None: the learner's
-    pct_start:float=.25,         # share of the training before the peak
+    pct_start:float=.25,         # share of the run before the peak
     div:float=25.,               # starts at lr/div; above 0
     div_final:float=1e5,         # ends at lr/div_final; above 0
     moms:tuple=(.95, .85, .95),  # momentum at start, peak and end; None: left as it is
@@ -227,7 +227,7 @@ def fit_one_cycle(self:Learner,
 def fit_flat_cos(self:Learner,
     n_epochs:int,         # how many epochs, at least 1
     lr=None,              # rate of the flat part, or one per group; None: the learner's
-    pct_start:float=.75,  # share of the training at that rate
+    pct_start:float=.75,  # share of the run at that rate
     div_final:float=1e5,  # ends at lr/div_final; above 0
     cbs=(),               # further callbacks, for this fit only
     **kwargs              # as in `fit`: train, valid, opt

@@ -17,8 +17,8 @@ from torch import Tensor
 from . import checks
 
 # %% ../nbs/20_augmentation.ipynb #88344c01
-#| code-summary: "check_images and ImageTransform"
 #| code-fold: true
+#| code-summary: "check_images"
 def check_images(
     x,       # what was given
     who:str  # who asks, for the message
@@ -32,6 +32,7 @@ def check_images(
         f'{who} wants a batch of images (N, C, H, W), float or uint8, got {got}'
         + ': for a single image pass image[None]'*single)
 
+# %% ../nbs/20_augmentation.ipynb #83d87114
 class ImageTransform:
     """Base of transforms that draw anew for each image of a batch: a subclass writes
     `apply(x)`, which returns a new tensor"""
@@ -148,8 +149,6 @@ class RandomCrop(ImageTransform):
         return windows[image, :, self.whole(x, 0, down, n), self.whole(x, 0, right, n)]
 
 # %% ../nbs/20_augmentation.ipynb #10f5c601
-#| code-summary: "black"
-#| code-fold: true
 def black(
     mean,  # what was subtracted in normalising: a number, or one per channel
     std    # what was divided by after that, above 0

@@ -461,7 +461,7 @@ def test_what_is_no_schedule_is_refused_when_it_is_given():
     ):
         with pytest.raises(
             TypeError,
-            match='is no schedule: give a function of progress, such as constant',
+            match='is not a schedule: give a function of progress, such as constant',
         ):
             make()
     # one place needs no tuple

@@ -52,7 +52,7 @@ def subtract_ratio(
     denoms:list,  # the same: denominators
     sizes:list    # a number, or a one-element tensor, for each
 )->None:
-    "`p -= size * num/denom` for each, without a look at tensors' values"
+    "`p -= size * num/denom` for each, without reading a tensor's value"
     if isinstance(sizes[0], Tensor):
         moves = torch._foreach_div(nums, denoms)
         torch._foreach_mul_(moves, [size.squeeze() for size in sizes])
@@ -104,13 +104,13 @@ def adam_direction(
     eps:float=1e-8           # added to the root, in the unit of the gradient
 )->Tensor:                   # about 1 in size where gradients agree
     "Debiased mean of the gradients over the root of the debiased mean of their squares"
-    t = _number(step)
+    t = _number(step)  # t as a number
     m_hat, v_hat = exp_avg/(1-betas[0]**t), exp_avg_sq/(1-betas[1]**t)
     return m_hat/(v_hat.sqrt() + eps)
 
 # %% ../nbs/12_adaptive.ipynb #9e57a647
 #| code-fold: true
-#| code-summary: "The class with its hyperparameters, and the step for lists, with one pass less over the large tensors"
+#| code-summary: "The class with its hyperparameters, and the step for lists, which saves one pass over the large tensors"
 class Adam(Optimizer):
     """Running mean of the gradient over the root of that of its square, both debiased;
     equals `torch.optim.Adam`"""
@@ -136,7 +136,7 @@ def adam_denoms(
     betas:tuple,       # shares of the two means that are kept
     eps:float          # added to the root
 )->tuple:              # (denominators, a factor for each)
-    "Lists of what makes `factor * m/denom` Adam's direction, see `adam_direction`"
+    "Two lists: `factor * m/denom` is Adam's direction, see `adam_direction`"
     ts = [_number(t) for t in steps]
     roots = [(1-betas[1]**t)**.5 for t in ts]
     denoms = torch._foreach_sqrt(exp_avg_sqs)

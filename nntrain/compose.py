@@ -20,7 +20,7 @@ from .optimizer import Optimizer
 __all__ = ['REQUIRED', 'read_part', 'stat', 'collect_hypers', 'ComposedType', 'Composed', 'compose', 'multi']
 
 # %% ../nbs/13_composing.ipynb #48cfe76a
-REQUIRED = inspect.Parameter.empty  # stands for a default that is not there
+REQUIRED = inspect.Parameter.empty  # stands for "has no default"
 
 def read_part(
     part  # a function: positional arguments are inputs, keyword-only ones settings
@@ -41,7 +41,7 @@ def read_part(
 def stat(
     **makes  # name of a state = function (parameter) -> first value, changed in place
 ):           # a decorator that gives the function back
-    "Mark a part as the one that keeps these states"
+    "Mark a part as the keeper of these states"
     def mark(part):
         part.makes = makes
         return part

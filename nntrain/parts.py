@@ -108,7 +108,7 @@ def _adam_directions(exp_avg, exp_avg_sq, step, *, betas, eps):
 
 # %% ../nbs/13_composing.ipynb #05155ea7
 #| code-fold: true
-#| code-summary: "The two parts, and states that are one number, at least in single precision"
+#| code-summary: "The two parts, and states that are one number, in float32 or wider"
 def at_least_float32(
     x:Tensor    # any floating-point tensor
 )->torch.dtype: # its type, or float32 if that is wider

@@ -32,11 +32,11 @@ from nntrain.parts import (
 
 # %% ../nbs/13_composing.ipynb #4ccb65bf
 #| code-fold: true
-#| code-summary: "The length of a tensor, at least in single precision, also of one spread over devices"
+#| code-summary: "The length of a tensor, even of one that is spread over several devices"
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
-    "Euclidean length of a whole tensor, also of one spread over several devices"
+    "Euclidean length of a whole tensor, even of one spread over several devices"
     norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
     return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
 
@@ -45,7 +45,7 @@ def trust_ratio(
     weight_norm:Tensor, # length of the weights of one layer, one element
     update_norm:Tensor  # length of its proposed update, one element
 )->Tensor:              # their ratio; 1 where one of them is 0
-    "How long the update should be, in lengths of itself, to be as long as the weights"
+    "The factor that makes the update as long as the weights"
     both = (weight_norm > 0) & (update_norm > 0)
     return torch.where(both, weight_norm/torch.where(both, update_norm, 1.), 1.)
 
@@ -64,8 +64,6 @@ class LAMB(Composed):
     hypers = dict(lr=1e-3, eps=1e-6)
 
 # %% ../nbs/13_composing.ipynb #3ed4f700
-#| code-fold: true
-#| code-summary: "The scale of LARS and its parts"
 def lars_scale(p, grad, update, *, trust=1e-3, weight_decay=0.):
     "New update: as long as the share `trust` of the weights, decay included"
     ratio = trust_ratio(length(p), length(grad) + weight_decay*length(p))
@@ -88,8 +86,6 @@ class Lion(Composed):
     parts, hypers = (lion_direction, add_decay, sgd_step), dict(lr=1e-4)
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
-#| code-fold: true
-#| code-summary: "RAdam's direction and its parts"
 def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
@@ -100,6 +96,9 @@ def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     rectify = math.sqrt((held-4)*(held-2)*most/((most-4)*(most-2)*held))
     return update*rectify*math.sqrt(1-beta2**t)/(exp_avg_sq.sqrt() + eps)
 
+# %% ../nbs/13_composing.ipynb #e3ddfac1
+#| code-fold: true
+#| code-summary: "Its parts"
 class RAdam(Composed):
     """Adam that leaves the root out while its average of squares is young;
     equals `torch.optim.RAdam`"""
@@ -112,7 +111,7 @@ class RAdam(Composed):
 # %% ../nbs/13_composing.ipynb #8bf38591
 @stat(slow=lambda p: p.detach().clone(), since_sync=lambda p: step_counter())
 def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
-    "Step: every `k` steps slow weights catch up a share `slow_lr`, and p starts there"
+    "Step: every `k` steps slow weights go the share `slow_lr` towards p; p jumps there"
     since_sync += 1
     if since_sync < k: return
     slow.lerp_(p, slow_lr)

@@ -42,8 +42,8 @@ def stratified_split(
     return (~is_valid).nonzero()[:, 0], is_valid.nonzero()[:, 0]
 
 # %% ../nbs/03_data.ipynb #654e4371
-#| code-summary: "Refuse what gives its batches only once"
 #| code-fold: true
+#| code-summary: "Refuse what gives its batches only once; count batches"
 def _check_loader(name, loader):
     kind = type(loader).__name__
     if isinstance(loader, Iterator):
@@ -53,7 +53,6 @@ def _check_loader(name, loader):
         raise TypeError(f"{name} must be a loader that can be iterated over again and "
                         f"again, got {kind}")
 
-# %% ../nbs/03_data.ipynb #94074359
 def n_batches(
     loader,     # anything that gives batches
 )->int|None:    # in one pass; None: nobody knows before it is over
@@ -61,6 +60,7 @@ def n_batches(
     try: return len(loader)
     except (TypeError, NotImplementedError): return None
 
+# %% ../nbs/03_data.ipynb #94074359
 class DataLoaders:
     "Training, validation and perhaps test loader under one name"
     def __init__(self,
@@ -77,7 +77,7 @@ class DataLoaders:
 
 # %% ../nbs/03_data.ipynb #7e9ddcda
 #| code-fold: true
-#| code-summary: "Loaders from tensors, and a check of every label"
+#| code-summary: "Loaders from tensors, a check of every label, and a helper"
 def _check_labels(name, y, classes):
     y = as_numbers(f'{name}: the labels', y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()
@@ -110,6 +110,12 @@ def from_tensors(cls:DataLoaders,
                        drop_last=drop_last)
         loaders[name] = TensorLoader(*pair, **own, **kwargs)
     return cls(**loaders)
+
+def _at_most(n, x, y):
+    "`n` of the samples, every class in proportion; all of them if `n` is None"
+    if n is None or n >= len(y): return x, y
+    chosen = stratified_split(y, n)[1]
+    return x[chosen], y[chosen]
 
 # %% ../nbs/03_data.ipynb #155f00a9
 #| code-summary: "Loaders from a DatasetDict"
@@ -167,15 +173,6 @@ def from_dataset_dict(cls:DataLoaders,
                        shuffle=None if name in stream else True)
         loaders[name] = DataLoader(ds, collate_fn=collate_fn, **own, **kwargs)
     return cls(**loaders)
-
-# %% ../nbs/03_data.ipynb #1166410f
-#| code-fold: true
-#| code-summary: "A helper: some of the samples"
-def _at_most(n, x, y):
-    "`n` of the samples, every class in proportion; all of them if `n` is None"
-    if n is None or n >= len(y): return x, y
-    chosen = stratified_split(y, n)[1]
-    return x[chosen], y[chosen]
 
 # %% ../nbs/03_data.ipynb #eff0eb9c
 def fashion_dls(

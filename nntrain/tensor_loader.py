@@ -75,6 +75,21 @@ class TensorLoader:
 
 # %% ../nbs/03_data.ipynb #b19cf1be
 @patch
+def _batch(self:TensorLoader, order, i):
+    "Batch number `i`: always fresh memory, never a view of the stored tensors"
+    part = self._part(i)
+    if order is None: x, y = self.x[part].clone(), self.y[part].clone()
+    else: x, y = (o.index_select(0, order[part]) for o in (self.x, self.y))
+    if x.dtype == torch.uint8: x = x.float().div_(255)
+    if self.stats is None: return x, y
+    mean, std = self.stats
+    x = x if x.is_floating_point() else x.float()
+    return x.sub_(mean).div_(std), y
+
+# %% ../nbs/03_data.ipynb #c9fd4029
+#| code-summary: "The other three: order, where a batch lies, mean and standard deviation"
+#| code-fold: true
+@patch
 def order(self:TensorLoader,
     epoch:int,   # number of the epoch, from 0
 )->Tensor:       # (N,) indices in the order of that epoch, on the loader's device
@@ -91,21 +106,6 @@ def _part(self:TensorLoader, i):
     "Where batch number `i` lies in the order"
     return slice(i*self.batch_size, min((i+1)*self.batch_size, self.n))
 
-@patch
-def _batch(self:TensorLoader, order, i):
-    "Batch number `i`: always fresh memory, never a view of the stored tensors"
-    part = self._part(i)
-    if order is None: x, y = self.x[part].clone(), self.y[part].clone()
-    else: x, y = (o.index_select(0, order[part]) for o in (self.x, self.y))
-    if x.dtype == torch.uint8: x = x.float().div_(255)
-    if self.stats is None: return x, y
-    mean, std = self.stats
-    x = x if x.is_floating_point() else x.float()
-    return x.sub_(mean).div_(std), y
-
-# %% ../nbs/03_data.ipynb #c9fd4029
-#| code-summary: "Mean and standard deviation"
-#| code-fold: true
 @patch
 def _stats(self:TensorLoader, mean, std):
     "Mean and standard deviation as tensors () or (C, 1, 1); None if neither is given"

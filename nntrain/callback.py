@@ -33,7 +33,7 @@ def _check_names(cls):
                 f'A helper method of another kind may start with an underscore.')
 
 def _check_class(cls):
-    "Refuse wrong names of events, and text where a tuple of names belongs"
+    "Refuse wrong names of events, and text in place of a tuple of names"
     _check_names(cls)
     for name in 'shows', 'owns':
         value = getattr(cls, name)
@@ -110,7 +110,7 @@ def _place(order, cbs, n_after=0):
         raise ValueError(f'the orders of {cbs} refer to each other in a circle: '
                          f'give one of them a number')
     others = (cb for cb in cbs if isinstance(cb, order.cls) and cb.order is not order)
-    target = next(others, order.cls)       # the class itself, if none of it is there
+    target = next(others, order.cls)       # the class itself, if it has no object here
     return _place(target.order, cbs, n_after+1)
 
 def sort_callbacks(

@@ -136,7 +136,7 @@ def lr_find(
     start_lr:float=1e-5,  # first learning rate, above 0
     end_lr:float=10.,     # last learning rate, above `start_lr`
     n_steps:int=100,      # how many rates to try, at least 5
-    stop_at:float=1.,     # stop at a rise by so many times the range so far
+    stop_at:float=1.,     # stop at a rise by this many times the range so far
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
     "Measure the loss while the learning rate grows [Smith 2017]; leaves no trace"

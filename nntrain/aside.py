@@ -94,7 +94,7 @@ _ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib'
 def _undo_all(learn):
     "Functions that put back `learn` and all that it holds"
     todo, seen = [(getattr(learn, name, None), True) for name in ('dl', 'dls')], {}
-    passing = ('dl', 'dls', 'batch', 'preds', 'loss')       # only the references
+    passing = ('dl', 'dls', 'batch', 'preds', 'loss')       # only these references
     todo += [(v, False) for name, v in vars(learn).items() if name not in passing]
     yield _remember_object(learn)[0]
     while todo:
@@ -107,7 +107,7 @@ def _undo_all(learn):
         todo += [(part, is_data) for part in parts]
         if undo: yield undo
         if getattr(obj, '_iterator', None) is not None and is_data:
-            obj._iterator = None          # its workers are busy with the pass under way
+            obj._iterator = None          # its workers serve the pass under way
 
 @contextlib.contextmanager
 def _random_kept():
@@ -125,7 +125,7 @@ def _random_kept():
 def aside(
     learn  # a learner, also in the middle of a fit; or another object
 ):         # the same object
-    "What runs inside leaves no trace: all that `learn` holds is put back"
+    "What runs inside leaves no trace: everything that `learn` holds is put back"
     with contextlib.ExitStack() as stack:
         for undo in _undo_all(learn): stack.callback(undo)
         stack.enter_context(_random_kept())

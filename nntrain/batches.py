@@ -20,7 +20,7 @@ from .collate import TARGET_KEYS
 
 # %% ../nbs/04_learner.ipynb #bea06c31
 #| code-fold: true
-#| code-summary: "unpack: which part is the target?"
+#| code-summary: "unpack, which finds the target, and its helpers"
 def unpack(
     batch  # (input, …, target), a dict with one of `TARGET_KEYS`, or inputs only
 )->tuple:  # (tuple of inputs, target); the target is None for inputs only
@@ -40,9 +40,6 @@ def unpack(
                      f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` '
                      f'and `Learner.get_loss`')
 
-# %% ../nbs/04_learner.ipynb #7acfb518
-#| code-fold: true
-#| code-summary: "Helpers: samples, divisors, and what is likely wrong"
 def _parts(batch):
     "What a batch consists of, at the bottom of its tuples, lists and dicts"
     if isinstance(batch, PackedSequence): yield batch
@@ -90,9 +87,9 @@ def loss_divisor(
 
 def detached(
     value,                     # tensors in tuples, lists and dicts
-    other=lambda value: value  # what becomes of anything else
+    other=lambda value: value  # applied to anything else
 ):
-    "The same without graph"
+    "The same values, cut off from their graph"
     if isinstance(value, Tensor): return value.detach()
     if isinstance(value, Mapping):
         return {k: detached(v, other) for k, v in value.items()}
@@ -120,8 +117,8 @@ def explain(
     learn,  # a learner whose verb has failed
     verb,   # the name of that verb
     error   # what it raised
-):          # an exception, or None if nobody knows better
-    "What was likely wrong with model, batch or loss, and how to put it right"
+):          # a better exception, or None
+    "What is probably wrong with model, batch or loss, and how to put it right"
     if verb not in ('predict', 'get_loss'): return None
     if isinstance(error, UserWarning): return _each_with_each(learn)
     away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]

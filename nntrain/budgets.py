@@ -47,8 +47,8 @@ _BUDGETS = {b.name: b for b in (
     Budget('short', n_seeds=1), Budget('full'))}
 
 def budget(
-    name:str=None,  # quick, short or full; None: what this machine and run suggest
-)->Budget:          # sizes that every chapter goes by
+    name:str=None,  # quick, short or full; None: see below
+)->Budget:          # the sizes that every chapter uses
     """Decide how much work to do on this machine.
 
     The variable NNTRAIN_BUDGET decides; without it, quick under `nbdev_test`, full with

@@ -12,11 +12,13 @@ __all__ = ['Callback', 'After', 'sort_callbacks', 'check_callbacks', 'Listeners'
 import difflib
 import inspect
 
+from fastcore.basics import patch
+
 from .events import EVENTS, VERBS
 
 # %% ../nbs/04_learner.ipynb #9d5e2783
 #| code-fold: true
-#| code-summary: "Two helpers: is the name an event? And the arguments of a constructor, by name"
+#| code-summary: "Helpers: checks of a class, and the arguments of a constructor"
 def _check_names(cls):
     "Refuse methods of `cls` itself that look like events, but are not"
     for name in vars(cls):
@@ -30,6 +32,15 @@ def _check_names(cls):
                 f'name: did you mean {near[0]!r}? Events: {", ".join(EVENTS)}. '
                 f'A helper method of another kind may start with an underscore.')
 
+def _check_class(cls):
+    "Refuse wrong names of events, and text in place of a tuple of names"
+    _check_names(cls)
+    for name in 'shows', 'owns':
+        value = getattr(cls, name)
+        if isinstance(value, str):
+            raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
+                            f'got {value!r}: write ({value!r},)')
+
 def _arguments(cls, args, kwargs):
     "What `cls(*args, **kwargs)` was given, defaults and base classes included"
     given, rest = {}, {}
@@ -37,7 +48,7 @@ def _arguments(cls, args, kwargs):
         if '__init__' not in vars(base): continue
         signature = inspect.signature(base.__init__)
         try: bound = signature.bind_partial(None, *args, **kwargs)
-        except TypeError: break                          # `__init__` will say so
+        except TypeError: break                          # `__init__` will complain
         bound.apply_defaults()
         named = dict(list(bound.arguments.items())[1:])  # without self
         rest = {p.kind: name for name, p in signature.parameters.items()
@@ -51,45 +62,42 @@ def _arguments(cls, args, kwargs):
 
 # %% ../nbs/04_learner.ipynb #ffbaefef
 class Callback:
-    "Base class of all callbacks; methods named like events are given the learner"
-    order = 0              # a number, or `After(OtherCB)`: who comes first at an event
+    "Base class of all callbacks; an event calls the method of its name"
+    order = 0              # a number or `After(OtherCB)`: which comes first at an event
     needs = ()             # callback classes that must be there as well
-    watches = False        # True: only looks on (metrics, progress)
+    watches = False        # True: only observes (metrics, progress)
     changes_model = False  # True: validation sees another model
-    owns = ()              # hyperparameters that it alone may write, as ('lr',)
-    main_only = False      # True or some events: one of several processes is enough
+    owns = ()              # hyperparameters that only it may write, such as ('lr',)
+    main_only = False      # True, or events: run in one of several processes only
     shows = ()             # names of attributes that `repr` shows
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
-        self._given = _arguments(cls, args, kwargs)
+        self._given = _arguments(cls, args, kwargs)   # a checkpoint saves them
         return self
 
-    def __init__(self): super().__init__()   # refuses arguments nobody asked for
+    def __init__(self): super().__init__()   # refuses unknown arguments
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        _check_names(cls)
-        for name in 'shows', 'owns':
-            value = getattr(cls, name)
-            if isinstance(value, str):
-                raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
-                                f'got {value!r}: write ({value!r},)')
-
-    def __repr__(self):
-        settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
-        return type(self).__name__ + f'({settings})'*bool(settings)
-
-    def settings(self)->dict:
-        "The arguments that it was made with, by name, and `shows`; as they are now"
-        shown = {name: getattr(self, name) for name in self.shows}
-        now = vars(self) | shown
-        given = {name: now.get(name, value) for name, value in self._given.items()}
-        return given | shown
+        _check_class(cls)                    # refuses misspelt events
 
 # %% ../nbs/04_learner.ipynb #335667c3
 #| code-fold: true
-#| code-summary: "After, and how callbacks are sorted"
+#| code-summary: "How a callback is shown; After, sort_callbacks and check_callbacks"
+@patch
+def __repr__(self:Callback):
+    settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
+    return type(self).__name__ + f'({settings})'*bool(settings)
+
+@patch
+def settings(self:Callback)->dict:
+    "The present values of the arguments it was made with, and of `shows`, by name"
+    shown = {name: getattr(self, name) for name in self.shows}
+    now = vars(self) | shown
+    given = {name: now.get(name, value) for name, value in self._given.items()}
+    return given | shown
+
 class After:
     "Order: right after callbacks of class `cls`"
     def __init__(self, cls): self.cls = cls
@@ -102,7 +110,7 @@ def _place(order, cbs, n_after=0):
         raise ValueError(f'the orders of {cbs} refer to each other in a circle: '
                          f'give one of them a number')
     others = (cb for cb in cbs if isinstance(cb, order.cls) and cb.order is not order)
-    target = next(others, order.cls)       # the class itself, if none of it is there
+    target = next(others, order.cls)       # the class itself, if it has no object here
     return _place(target.order, cbs, n_after+1)
 
 def sort_callbacks(
@@ -111,13 +119,10 @@ def sort_callbacks(
     "Sort callbacks by their `order`"
     return sorted(cbs, key=lambda cb: _place(cb.order, cbs))
 
-# %% ../nbs/04_learner.ipynb #ec4d9530
-#| code-fold: true
-#| code-summary: "check_callbacks"
 def check_callbacks(
-    cbs  # what somebody passed as callbacks
+    cbs  # what was passed as callbacks
 )->None:
-    "Refuse what is no callback, given twice, or lacks or gets in the way of another"
+    "Refuse what is not a callback, is given twice, lacks a neighbour or rivals one"
     for i, cb in enumerate(cbs):
         if not isinstance(cb, Callback):
             hint = f': pass an object, {cb.__name__}()' if isinstance(cb, type) else ''
@@ -138,6 +143,8 @@ def check_callbacks(
                                  f'{", ".join(both)}: keep one of them')
 
 # %% ../nbs/04_learner.ipynb #b344ec4e
+#| code-fold: true
+#| code-summary: "Listeners: who hears which event, and who cleans up"
 class Listeners:
     "The callbacks of a fit in their order, and who hears which event"
     def __init__(self,
@@ -150,7 +157,7 @@ class Listeners:
                    for event in EVENTS}
 
     def emit(self, event)->None:
-        "Tell everybody who listens to `event`"
+        "Call every callback that listens to `event`"
         when, _, level = event.partition('_')
         if when == 'cleanup': return self._clean_up(event, self.reached[level])
         for cb in self.of[event]:

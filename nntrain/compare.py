@@ -42,10 +42,10 @@ def set_seed(
 #| code-summary: "Runs: values, seeds, mean and standard error"
 @dataclass
 class Runs:
-    "Final values of one metric, from the same training with several seeds"
+    "Final values of one metric, from runs that differ only in their seed"
     name:str
     values:list     # final value of the metric, one per seed
-    seconds:list    # what the epochs of each fit took
+    seconds:list    # how long the epochs of each fit took
     seeds:list
     n_epochs:int
     histories:list = field(repr=False)
@@ -64,7 +64,7 @@ class Runs:
 
 # %% ../nbs/05_measuring.ipynb #c275984c
 def run_seeds(
-    name:str,        # what is trained, for tables
+    name:str,        # of what is trained, for tables
     make_learner,    # () -> Learner with a `MetricsCB`; called after seeding
     n_epochs:int,    # epochs of each fit
     seeds,           # the seeds
@@ -86,7 +86,7 @@ def run_seeds(
 class MomentumLearner(Learner):
     "A learner that keeps a share `momentum` of the gradient instead of zeroing it"
     def __init__(self, *args,
-        momentum:float=.85,  # in [0, 1): the share that is kept from batch to batch
+        momentum:float=.85,  # in [0, 1): the share that is kept
         **kwargs             # as in `Learner`
     ):
         super().__init__(*args, **kwargs)

@@ -28,9 +28,9 @@ CANCELS = dict(zip(LEVELS, (CancelFit, CancelEpoch, CancelPhase, CancelBatch)))
 def run_level(
     level:str,  # one of `LEVELS`
     body,       # function without arguments: what the level does
-    emit        # function of an event's name: tells those who listen
+    emit        # function of an event's name: tells the listeners
 )->None:
-    "Run `body` as `level`; a cancel of it ends it quietly; clean-up always runs"
+    "Run `body` as `level`; its cancel ends it quietly; clean-up always runs"
     try:
         try:
             emit('before_'+level)

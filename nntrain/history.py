@@ -24,9 +24,9 @@ def history_table(
     history,       # rows of `learn.history`
     plain=False    # aligned text instead of a Markdown table
 )->str:
-    "The rows of a history as a table; what a row does not have stays empty"
+    "The rows of a history as a table; cells without a value stay empty"
     if not history: return ''
-    longest = sorted(history, key=len, reverse=True)   # its order of columns counts
+    longest = sorted(history, key=len, reverse=True)   # the longest row sets the order
     names = list(dict.fromkeys(name for row in longest for name in row))
     rows = [names, *([_cell(name, row.get(name)) for name in names] for row in history)]
     if not plain:
@@ -45,7 +45,7 @@ def last_metric(
     history,   # rows of `learn.history`
     name:str   # key of the last row, such as 'valid_loss'
 )->float:
-    "One value of the newest row of a history; ValueError if there is none of that name"
+    "One value of the newest row of a history; ValueError if the row lacks it"
     known = [k for k in history[-1] if k != 'epoch'] if history else []
     if name in known: return history[-1][name]
     near = difflib.get_close_matches(str(name), known, n=1)
@@ -57,7 +57,7 @@ def last_metric(
 # %% ../nbs/05_measuring.ipynb #ed2b8fca
 #| code-fold: true
 #| code-summary: "plot_history"
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # four for colour-blind eyes
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
 
 def _axes(ax):
     if ax is not None: return ax

@@ -17,7 +17,7 @@ from .batches import (check_loss, count_samples, detached, explain,
 from .callback import Listeners, check_callbacks, sort_callbacks
 from .checks import positive, whole
 from .data import n_batches
-from .events import CANCELS, EVENTS, LEVELS, VERBS, CancelStep, run_level
+from .events import CANCELS, LEVELS, VERBS, CancelStep, run_level
 
 # %% auto #0
 __all__ = ['World', 'Learner']
@@ -26,7 +26,7 @@ __all__ = ['World', 'Learner']
 #| code-fold: true
 #| code-summary: "World: one process, alone"
 class World:
-    "The processes that train together; here just this one"
+    "The processes that train together; here there is just one"
     rank, size = 0, 1
     forward = None     # what `predict` calls; None: the model itself
     @property
@@ -35,7 +35,7 @@ class World:
         "The sum of `t` over the processes"
         return t
     def n_rows(self, learn):
-        "What the current batch counts in a mean, over all processes"
+        "How much the current batch counts in a mean, over all processes"
         return learn.loss_weight()
     def hears(self, cb, event:str)->bool:
         "Is `cb` told about `event` in this process?"
@@ -57,43 +57,46 @@ class Learner:
         self.opt_func, self.lr, self.cbs = opt_func, lr, tuple(cbs)
         self.opt, self.history, self.world = None, [], World()
         self.listeners, self.fitting = None, False
-
     def predict(self): self.preds = self.forward(*self.xb)
     def get_loss(self): self.loss = self.loss_func(self.preds, self.yb)
     def backward(self): self.loss.backward()
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
-    @property
-    def forward(self):         # call it in a `predict` of your own
-        return self.model if self.world.forward is None else self.world.forward
-    @property
-    def xb(self)->tuple: return unpack(self.batch)[0]   # inputs of the current batch
-    @property
-    def yb(self):                                       # target of the current batch
-        target = unpack(self.batch)[1]
-        if target is not None: return target
-        raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
-                         f'without a target: enough for predictions, but a loss or '
-                         f'a metric needs targets')
-    @property
-    def training(self)->bool: return self.phase == 'train'
-    @property
-    def device(self)->torch.device:
-        held = (*self.model.parameters(), *self.model.buffers())
-        return next((t.device for t in held), torch.device('cpu'))
-    @property
-    def active(self)->list:    # all callbacks of the fit under way, in their order
-        return [] if self.listeners is None else self.listeners.cbs
-
-    def count(self)->int:
-        "How many samples the current batch holds"
-        return count_samples(self.batch)
-    def loss_weight(self):
-        "What the loss of the current batch counts in a mean over batches"
-        try: divisor = loss_divisor(self.loss_func, self.yb)
-        except ValueError: divisor = None      # a batch of another kind
-        return self.count() if divisor is None else divisor
+# %% ../nbs/04_learner.ipynb #549c7596
+#| code-fold: true
+#| code-summary: "Its properties, and count and loss_weight"
+@patch(as_prop=True)
+def forward(self:Learner):         # call it in a `predict` of your own
+    return self.model if self.world.forward is None else self.world.forward
+@patch(as_prop=True)
+def xb(self:Learner)->tuple: return unpack(self.batch)[0]  # inputs of the batch
+@patch(as_prop=True)
+def yb(self:Learner):                                      # target of the batch
+    target = unpack(self.batch)[1]
+    if target is not None: return target
+    raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
+                     f'without a target: enough for predictions, but a loss or '
+                     f'a metric needs targets')
+@patch(as_prop=True)
+def training(self:Learner)->bool: return self.phase == 'train'
+@patch(as_prop=True)
+def device(self:Learner)->torch.device:
+    held = (*self.model.parameters(), *self.model.buffers())
+    return next((t.device for t in held), torch.device('cpu'))
+@patch(as_prop=True)
+def active(self:Learner)->list:    # all callbacks of the fit under way, in their order
+    return [] if self.listeners is None else self.listeners.cbs
+@patch
+def count(self:Learner)->int:
+    "How many samples the current batch holds"
+    return count_samples(self.batch)
+@patch
+def loss_weight(self:Learner):
+    "How much the loss of the current batch counts in a mean over batches"
+    try: divisor = loss_divisor(self.loss_func, self.yb)
+    except ValueError: divisor = None      # a batch of another kind
+    return self.count() if divisor is None else divisor
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 @patch
@@ -150,8 +153,8 @@ def fit(self:Learner,
     self.check_fit(n_epochs, lr, train, valid)
     check_callbacks(cbs)
     if self.fitting:
-        raise RuntimeError('this learner is in the middle of a fit: for another one '
-                           'beside it, write with aside(learn): learn.fit(…)')
+        raise RuntimeError('this learner is in the middle of a fit: to run another '
+                           'one meanwhile, write with aside(learn): learn.fit(…)')
     try:
         self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
         self._choose_verbs(self.active)
@@ -160,8 +163,8 @@ def fit(self:Learner,
         self.model.zero_grad()
         run_level('fit', self._all_epochs, self.listeners.emit)
     except CancelStep as e:
-        raise RuntimeError('CancelStep was raised where no step can be left out any '
-                           'more: raise it in after_backward or in `step`') from e
+        raise RuntimeError('CancelStep was raised where there is no step to skip: '
+                           'raise it in after_backward or in `step`') from e
     except tuple(CANCELS.values()) as e:
         raise RuntimeError(f'{type(e).__name__} was raised while no such level was '
                            f'running') from e
@@ -169,7 +172,7 @@ def fit(self:Learner,
 
 # %% ../nbs/04_learner.ipynb #3e4e6bac
 #| code-fold: true
-#| code-summary: "Its helpers: refuse, plan, let go; who does a verb, and what is said when it fails"
+#| code-summary: "Its helpers: refuse, plan, let go; which verb, and why it failed"
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"
@@ -226,8 +229,7 @@ def show_loop(self:Learner,
     cbs=()  # further callbacks, as in `fit`
 )->None:
     "Print the loop, with the callbacks that listen at each event, in their order"
-    cbs = [*self.cbs, *cbs]
-    check_callbacks(cbs)
+    check_callbacks(cbs := [*self.cbs, *cbs])
     cbs = sort_callbacks(cbs)
     def line(depth, name, who=None):
         who = who or ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
@@ -239,12 +241,10 @@ def show_loop(self:Learner,
         line(depth+1, 'before_'+name)
         if name != 'batch': level(depth+1)
         else: verbs(depth+1)
-        line(depth+1, 'after_'+name)
-        line(depth+1, 'cleanup_'+name)
+        for when in 'after_', 'cleanup_': line(depth+1, when+name)
     def verbs(depth):
         for verb in VERBS:
             givers = [str(cb) for cb in cbs if callable(getattr(cb, verb, None))]
             line(depth, verb, ', '.join(givers) or type(self).__name__)
-            event = 'after_'+verb.removeprefix('get_')
-            if event in EVENTS: line(depth, event)
+            line(depth, 'after_'+verb.removeprefix('get_'))
     level(0)

@@ -47,7 +47,7 @@ class LRFinderCB(Callback):
         self.lrs_to_try = [start_lr*factor**i for i in range(n_steps)]
         self.stop_at, self.beta, self.stopped = stop_at, beta, 'ran to the end'
         self.lrs, self.losses = [], []
-        self.since, self.per_step = [], 1    # losses since the last step; its batches
+        self.since, self.per_step = [], 1    # losses since a step; batches per step
     def before_batch(self, learn):
         lr = self.lrs_to_try[min(learn.n_taken, len(self.lrs_to_try)-1)]
         for group in learn.opt.param_groups: group['lr'] = lr
@@ -80,7 +80,7 @@ class LRFinderCB(Callback):
 class LRFind:
     "What `lr_find` measured"
     lrs:list        # learning rates
-    losses:list     # the loss after the step with that rate
+    losses:list     # the loss after the step with each rate
     smoothed:list   # running mean of the losses
     stopped:str     # why the search ended
 
@@ -136,7 +136,7 @@ def lr_find(
     start_lr:float=1e-5,  # first learning rate, above 0
     end_lr:float=10.,     # last learning rate, above `start_lr`
     n_steps:int=100,      # how many rates to try, at least 5
-    stop_at:float=1.,     # stop at a rise by so many times the range so far
+    stop_at:float=1.,     # stop at a rise by this many times the range so far
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
     "Measure the loss while the learning rate grows [Smith 2017]; leaves no trace"

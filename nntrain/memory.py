@@ -18,6 +18,6 @@ def keep_freed_memory()->bool: # True where it worked: on Linux with glibc
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return False
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
-    sizes = 2**30, 2**25                         # older versions take 32 MB at most
+    sizes = 2**30, 2**25                         # older versions accept 32 MB at most
     large = any(mallopt(M_MMAP_THRESHOLD, size) for size in sizes)
     return bool(large and mallopt(M_TRIM_THRESHOLD, 2**31-1))

@@ -24,7 +24,7 @@ class DeviceCB(Callback):
     "Model and batches on one device"
     order = -20
     def __init__(self,
-        device=None  # a device or its name; None: cuda, mps or cpu, what there is
+        device=None  # a device or its name; None: the first of cuda, mps, cpu
     ): self.device = default_device() if device is None else torch.device(device)
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)

@@ -56,7 +56,7 @@ class _TerminalScreen:
         if self.bar is not None: self.bar.close()
     def row(self, history):
         lines = history_table(history, plain=True).splitlines()
-        if self.head is None: new = lines            # of a run that goes on: all so far
+        if self.head is None: new = lines            # a resumed run: all so far
         else: new = [*lines[:1]*(lines[0] != self.head), lines[-1]]
         print('\n'.join(new), flush=True)
         self.head = lines[0]                         # new columns get a new header

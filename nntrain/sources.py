@@ -46,7 +46,7 @@ def _idx_shape(raw):
 
 def read_idx(
     path,            # file in gzipped IDX format
-    md5:str=None,    # expected MD5 of the uncompressed content; None: not checked
+    md5:str=None,    # expected MD5 of the uncompressed content; None: no check
 )->Tensor:           # uint8, of the shape that the file's header gives
     "Read one gzipped IDX file; raises FileNotFoundError or, if damaged, ValueError"
     path = Path(path)
@@ -60,7 +60,7 @@ def read_idx(
         raise damaged(f"is damaged or cut short: {e}") from e
     shape = _idx_shape(raw)
     if shape is None:
-        raise damaged(f"is no IDX file of bytes: it starts with {raw[:4].hex()}, "
+        raise damaged(f"is not an IDX file of bytes: it starts with {raw[:4].hex()}, "
                       f"expected 000008 and the number of axes")
     start = 4+4*len(shape)
     if len(raw)-start != math.prod(shape):
@@ -167,7 +167,7 @@ def _cached_dataset():
 
 @functools.lru_cache(1)
 def _hub_dataset():
-    "The data set from the hub or its cache; ConnectionError if it cannot be had"
+    "The data set from the hub or its cache; ConnectionError if neither has it"
     found = _cached_dataset()
     if found is not None: return found
     problem = _hub_problem()
@@ -180,7 +180,7 @@ def _hub_dataset():
 # %% ../nbs/90_pictures.ipynb #2ff7db43
 _SOURCES = ('auto', 'local', 'hub', 'toy')
 
-@functools.cache    # one warning a session is enough: `.source` tells every time
+@functools.cache    # one warning per session is enough: `.source` always tells
 def _warn_toy(reason):
     warnings.warn(f"Not Fashion-MNIST but toy_fashion, pictures drawn by code: "
                   f"{reason} {_HELP}", stacklevel=4)
@@ -234,7 +234,7 @@ class FashionTensors(dict):
         self.source, self.classes = source, FASHION_CLASSES
 
 def fashion_tensors(
-    source:str='auto',  # local (NNTRAIN_DATA), hub, toy; auto: the first there is
+    source:str='auto',  # local (NNTRAIN_DATA), hub, toy; auto: the first available
     budget=None,        # a `Budget`: a quick one does not use the network
 )->FashionTensors:      # your own copy: you may change it in place
     "Fashion-MNIST as tensors of bytes; only 'auto' ever falls back, and then it warns"

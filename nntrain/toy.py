@@ -124,7 +124,7 @@ def _draw(c, params, noise):
     return np.clip(cover*(shade*255+noise*np.float32(1.5)), 0, 255).astype(np.uint8)
 
 def draw_clothes(
-    n:int,  # pictures; the sizes of the ten classes are equal to one picture
+    n:int,  # pictures; the sizes of the ten classes differ by at most one
     seed,   # an integer, or a list of them
 )->tuple:   # x uint8 (n, 1, 28, 28), y int64 (n,), in random order
     "Draw pictures of clothes; the same seed gives the same bytes on every platform"

@@ -531,9 +531,9 @@ def test_missing_file_is_an_error_even_for_auto(folder, name):
     [
         (lambda b: b[:-20], 'cut short'),
         (lambda b: b[:5], 'cut short'),
-        (lambda b: b'', 'damaged|no IDX'),
+        (lambda b: b'', 'damaged|not an IDX'),
         (lambda b: b'<html>no</html>', 'cut short'),
-        (lambda b: gzip.compress(b'hello'), 'no IDX file'),
+        (lambda b: gzip.compress(b'hello'), 'not an IDX file'),
         (lambda b: gzip.compress(gzip.decompress(b)[:-1]), 'header.*promises'),
         (
             lambda b: gzip.compress(gzip.decompress(b)[:-1] + b'x'),

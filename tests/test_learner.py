@@ -614,7 +614,7 @@ def test_cancels_at_the_wrong_place():
     class TooLate(Callback):
         def after_step(self, learn): raise CancelStep()
     for cb in TooEarly(), TooLate():
-        with pytest.raises(RuntimeError, match='no step can be left out any more'):
+        with pytest.raises(RuntimeError, match='there is no step to skip'):
             learner(cb).fit(1)
 
 

@@ -171,8 +171,6 @@ def _train(options, make_folder, cbs=()):
     return folder
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
-#| code-fold: true
-#| code-summary: "Code of train_fashion"
 def train_fashion(
     epochs:int=5,            # rounds through the training data
     # learning rate, the highest one of a schedule; None: the usual one for optimizer

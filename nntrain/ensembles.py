@@ -41,8 +41,6 @@ def mean_predictions(
     raise ValueError(f"of must be 'probs' or 'logits', got {of!r}")
 
 # %% ../nbs/21_predictions.ipynb #7104bc02
-#| code-fold: true
-#| code-summary: "Code of ensemble"
 def ensemble(
     learners,        # trained learners: one or several, over the same classes
     # transforms: each gives every learner one further look at all images

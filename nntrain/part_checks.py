@@ -60,7 +60,7 @@ def check_prepare(
     assert (len(train_y), len(valid_y)) == (n - n_valid, n_valid), (
         f'{n} samples became {len(train_y)} and {len(valid_y)}')
     assert valid_y.max() - valid_y.min() >= n_valid, (
-        'the held-out samples lie side by side: of sorted data that is one class')
+        'the held-out samples are neighbours: in sorted data they share one class')
 
 def check_batches(
     batches  # function: inputs, labels, batch size -> generator of (xb, yb)
@@ -90,7 +90,7 @@ def check_Net(
     model, x = Net(n_in, n_hidden, n_classes), torch.randn(64, n_in)
     want = n_hidden*(n_in + n_hidden + 6 + n_classes) + n_classes
     got = sum(p.numel() for p in model.parameters())
-    assert got == want, (f'model.parameters() gives {got:,} numbers of {want:,}: the '
+    assert got == want, (f'model.parameters() gives {got:,} of {want:,} numbers: the '
                          f'optimizer will never see the others')
     w = model.hidden[0].weight.detach()
     units, right = w.unique(dim=0).shape[0], math.sqrt(2/n_in)
@@ -103,7 +103,7 @@ def check_Net(
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without, f'no gradient reaches {", ".join(without)}'
     assert look_at_network(model, x)['bend between two inputs'] > 1e-3, (
-        'half-way between two inputs lies exactly half-way between their outputs: '
+        'the output half-way between two inputs is half-way between their outputs: '
         'the network is linear')
     assert model.eval()(x).min() < 0, 'no logit is negative, whatever the input'
 
@@ -148,7 +148,7 @@ def check_build(
 def check_step(
     step  # function: model, optimizer, xb, yb -> loss without graph
 )->None:
-    "Two steps of SGD are those of the gradients of their own batches"
+    "Each of two steps of SGD follows the gradient of its own batch, and no other"
     n_in, n_out = random.randint(2, 5), random.randint(3, 6)
     model = nn.Linear(n_in, n_out).double()
     params = [*model.parameters()]
@@ -167,8 +167,9 @@ def check_step(
         moved = [(p - b).detach() for p, b in zip(params, before)]
         assert any(m.any() for m in moved), 'the step did not move the weights'
         off = max((m + .5*g).abs().max() for m, g in zip(moved, grads))
-        why = ' (step 1 was: what is left of it?)' if t == 2 else ''
-        assert off < 1e-9, f'step {t} is not that of its own batch{why}'
+        why = ' (step 1 does: what did it leave behind?)' if t == 2 else ''
+        assert off < 1e-9, (
+            f'step {t} does not follow the gradient of its own batch{why}')
 
 # %% ../nbs/24_bugs.ipynb #e8eb5402
 #| code-fold: true

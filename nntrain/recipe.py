@@ -125,7 +125,7 @@ def _tested(learn, cbs, path):
 
 # %% ../nbs/23_recipe.ipynb #642a54d2
 def _learner(options, device):
-    "The learner that `options` describe, and its callbacks that place a batch"
+    "The learner that `options` describe, and those of its callbacks that place a batch"
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
@@ -171,11 +171,9 @@ def _train(options, make_folder, cbs=()):
     return folder
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
-#| code-fold: true
-#| code-summary: "Code of train_fashion"
 def train_fashion(
     epochs:int=5,            # rounds through the training data
-    # learning rate, the highest one of a schedule; None: the customary one of optimizer
+    # learning rate, the highest one of a schedule; None: the usual one for optimizer
     # and schedule
     lr:float=None,
     batch_size:int=256,      # images per step

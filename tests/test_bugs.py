@@ -82,14 +82,14 @@ def test_each_exhibit_is_in_the_checklist():
         for k in group.split(',')}
 
 def test_each_room_has_as_many_suspects_as_exhibits():
-    rooms = re.findall(r'suspects, in no order:\n\n((?:- .*\n)+)', TEXT)
+    rooms = re.findall(r'suspects, in no particular order:\n\n((?:- .*\n)+)', TEXT)
     assert [len(r.splitlines()) for r in rooms] == [6, 6, 6, 8]
     assert list(EXHIBITS) == list(range(1, 27))
 
 def test_the_letters_of_a_room_are_those_of_its_suspects():
     secret = re.search(r"^LETTERS = '(.*?)'", '\n'.join(CODE), re.M)[1]
     rooms = codecs.decode(secret, 'rot13').split()
-    suspects = re.findall(r'suspects, in no order:\n\n((?:- .*\n)+)', TEXT)
+    suspects = re.findall(r'suspects, in no particular order:\n\n((?:- .*\n)+)', TEXT)
     for letters, lines in zip(rooms, suspects, strict=True):
         assert sorted(letters) == re.findall(r'^- \*\*(\w)\*\*', lines, re.M)
 

@@ -30,7 +30,7 @@ def activation_stats(
     hist_samples:int=64,    # the histogram counts at most this many samples; None: all
     unit_dim:int=1          # where the units lie: 1 for (N, C, …), -1 for (N, T, C)
 )->tuple:                   # mean (), std (), histogram (bins,), firing rates (C,)
-    "What one batch does in one layer, as tensors on its device: nothing waits for it"
+    "Statistics of a layer for one batch, as tensors on its device: no waiting"
     x = x.detach()
     if x.ndim < 2: x = x.reshape(-1, 1)
     x = x.float()
@@ -91,7 +91,7 @@ def _find(self:ActivationStatsCB, model):
     names = {m: name or type(m).__name__ for name, m in model.named_modules()}
     for m in modules:
         if m not in names:
-            raise ValueError(f'{m} is no part of the model; it has '
+            raise ValueError(f'{m} is not part of the model; it has '
                              f'{list(names.values())}')
     return {names[m]: m for m in modules}
 

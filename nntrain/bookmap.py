@@ -99,7 +99,7 @@ _STYLE = '''
 '''
 
 def arrows(book):
-    "Which chapter leads to which, without what follows anyway: [(from, to, dashed)]"
+    "Which chapter leads to which, without arrows that follow: [(from, to, dashed)]"
     direct = {(a, topic, False) for topic, c in book.items() for a in c.needs
               if not any(a in behind(book, b) for b in c.needs)}
     return sorted(direct | {(a, topic, True) for topic, c in book.items()
@@ -186,7 +186,7 @@ def short_numbers(
                      for r in runs)
 
 def map_table(book:dict)->str:  # topic -> Chapter; returns a Markdown table
-    "The map in words; what only helps stands in brackets"
+    "The map in words; what only helps is in brackets"
     def needed(c):
         helps = f'({short_numbers(book, c.helps)})' if c.helps else ''
         return f'{short_numbers(book, c.needs)} {helps}'.strip()

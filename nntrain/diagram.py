@@ -84,7 +84,7 @@ def _nodes(d, text, at):  # `A & B["label"]` from `at` on -> (names, where they 
     names = []
     while True:
         found = _NODE.match(text, at)
-        if not found: raise ValueError(f'a box should stand here: {text[at:]!r}')
+        if not found: raise ValueError(f'expected a box here: {text[at:]!r}')
         name, rounded, quoted, bare = found.groups()
         label = rounded or quoted or bare
         if label or name not in d.boxes:
@@ -100,7 +100,7 @@ def _chain(d, line):  # one line of the text -> names of its boxes
     seen = list(froms)
     while at < len(line):
         arrow = _ARROW.match(line, at)
-        if not arrow: raise ValueError(f'an arrow should stand here: {line[at:]!r}')
+        if not arrow: raise ValueError(f'expected an arrow here: {line[at:]!r}')
         tos, at = _nodes(d, line, arrow.end())
         back, line_kind, label = arrow.groups()
         d.arrows += [(a, b, label or '', '.' in line_kind, bool(back))

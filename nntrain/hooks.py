@@ -32,7 +32,7 @@ def _check_hook(module, fn, hook):
 
 # %% ../nbs/07_activations.ipynb #cd531a01
 class Hook:
-    "Call `fn` whenever `module` has run, until `remove`; `fn` may keep notes on it"
+    "Call `fn` after each run of `module`, until `remove`; `fn` may keep notes on it"
     def __init__(self,
         module:nn.Module,    # the one to watch
         fn,                  # (hook, module, inputs:tuple, output) -> ignored
@@ -125,7 +125,7 @@ def _named(modules):  # {name: module}, at least one
 
 # %% ../nbs/07_activations.ipynb #cbb12e01
 class Hooks:
-    "A hook on each of `modules`; as a context manager it removes them whatever happens"
+    "A hook on each of `modules`; a `with` block removes them, whatever happens in it"
     def __init__(self,
         modules,             # {name: module} as from `find_modules`, or an iterable
         fn,                  # (hook, module, inputs, output), as in `Hook`

@@ -30,7 +30,7 @@ def _check_ready(model):
     lazy = next((name for name, p in named if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
         raise ValueError(f'{lazy} has no shape yet, and a first batch would give it '
-                         'one: run the model once before')
+                         'one: run the model once first')
 
 def _check_weights(layers):  # {name: layer}: can all weights be set?
     for name, layer in layers.items():
@@ -69,7 +69,7 @@ def init_weights(
     leak:float=0.     # slope of the activations below 0, at least 0; 0: ReLU, 1: none
 )->nn.Module:         # the model
     """Kaiming's initialisation: normal weights of variance 2/((1+leak²)·n_in), biases
-    0; ValueError, and all weights as before, where a weight cannot be set"""
+    0. If a weight cannot be set: ValueError, and all weights are as before"""
     at_least('leak', leak)
     layers = _select(_modules_of(model), WEIGHTED)
     _check_ready(model)

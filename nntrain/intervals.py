@@ -61,7 +61,7 @@ def in_band(
             False, f"not comparable: your data are {source}, ours were {row.source}")
     ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
     if not math.isfinite(value):
-        return Verdict(False, f"{value} is no number ({ours}): did the loss diverge?")
+        return Verdict(False, f"not a number: {value} ({ours}): did the loss diverge?")
     if value in row['values']:
         seed = row.seeds[row['values'].index(value)]
         return Verdict(
@@ -86,7 +86,7 @@ def in_band(
 #| code-fold: true
 #| code-summary: "Difference, paired_difference"
 class Difference(Verdict):
-    """Mean difference of pairs with its interval: true when 0 lies outside of it,
+    """Mean difference of pairs with its interval: true when 0 lies outside, and
     prints as a sentence"""
     def __init__(self, mean, half, n, level):
         self.mean, self.low, self.high, self.n, self.level = (

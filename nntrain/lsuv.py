@@ -21,9 +21,23 @@ from .checks import share
 from .hooks import Hooks, _modules_of, find_modules
 from .init import WEIGHTED, _check_weights, _whole_or_not
 
+# %% ../nbs/08_initialization.ipynb #d574c170
+def _lsuv_one(model, xb, name, where, tol, max_iter):
+    layer, measured = (_modules_of(model)[key] for key in (name, where))
+    with Hooks({where: measured}, _note_stats) as (hook,):
+        for _ in range(max_iter):
+            model(xb)
+            mean, std = hook.mean, hook.std
+            _check_spread(name, where, mean, std)
+            mean_fits = layer.bias is None or abs(mean) < tol
+            if mean_fits and abs(std-1) < tol: return mean, std
+            layer.weight /= std                                         # W/s
+            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
+    _give_up(where, mean, std, max_iter)
+
 # %% ../nbs/08_initialization.ipynb #683bc201
 #| code-fold: true
-#| code-summary: "lsuv_init"
+#| code-summary: "The rest of lsuv_init: where to measure, all weights or none, the errors"
 def _note_stats(hook, module, inputs, output):
     hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
 
@@ -37,9 +51,9 @@ def _lsuv_pairs(model, xb, at):  # {layer: where to measure its output}, as exec
         if name in layers: last = pairs[name] = name
         elif last is not None: pairs[last], last = name, None
     if len(set(pairs.values())) < len(pairs):
-        raise ValueError('one module stands behind several layers, so its output '
-                         'cannot be measured for each: use an activation of its own '
-                         'at each place')
+        raise ValueError('one module follows several layers, so its output '
+                         'cannot be measured for each: give each place an activation '
+                         'of its own')
     return pairs
 
 def _check_spread(name, where, mean, std):
@@ -55,20 +69,6 @@ def _give_up(where, mean, std, max_iter):
         f'within {max_iter} rounds (now {mean:.3g} and {std:.3g}): measure at the '
         'layers themselves (at=None), or use an activation whose outputs can have '
         'mean 0, such as GeneralReLU(.1, .4)')
-
-def _lsuv_one(model, xb, name, where, tol, max_iter):
-    layer, measured = (_modules_of(model)[key] for key in (name, where))
-    with Hooks({where: measured}, _note_stats) as (hook,):
-        for _ in range(max_iter):
-            model(xb)
-            mean, std = hook.mean, hook.std
-            _check_spread(name, where, mean, std)
-            mean_fits = layer.bias is None or abs(mean) < tol
-            if mean_fits and abs(std-1) < tol: return mean, std
-            layer.weight /= std                                         # W/s
-            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
-    _give_up(where, mean, std, max_iter)
-
 @torch.no_grad()
 def lsuv_init(
     model:nn.Module,  # its linear and convolutional layers are rescaled in place
@@ -78,8 +78,8 @@ def lsuv_init(
     max_iter:int=100  # rounds per layer at most; a layer takes 1 or 2, an activation 20
 )->dict:              # {name of the module measured: (mean, std) after it}, as executed
     """Layer after layer, scale the weights (and shift the bias, if there is one) until
-    the outputs have standard deviation 1 (and mean 0), in eval mode; ValueError, and
-    all weights as before, where that is impossible"""
+    the outputs have standard deviation 1 (and mean 0), in eval mode. If that is
+    impossible: ValueError, and all weights are as before"""
     modes = {m: m.training for m in model.modules()}
     try:
         with _whole_or_not(model):
@@ -103,7 +103,7 @@ class GeneralReLU(nn.Module):
         share('leak', leak)
         if max_value is not None and not max_value > -subtract:
             raise ValueError(f'max_value {max_value!r} must be above -subtract = '
-                             f'{-subtract:g}: else no output is left that can grow')
+                             f'{-subtract:g}: otherwise no output can grow')
         self.leak, self.subtract, self.max_value = leak, subtract, max_value
 
     def forward(self, x:Tensor)->Tensor:

@@ -19,7 +19,7 @@ from .checks import at_least, share, whole
 
 # %% ../nbs/08_initialization.ipynb #08a10003
 #| code-fold: true
-#| code-summary: "_Norm, what both norms share: the formula, γ and β, and texts of errors"
+#| code-summary: "_Norm, what both norms share: the formula, γ and β, and error messages"
 def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))  # (C,) -> (1, C, 1, …)
 
 def _check_channels(layer, x):

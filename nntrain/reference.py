@@ -228,7 +228,7 @@ def _names(text): return [e.name for e in entries(text)]
 def reference_names(
     folder,  # of the package's modules
 )->dict:     # public name -> name of its module
-    "Where each public name of a package is at home"
+    "Which module each public name of a package comes from"
     found = {}
     for path in sorted(Path(folder).glob('[a-z]*.py')):
         for name in _names(path.read_text(encoding='utf-8')):

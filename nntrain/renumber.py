@@ -28,7 +28,7 @@ def renamed(
     names:list,    # file names of notebooks: 10_momentum.ipynb, index.ipynb, …
     numbers:dict,  # topic -> its new number: {'momentum': 11}
 )->dict:           # old file name -> new one, for those that change
-    """File names after chapters got other numbers.
+    """File names after chapters were given other numbers.
 
     Raises ValueError for an unknown topic, a number that is not in 0 … 99, and two
     chapters with one number."""
@@ -43,7 +43,7 @@ def renamed(
     taken = [name[:2] for name in after.values()]
     if twice := sorted({n for n in taken if taken.count(n) > 1}):
         both = ' and '.join(sorted(n for n in after.values() if n[:2] == twice[0]))
-        raise ValueError(f'{both} would have one number: give one of them another')
+        raise ValueError(f'{both} would have the same number: give one of them another')
     return {old: new for old, new in after.items() if old != new}
 
 # %% ../nbs/94_tools.ipynb #6b171008
@@ -51,7 +51,7 @@ def relinked(
     text:str,    # Markdown, Python or YAML
     names:dict,  # file name -> the one it should have, for every notebook of the book
 )->str:          # the text with these file names, and labels that agree with them
-    "Mend links to chapters whose files got other names, and the numbers before links"
+    "Mend links to chapters whose files were renamed, and the numbers in their labels"
     def file(m): return names.get(m[0], m[0])
     def label(m):
         known = m[2][1:] in names.values()

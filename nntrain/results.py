@@ -77,7 +77,7 @@ def _why_not(budget, source, path, folder):  # None = write; else the reason not
         and path.exists()
         and json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'
     ):
-        return 'a row of real data stands and is kept'
+        return 'there is a row of real data, and it is kept'
 
 def _row(
     experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,

@@ -141,8 +141,8 @@ class InlineHTMLProc:
             text = ''.join(data.get('text/html', ''))
             if not text or _outside.search(text): continue
             data.pop('text/html')
-            # the words in place of a figure: here it is there, and search should not
-            # find them
+            # words for readers without the figure: the page has it, and search should
+            # not find them
             text = re.sub('<p class="nnx-n">.*?</p>', '', text)
             data['text/markdown'] = f'````{{=html}}\n{text}\n````'
 

@@ -23,7 +23,7 @@ _kept = re.compile(
     r'!?\[(?:[^][]|\[[^]]*\])*\](?:\([^)]*\))?|\{[^}\n]*\}|<[^>]+>|https?://\S+',
     re.M | re.S)
 
-# words that a chapter more often means as everybody does
+# words that chapters use more often in their everyday sense
 _common = set('level process progress rank split verb generator event phase part task '
               'view world'.split())
 

@@ -27,7 +27,7 @@ __all__ = ['nntrain_execute', 'start_fit']
 def _root():
     root = _checkout()
     if root is None:
-        raise SystemExit("this command works in a checkout of the repository only")
+        raise SystemExit("this command works only in a checkout of the repository")
     return root
 
 def _settings(root):  # settings.ini as a mapping
@@ -158,7 +158,7 @@ def nntrain_execute(
 def start_fit(
     argv=None,  # words of the command line; None: those of this process
 )->int:         # the exit status of `nntrain_fit`
-    "What a terminal calls for `nntrain_fit`: answers Ctrl-C also while torch is loaded"
+    "What a terminal calls for `nntrain_fit`: handles Ctrl-C even while torch loads"
     from importlib import import_module
     try: return import_module('nntrain.command').nntrain_fit(argv)
     except KeyboardInterrupt:

@@ -289,7 +289,7 @@ def test_phases_and_kinds_of_modules():
     assert stats.stds['the ReLU'].shape == (18,)
     assert stats.starts == [0, 3, 6, 9, 12, 15]
     for modules, message in ((nn.Tanh, "no module matches 'Tanh'"),
-                             ([nn.ReLU()], 'no part of the model')):
+                             ([nn.ReLU()], 'is not part of the model')):
         with pytest.raises(ValueError, match=message):
             learner(ActivationStatsCB(modules)).fit(1)
     bad = {'range must be': dict(range=(1, 1)), 'bins must be': dict(bins=0),

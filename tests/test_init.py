@@ -335,7 +335,7 @@ def test_init_weights_of_compiled_and_of_lazy_models():
     assert abs(model[0].weight.std()/.2 - 1) < .05
     with pytest.raises(ValueError, match='compiled code does not call hooks'):
         lsuv_init(torch.compile(model, backend='eager'), torch.randn(9, 50))
-    with pytest.raises(ValueError, match='run the model once before'):
+    with pytest.raises(ValueError, match='run the model once first'):
         init_weights(nn.LazyLinear(3))
 
 
@@ -484,7 +484,7 @@ def test_lsuv_follows_the_order_of_execution():
     assert list(lsuv_init(act_first, x, at=GeneralReLU)) == ['2']  # not the first
     shared = act()
     twice = nn.Sequential(nn.Linear(10, 4), shared, nn.Linear(4, 2), shared)
-    with pytest.raises(ValueError, match='one module stands behind several layers'):
+    with pytest.raises(ValueError, match='one module follows several layers'):
         lsuv_init(twice, x, at=GeneralReLU)
 
 

@@ -37,7 +37,7 @@ _LINK = re.compile(r'\]\(\d\d_(\w+)\.ipynb')
 
 def said(
     nb:dict,  # a notebook
-)->tuple:     # topics that it needs, topics that help, minutes of reading (0: no word)
+)->tuple:     # topics that it needs, topics that help, minutes of reading (0: unknown)
     """What a chapter's first cells say about itself.
 
     Chapters are named by links. A sentence of "You need" with the word "helps", or
@@ -55,7 +55,7 @@ def said(
             int(minutes[1]) if minutes else 0)
 
 def read_chapters(
-    text:str,     # a line a chapter: topic | column row | short name
+    text:str,     # one line per chapter: topic | column row | short name
     folder='.',   # where the notebooks are
 )->dict:          # {topic: Chapter} in the order of the book
     """Read what the chapters say about themselves; those without a file are left out.
@@ -99,7 +99,7 @@ _STYLE = '''
 '''
 
 def arrows(book):
-    "Which chapter leads to which, without arrows that follow: [(from, to, dashed)]"
+    "Arrows of the map, without those that others imply: [(from, to, dashed)]"
     direct = {(a, topic, False) for topic, c in book.items() for a in c.needs
               if not any(a in behind(book, b) for b in c.needs)}
     return sorted(direct | {(a, topic, True) for topic, c in book.items()

@@ -52,8 +52,8 @@ def in_band(
     source=None,
     folder=None,      # as in `results`
 )->Verdict:           # true when normal; prints as a sentence
-    """Say whether your number is what one more run like ours gives (a prediction
-    interval with Student's t); a recorded value is not judged by itself"""
+    """Say whether your number is what one more run like ours could give (a prediction
+    interval with Student's t); a value that was recorded is not judged"""
     row = result(experiment, folder)
     value = float(value)
     if source is not None and (source=='toy')!=(row.source=='toy'):
@@ -61,7 +61,8 @@ def in_band(
             False, f"not comparable: your data are {source}, ours were {row.source}")
     ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
     if not math.isfinite(value):
-        return Verdict(False, f"not a number: {value} ({ours}): did the loss diverge?")
+        return Verdict(
+            False, f"{value} is not a finite number ({ours}): did the loss diverge?")
     if value in row['values']:
         seed = row.seeds[row['values'].index(value)]
         return Verdict(
@@ -86,8 +87,8 @@ def in_band(
 #| code-fold: true
 #| code-summary: "Difference, paired_difference"
 class Difference(Verdict):
-    """Mean difference of pairs with its interval: true when 0 lies outside, and
-    prints as a sentence"""
+    """Mean difference of pairs with its interval: true when 0 lies outside it, prints
+    as a sentence"""
     def __init__(self, mean, half, n, level):
         self.mean, self.low, self.high, self.n, self.level = (
             mean, mean - half, mean + half, n, level)
@@ -109,7 +110,7 @@ def paired_difference(
     b,                # the same for the other method, with the same seeds
     # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
     level:float=.95,
-)->Difference:  # of a-b: `mean`, `low`, `high`, `n`; true if 0 lies outside
+)->Difference:  # of a - b: `mean`, `low`, `high`, `n`; true if 0 lies outside
     """Mean difference of two methods that ran with the same seeds, with its interval
     (Student's t on the differences)"""
     a,b = _by_seed(a),_by_seed(b)

@@ -27,8 +27,8 @@ _LABEL = re.compile(r'\[((?:[Cc]hapter )?)\d+\](\((\d\d)_\w+\.ipynb)')
 def renamed(
     names:list,    # file names of notebooks: 10_momentum.ipynb, index.ipynb, …
     numbers:dict,  # topic -> its new number: {'momentum': 11}
-)->dict:           # old file name -> new one, for those that change
-    """File names after chapters were given other numbers.
+)->dict:           # old file name -> new one
+    """The file names that change when chapters get other numbers.
 
     Raises ValueError for an unknown topic, a number that is not in 0 … 99, and two
     chapters with one number."""
@@ -37,7 +37,8 @@ def renamed(
         raise ValueError(f'no chapter {", ".join(unknown)}: '
                          f'choose from {", ".join(sorted(topics))}')
     if wrong := sorted(t for t, n in numbers.items() if not 0 <= n <= 99):
-        raise ValueError(f'{wrong[0]}: a number from 0 to 99, got {numbers[wrong[0]]}')
+        raise ValueError(f'{wrong[0]} needs a number from 0 to 99, '
+                         f'got {numbers[wrong[0]]}')
     after = {name: f'{numbers[topic]:02}_{topic}.ipynb' if topic in numbers else name
              for topic, name in topics.items()}
     taken = [name[:2] for name in after.values()]

@@ -21,7 +21,7 @@ from fastcore.basics import AttrDict
 __all__ = ['record', 'results', 'result', 'results_table']
 
 # %% ../nbs/93_recording.ipynb #07a6af2e
-# the repository's top folder when the package runs from one, else None
+# the repository's top folder if the package runs from a checkout, else None
 def _checkout():
     import nntrain
     root = Path(nntrain.__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def _versions():
         except PackageNotFoundError: pass
     return res
 
-def _why_not(budget, source, path, folder):  # None = write; else the reason not to
+def _why_not(budget, source, path, folder):  # None: write; else the reason not to
     if folder is not None: return None
     name = getattr(budget, 'name', budget)
     if not os.environ.get('NNTRAIN_RECORD'):
@@ -77,7 +77,7 @@ def _why_not(budget, source, path, folder):  # None = write; else the reason not
         and path.exists()
         and json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'
     ):
-        return 'there is a row of real data, and it is kept'
+        return 'there is a row of real data, which is kept'
 
 def _row(
     experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,

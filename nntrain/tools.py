@@ -40,8 +40,8 @@ def _dumps(nb):
         json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
     )  # as nbdev_clean writes it
 
-# base64 of a PNG -> the same picture with 128 colours, if that is smaller and nothing
-# shines through
+# base64 of a PNG -> the same picture with 128 colours, if that is smaller and no part
+# is transparent
 def _small_png(png):
     from PIL import Image
     raw, out = base64.b64decode(png), io.BytesIO()
@@ -158,7 +158,7 @@ def nntrain_execute(
 def start_fit(
     argv=None,  # words of the command line; None: those of this process
 )->int:         # the exit status of `nntrain_fit`
-    "What a terminal calls for `nntrain_fit`: handles Ctrl-C even while torch loads"
+    "What a terminal calls for `nntrain_fit`; answers Ctrl-C while torch is loading"
     from importlib import import_module
     try: return import_module('nntrain.command').nntrain_fit(argv)
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ def test_record_writes_only_for_a_full_run(tmp_path, monkeypatch, capsys):
     record('a', [.5, .6], **{**KW, 'source': 'toy'})
     assert (
         result('a', tmp_path)['values'] == [0.1, 0.2]
-        and 'there is a row of real data' in capsys.readouterr().out)
+        and 'real data, which is kept' in capsys.readouterr().out)
     monkeypatch.setattr(store, '_checkout', lambda: None)
     record('b', [.1], **KW)
     assert 'checkout' in capsys.readouterr().out and list(results(tmp_path)) == ['a']

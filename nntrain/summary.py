@@ -27,6 +27,8 @@ from .hooks import Hooks, _is_compiled, _modules_of
 from .init import _check_ready
 
 # %% ../nbs/19_resnet.ipynb #9a12ef01
+#| code-fold: true
+#| code-summary: "layer_macs: positions × weights"
 def layer_macs(
     module:nn.Module,  # one layer
     inputs:tuple,      # what went in
@@ -43,8 +45,8 @@ def layer_macs(
     return positions*module.weight.numel()
 
 # %% ../nbs/19_resnet.ipynb #7ddaaf01
-#| code-summary: "untouched"
 #| code-fold: true
+#| code-summary: "The code: untouched, Summary, the hooks, summary"
 @contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
@@ -54,9 +56,6 @@ def untouched(
     with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad():
         yield model.eval()
 
-# %% ../nbs/19_resnet.ipynb #58239801
-#| code-summary: "LayerRow and Summary: the table"
-#| code-fold: true
 @dataclass
 class LayerRow:
     "One layer in a `Summary`"
@@ -125,9 +124,6 @@ class Summary:
         if not self.exact: note += ' ? = a kind of layer whose cost is not known here.'
         return note
 
-# %% ../nbs/19_resnet.ipynb #98a83f01
-#| code-summary: "The hooks that fill the table"
-#| code-fold: true
 @contextlib.contextmanager
 def _as_written(model):  # without what torch.compile has made of it: hooks are called
     compiled = any(map(_is_compiled, model.modules()))
@@ -189,9 +185,6 @@ class _Meter:
             whole_number = macs is None or macs % n == 0
             self.rows[name].macs = macs and (macs//n if whole_number else macs/n)
 
-# %% ../nbs/19_resnet.ipynb #d7c9a499
-#| code-summary: "summary"
-#| code-fold: true
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
     batch             # a batch as a loader gives it, or only the input, a tensor

@@ -16,6 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from nntrain.blocks import conv_block
 from nntrain.summary import summary
 from nntrain.resnet import (
     ResBlock, ResNet, dead_weights, pool_conv, resnet, strided_conv)
@@ -119,6 +120,24 @@ def test_behind_batchnorm_gradients_grow_by_the_derived_factor():
     sizes = [g.square().mean().sqrt().item() for g in grads]
     per_layer = (sizes[5]/sizes[25])**(1/20)
     assert abs(per_layer/math.sqrt(math.pi/(math.pi - 1)) - 1) < .02
+
+
+def test_pairs_that_copy_do_so_in_training_mode_only_without_batchnorm():
+    x = torch.randn(8, 4, 5, 5).relu()
+    for norm in None, nn.BatchNorm2d:
+        pair = nn.Sequential(*[conv_block(4, 4, stride=1, norm=norm) for _ in range(2)])
+        for block in pair:
+            nn.init.dirac_(block[0].weight)
+            if norm is None: nn.init.zeros_(block[0].bias)
+        assert_close(pair.eval()(x), x, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(pair.train()(x), x, atol=1e-2) == (norm is None)
+
+
+def test_resnet18_without_the_stem_for_large_pictures():
+    models = pytest.importorskip('torchvision.models')
+    ours = resnet((64, 64, 128, 256, 512), n_blocks=2, strides=(1, 1, 2, 2, 2), n_in=3)
+    def size(model): return sum(p.numel() for p in model.parameters())
+    assert size(models.resnet18(num_classes=10)) - size(ours) == 64*3*(7*7 - 3*3)
 
 
 # ---- the network ---------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fastcore.basics import AttrDict
 
 from .figure_fit import _fit, _source
 from .figure_frames import _frames, _grid, _start
+from .figure_graph import _check_graph, _numbers_at
 from .figure_numbers import _decode, _thick
 from .figure_tiles import _tiles
 from .figures import Figure, _back, _pack
@@ -43,7 +44,7 @@ _KINDS = dict(
     path='xlim ylim xlog ylog dots surface levels step drag',
     scatter='xlim ylim xlog ylog surface levels', hist='xlim ylim n_bins',
     heat='xlog ylog zlim zlog zlabel shades',
-    image='zlim shades ncols')  # the options that each kind takes
+    image='zlim shades ncols', graph='graph')  # the options that each kind takes
 
 def _check_names(params, **given):  # labels and drag speak of parameters
     for what, names in given.items():
@@ -73,6 +74,7 @@ def _checked(fn, kind, alt, params, o):
         takers = [repr(k) for k, v in _KINDS.items() if name in v.split()]
         raise ValueError(
             f"{name}={str(value)[:40]} needs kind={' or '.join(takers)}, not {kind!r}")
+    if kind == 'graph': _check_graph(o.graph)
     most = 256 if kind == 'image' else 254
     if o.shades is not None and not 2 <= o.shades <= most:
         raise ValueError(f"shades={o.shades} must be from 2 to {most}")
@@ -91,7 +93,7 @@ def explore(
     # one sentence for readers who do not see the picture: what it shows and what the
     # sliders change
     alt,
-    # what fn returns: 'line', 'path', 'scatter', 'hist', 'heat' or 'image'
+    # what fn returns: 'line', 'path', 'scatter', 'hist', 'heat', 'image' or 'graph'
     kind='line',
     # first frame: a value, or {parameter: value}; on the grid; default the first values
     start=None,
@@ -123,6 +125,9 @@ def explore(
     # kind='path': the one or two parameters that set where the path starts; readers
     # drag the start to those that were computed
     drag=None,
+    # kind='graph': dict(nodes={name: (column, row)}, arrows=[(from, to), …]), at most
+    # five columns
+    graph=None,
     # a list of values each (numbers or words): a slider, or buttons for a choice
     **params,
 )->Figure:            # shows itself in a notebook; see `check_frames`
@@ -132,7 +137,7 @@ def explore(
     o = AttrDict(
         xlim=xlim, ylim=ylim, xlog=xlog, ylog=ylog, dots=dots or None, surface=surface,
         levels=levels, step=step, n_bins=n_bins, zlim=zlim, zlog=zlog, zlabel=zlabel,
-        shades=shades, ncols=ncols, drag=drag)
+        shades=shades, ncols=ncols, drag=drag, graph=graph)
     grid = _checked(fn, kind, alt, params, o)
     _check_names(labels=words, drag=drag or (), params=[*params, *['step']*bool(step)])
     first, frames = _start(grid, start), _frames(fn, grid, kind)
@@ -172,6 +177,14 @@ def figure_data(
     for s in data.get('series', ()): s.update({k: _thick(s[k]) for k in 'xy' if k in s})
     return data
 
+def _drifted(a, b):  # is a number of a graph more than a step of rounding off?
+    def far(s, t):
+        p, q = (float(v.replace('−', '-')) for v in (s, t))
+        return abs(p - q) > .0101*max(abs(p), abs(q))
+    return len(a['x']) != len(b['x']) or a['says'] != b['says'] or any(
+        far(s, t) for i in range(len(a['x']))
+        for s, t in zip(_numbers_at(a, i), _numbers_at(b, i)))
+
 # None, or what differs between a stored series and one computed again, except for a
 # step of rounding
 def _same(a, b, data):
@@ -184,6 +197,7 @@ def _same(a, b, data):
             if p.shape != q.shape or np.abs(p.astype(int) - q).max() > step:
                 return 'colours'
         return None
+    if 'texts' in a: return 'numbers' if _drifted(a, b) else None
     def far(s, t): return len(s) != len(t) or np.abs(_decode(s) - _decode(t)).max() > 3
     for axis in 'xy':
         if len(a[axis]) != len(b[axis]) or any(map(far, a[axis], b[axis])):

@@ -18,9 +18,11 @@ import textwrap
 import numpy as np
 
 from .figure_axes import _LEFT, _TOP, _limits, _log, _window
+from .figure_graph import _WIDE, _check_graph
 from .figure_lines import _outline
 
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
+    if kind == 'graph': return _fit_graph(frames, o.graph)
     log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]
     dots = list(frames[0]) if kind == 'scatter' else list(o.dots or ())
     box = [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2]
@@ -41,6 +43,20 @@ def _fit(frames, kind, o):  # entries of `data` that hold for all frames
         lims[1] = lims[1] or (
             0, 1.05 * max(v[1].max() for f in frames for v in f.values()) or 1)
     return dict(res, limits=_window(frames, lims, log))
+
+def _fit_graph(frames, graph):  # entries of `data` that hold for all frames
+    nodes, arrows = _check_graph(graph)
+    for name in [*frames[0], *nodes]:
+        if name not in nodes: raise ValueError(f"node {name!r} has no place in graph")
+        if name not in frames[0]:
+            raise ValueError(f"node {name!r} has a place, but no value")
+    left, top = (min(p[k] for p in nodes.values()) for k in (0, 1))
+    size = {name: v.size for name, (v,) in frames[0].items()}
+    high = 590 + 400*max(size.values())
+    places = {
+        k: [round((c - left)*_WIDE), round((r - top)*(high + 340)), size[k]]
+        for k, (c, r) in nodes.items()}
+    return dict(box=[0, 0, 1, 1], nodes=places, high=high, arrows=arrows)
 
 def _fit_tiles(frames, kind, o, log, box, values):
     z = [_log(v, o.zlog) for v in values(-1)]

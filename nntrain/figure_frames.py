@@ -53,6 +53,7 @@ def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no
 def _series(out, kind, at):
     if kind=='heat': return _heat(out, at)
     if kind=='image': return _pictures(out, at)
+    if kind=='graph': return _nodes(out, at)
     if kind!='line' and not isinstance(out, dict): out = {kind: out}
     if not isinstance(out, dict) or not 0<len(out)<5:
         raise ValueError(
@@ -60,6 +61,23 @@ def _series(out, kind, at):
             f"{type(out).__name__}"
             + (f" of {len(out)}" if isinstance(out, dict) else ""))
     return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
+
+# of a graph -> {name: (array of its value and, if it has one, its gradient,)}
+def _nodes(out, at):
+    if not isinstance(out, dict) or not out:
+        raise ValueError(
+            f"{at} must return a dict {{node: (value, gradient)}} or {{node: value}}, "
+            f"not {str(out)[:40]}")
+    res = {}
+    for name,v in out.items():
+        try: a = np.array([float(x) for x in (v if isinstance(v, tuple) else (v,))])
+        except (TypeError, ValueError): a = np.empty(0)
+        if not 0 < len(a) < 3 or not np.isfinite(a).all():
+            raise ValueError(
+                f"{at}: node {name!r} needs a finite number or (value, gradient), not "
+                f"{str(v)[:40]}")
+        res[str(name)] = a,
+    return res
 
 def _heat(out, at):  # -> {'heat': (x, y, z)}
     x,y,z = out if isinstance(out, tuple) and len(out)==3 else (None, None, out)
@@ -170,7 +188,9 @@ def _frames(fn, grid, kind):
     for frame in res[1:]:
         here = _sizes(frame)
         if here != first:
+            same = 'nodes' if kind == 'graph' else 'series and lengths'
+            pad = '' if kind == 'graph' else ' (pad with NaN)'
             raise ValueError(
-                f"{fn.__name__} must return the same series and lengths in every "
-                f"frame (pad with NaN): first {first}, then {here}")
+                f"{fn.__name__} must return the same {same} in every "
+                f"frame{pad}: first {first}, then {here}")
     return res

@@ -30,7 +30,6 @@ _MARKS = (
 
 def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
-# %% ../nbs/92_figures.ipynb #f72c0bf5
 # the two `d` attributes of one series: line and markers; `paths` in paths.js does the
 # same
 def _paths(s, frame, n, scale):

@@ -15,6 +15,7 @@ import re
 from importlib.resources import files
 
 _EXPLORE_JS = 'once.js', 'numbers.js', 'paths.js', 'address.js', 'explore.js'
+_GRAPH_JS = 'once.js', 'numbers.js', 'address.js', 'explore.js', 'graph.js'
 _DRAG_JS = 'drag.js',  # only for a path whose start can be dragged
 _PREDICT_JS = 'once.js', 'predict.js'
 

@@ -14,24 +14,28 @@ from fastcore.basics import patch
 
 from .figure_axes import _BOTTOM, _LEFT, _TOP, _axes, _log
 from .figure_frames import _call, _floats
+from .figure_graph import (_back_graph, _front_graph, _pack_graph,
+                                  _told)
 from .figure_lines import (_COLOURS, _DASHES, _contours, _mark, _pack_lines,
                                   _paths, _stroke, _svg)
 from .figure_numbers import _LO, _SPAN, _decode, _thin
 from .figure_tiles import _colour_bar, _labels, _pack_tiles, _places, _windows
-from .figure_web import _DRAG_JS, _EXPLORE_JS, _script, _style
+from .figure_web import _DRAG_JS, _EXPLORE_JS, _GRAPH_JS, _script, _style
 
 # %% auto #0
 __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #44b3377c
 #| code-fold: true
-#| code-summary: "Pack the frames, draw what never changes"
+#| code-summary: "Pack the frames, draw what never changes; the class Figure"
 def _pack(frames, data):  # frames -> series ready to draw
+    if data['kind'] == 'graph': return _pack_graph(frames, data)
     tiles = data['kind'] in ('heat', 'image')
     return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
 
 def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
     if data['kind'] == 'image': return _labels(data)
+    if data['kind'] == 'graph': return _back_graph(data)
     axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
     if data['kind'] == 'heat':
         bar, right = _colour_bar(data, zlabel)
@@ -42,7 +46,6 @@ def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, vi
     scale = data['box'][2:]
     return axes, *_contours((x, y, surface[2]), data['limits'], scale, levels), None
 
-# %% ../nbs/92_figures.ipynb #1abb6a01
 class Figure:
     """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
     text, or live in a kernel"""
@@ -62,6 +65,10 @@ class Figure:
             return _svg(
                 self.alt, d['box'], '', behind,
                 _windows(series[0], frame, _places(d), d['id']), view)
+        if 'texts' in series[0]:
+            return _svg(
+                self.alt + _told(series[0], frame), d['box'], '', behind,
+                _front_graph(series[0], frame, d), view)
         lines = ''.join(
             _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
             for i, s in enumerate(series))
@@ -168,8 +175,10 @@ def _program(data):
         {k: _thin(v) if k in 'xy' else v for k, v in s.items() if k != 'png'}
         for s in data['series']]
     text = json.dumps({**data, 'series': series}, separators=(',', ':'))
+    text = f'/*data*/{text}/*end*/'
+    if data['kind'] == 'graph': return _script(_GRAPH_JS, 'graph', text)
     names = (_DRAG_JS if data.get('drag') else ()) + _EXPLORE_JS
-    return _script(names, 'explore', f'/*data*/{text}/*end*/')
+    return _script(names, 'explore', text)
 
 @patch
 def to_html(self:Figure)->str:

@@ -4,8 +4,10 @@ from fastcore.test import expect_fail, test_eq as eq, test_fail as fails
 
 from nntrain.explore import explore
 from nntrain.figure_axes import _axes, _limits, _ticks
-from nntrain.figure_frames import (_frames, _grid, _heat, _picture, _pictures, _series,
-                                   _start)
+from nntrain.figure_frames import (_frames, _grid, _heat, _nodes, _picture,
+                                   _pictures, _series, _start)
+from nntrain.figure_graph import (_arrow, _back_graph, _check_graph, _numbers_at,
+                                  _pack_graph, _short)
 from nntrain.figure_lines import _contours, _outline, _pack_lines, _stroke, _svg
 from nntrain.figure_numbers import _decode
 from nntrain.figure_tiles import (_labels, _pack_tiles, _places, _shade, _tiles,
@@ -132,6 +134,36 @@ def test_places_of_tiles():
     assert '>b</text>' in _labels(row)[0]
     with expect_fail(ValueError, contains='too long for 2 pictures in a row'):
         _labels(dict(row, labels=['a very long label that fits nowhere', '', '']))
+
+def test_short_numbers():
+    eq([_short(v) for v in (
+        0, -.5, 1/3, 2.345, 999.6, 12345, 99999, .001, .00099, 1.5e-7, -2e6, 1e100,
+        .1 + .2 - .3)],
+       ['0', '−0.5', '0.333', '2.35', '1000', '12300', '1e5', '0.001', '9.9e−4',
+        '1.5e−7', '−2e6', '1e100', '0'])
+
+def test_nodes_of_a_graph():
+    eq([list(v) for (v,) in _nodes({'a': (1, np.float32(.5)), 'b': 2}, 'f()').values()],
+       [[1, .5], [2]])
+    for wrong in ({}, [1], {'a': (1, 2, 3)}, {'a': (1, np.inf)}, {'a': 'one'}):
+        with expect_fail(ValueError, contains='f()'): _nodes(wrong, 'f()')
+
+def test_boxes_and_arrows():
+    # in a row and in a column: between the edges of two boxes, 20 units from each
+    eq(_arrow((0, 0), (1898, 0), 1000),
+       ('M1580 500L1698 500', 'M1878 500L1698 410L1698 590z'))
+    eq(_arrow((0, 1340), (0, 0), 1000)[0], 'M780 1320L780 1200')
+    nodes, arrows = _check_graph(dict(nodes={'a': (0, 0), 'b<': (1, .5)},
+                                      arrows=[('a', 'b<')]))
+    eq((nodes['b<'], arrows), ((1., .5), [('a', 'b<')]))
+    data = dict(nodes={'a': [0, 0, 1], 'b<': [1898, 700, 2]}, high=1390, arrows=arrows)
+    behind, _, note, view = _back_graph(data)
+    eq((behind.count('<rect'), 'b&lt;' in behind, note, view),
+       (2, True, 'below each name: its value; ∂: its gradient', '-1918 -20 7294 2130'))
+    frames = [{'a': (np.array([1.]),), 'b<': (np.array([v, 1.]),)} for v in (.5, 2.)]
+    (s,) = _pack_graph(frames, data)
+    eq((s['texts'], s['says']), (['1', '0.5', '2'], ['a ', '; b< ', ', gradient ']))
+    eq([_numbers_at(s, i) for i in (0, 1)], [['1', '0.5', '1'], ['1', '2', '1']])
 
 def test_errors_of_explore():
     def slope(a): return {'y': [0, a]}

@@ -15,11 +15,12 @@ from site_checks import start_browser
 
 from nntrain.explore import check_frames, explore, figure_data
 from nntrain.figure_frames import _series
+from nntrain.figure_graph import _numbers_at, _told
 from nntrain.figure_lines import _COLOURS, _pack_lines, _paths
 from nntrain.figure_numbers import _GAP, _LO, _SPAN, _decode, _encode, _thick, _thin
 from nntrain.figure_tiles import _palette, _places
-from nntrain.figure_web import (_DRAG_JS, _EXPLORE_JS, _PREDICT_JS, _squeeze_css,
-                                _squeeze_js, _web)
+from nntrain.figure_web import (_DRAG_JS, _EXPLORE_JS, _GRAPH_JS, _PREDICT_JS,
+                                _squeeze_css, _squeeze_js, _web)
 from nntrain.prediction import predict
 from nntrain.site import _outside
 from nntrain.sync import nntrain_sync
@@ -97,6 +98,23 @@ def roll_figure(**kw):
         surface=(axis, axis, axis[None] ** 2 + axis[:, None] ** 2), title='A bowl',
         labels=dict(a='start <a>'), alt=ALT, **kw)
 
+def chain(w, b):
+    "relu(2w + b)², with gradients; the first node has none"
+    z, on = 2*w + b, 2*w + b > 0
+    a = max(z, 0)
+    return {'<two>': 2, 'w': (w, 4*a*on), 'b': (b, 2*a*on), 'sum': (z, 2*a*on),
+            'relu': (a, 2*a), 'L': (a*a, 1)}
+
+PLACES = {'<two>': (0, 0), 'w': (0, 1), 'b': (0, 2), 'sum': (1, 1), 'relu': (2, 1),
+          'L': (2, 2)}
+ARROWS = [('<two>', 'sum'), ('w', 'sum'), ('b', 'sum'), ('sum', 'relu'), ('relu', 'L')]
+
+def graph_figure(fn=chain, nodes=PLACES, arrows=ARROWS, **kw):
+    ranges = dict(w=[-1, -0.5, 0, 0.5, 1], b=[-0.1, 0.1, 1/3])
+    return explore(
+        fn, kind='graph', graph=dict(nodes=nodes, arrows=arrows), title='A chain',
+        alt=ALT, start=dict(w=0.5), **{**ranges, **kw})
+
 def figures():
     axis = np.linspace(-1, 1, 21)
     return [
@@ -124,6 +142,7 @@ def figures():
         explore(
             steep, rate=[0.01, 0.1, 1], xlog=True, ylim=(0, 5), dots=['noise'],
             xlabel='rate', ylabel='loss', alt=ALT),
+        graph_figure(),
     ]
 
 def as_page(body, dark=False):
@@ -151,6 +170,7 @@ def stored_figures(path, mark='/*data*/'):
 def line(a): return {'y': [0., a]}
 def two_lengths(a): return {'y': np.ones(a)}
 def two_names(a): return {f'y{a}': [0., 1.]}
+def two_values(a): return {f'y{a}': a}
 def only_nan(a): return {'y': [np.nan, np.nan]}
 def five(a): return {str(i): [0, a] for i in range(5)}
 def bare(a): return [0, a]
@@ -257,6 +277,32 @@ def falling(a): return [1, 0], [0, 1], np.eye(2)
             "'y': (edges, counts) needs rising edges",
             lambda: explore(torn, kind='hist', alt=ALT, a=[1])),
         ('no finite point', lambda: explore(only_nan, kind='hist', alt=ALT, a=[1])),
+        ("needs graph=dict(nodes={name: (column, row)}, arrows=[(from, to), …]), not "
+         "None", lambda: explore(chain, kind='graph', alt=ALT, w=[1], b=[1])),
+        ("graph={'nodes': {}} needs kind='graph', not 'line'",
+         lambda: explore(line, alt=ALT, a=[1], graph=dict(nodes={}))),
+        ("the arrow ('w', 'W') must join two different nodes of ['<two>', 'w',",
+         lambda: graph_figure(arrows=[*ARROWS, ('w', 'W')])),
+        ("the arrow ('w', 'w') must join", lambda: graph_figure(arrows=[('w', 'w')])),
+        ("nodes 'w' and 'b' overlap: place them 1 apart",
+         lambda: graph_figure(nodes={**PLACES, 'b': (0.5, 1.5)})),
+        ("more than 5 columns are too small on a phone",
+         lambda: graph_figure(nodes={**PLACES, 'L': (4.5, 2)})),
+        ("node 'a long name' needs a name of 1 to 9 letters",
+         lambda: graph_figure(nodes={**PLACES, 'a long name': (2, 0)})),
+        ("node 'L' has no place in graph", lambda: graph_figure(
+            nodes={k: v for k, v in PLACES.items() if k != 'L'}, arrows=ARROWS[:-1])),
+        ("node 'c' has a place, but no value",
+         lambda: graph_figure(nodes={**PLACES, 'c': (1, 2)})),
+        ("must return a dict {node: (value, gradient)} or {node: value}, not [0, 1]",
+         lambda: explore(
+             bare, kind='graph', graph=dict(nodes=PLACES, arrows=[]), alt=ALT, a=[1])),
+        ("only_nan(a=1): node 'y' needs a finite number or (value, gradient), not [nan",
+         lambda: explore(only_nan, kind='graph', graph=dict(nodes=PLACES, arrows=[]),
+                         alt=ALT, a=[1])),
+        ('must return the same nodes in every frame: first',
+         lambda: explore(two_values, kind='graph', alt=ALT, a=[1, 2], graph=dict(
+             nodes={'y1': (0, 0)}, arrows=[]))),
     ],
 )
 def test_explore_refuses(message, make):
@@ -302,6 +348,25 @@ def test_check_frames_finds_drift_of_other_code(fn, kind, monkeypatch):
         check_frames(stored, fn)  # rounding of the last shade is no drift
     monkeypatch.setitem(globals(), 'gain', .7)
     with pytest.raises(ValueError, match='other frames'): check_frames(stored, fn)
+
+def driven_graph(a): return {'y': (a*gain, 0), 'z': 1}
+
+def test_check_frames_finds_drift_of_a_graph(monkeypatch):
+    places = dict(nodes={'y': (0, 0), 'z': (1, 0)}, arrows=[('y', 'z')])
+    stored = explore(
+        driven_graph, kind='graph', a=[0, 0.5], graph=places, alt=ALT).to_html()
+    check_frames(stored, driven_graph)
+    monkeypatch.setitem(globals(), 'gain', .999)
+    check_frames(stored, driven_graph)
+    for drift in (.97, -1):
+        monkeypatch.setitem(globals(), 'gain', drift)
+        with pytest.raises(ValueError, match=r'other frames .*\(numbers\)'):
+            check_frames(stored, driven_graph)
+
+def test_only_a_graph_carries_its_script():
+    other = waves_figure().to_html()
+    assert 'graph' not in other and 'numbersAt' in graph_figure().to_html()
+    assert 'function paths' not in graph_figure().to_html()
 
 def test_same_tile_is_stored_once():
     def still(a): return [np.ones((4, 4)), np.zeros((4, 4))]
@@ -418,7 +483,7 @@ def test_the_package_carries_the_files_of_the_notebook():
     assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
     for name in WEB:
         assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
-    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS}
+    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS}
     assert 'pointerdown' in roll_figure().to_html()
     assert 'pointerdown' not in waves_figure().to_html()  # only where it is needed
 
@@ -447,7 +512,7 @@ def test_the_notebook_shows_the_files_as_they_are():
     shown = ''.join(
         ''.join(o.get('data', {}).get('text/markdown', ''))
         for c in nb['cells'] for o in c.get('outputs', ()))
-    for name in ('numbers.js', 'paths.js', 'explore.js', 'predict.js'):
+    for name in ('numbers.js', 'paths.js', 'explore.js', 'predict.js', 'graph.js'):
         assert _web(name) in shown, f'{name} changed: run nntrain_execute'
 
 def test_squeezed_files_lose_nothing_but_comments_and_blanks():
@@ -499,8 +564,8 @@ def lint(text):
                   if not before.startswith('//')]
 
 # called by Python or by another file
-ONCE = {'explore', 'predict', 'once', 'inFrame', 'paths', 'toHash', 'fromHash', 'drag',
-        'place', 'LOW', 'SPAN', 'GAP'}
+ONCE = {'explore', 'graph', 'predict', 'once', 'inFrame', 'paths', 'toHash', 'fromHash',
+        'drag', 'place', 'LOW', 'SPAN', 'GAP'}
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_scripts_keep_the_rules(name): assert lint(_web(name)) == []
@@ -545,6 +610,19 @@ def test_paths_in_javascript(javascript, kind):
                 ['numbers.js', 'paths.js'],
                 f'paths({json.dumps(s)}, {frame}, {n}, {box})', squeeze=True)
             assert drawn == list(_paths(s, frame, n, box[2:]))
+
+def test_graph_in_javascript(javascript):
+    "The numbers of a frame and their sentence, as Python writes them"
+    (s,) = graph_figure().data['series']
+    thin, names = json.dumps({**s, 'x': _thin(s['x'])}), ['numbers.js', 'graph.js']
+    for frame in (0, 7, 14):
+        code = f'[numbersAt({thin}, {frame}), told({thin}, {frame})]'
+        numbers, told = javascript(names, code, squeeze=True)
+        assert numbers == _numbers_at(s, frame)
+        assert ' Now: ' + told == _told(s, frame)
+    assert _told(s, 14) == (  # w = 1, b = 1/3
+        ' Now: <two> 2; w 1, gradient 9.33; b 0.333, gradient 4.67; sum 2.33, gradient '
+        '4.67; relu 2.33, gradient 4.67; L 5.44, gradient 1.')
 
 def test_address_in_javascript(javascript):
     params = json.dumps([
@@ -704,10 +782,10 @@ def open_page(browser, tmp_path):
     yield go
     for c in contexts: c.close()
 
-# lines and markers; which tile stands in a window
+# lines and markers; which tile stands in a window; numbers
 LOOK = (
-    '[...f.querySelectorAll(".sr, .nnx-i")].map(p => p.getAttribute("d") ?? '
-    'p.getAttribute("y"))')
+    '[...f.querySelectorAll(".sr, .nnx-i, .nnx-u")].map(p => p.getAttribute("d") ?? '
+    'p.getAttribute("y") ?? p.textContent)')
 
 def drawn(page):
     return page.evaluate('() => { const f = document; return ' + LOOK + '}')
@@ -782,7 +860,7 @@ def test_sliders_move_by_keyboard(open_page, width, dark):
         '.nnx text', 'ts => Math.min(...ts.map(t => t.getBoundingClientRect().height))')
     assert small >= 9, f'text {small} pixels high'
 
-@pytest.mark.parametrize('which', range(9))
+@pytest.mark.parametrize('which', range(10))
 def test_javascript_draws_what_python_draws(open_page, which):
     fig = figures()[which]
     page = open_page(as_page(fig.to_html()))
@@ -802,14 +880,15 @@ def test_javascript_draws_what_python_draws(open_page, which):
             for k in _decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
         assert drawn(page) == [
             d for s in fig.data['series']
-            for d in (tile(s) if 'cells' in s else _paths(s, frame, n, scale))]
+            for d in (tile(s) if 'cells' in s else _numbers_at(s, frame)
+                      if 'texts' in s else _paths(s, frame, n, scale))]
 
 def test_first_frame_needs_no_javascript(open_page):
     html = as_page(''.join(f.to_html() for f in figures()))
     without, with_js = open_page(html, java_script_enabled=False), open_page(html)
     assert [
-        p.get_attribute('d') or p.get_attribute('y') or ''
-        for p in without.locator('.sr, .nnx-i').all()] == drawn(with_js)
+        p.get_attribute('d') or p.get_attribute('y') or p.text_content()
+        for p in without.locator('.sr, .nnx-i, .nnx-u').all()] == drawn(with_js)
     assert (
         not without.locator('.nnx-c').first.is_visible()
         and with_js.locator('.nnx-c').first.is_visible())
@@ -883,6 +962,47 @@ def state(page):
         '() => { const f = document.querySelector(".nnx form"); return [...f.elements]'
         '.filter(e => e.type == "range" || e.checked).map(e => e.type == "range" ? '
         'e.nextSibling.textContent : e.parentNode.textContent) }')
+
+def light(h):  # how light a colour like #0072B2 is
+    c = [int(h[i:i+2], 16)/255 for i in (1, 3, 5)]
+    return np.dot(
+        [0.2126, 0.7152, 0.0722],
+        [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in c])
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (360, False), (360, True)])
+def test_graph_in_a_browser(open_page, width, dark):
+    fig = graph_figure()
+    page = open_page(as_page(2*fig.to_html(), dark), width)
+    first = page.locator('.nnx').first
+    img, w = first.get_by_role('img'), first.get_by_role('slider', name='weight w')
+    told = lambda frame: ALT + _told(fig.data['series'][0], frame)
+    assert img.get_attribute('aria-label') == told(3*3)
+    w.press('Home')  # the ReLU is off: nothing behind it has a gradient
+    assert img.get_attribute('aria-label') == told(0) and (
+        'w −1, gradient 0; b −0.1, gradient 0; sum −2.1, gradient 0;' in told(0))
+    assert page.get_by_role('img').last.get_attribute('aria-label') == told(3*3)
+    link = '#' + page.url.split('#')[1]
+    first.get_by_role('button', name='reset').press('Enter')
+    assert img.get_attribute('aria-label') == told(3*3)
+    page.evaluate('h => { location.hash = h }', link)
+    page.wait_for_function(
+        'a => document.querySelector(".nnx-d>svg").ariaLabel === a', arg=told(0))
+    boxes = page.evaluate("""[...document.querySelectorAll('.nnx:first-of-type rect')]
+        .map(r => r.getBoundingClientRect().width)""")
+    texts = page.evaluate("""[...document.querySelectorAll('.nnx:first-of-type text')]
+        .map(t => t.getBoundingClientRect()).map(r => [r.width, r.height])""")
+    assert len(boxes) == 6 and max(t for t, _ in texts) < min(boxes)
+    assert min(h for _, h in texts) >= 12 and page.problems == []
+    colours = page.eval_on_selector_all(
+        '.nnx tspan:not(.nnx-u)', 'ts => [...new Set(ts.map(t => '
+        'getComputedStyle(t).fill))]')
+    assert len(colours) == 2
+    ground = light('#181a1f' if dark else '#ffffff')
+    for colour in colours:  # color(srgb r g b)
+        parts = [float(v) for v in re.findall(r'[\d.]+', colour)]
+        here = light('#' + ''.join(f'{round(255*v):02x}' for v in parts))
+        low, high = sorted([here, ground])
+        assert (high + .05)/(low + .05) >= 4.5, colour
 
 def test_state_in_the_address(open_page):
     html = as_page(waves_figure().to_html())
@@ -1121,7 +1241,7 @@ def test_this_page_carries_todays_scripts(tool):
     path = NBS/'92_figures.ipynb'
     nb = json.loads(path.read_text(encoding='utf-8'))
     found = list(tool['refresh'](nb))
-    assert len(found) == 7 and nb == json.loads(path.read_text(encoding='utf-8'))
+    assert len(found) == 8 and nb == json.loads(path.read_text(encoding='utf-8'))
 
 def test_a_figure_made_again_from_itself(tool):
     "… is what its cell would store"
@@ -1189,11 +1309,6 @@ def test_stored_predictions(open_page, path):
         and page.evaluate('document.scrollingElement.scrollWidth') <= 360)
 
 def test_colours_stand_out():
-    def light(h):
-        c = [int(h[i:i+2], 16)/255 for i in (1, 3, 5)]
-        return np.dot(
-            [0.2126, 0.7152, 0.0722],
-            [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in c])
     for colour in _COLOURS:
         for ground in ('#ffffff', '#181a1f'):
             low, high = sorted([light(colour), light(ground)])

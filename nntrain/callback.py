@@ -60,8 +60,15 @@ def _arguments(cls, args, kwargs):
         if not rest: break                               # nothing goes on to the base
     return given | dict(rest.values())
 
+class _Arguments:
+    "Notes what the constructor was given: a checkpoint saves it"
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._given = _arguments(cls, args, kwargs)
+        return self
+
 # %% ../nbs/04_learner.ipynb #ffbaefef
-class Callback:
+class Callback(_Arguments):
     "Base class of all callbacks; an event calls the method of its name"
     order = 0              # a number or `After(OtherCB)`: which comes first at an event
     needs = ()             # callback classes that must be there as well
@@ -70,11 +77,6 @@ class Callback:
     owns = ()              # hyperparameters that only it may write, such as ('lr',)
     main_only = False      # True, or events: run in one of several processes only
     shows = ()             # names of attributes that `repr` shows
-
-    def __new__(cls, *args, **kwargs):
-        self = super().__new__(cls)
-        self._given = _arguments(cls, args, kwargs)   # a checkpoint saves them
-        return self
 
     def __init__(self): super().__init__()   # refuses unknown arguments
 

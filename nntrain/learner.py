@@ -99,6 +99,8 @@ def loss_weight(self:Learner):
     return self.count() if divisor is None else divisor
 
 # %% ../nbs/04_learner.ipynb #95d0d501
+#| code-fold: true
+#| code-summary: "The loop: a batch, a phase, an epoch, all epochs"
 @patch
 def _one_batch(self:Learner):
     emit = self.listeners.emit
@@ -115,7 +117,6 @@ def _one_batch(self:Learner):
     emit('after_step')         # too late for a CancelStep: the weights have changed
     self._do('zero_grad')
 
-# %% ../nbs/04_learner.ipynb #c35c2728
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1
@@ -139,6 +140,8 @@ def _all_epochs(self:Learner):
         run_level('epoch', self._one_epoch, self.listeners.emit)
 
 # %% ../nbs/04_learner.ipynb #72a66993
+#| code-fold: true
+#| code-summary: "fit and its helpers: refuse, plan, let go; which verb, and why it failed"
 @patch
 def fit(self:Learner,
     n_epochs:int=1,    # how many epochs, at least 1
@@ -170,9 +173,6 @@ def fit(self:Learner,
                            f'running') from e
     finally: self._let_go()
 
-# %% ../nbs/04_learner.ipynb #3e4e6bac
-#| code-fold: true
-#| code-summary: "Its helpers: refuse, plan, let go; which verb, and why it failed"
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"

@@ -20,6 +20,8 @@ from .collate import TARGET_KEYS
 from .events import CancelPhase
 
 # %% ../nbs/04_learner.ipynb #e8ea97f1
+#| code-fold: true
+#| code-summary: "DeviceCB, BatchTransformCB, NormalizeCB and SingleBatchCB"
 class DeviceCB(Callback):
     "Model and batches on one device"
     order = -20
@@ -29,9 +31,6 @@ class DeviceCB(Callback):
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
-# %% ../nbs/04_learner.ipynb #6eed870a
-#| code-fold: true
-#| code-summary: "BatchTransformCB, NormalizeCB and SingleBatchCB"
 class BatchTransformCB(Callback):
     "Replace each batch by `tfm(batch)`"
     order = -10

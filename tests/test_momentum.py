@@ -315,3 +315,52 @@ def test_a_debiased_average_is_the_weighted_mean_of_what_was_seen():
             weights = beta**torch.arange(t-1, -1, -1, dtype=torch.float64)
             mean = (weights*xs[:t]).sum()/weights.sum()
             assert_close(ema(xs, beta)[t-1]/(1 - beta**t), mean)
+
+
+def longest_root(lr, beta, curvature, nesterov):
+    "Length of the longer root of the step's polynomial on one parabola"
+    keep = 1 - lr*curvature
+    b, c = ((1+beta)*keep, beta*keep) if nesterov else (beta + keep, beta)
+    root = (b*b - 4*c + 0j)**.5
+    return max(abs(b+root), abs(b-root))/2
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_the_factor_of_a_step_is_that_of_a_walk(nesterov):
+    for lr, beta in (.02, .6), (.03, .9), (.01, .3):
+        opt = partial(Momentum, lr=lr, momentum=beta, nesterov=nesterov)
+        for curvature in 1., 30.:
+            factor = longest_root(lr, beta, curvature, nesterov)
+            # a swing may pass through zero at a step, but not at two in a row
+            early, late = (
+                max(walk(opt, curvature, n+k) for k in range(20)) for n in (100, 200))
+            assert abs((late/early)**.01 - factor) < .01
+
+
+def test_tuned_for_the_canyon_momentum_is_ahead_of_nesterov():
+    "The best pairs of rate and β at curvatures 1 and 30, by formula and on a grid"
+    def worst(lr, beta, nesterov):
+        return max(longest_root(lr, beta, c, nesterov) for c in (1., 30.))
+    root, nest = math.sqrt(30), math.sqrt(91)
+    tuned = {False: ((2/(1+root))**2, ((root-1)/(root+1))**2),
+             True: (4/91, (nest-2)/(nest+2))}
+    found = {kind: worst(*pair, kind) for kind, pair in tuned.items()}
+    assert found[False] == pytest.approx((root-1)/(root+1), abs=1e-6)
+    assert found[True] == pytest.approx(1 - 2/nest, abs=1e-6)
+    assert found[False] < .7 < .78 < found[True]
+    for kind, best in found.items():
+        for lr in range(1, 55):
+            for beta in range(0, 50):
+                assert worst(lr/400, beta/50, kind) > best - 1e-6
+
+
+def test_how_far_a_weight_scatters():
+    "On ½p² with noise of size 1: the exact deviation against a sum over the past"
+    for lr, beta in (.05, 0.), (.005, .9), (.05, .9), (.15, .9):
+        p, v, squares = 0., 0., 0.
+        for t in range(6000):                # the response to one noisy gradient
+            v = beta*v + p + (1. if t == 0 else 0.)
+            p -= lr*v
+            squares += p*p
+        exact = lr*(1+beta)/((1-beta)*(2*(1+beta) - lr))
+        assert squares == pytest.approx(exact, rel=1e-6)

@@ -63,8 +63,7 @@ class Value:
     """An array that remembers its parents, with the slope of each.
 
     After `backward`, `grad` holds the gradient, of the same shape as `data`. Raises
-    TypeError for data that are not numbers, or are integers and should have a gradient.
-    The idea is that of micrograd, for arrays."""
+    TypeError for what is no number, and for integers that should have a gradient."""
     def __init__(self,
         data,            # tensor, number or nested list; a tensor is kept, not copied
         parents=(),      # [(`Value`, function: our gradient -> this parent's)]
@@ -93,17 +92,18 @@ class Value:
                            (other, lambda g: self.data.mT @ g)], '@')
     def relu(self):
         return Value(self.data.relu(), [(self, lambda g: g*(self.data > 0))], 'relu')
-    def exp(self):
-        out = self.data.exp()
-        return Value(out, [(self, lambda g: g*out)], 'exp')
 
 # %% ../nbs/02_network.ipynb #c5e19354
 #| code-fold: true
-#| code-summary: "times, log, sum, index, as_value, minus, mean, numbers on the left"
+#| code-summary: "times, exp, log, sum, index, as_value, minus, mean, numbers on the left"
 def _times(self, other):
     other, out = _pair('*', self, other, torch.mul)
     return Value(out, [(self, lambda g: g*other.data),
                        (other, lambda g: g*self.data)], '*')
+
+def _exp(self):
+    out = self.data.exp()
+    return Value(out, [(self, lambda g: g*out)], 'exp')
 
 def _log(self): return Value(self.data.log(), [(self, lambda g: g/self.data)], 'log')
 
@@ -129,7 +129,8 @@ def as_value(
     if not data.is_floating_point(): data = data.to(dtype)
     return Value(data, needs_grad=False)
 
-Value.log, Value.sum, Value.__mul__, Value.__getitem__ = _log, _sum, _times, _index
+Value.__mul__, Value.exp, Value.log = _times, _exp, _log
+Value.sum, Value.__getitem__ = _sum, _index
 Value.__radd__ = Value.__add__
 Value.__rmul__ = Value.__mul__
 Value.__rmatmul__ = lambda self, other: as_value(other, self.data.dtype) @ self

@@ -193,7 +193,7 @@ def test_gradients_of_leaves_add_up_and_are_their_own():
     a, b = Value([1., 2.]), Value([3., 4.])
     middle = a + b
     middle.sum().backward()
-    a.grad.zero_()                                    # an array of its own, to be edited
+    a.grad.zero_()                                  # an array of its own, to be edited
     assert b.grad.tolist() == [1, 1]                  # … and not an alias of b's
     (middle*2.).sum().backward()
     assert (a.grad.tolist(), b.grad.tolist()) == ([2, 2], [3, 3])

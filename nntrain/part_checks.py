@@ -10,7 +10,7 @@ __all__ = ['CHECKS', 'check_normalise', 'check_prepare', 'check_batches', 'check
 
 # %% ../nbs/24_bugs.ipynb #36852801
 #| code-fold: true
-#| code-summary: "Checks of data, network and optimizer"
+#| code-summary: "Checks of data, network, optimizer and step"
 import copy
 import math
 import random
@@ -144,7 +144,6 @@ def check_build(
         f'at the largest rate, {max(rates):g}, a step of Adam changes a typical weight '
         f'by {share:.1%} of its size; about 1% to 100% is usual')
 
-# %% ../nbs/24_bugs.ipynb #e8eb5401
 def check_step(
     step  # function: model, optimizer, xb, yb -> loss without graph
 )->None:

@@ -122,7 +122,7 @@ def _page(question, key, panels, shared, answer, says, right):  # all in one pie
 
 # %% ../nbs/92_figures.ipynb #c1a50005
 #| code-fold: true
-#| code-summary: "What is refused"
+#| code-summary: "predict, and what it refuses"
 # -> (series behind all, candidates)
 def _check_options(question, options, answer, why, given, remarks):
     if not isinstance(options, dict) or not 2<=len(options)<=4:
@@ -147,7 +147,6 @@ def _check_options(question, options, answer, why, given, remarks):
                 f"predict: {label!r} needs at least two finite points to be a curve")
     return (_series(given, 'line', 'predict') if given else {}), curves
 
-# %% ../nbs/92_figures.ipynb #af922d01
 def predict(
     question:str,  # what to predict, in one sentence
     # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the

@@ -14,10 +14,14 @@ from torch import Tensor
 __all__ = ['topological_order', 'Value', 'as_value', 'backward']
 
 # %% ../nbs/02_network.ipynb #4a6f9d1d
+#| code-fold: true
+#| code-summary: "topological_order, and helpers: _sum_to, _floats, _pair"
 def topological_order(
     value  # a `Value`: the result of a computation
 )->list:   # the `Value`s behind it that need a gradient, parents first; `value` is last
     "The values of a graph in an order in which they could have been computed"
+    if not isinstance(value, Value):
+        raise TypeError(f'a graph ends in a Value, got {type(value).__name__}')
     order, done, todo = [], set(), [(value, False)]
     while todo:
         v, parents_listed = todo.pop()
@@ -28,22 +32,38 @@ def topological_order(
             todo.extend((p, False) for p, _ in v.parents if p.needs_grad)
     return order
 
-# %% ../nbs/02_network.ipynb #63c2c49c
-#| code-fold: true
-#| code-summary: "_sum_to, _array, _pair"
 def _sum_to(grad, shape):
     "Undo a broadcast: sum `grad` over the axes along which an array was repeated"
-    new = grad.ndim - len(shape)
-    if new: grad = grad.sum(tuple(range(new)))
-    stretched = [i for i, n in enumerate(shape) if n == 1 and grad.shape[i] > 1]
-    return grad.sum(stretched, keepdim=True) if stretched else grad
+    if not isinstance(grad, Tensor):
+        raise TypeError(f'a slope must return a tensor, got {_short(grad)}')
+    returned, new = tuple(grad.shape), grad.ndim - len(shape)
+    if new > 0: grad = grad.sum(tuple(range(new)))
+    stretched = [i for i, (n, m) in enumerate(zip(shape, grad.shape)) if n == 1 != m]
+    if stretched: grad = grad.sum(stretched, keepdim=True)
+    if tuple(grad.shape) != shape:
+        raise ValueError(f'a slope returned shape {returned} for a parent of {shape}')
+    return grad
+
+def _short(x):
+    text = ' '.join(repr(x).split())
+    return text if len(text) < 70 else f'{text[:60]} …'
 
 def _array(data, dtype=None):
     "A plain tensor, from which torch records nothing"
     if isinstance(data, Tensor): return data.detach()
+    if hasattr(data, 'strides'): data = data.copy()     # numpy, perhaps read backwards
     try: return torch.tensor(data, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f'a Value holds numbers, got {data!r}') from None
+        raise TypeError(f'a Value holds a number or an array of numbers, '
+                        f'got {_short(data)}') from None
+
+def _floats(data, needs_grad=False, dtype=None):
+    "`data` if it holds floats; integers of a constant are converted"
+    if data.is_floating_point(): return data
+    if data.is_complex(): raise TypeError(f'no complex numbers, got {data.dtype}')
+    if needs_grad: raise TypeError(f'no gradient for {data.dtype}: write 2. instead of '
+                                   f'2, or needs_grad=False')
+    return data.to(dtype or torch.get_default_dtype())
 
 def _pair(op, a, b, function):
     "`b` as a `Value`, and the result of `function`; or a sentence on what is wrong"
@@ -56,16 +76,19 @@ def _pair(op, a, b, function):
                          f'a vector: x[None] or x[:, None]')
     try: return b, function(a.data, b.data)
     except RuntimeError:
-        raise ValueError(f'{a.shape} {op} {b.shape}: these shapes do not fit') from None
+        here, there = a.data.device, b.data.device
+        why = ('these shapes do not fit' if here == there else
+               f'one is on {here}, the other on {there}')
+        raise ValueError(f'{a.shape} {op} {b.shape}: {why}') from None
 
 # %% ../nbs/02_network.ipynb #8d3ddc77
 class Value:
     """An array that remembers its parents, with the slope of each.
 
     After `backward`, `grad` holds the gradient, of the same shape as `data`. Raises
-    TypeError for what is no number, and for integers that should have a gradient."""
+    TypeError for what is not a real number, and for integers that need a gradient."""
     def __init__(self,
-        data,            # tensor, number or nested list; a tensor is kept, not copied
+        data,            # tensor, number or nested list; a float tensor is not copied
         parents=(),      # [(`Value`, function: our gradient -> this parent's)]
         op:str='',       # the operation it comes from, for pictures and messages
         needs_grad=True  # of a value without parents: compute its gradient?
@@ -73,15 +96,9 @@ class Value:
         self.data, self.parents, self.op = _array(data), parents, op
         self.grad, self.used = None, False
         if parents: needs_grad = any(p.needs_grad for p, _ in parents)
-        if needs_grad and not self.data.is_floating_point():
-            raise TypeError(f'no gradient for {self.data.dtype}: write 2. instead of '
-                            f'2, or needs_grad=False')
-        self.needs_grad = needs_grad
+        self.data, self.needs_grad = _floats(self.data, needs_grad), needs_grad
         arrays = [self.data, *(p.data for p, _ in parents)] if parents else []
         self.stamps = [(a, a._version) for a in arrays]   # torch counts edits in place
-    @property
-    def shape(self)->tuple: return tuple(self.data.shape)
-    def __repr__(self): return f'Value{self.shape} {self.op}'.rstrip()
 
     def __add__(self, other):
         other, out = _pair('+', self, other, torch.add)
@@ -95,7 +112,7 @@ class Value:
 
 # %% ../nbs/02_network.ipynb #c5e19354
 #| code-fold: true
-#| code-summary: "times, exp, log, sum, index, as_value, minus, mean, numbers on the left"
+#| code-summary: "exp, log, sum, mean, index, as_value, …; what backward refuses"
 def _times(self, other):
     other, out = _pair('*', self, other, torch.mul)
     return Value(out, [(self, lambda g: g*other.data),
@@ -112,23 +129,34 @@ def _sum(self, axis=None):      # an axis that is summed over stays, with length
     out = self.data.sum(axes, keepdim=axis is not None)
     return Value(out, [(self, lambda g: g.expand(self.shape))], 'sum')
 
+def _mean(self):                # of all numbers
+    n = self.data.numel()
+    if not n: raise ValueError(f'the mean of no numbers, the shape is {self.shape}')
+    return (self*(1/n)).sum()
+
 def _index(self, index):
-    where = torch.arange(self.data.numel()).view(self.shape)[index].flatten()
+    n, device = self.data.numel(), self.data.device
+    where = torch.arange(n, device=device).view(self.shape)[index].flatten()
     def slope(g):
-        zeros = torch.zeros(self.data.numel(), dtype=g.dtype)
+        zeros = torch.zeros(n, dtype=g.dtype, device=device)
         return zeros.index_add(0, where, g.flatten()).view(self.shape)
     return Value(self.data[index], [(self, slope)], '[ ]')
 
 def as_value(
-    x,          # a `Value`, a tensor, a number or a nested list of numbers
-    dtype=None  # of numbers and integers; None: as torch chooses
+    x,          # a `Value`, a tensor, a number, an array or nested list of numbers
+    dtype=None  # of all but tensors of floats; None: as torch chooses, integers float
 )->Value:       # `x` itself if it is a `Value`
-    "A constant: a value that needs no gradient. Raises TypeError for other things"
-    if isinstance(x, Value): return x
-    data = _array(x, dtype)
-    if not data.is_floating_point(): data = data.to(dtype)
-    return Value(data, needs_grad=False)
+    """A constant: a value that needs no gradient. Raises TypeError for other things
 
+    Integers become floats. Torch's own `requires_grad` is ignored."""
+    if isinstance(x, Value): return x
+    if not (dtype is None or getattr(dtype, 'is_floating_point', False)):
+        raise TypeError(f'a Value holds floats, got dtype={dtype!r}')
+    return Value(_floats(_array(x, dtype), dtype=dtype), needs_grad=False)
+
+Value.shape = property(lambda self: tuple(self.data.shape))
+Value.__repr__ = lambda self: f'Value{self.shape} {self.op}'.rstrip()
+Value.__array_ufunc__ = None         # numpy leaves `array*value` to us
 Value.__mul__, Value.exp, Value.log = _times, _exp, _log
 Value.sum, Value.__getitem__ = _sum, _index
 Value.__radd__ = Value.__add__
@@ -137,11 +165,8 @@ Value.__rmatmul__ = lambda self, other: as_value(other, self.data.dtype) @ self
 Value.__neg__ = lambda self: self*(-1.)
 Value.__sub__ = lambda self, other: self + -as_value(other, self.data.dtype)
 Value.__rsub__ = lambda self, other: -self + other
-Value.mean = lambda self: (self*(1/self.data.numel())).sum()
+Value.mean = _mean
 
-# %% ../nbs/02_network.ipynb #3d2f7032
-#| code-fold: true
-#| code-summary: "_check_backward: what is refused"
 def _check_backward(loss, order):
     if loss.data.numel() != 1:
         raise ValueError(f'backward starts from one number, got shape {loss.shape}: '
@@ -152,6 +177,9 @@ def _check_backward(loss, order):
     if not loss.needs_grad:
         raise ValueError('nothing to do: no value behind this loss needs a gradient')
     for v in order:
+        if getattr(v.grad, 'shape', v.shape) != v.shape and not v.parents:
+            raise ValueError(f'{v} has a grad of shape {tuple(v.grad.shape)}: '
+                             f'clear it with v.grad = None')
         for p, (data, version) in zip([v, *(p for p, _ in v.parents)], v.stamps):
             if p.data is not data or data._version != version:
                 raise ValueError(

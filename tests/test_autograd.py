@@ -4,6 +4,7 @@ refuses."""
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -217,6 +218,31 @@ def test_constants_take_the_type_of_their_partner():
     assert as_value(2, torch.float64).data.dtype == torch.float64
 
 
+def test_constants_of_integers_become_floats():
+    for v in as_value([1, 2]), Value(torch.tensor([1, 2]), needs_grad=False):
+        assert (v*2.5).data.tolist() == [2.5, 5] and v.mean().data == 1.5
+        assert (v - Value([1., 1.])).data.tolist() == [0, 1]
+
+
+def test_numpy_on_either_side():
+    a, v = np.arange(6.).reshape(2, 3), Value(W)
+    for ours in (a + v, v + a, a[::-1][::-1] + v):
+        assert isinstance(ours, Value) and (ours.data == torch.tensor(a) + 1).all()
+    assert (a - v).data.tolist() == (a - 1).tolist()
+    assert (a.T @ v).data.tolist() == (a.T @ W.numpy()).tolist()
+    assert Value(a[::-1]).data.tolist() == a[::-1].tolist()
+    copied = Value(a)
+    a[:] = 0
+    assert copied.data.sum() == 15
+
+
+def test_an_empty_batch_gives_zeros():
+    for shape in ((1, 3), (3,)):
+        v = Value(torch.ones(shape))
+        (v*torch.ones(0, 3)).sum().backward()
+        assert torch.equal(v.grad, torch.zeros(shape))
+
+
 def test_names_for_messages():
     v = Value(torch.ones(2, 3))
     assert repr(v) == 'Value(2, 3)' and repr(v.exp()) == 'Value(2, 3) exp'
@@ -227,6 +253,12 @@ def test_names_for_messages():
 
 W = torch.ones(2, 3)
 
+
+def custom(slope):
+    v = Value(W)
+    Value(v.data.sum(), [(v, slope)], 'mine').backward()
+
+
 @pytest.mark.parametrize('error, words, act', [
     (ValueError, r'\(2, 3\) @ \(2, 3\): these shapes do not fit', lambda: Value(W) @ W),
     (ValueError, r'\(2, 3\) \+ \(2,\): these shapes', lambda: Value(W) + torch.ones(2)),
@@ -236,6 +268,18 @@ W = torch.ones(2, 3)
     (TypeError, 'numbers, got None', lambda: Value(W) + None),
     (TypeError, 'numbers, got Value', lambda: Value(Value(1.))),
     (TypeError, r'write 2\. instead of 2', lambda: Value(2)),
+    (TypeError, 'array of numbers, got .* …', lambda: Value(['a']*999)),
+    (TypeError, 'array of numbers', lambda: Value([[1.], [1., 2.]])),
+    (TypeError, 'no complex numbers', lambda: Value(W)*torch.ones(3)*(1j*W)),
+    (TypeError, "floats, got dtype='float32'", lambda: as_value(1., 'float32')),
+    (TypeError, 'floats, got dtype=torch.int64', lambda: as_value(1.7, torch.int64)),
+    (TypeError, 'must return a tensor, got 2.0', lambda: custom(lambda g: 2.)),
+    (ValueError, r'returned shape \(5,\) for a parent of \(2, 3\)',
+     lambda: custom(lambda g: torch.ones(5))),
+    (ValueError, 'one is on meta, the other on cpu',
+     lambda: Value(W.to('meta')) + torch.ones(2, 3)),
+    (ValueError, r'mean of no numbers.*\(0, 3\)', lambda: Value(W[:0]).mean()),
+    (TypeError, 'ends in a Value, got Tensor', lambda: backward(W)),
     (ValueError, r'one number, got shape \(2, 3\)', lambda: Value(W).backward()),
     (ValueError, 'no value behind this loss', lambda: as_value(1.).backward()),
     (IndexError, 'out of bounds', lambda: Value(W)[7])])
@@ -250,6 +294,13 @@ def test_backward_twice():
     loss.backward()
     with pytest.raises(ValueError, match='twice on one graph: compute'): loss.backward()
     assert torch.equal(w.grad, 2*W)
+
+
+def test_grad_of_another_shape():
+    w = Value(W)
+    w.grad = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=r'grad of shape \(3, 2\): clear it'):
+        (w*w).sum().backward()
 
 
 def in_place(v): v.data += 1

@@ -101,9 +101,9 @@ UNFOLD = "document.querySelectorAll('main details').forEach(e => e.open = true)"
 
 DRAWN = '''e => {
   const figure = e.closest('.nnx') || document
-  // `use`: which tile of a heat map or picture is shown
-  return [...figure.querySelectorAll('svg path, svg use')]
-    .map(p => p.getAttribute('d') ?? p.getAttribute('y')).join()
+  // `use`: which tile of a heat map or picture is shown; `text`: numbers of a graph
+  return [...figure.querySelectorAll('svg path, svg use, svg text')]
+    .map(p => p.getAttribute('d') ?? p.textContent + p.getAttribute('y')).join()
 }'''
 
 NAME = 'e => e.labels.length ? e.labels[0].textContent : e.getAttribute("aria-label")'

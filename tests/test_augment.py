@@ -184,6 +184,24 @@ def test_no_transform(make):
     with pytest.raises(TypeError, match='is not a transform'): make()
 
 
+def test_what_is_drawn_never_or_always():
+    x = torch.arange(1., 31.).view(5, 1, 2, 3)
+    assert torch.equal(RandomFlip(1.)(x), x.flip(-1))
+    for still in RandomFlip(0.), RandomErase(0., fill=9), RandomCopy(0.), RandomCrop(0):
+        assert torch.equal(still(x), x), still
+
+
+def test_a_transform_of_ones_own_draws_from_its_generator():
+    class Darker(ImageTransform):
+        def apply(self, x): return x*self.uniform(x, len(x), 1, 1, 1)
+    x = torch.ones(5, 1, 2, 3)
+    drawn = torch.rand(5, 1, 1, 1, generator=seeded(7))
+    assert torch.equal(Darker(seeded(7))(x), x*drawn)
+    drawn = torch.randint(1, 5, (50,), generator=seeded(7))  # both ends may come
+    assert torch.equal(Darker(seeded(7)).whole(x, 1, 4, 50), drawn)
+    assert set(drawn.tolist()) == {1, 2, 3, 4}
+
+
 # ---- crop ----------------------------------------------------------------------------
 
 @given(
@@ -222,6 +240,26 @@ def test_a_transform_image_by_image_draws_anew():
     torch.manual_seed(0)
     moved = PerImage(v2.RandomCrop(6, padding=4))(x[:1].repeat(8, 1, 1, 1))
     assert len(moved.unique(dim=0)) > 5  # of the 81 possible ones, instead of one
+    with pytest.raises(ValueError, match='PerImage wants a batch of images'):
+        PerImage(v2.RandomCrop(6, padding=4))(x[0])
+
+
+def test_a_transform_image_by_image_trains_like_ours():
+    drawn = []
+    class Noted:
+        "A transform of single images"
+        def __call__(self, image): drawn.append(image.shape); return image + len(drawn)
+    seen = []
+    class LookCB(Callback):
+        order = 5
+        def before_batch(self, learn): seen.append(learn.batch[0])
+    x, y = torch.zeros(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    Learner(
+        net(), SimpleNamespace(train=[(x, y)], valid=[(x, y)]), F.cross_entropy,
+        cbs=[AugmentCB(PerImage(Noted())), LookCB()]).fit(1)
+    assert drawn == [(1, 6, 6)]*4  # in training only
+    assert [t.flatten(1).unique(dim=1).flatten().tolist() for t in seen] == [
+        [1., 2., 3., 4.], [0.]*4]
 
 
 def test_a_rectangle_lies_in_the_picture_as_often_as_the_formula_says():

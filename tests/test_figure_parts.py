@@ -2,7 +2,7 @@
 import numpy as np
 from fastcore.test import expect_fail, test_eq as eq, test_fail as fails
 
-from nntrain.explore import explore
+from nntrain.explore import check_frames, explore, figure_data
 from nntrain.figure_axes import _axes, _limits, _ticks
 from nntrain.figure_frames import (_frames, _grid, _heat, _nodes, _picture,
                                    _pictures, _series, _start)
@@ -190,6 +190,23 @@ def test_errors_of_explore():
             growing, kind='image', alt=what, a=[2, 3]),
     }.items():
         with expect_fail(ValueError, contains=contains): wrong()
+
+def test_what_a_stored_figure_needs():
+    def slope(a): return {'y': [0, a]}
+    fig = explore(slope, alt=what, a=[1, 2])
+    assert fig._repr_mimebundle_()['text/plain'] == what
+    check_frames(fig)          # it knows its function
+    with expect_fail(ValueError, contains='needs its function: check_frames(html, sl'):
+        check_frames(fig.to_html())
+    with expect_fail(ValueError, contains='no figure made by explore'):
+        figure_data('<p>text</p>')
+
+def test_shades_of_pictures():
+    def ramp(a): return [np.linspace(0, a, 100).reshape(10, 10)]
+    fig = explore(ramp, kind='image', alt=what, a=[0, 0.5, 1], shades=16)
+    (tiles,) = fig.data['series']
+    drawn = [_tiles(tiles, i)[0] for i in range(len(tiles['cells']))]
+    assert [np.unique(t).tolist() for t in drawn] == [[0], [*range(9)], [*range(16)]]
 
 def test_too_large():
     def long_line(a): return {'y': np.arange(400.)*a}

@@ -20,6 +20,7 @@ from nntrain.blocks import conv_block
 from nntrain.summary import summary
 from nntrain.resnet import (
     ResBlock, ResNet, dead_weights, pool_conv, resnet, strided_conv)
+from nntrain.results import result
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -179,6 +180,22 @@ def test_default_network():
     assert n_dead(model, 8, 1, 28, 28) == 0
     other = resnet((8, 16), n_blocks=3, n_in=3, n_classes=5)
     assert other(torch.zeros(2, 3, 17, 31)).shape == (2, 5)
+
+
+def test_an_option_that_there_is_not_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zero_gamma'"):
+        resnet(zero_gamma=True)
+
+
+@pytest.mark.parametrize('row, widths', [
+    ('resnet-default', (16, 32, 64, 128, 256)), ('resnet-early', (32, 64, 128, 256))])
+def test_rows_say_the_size_that_the_summary_counts(row, widths):
+    cost = summary(resnet(widths), torch.zeros(1, 1, 28, 28))
+    size = f'{cost.params:,} parameters, {cost.macs/1e6:.1f} M multiply-adds'
+    assert size in result(row).note
+    # no larger than the network that it is compared with
+    assert '1,227,900 parameters' in result('resnet-ancestor-net').note
+    assert cost.params <= 1_227_900
 
 
 def test_without_skip_connections_zero_gamma_makes_all_pictures_alike():

@@ -7,17 +7,44 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from fastcore.basics import AttrDict
 yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 
 import page_checks as checks
 from conftest import ROOT
 
+from nntrain.site import TitleProc
 from nntrain.tools import _settings
 
 NBS = ROOT/'nbs'
 CHAPTERS = sorted(NBS.glob('*.ipynb'))
+
+
+# ---- links that nbdev makes of names -------------------------------------------------
+
+def test_names_of_other_libraries_are_no_links():
+    "`fit` of fastai is not ours, in a typed table as in one that a cell has made"
+    fit = '[`fit`](https://x.org/a.html#fit)'
+    head = '| here | fastai |\n|---|---|\n'
+    table = cell('markdown', f'{head}| {fit} | {fit}, [`fit` ours](02_b.ipynb) |')
+    made = cell('code', 'names()', {'text/markdown': [
+        '| [[`run`](https://x.org/a.html#run)](02_b.ipynb) |', f' {fit} |']})
+    typed, shown = (AttrDict(c) for c in (table, made))
+    relink = TitleProc(SimpleNamespace(cells=[]))
+    for c in typed, shown: relink(c)
+    assert typed.source == f'{head}| {fit} | `fit`, [`fit` ours](02_b.ipynb) |'
+    assert shown.outputs[0]['data']['text/markdown'] == (
+        '| [`run`](02_b.ipynb) | `fit` |')
+
+
+def test_a_page_between_two_chapters_keeps_its_letter():
+    head = AttrDict(cell_type='raw', source='---\ntitle: Ones\n---\n')
+    nb = SimpleNamespace(path_='11b_ones.ipynb', cells=[head])
+    TitleProc(nb).begin()
+    assert nb.cells[1].source == '# 11b Ones {.unnumbered}'
 
 
 # ---- the checkers can fail -----------------------------------------------------------

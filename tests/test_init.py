@@ -633,3 +633,32 @@ def test_two_ways_of_batch_norm_train_alike():
         a.state_dict().items(), b.state_dict().values(), strict=True
     ):
         assert_close(p, q, rtol=0, atol=1e-9, msg=name)
+
+
+def test_the_weight_of_a_single_layer_is_named_by_its_class():
+    "It has no name within a model"
+    layer = wrapped(nn.utils.parametrizations.spectral_norm)
+    with pytest.raises(ValueError, match="'ParametrizedLinear' cannot be set freely"):
+        init_weights(layer)
+
+
+def test_one_correction_is_enough_for_a_layer():
+    "(y-m)/s has mean 0 and standard deviation 1; the second round only looks"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 5))
+    got = lsuv_init(model, torch.rand(1000, 30) + 2, max_iter=2)
+    assert list(got) == ['0', '2']
+    for mean, std in got.values(): assert abs(mean) < 1e-4 and abs(std-1) < 1e-4
+
+
+def test_lsuv_behind_relus_or_behind_nothing():
+    "What is never negative has no mean of 0; and of Tanhs there are none"
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(50, 3)
+    before = copy.deepcopy(model.state_dict())
+    says = r"'1' does not reach mean 0 .* such as GeneralReLU\(\.1, \.4\)"
+    with pytest.raises(ValueError, match=says):
+        lsuv_init(model, x, at=nn.ReLU, max_iter=20)
+    with pytest.raises(ValueError, match='no module matches'):
+        lsuv_init(model, x, at=nn.Tanh)
+    assert_close(model.state_dict(), before, rtol=0, atol=0)

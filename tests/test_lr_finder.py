@@ -503,3 +503,15 @@ def test_an_error_in_a_search_comes_out():
     (dict(beta=1), 'beta must lie in')])
 def test_arguments_of_the_finder(given, why):
     with pytest.raises(ValueError, match=why): lr_find(learner(), **given)
+
+
+def test_an_optimizer_without_groups_cannot_be_searched():
+    "The finder writes its rates into `param_groups`, as torch's schedulers do"
+    class Bare:
+        def __init__(self, params, lr): self.params = list(params)
+        def step(self): pass
+        def zero_grad(self): pass
+    learn = learner(opt_func=Bare)
+    before = learn.model.weight.clone()
+    with pytest.raises(AttributeError, match='param_groups'): lr_find(learn)
+    assert torch.equal(learn.model.weight, before) and not learn.fitting

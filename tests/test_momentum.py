@@ -364,3 +364,43 @@ def test_how_far_a_weight_scatters():
             squares += p*p
         exact = lr*(1+beta)/((1-beta)*(2*(1+beta) - lr))
         assert squares == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize('foreach', [True, False])
+def test_ema_momentum_steps_along_ema(foreach):
+    grads = torch.randn(
+        50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p, seen = nn.Parameter(torch.zeros((), dtype=torch.float64)), []
+    opt = EMAMomentum([p], lr=1., beta=.8, foreach=foreach)
+    for g in grads:
+        p.grad = g.clone()
+        opt.step()
+        seen.append(-p.item())
+    assert_close(torch.tensor(seen).double(), ema(grads, .8).cumsum(0))
+
+
+def test_names_and_values_of_momentum_are_checked():
+    for bad in 1.1, 1., -.1:
+        says = f'momentum must be a number of at least 0 and below 1, got {bad}'
+        with pytest.raises(ValueError, match=says): Momentum(parameters(), momentum=bad)
+    says = "Momentum has no hyperparameter 'mom': did you mean 'momentum'?"
+    with pytest.raises(TypeError, match=says): Momentum(parameters(), mom=.9)
+
+
+def test_in_a_canyon_gradients_persist_along_and_alternate_across():
+    "So their mean points along; and of momentum, some helps and too much does not"
+    curvature = torch.tensor([1., 30.], dtype=torch.float64)
+    def descend(beta, n_steps):
+        p = nn.Parameter(torch.tensor([-9., 1.2], dtype=torch.float64))
+        opt, grads = Momentum([p], lr=.06, momentum=beta), []
+        for _ in range(n_steps):
+            p.grad = curvature*p.detach()
+            grads.append(p.grad.clone())
+            opt.step()
+        return torch.stack(grads), (curvature*p.detach()**2).sum().item()/2
+    along, across = descend(0., 6)[0].T
+    assert (along < 0).all() and (across[1:]*across[:-1] < 0).all()
+    assert along.mean().abs() > .8*along[0].abs()
+    assert across.mean().abs() < .2*across[0].abs()
+    plain, some, too_much = (descend(beta, 60)[1] for beta in (0., .6, .95))
+    assert some < plain < too_much

@@ -993,3 +993,51 @@ def test_robbins_and_monros_steps_average_the_targets():
         p.grad = p.detach() - target
         opt.step()
     assert_close(p.detach(), targets.mean()[None], rtol=0, atol=1e-6)
+
+
+def test_on_a_parabola_the_product_of_rate_and_curvature_decides():
+    "Each step multiplies by 1 - lr·λ: at once there, for ever across, or away"
+    def positions(lr, curvature=1.):
+        p = nn.Parameter(torch.tensor(3., dtype=torch.float64))
+        opt, seen = SGD([p], lr=lr), [3.]
+        for _ in range(12):
+            p.grad = curvature*p.detach()
+            opt.step()
+            seen.append(p.item())
+        return torch.tensor(seen, dtype=torch.float64)
+    def same(a, b): assert_close(a, b, rtol=1e-12, atol=0)
+    same(positions(.1), 3*.9**torch.arange(13, dtype=torch.float64))
+    same(positions(.05, curvature=2.), positions(.1))
+    assert not positions(1.)[1:].any()                               # lr = 1/λ
+    same(positions(2.).abs(), torch.full((13,), 3., dtype=torch.float64))
+    same(positions(1.8).abs(), positions(.2).abs())      # one jumps, the other creeps
+    assert positions(1.99)[-1].abs() < 3 < positions(2.01)[-1].abs()
+
+
+def test_two_types_in_one_group_and_a_rate_of_shape_one():
+    dtypes = torch.float32, torch.float64, torch.float32
+    ps = [nn.Parameter(torch.ones((), dtype=dtype)) for dtype in dtypes]
+    for p in ps: p.grad = torch.ones_like(p)
+    SGD(ps, lr=torch.tensor([.5])).step()
+    assert [(p.item(), p.shape, p.dtype) for p in ps] == [(.5, (), d) for d in dtypes]
+
+
+def test_a_bare_loop_trains_in_the_learner():
+    "Which asks an optimizer for no more than `step` and `zero_grad`"
+    class Bare:
+        def __init__(self, params, lr): self.params, self.lr = list(params), lr
+        def step(self):
+            with torch.no_grad():
+                for p in self.params: p -= self.lr*p.grad
+        def zero_grad(self):
+            for p in self.params: p.grad = None
+    gen, ends = torch.Generator().manual_seed(0), []
+    xs, ys = (torch.randn(8, n, generator=gen) for n in (2, 1))
+    batches = list(zip(xs.split(4), ys.split(4)))
+    for kind in Bare, SGD, torch.optim.SGD:
+        torch.manual_seed(0)
+        learn = Learner(nn.Linear(2, 1), DataLoaders(batches, batches),
+                        nn.functional.mse_loss, kind, lr=.1)
+        learn.fit(3)
+        ends.append(learn.model.weight.detach())
+    assert_close(ends[0], ends[1]); assert_close(ends[1], ends[2])

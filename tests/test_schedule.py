@@ -877,6 +877,8 @@ def test_annealing_per_step_and_per_epoch(per, expected):
 
 def test_bad_annealing_is_refused():
     with pytest.raises(ValueError, match='anneal_rate must be a number'): AnnealCB(-.5)
+    says = "per must be 'step' or 'epoch', got 'batch'"
+    with pytest.raises(ValueError, match=says): AnnealCB(per='batch')
     for bad in dict(share=1.), dict(factor=1.), dict(every='step'):
         with pytest.raises(ValueError): AutoAnnealCB(**bad)
 

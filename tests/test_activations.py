@@ -165,6 +165,10 @@ def test_what_is_not_found_is_said():
         with pytest.raises(TypeError, match='class such as nn.ReLU'):
             find_modules(model, kind)
 
+def test_a_model_that_is_one_layer_goes_by_its_class():
+    relu = nn.ReLU()                                       # it has no name inside
+    assert find_modules(relu, nn.ReLU) == find_modules(relu) == {'ReLU': relu}
+
 def test_backward_hook_on_a_layer_that_is_changed_in_place():
     "Torch's own full hook raises a RuntimeError here"
     grads, model = [], nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
@@ -311,8 +315,11 @@ class Odd(nn.Module):
 
 def test_layers_that_give_a_tuple_or_no_tensor():
     stats = ActivationStatsCB(Pair)
-    learner(stats, model=Odd()).fit(1)
-    assert len(stats.means['pair']) == 3
+    learn = learner(stats, model=Odd())
+    learn.fit(1)
+    # the first tensor of the tuple counts: the input itself
+    want = torch.stack([x.mean() for x, _ in learn.dls.train])
+    torch.testing.assert_close(stats.means['pair'], want)
     no_tensor = r'words \(Speaks\) returns no tensor but a str'
     with pytest.raises(ValueError, match=no_tensor):
         learner(ActivationStatsCB(Speaks), model=Odd()).fit(1)

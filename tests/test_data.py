@@ -188,6 +188,12 @@ def test_one_shot_iterators_are_refused():
     with pytest.raises(TypeError, match='valid must be a loader'): DataLoaders(ok, 3)
 
 
+def test_only_the_test_loader_may_be_left_out():
+    assert DataLoaders([1], [1], None).test is None
+    with pytest.raises(TypeError, match='valid must be a loader .* got NoneType'):
+        DataLoaders([1], None)
+
+
 @pytest.mark.parametrize(
     'names, valid, found',
     [
@@ -223,6 +229,13 @@ def test_dataset_dict_faults():
     for bs in (0, -1, 1.5):
         with pytest.raises(ValueError, match='batch_size'):
             DataLoaders.from_dataset_dict(dict(train=rows, test=rows), bs)
+
+
+@pytest.mark.parametrize('name', ['test', 'validation'])
+def test_an_empty_split_goes_by_its_own_name(name):
+    rows = [(torch.zeros(1), 0)]*3
+    with pytest.raises(ValueError, match=f"split '{name}' is empty"):
+        DataLoaders.from_dataset_dict({'train': rows, name: []}, 2)
 
 
 def test_dataset_dict_of_pictures():
@@ -544,6 +557,11 @@ def test_damaged_file(folder, name, harm, text):
     (folder/name).write_bytes(harm((folder/name).read_bytes()))
     with pytest.raises(ValueError, match=f'{name} .*({text})') as e: fashion_tensors()
     assert 'download it again' in str(e.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.gz not found in .*NNTRAIN_DATA'):
+        read_idx(tmp_path/'none.gz')
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.binary(max_size=30))

@@ -9,6 +9,7 @@ import json
 import re
 
 import pytest
+import torch
 from conftest import ROOT
 
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-8]*.ipynb'))
@@ -190,6 +191,14 @@ def test_exercises(path):
     assert not bad, '\n' + '\n'.join(bad)
 
 def test_all_chapters_are_looked_at(): assert len(CHAPTERS) >= 17
+
+def test_the_check_of_a_gradient_names_a_wrong_sign():
+    nb = json.loads((ROOT/'nbs/00_mechanics.ipynb').read_text(encoding='utf-8'))
+    name, space = 'check_numeric_grad', dict(torch=torch)
+    src, = [text for kind, text in pieces(nb) if f'def {name}(' in text]
+    exec(src, space)
+    def downhill(f, p): return -torch.autograd.functional.jacobian(f, p)
+    with pytest.raises(AssertionError, match='the sign is wrong'): space[name](downhill)
 
 
 # ---- the checker can fail ------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch import nn
 from nntrain.batches import unpack
 from nntrain.callback import After, Callback, check_callbacks, sort_callbacks
 from nntrain.data import DataLoaders
-from nntrain.events import CANCELS, EVENTS, LEVELS, CancelFit, CancelStep, run_level
+from nntrain.events import (
+    CANCELS, EVENTS, LEVELS, VERBS, CancelFit, CancelStep, run_level)
 from nntrain.history import RecorderCB
 from nntrain.learner import Learner, World
 from nntrain.lr_finder import lr_find
@@ -249,6 +250,13 @@ def test_settings_of_arguments_that_are_passed_on(args, kwargs, monitor, mode):
     for one in cb, again, copy.deepcopy(cb): assert one.settings()['twice'] == 10
 
 
+def test_settings_are_as_they_are_now():
+    cb = Passes('p')
+    cb.patience, cb.mode = 7, 'max'
+    assert cb.settings() == dict(
+        path='p', patience=7, monitor='loss', mode='max', twice=14)
+
+
 def test_settings_of_our_own():
     cb = RecorderCB(lr=len)
     assert list(cb.settings()) == ['fns'] and list(cb.settings()['fns']) == [
@@ -469,6 +477,33 @@ def test_inputs_without_targets():
     for bad in (), {}, {'label': X}, {'label': X, 'y': X, 'image': X}, 'text':
         with pytest.raises(ValueError, match='cannot tell inputs from target'):
             unpack(bad)
+
+
+class AllVerbs(Callback):
+    def predict(self, learn): learn.preds = learn.model(*learn.xb)
+    def get_loss(self, learn): learn.loss = learn.loss_func(learn.preds, learn.yb)
+    def backward(self, learn): learn.loss.backward()
+    def step(self, learn): learn.opt.step()
+    def zero_grad(self, learn): learn.opt.zero_grad()
+
+
+def test_all_verbs_may_come_from_a_callback():
+    def fail(): raise AssertionError("the learner's own verb was called")
+    own, given = learner(), learner(AllVerbs())
+    given.model.load_state_dict(own.model.state_dict())
+    for verb in VERBS: setattr(given, verb, fail)
+    for learn in own, given: learn.fit(2)
+    assert torch.equal(own.model.weight, given.model.weight)
+
+
+def test_two_callbacks_with_one_verb_are_refused():
+    class Predicts(Callback):
+        def predict(self, learn): learn.preds = learn.model(*learn.xb)
+    learn = learner(AllVerbs(), Predicts())
+    before = learn.model.weight.clone()
+    with pytest.raises(ValueError, match="all have the method 'predict': keep one"):
+        learn.fit(1)
+    assert torch.equal(learn.model.weight, before) and not learn.fitting
 
 
 def test_an_error_of_a_verb_stays_what_it_was():

@@ -438,6 +438,16 @@ def test_the_steepest_point_at_the_start():
     assert falls.steep == .01                  # by 1 in the first step, then .75 a step
 
 
+def test_the_rates_lie_on_a_logarithmic_axis():
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    heights = [5., 4.5, 3., 2.8, 9.]
+    ax = LRFind([.001, .01, .1, 1., 10.], heights, heights, '').plot(plt.subplots()[1])
+    assert ax.get_xscale() == 'log' and ax.get_yscale() == 'linear'
+    plt.close('all')
+
+
 def test_rates_have_equal_factors():
     rates = LRFinderCB(1e-3, 1., n_steps=4).lrs_to_try
     assert [round(lr, 6) for lr in rates] == [.001, .01, .1, 1.]

@@ -18,9 +18,11 @@ from nntrain.callback import Callback
 from nntrain.compare import MomentumLearner, Runs, run_seeds, set_seed
 from nntrain.data import DataLoaders
 from nntrain.events import CancelPhase
-from nntrain.history import RecorderCB, history_table, last_metric, plot_history
+from nntrain.history import (
+    COLORS, RecorderCB, history_table, last_metric, plot_history)
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, Mean, MetricsCB
+from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB, _TerminalScreen
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
@@ -283,6 +285,14 @@ def test_no_row_reports_training_as_validation():
     assert ['valid_loss' in row for row in learn.history] == [False, True, False]
 
 
+def test_a_phase_that_is_left_early_is_recorded():
+    recorder = RecorderCB()
+    learn = learner(SingleBatchCB(), MetricsCB(Accuracy()), recorder)
+    learn.fit(3)
+    losses = [row['train_loss'] for row in learn.history]      # of one batch each
+    assert len(losses) == 3 and losses == pytest.approx(recorder.values['loss'])
+
+
 def test_what_was_counted_can_be_saved_in_the_middle_of_an_epoch():
     metrics = [MetricsCB(Accuracy()), MetricsCB(Accuracy())]
     class InTwo(Callback):
@@ -327,6 +337,7 @@ def test_pictures_of_a_history_with_gaps():
     ax = plt.subplots()[1]
     for history in GAP, GAP[::-1]: plot_history(history, ax=ax)
     assert [line.get_label() for line in ax.lines] == ['train', 'valid']*2
+    assert [line.get_color() for line in ax.lines] == [*COLORS[:2]]*2
     finite = [[math.isfinite(y) for y in line.get_ydata()] for line in ax.lines]
     assert finite == [[True, True], [False, True], [True, True], [True, False]]
     with pytest.raises(ValueError, match="no metric 'f1'"): plot_history(GAP, 'f1')

@@ -225,6 +225,16 @@ def test_a_table_by_hand():
     assert found._repr_markdown_().splitlines()[2] == row
     assert '150 of 170 parameters are frozen. ?' in repr(found)
 
+def test_rows_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 8, 5, stride=2, padding=2), nn.ReLU())
+    found = summary(model, torch.zeros(16, 1, 28, 28))
+    conv, relu = found.rows
+    shapes = '16×1×28×28', '16×8×14×14'
+    assert conv == LayerRow(
+        '0', 'Conv2d', 1, *shapes, params=8*25 + 8, macs=14*14*8*25)
+    assert relu == LayerRow('1', 'ReLU', 1, shapes[1], shapes[1], params=0, macs=0)
+    assert found.exact and (found.n_samples, found.trainable) == (16, 208)
+
 def test_user_hooks_stay():
     model, calls = small(), []
     model[0].register_forward_hook(lambda *args: calls.append(1))

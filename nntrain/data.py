@@ -121,15 +121,15 @@ def _at_most(n, x, y):
 #| code-summary: "Loaders from a DatasetDict"
 #| code-fold: true
 def _splits(dd, valid):
-    "Which split serves as train, valid and (perhaps) test"
+    "Names of the splits that serve as train, valid and (perhaps) test"
     usual = (k for k in ('validation', 'valid', 'val', 'test') if k in dd)
     valid = valid or next(usual, None)
     if 'train' not in dd or valid not in dd or valid == 'train':
         raise ValueError(
             f"need a split 'train' and one to validate on (validation, valid, val, "
             f"test, or the one that `valid` names); got {list(dd)}, valid={valid!r}")
-    splits = dict(train=dd['train'], valid=dd[valid])
-    return splits | (dict(test=dd['test']) if 'test' in dd and valid != 'test' else {})
+    names = dict(train='train', valid=valid)
+    return names | (dict(test='test') if 'test' in dd and valid != 'test' else {})
 
 def _class_names(ds):
     "Target column and names of its classes, as far as a Hugging Face data set says"
@@ -157,7 +157,8 @@ def from_dataset_dict(cls:DataLoaders,
     "Loaders from Hugging Face data sets; only the training loader shuffles"
     from torch.utils.data import DataLoader, IterableDataset
     whole('batch_size', batch_size)
-    splits = _splits(dd, valid)
+    names = _splits(dd, valid)
+    splits = {role: dd[name] for role, name in names.items()}
     column, classes = _class_names(splits['train'])
     stream = {k for k, ds in splits.items() if isinstance(ds, IterableDataset)}
     if 'train' in stream and seed is not None:
@@ -165,13 +166,13 @@ def from_dataset_dict(cls:DataLoaders,
                          "shuffle it before, ds.shuffle(seed=…, buffer_size=…)")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     loaders = dict(classes=classes)
-    for name, ds in splits.items():
-        if name not in stream: _check_split(name, ds, column, classes)
+    for role, ds in splits.items():
+        if role not in stream: _check_split(names[role], ds, column, classes)
         own = dict(batch_size=2*batch_size)
-        if name == 'train':
+        if role == 'train':
             own = dict(batch_size=batch_size, drop_last=drop_last, generator=generator,
-                       shuffle=None if name in stream else True)
-        loaders[name] = DataLoader(ds, collate_fn=collate_fn, **own, **kwargs)
+                       shuffle=None if role in stream else True)
+        loaders[role] = DataLoader(ds, collate_fn=collate_fn, **own, **kwargs)
     return cls(**loaders)
 
 # %% ../nbs/03_data.ipynb #eff0eb9c

@@ -30,7 +30,7 @@ from nntrain.sequences import ModelResetCB, RNNRegularizerCB
 from nntrain.data import DataLoaders
 from nntrain.compare import MomentumLearner
 from nntrain.prepare import SingleBatchCB
-from nntrain.callback import Callback, sort_callbacks
+from nntrain.callback import After, Callback, sort_callbacks
 from nntrain.events import (CancelBatch, CancelEpoch, CancelFit, CancelPhase,
                             CancelStep)
 from nntrain.lr_finder import lr_find
@@ -1051,3 +1051,66 @@ def test_a_profile_ends_when_the_fit_is_left():
     learner(again := ProfileCB(0, 1)).fit(1)             # another one can begin
     assert again.table()
 
+
+# ---- edges of the arguments, and what others see
+
+@pytest.mark.parametrize(
+    'make, says',
+    [
+        (lambda: MonitorCB(min_delta=-1.), 'min_delta must be'),
+        (lambda: EarlyStoppingCB(patience=0), 'patience must be a whole number'),
+        (lambda: ReduceOnPlateauCB(patience=0), 'patience must be a whole number'),
+        (lambda: ReduceOnPlateauCB(factor=1.), 'factor must lie'),
+        (lambda: ReduceOnPlateauCB(factor=0), 'factor must lie'),
+        (lambda: ReduceOnPlateauCB(min_lr=-1.), 'min_lr must be'),
+        (lambda: StopOnNonFiniteCB(every=0), 'every must be a whole number'),
+        (lambda: BatchLimitCB(n_valid=0), 'n_valid must be a whole number'),
+        (lambda: GradientAccumulationCB(0), 'n_batches must be a whole number'),
+        (lambda: GradientAccumulationCB(2.5), 'n_batches must be a whole number'),
+        (lambda: GradientAccumulationCB(True), 'n_batches must be a whole number'),
+        (lambda: GradientClipCB(max_norm=0), 'the limit must be'),
+        (lambda: GradientClipCB(max_norm=math.nan), 'the limit must be'),
+        (lambda: GradientClipCB(max_value=-1.), 'the limit must be'),
+        (lambda: GradientClipCB(1., 1.), 'give one of max_norm and max_value'),
+        (lambda: MixedPrecisionCB(torch.float64), 'dtype must be torch.float16'),
+        (lambda: WeightAveragingCB(beta=1.5), 'beta'),
+        (lambda: WeightAveragingCB(beta=-.1), 'beta'),
+        (lambda: WeightAveragingCB(start=1.), r'start must lie in \[0, 1\)'),
+        (lambda: RNNRegularizerCB(alpha=-1.), 'alpha must be'),
+    ],
+)
+def test_the_first_number_that_is_too_much_is_refused(make, says):
+    with pytest.raises(ValueError, match=says): make()
+
+def test_a_healthy_run_is_not_stopped():
+    learn = learner(stop := StopOnNonFiniteCB())
+    learn.fit(2)
+    assert (stop.stopped, learn.epoch, learn.n_taken) == (None, 1, 14)
+
+def test_who_comes_after_the_clipping_sees_the_clipped_gradient():
+    class NormCB(Callback):
+        def before_fit(self, learn): self.norms = []
+        def after_backward(self, learn):
+            grads = [p.grad.norm() for p in learn.model.parameters()]
+            self.norms.append(torch.stack(grads).norm().item())
+    class EarlierCB(NormCB): order = -100
+    class LaterCB(NormCB): order = After(GradientClipCB)
+    later, clip, earlier = LaterCB(), GradientClipCB(max_norm=.3), EarlierCB()
+    learner(later, clip, earlier).fit(1)
+    assert_close(torch.tensor(earlier.norms), torch.tensor(clip.norms))
+    assert max(later.norms) < .3001 < max(earlier.norms)
+
+def test_a_model_without_a_memory_to_empty_is_refused_in_words():
+    with pytest.raises(TypeError, match=r'Linear has no method reset\(\)'):
+        learner(ModelResetCB()).fit(1)
+
+@pytest.mark.parametrize('loss_func, targets, weight', [
+    # class 1 is ignored
+    (partial(F.cross_entropy, weight=torch.tensor([1., 2., 9.]), ignore_index=1),
+     torch.tensor([0, 1, 2, 2]), 1 + 9 + 9),
+    (nn.CrossEntropyLoss(), torch.tensor([0, -100]), 1),
+    (F.mse_loss, torch.ones(2), 2)])
+def test_a_batch_counts_what_its_loss_divides_by(loss_func, targets, weight):
+    learn = Learner(nn.Identity(), None, loss_func)
+    learn.batch = targets, targets
+    assert learn.loss_weight() == weight

@@ -6,6 +6,7 @@ import math
 import pickle
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -534,3 +535,67 @@ def test_a_new_update_for_some_parameters_only(grads, foreach):
     for p, g in zip(ps, grads): p.grad = torch.full_like(p, g)
     compose(clip_large, sgd_step)(ps, lr=1., foreach=foreach).step()
     assert [p.item() for p in ps] == [-min(g, 1.) for g in grads]
+
+
+# ---- small facts about the parts and the zoo
+
+def test_a_partial_is_no_part_since_it_has_no_name():
+    refused(TypeError, 'a part must be a function, got functools.partial',
+            partial(sgd_step, lr=.1))
+
+
+def test_without_decay_there_is_no_new_update_and_the_old_one_is_only_read():
+    p, update = torch.tensor([2.]), torch.tensor([.5])
+    assert add_decay(p, update) is None
+    assert_close(add_decay(p, update, weight_decay=.1), torch.tensor([.7]))
+    assert (p.item(), update.item()) == (2., .5)
+
+
+def test_a_class_that_no_module_names_can_be_pickled():
+    for cls in (compose(add_decay, *adam, sgd_step, name='Scratch', lr=.1),
+                with_lookahead(compose(sgd_step, name='SGD'))):
+        again = pickle.loads(pickle.dumps(cls))
+        assert (again.__name__, again.parts, again.hypers, type(again)) == (
+            cls.__name__, cls.parts, cls.hypers, type(Composed))
+
+
+def test_defaults_of_the_zoo():
+    betas = (.9, .999)
+    assert LAMB.hypers == dict(
+        betas=betas, eps=1e-6, weight_decay=0., max_trust=10., lr=1e-3)
+    assert LARS.hypers == dict(weight_decay=0., trust=1e-3, momentum=.9, lr=REQUIRED)
+    assert Lion.hypers == dict(betas=(.9, .99), weight_decay=0., lr=1e-4)
+    assert RAdam.hypers == dict(weight_decay=0., betas=betas, eps=1e-8, lr=1e-3)
+    with pytest.raises(TypeError, match='LARS needs a value for lr'):
+        LARS(parameters())
+
+
+def test_lion_moves_by_the_rate_however_small_the_gradient_and_not_without_one():
+    p = nn.Parameter(torch.tensor([1., 2., 3.]))
+    p.grad = torch.tensor([1e-9, -5., 0.])
+    Lion([p], lr=.1).step()
+    assert_close(p.detach(), torch.tensor([.9, 2.1, 3.]))
+
+
+def hooked(opt, k, alpha):
+    "Lookahead around any of torch's optimizers, by a hook after each step"
+    ps = [p for group in opt.param_groups for p in group['params']]
+    slow, calls = [p.detach().clone() for p in ps], []
+    @torch.no_grad()
+    def sync(*_):
+        calls.append(1)
+        if len(calls) % k: return
+        for s, p in zip(slow, ps): s.lerp_(p, alpha); p.copy_(s)
+    opt.register_step_post_hook(sync)
+    return opt
+
+
+@pytest.mark.parametrize('foreach', [True, False])
+@pytest.mark.parametrize('ours, theirs', [(OneSGD, torch.optim.SGD),
+                                          (OneAdam, torch.optim.Adam)])
+def test_lookahead_as_a_part_equals_a_hook_around_torchs_optimizer(
+    ours, theirs, foreach):
+    a, b = parameters(), parameters()
+    opt = with_lookahead(ours)(a, lr=.1, k=3, slow_lr=.3, foreach=foreach)
+    # without missing gradients: a part counts the steps of each parameter
+    train(0, 10, (a, opt), (b, hooked(theirs(b, lr=.1), 3, .3)), missing=0)

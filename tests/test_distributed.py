@@ -21,7 +21,9 @@ from nntrain.tensor_loader import TensorLoader
 from nntrain.distributed import AccelerateCB
 from nntrain.processes import Processes
 from nntrain.world import is_main, part_of
-from nntrain.shards import ListShard, LoaderShard, TensorShard, shard
+from nntrain.batches import tensors_of
+from nntrain.shards import (ListShard, LoaderShard, TensorShard, made_up_row,
+                            shard)
 from nntrain.compare import MomentumLearner
 from nntrain.callback import Callback
 from nntrain.events import CancelEpoch, CancelStep
@@ -180,6 +182,31 @@ def test_parts_of_a_tensor_loader_are_its_batches(
     assert all(len(p) == len(whole) for p in parts)
     for i, (_, yb) in enumerate(whole):
         assert torch.equal(torch.cat([p[i][1] for p in parts]), yb)
+
+
+def test_parts_of_a_tensor_loader_share_its_tensors_and_count_epochs_of_their_own():
+    x = torch.arange(5.)[:, None]
+    whole = TensorLoader(x, torch.arange(5), 2, shuffle=True, seed=0)
+    parts = [TensorShard(whole, rank, 2) for rank in (0, 1)]
+    served = [[len(yb) for _, yb in part] for part in parts]
+    assert served == [[1, 1, 1], [1, 1, 0]]       # one row is left: none for part 1
+    assert (len(parts[1]), parts[1].n, parts[1].epoch, whole.epoch) == (3, 5, 1, 0)
+    assert all(part.x.data_ptr() == whole.x.data_ptr() for part in parts)   # no copy
+    with pytest.raises(ValueError, match='got rank 2 of 2'): TensorShard(whole, 2, 2)
+
+
+def test_a_made_up_row_has_the_form_of_an_empty_batch():
+    Pair = namedtuple('Pair', 'x y')
+    for batch in (
+        Pair(torch.ones(0, 3), torch.ones(0).long()),
+        dict(x=torch.ones(0, 3), more=[torch.ones(0, 2, 2)]),
+    ):
+        row = made_up_row(batch)
+        assert type(row) is type(batch)
+        assert all(len(t) == 1 and not t.any() for t in tensors_of(row))
+        shapes, own = ([(t.shape[1:], t.dtype) for t in tensors_of(b)]
+                       for b in (row, batch))
+        assert shapes == own
 
 
 def test_loaders_that_cannot_be_cut_are_refused_and_named_tuples_stay():

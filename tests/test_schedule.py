@@ -20,6 +20,7 @@ from nntrain.learner import Learner
 from nntrain.metrics import MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.momentum import EMAMomentum, Momentum
+from nntrain.results import result
 from nntrain.sgd import SGD
 from nntrain.cycles import momentum_cycle, one_cycle
 from nntrain.annealing import AdamAnnealed, AnnealCB, AutoAnnealCB
@@ -934,3 +935,64 @@ def test_cycles_of_ours_and_torchs_with_the_same_share_come_closer_with_more_ste
         ours = at_steps(one_cycle(1., .3), n_steps)
         return max(abs(a - b) for a, b in zip(theirs, ours))
     assert gap(10) > .1 and gap(1000) < .003
+
+
+def test_a_power_of_1_is_a_line_and_equal_ends_stay():
+    ours = at_steps(polynomial(3., 1., power=1), 5)
+    assert ours == at_steps(linear(3., 1.), 5) == [3., 2.5, 2., 1.5, 1.]
+    assert [time_decay(.1, .1)(p) for p in (0., 1.)] == [.1, .1]
+
+
+def test_a_fraction_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match='fractions must be at least 0'):
+        join([math.nan, 1.], [constant(1.)]*2)
+
+
+def test_a_first_phase_of_one_step_divides_by_zero_in_torch_and_not_here():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1., momentum=.9)
+    with pytest.raises(ZeroDivisionError):
+        lr_scheduler.OneCycleLR(opt, 1., total_steps=10, pct_start=.1)
+    for pct_start in 0., .1, 1.:
+        rates = at_steps(one_cycle(1., pct_start), 10)
+        assert all(math.isfinite(rate) and 0 < rate <= 1 for rate in rates)
+
+
+def test_where_a_hyperparameter_is_kept():
+    p = [nn.Parameter(torch.zeros(2))]
+    adam, sum_, plain = (kind(p).param_groups[0] for kind in (AdamW, Momentum, SGD))
+    assert [find_hyper(adam, name) for name in (
+        'lr', 'betas', 'beta1', 'beta2', 'momentum')] == [
+        ('lr', None), ('betas', None), ('betas', 0), ('betas', 1), ('betas', 0)]
+    assert find_hyper(sum_, 'momentum') == ('momentum', None)
+    for group, name, says in (
+        (adam, 'weight_decy', "did you mean 'weight_decay'"),
+        (adam, 'maximize', 'no hyperparameter'),        # a switch, nothing to schedule
+        (sum_, 'beta1', 'There are: lr, momentum'),
+        (plain, 'momentum', 'There are: lr, weight_decay'),
+    ):
+        with pytest.raises(TypeError, match=says): find_hyper(group, name)
+
+
+@pytest.mark.parametrize('kind, at_peak, at_end', [
+    (Momentum, 1/.15, 20.), (EMAMomentum, 1., 1.)])
+def test_a_cycle_of_momentum_is_one_of_the_rate_for_a_sum_only(kind, at_peak, at_end):
+    "How far a step goes on a slope of 1, in units of the rate"
+    p, n, moved = nn.Parameter(torch.zeros(1, dtype=torch.float64)), 600, []
+    opt = kind([p], lr=1.)
+    rates, moms = at_steps(one_cycle(1.), n), at_steps(momentum_cycle(), n)
+    for rate, momentum in zip(rates, moms):
+        for name, value in dict(lr=rate, momentum=momentum).items():
+            set_hyper(opt.param_groups[0], name, value)
+        before, p.grad = p.item(), torch.ones_like(p)
+        opt.step()
+        moved.append((before - p.item())/rate)
+    assert moved[n//4] == pytest.approx(at_peak, rel=.03)
+    assert moved[-1] == pytest.approx(at_end, rel=.03)
+
+
+def test_recorded_schedules_that_come_down_end_above_the_constant_rate():
+    def mean(row): return result(f'schedulers-{row}').mean
+    for row in ('linear', 'cosine', 'warm-up-cosine', 'one-cycle', 'one-cycle-momentum',
+                'flat-cos'):
+        assert mean(row) > mean('constant') + .005, row
+    assert mean('one-cycle-momentum') > .905 and mean('cosine-three-per-batch') > .887

@@ -71,7 +71,8 @@ def _loader_and_callbacks(learn, dl):
             'this learner has no validation loader: say which loader to predict, dl=…')
     # callbacks that are being called: in the middle of a fit
     asking = learn.listeners.calling if learn.fitting else ()
-    return dl, [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
+    cbs = learn.active if asking else learn.cbs
+    return dl, [cb for cb in cbs if cb not in asking]
 
 # %% ../nbs/20_augmentation.ipynb #11dcc0d8
 def get_preds(

@@ -25,7 +25,7 @@ class Optimizer(torch.optim.Optimizer):
     # options that only torch's class of this name has, and the value that means off
     torch_keys = dict(differentiable=False, fused=None)
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args, **kwargs):  # sees the arguments of every subclass first
         known = [k for k in inspect.signature(cls.__init__).parameters if k != 'self']
         check_names(kwargs, known, cls.__name__)
         return super().__new__(cls)

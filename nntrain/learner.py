@@ -97,7 +97,7 @@ def loss_weight(self:Learner):
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 #| code-fold: true
-#| code-summary: "The loop: a batch, a phase, an epoch, all epochs"
+#| code-summary: "The loop from a batch to all epochs; fit and its helpers"
 @patch
 def _one_batch(self:Learner):
     emit = self.listeners.emit
@@ -136,9 +136,6 @@ def _all_epochs(self:Learner):
     for self.epoch in range(self.epoch, self.n_epochs):
         run_level('epoch', self._one_epoch, self.listeners.emit)
 
-# %% ../nbs/04_learner.ipynb #72a66993
-#| code-fold: true
-#| code-summary: "fit and its helpers: refuse, plan, let go; which verb, and why it failed"
 @patch
 def fit(self:Learner,
     n_epochs:int=1,    # how many epochs, at least 1

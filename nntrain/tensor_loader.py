@@ -10,7 +10,7 @@ __all__ = ['as_numbers', 'TensorLoader']
 
 # %% ../nbs/03_data.ipynb #04724baf
 #| code-fold: true
-#| code-summary: "The imports, and checks of what is given"
+#| code-summary: "Two checks of what is given"
 import torch
 from fastcore.basics import patch
 from torch import Tensor

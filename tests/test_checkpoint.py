@@ -68,7 +68,7 @@ from nntrain.checkpoint import CheckpointCB
 from nntrain.compare import set_seed
 from nntrain.cycles import one_cycle
 from nntrain.data import DataLoaders
-from nntrain.history import last_metric
+from nntrain.history import RecorderCB, last_metric
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.prepare import BatchTransformCB
@@ -167,6 +167,7 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
     def heard(what):
         for line in iter(nursery.stdout.readline, ''):
             if line.startswith(what): return int(line.split()[1])
+            assert not line.startswith('ended'), f'{line.strip()} without a checkpoint'
         raise AssertionError(f'the nursery ended without saying {what!r}')
     def live(folder, seed, how='random', nth=0, seconds=None):
         nursery.stdin.write(f'{folder} {seed} {how} {nth}\n')

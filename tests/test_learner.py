@@ -771,7 +771,8 @@ def test_where_warnings_are_errors_a_users_own_comes_through(where):
         if where == 'loss': warnings.warn('mine', UserWarning, stacklevel=2)
         return F.cross_entropy(preds, yb)
     rows = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
-    learn = Learner(Loud(3, 2), DataLoaders.from_tensors(rows, rows, batch_size=3), loss)
+    dls = DataLoaders.from_tensors(rows, rows, batch_size=3)
+    learn = Learner(Loud(3, 2), dls, loss)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         with pytest.raises(UserWarning, match='^mine$'): learn.fit(1)

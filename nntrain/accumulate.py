@@ -42,8 +42,6 @@ class GradientAccumulationCB(Callback):
     ):
         self.n_batches = whole('n_batches', n_batches)
         self._restart()
-    def _restart(self):  # batches so far and what they weigh; gradients are in `unit`s
-        self.count, self.total, self.unit = 0, 0, 1
     def after_loss(self, learn):
         if not learn.training: return
         n = self.weight(learn)
@@ -61,6 +59,10 @@ class GradientAccumulationCB(Callback):
 # %% ../nbs/16_callbacks.ipynb #d43867f8
 #| code-summary: "More methods of GradientAccumulationCB"
 #| code-fold: true
+@patch
+def _restart(self:GradientAccumulationCB):  # batches so far, what they weigh, the unit
+    self.count, self.total, self.unit = 0, 0, 1
+
 @patch
 def before_fit(self:GradientAccumulationCB, learn):
     self._restart()

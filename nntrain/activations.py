@@ -126,13 +126,11 @@ def before_phase(self:ActivationStatsCB, learn):
 def cleanup_phase(self:ActivationStatsCB, learn):
     if self.on: self.starts.append(max(map(len, self.means.values())))
     self.on = False
+    kept = self.means, self.stds, self.hists, self.rates
     for hook in self.hooks:
-        if not hook.new: continue
-        kept = self.means, self.stds, self.hists, self.rates
         for old, new in zip(kept, zip(*hook.new)):
             new = torch.stack(new).cpu()  # the one place that waits for the device
-            before = [old[hook.name]] if len(old[hook.name]) else []
-            old[hook.name] = torch.cat([*before, new])
+            old[hook.name] = torch.cat([old[hook.name], new])
         hook.new = []
 
 @patch
@@ -141,7 +139,7 @@ def cleanup_fit(self:ActivationStatsCB, learn):
 
 # %% ../nbs/07_activations.ipynb #77f5d0c8
 #| code-fold: true
-#| code-summary: "UpdateRatioCB: which parameters it watches"
+#| code-summary: "UpdateRatioCB: which parameters it watches, and one transfer per phase"
 class UpdateRatioCB(Callback):
     "How far each step moves the weights of each layer: ‖Δw‖/‖w‖, step by step"
     order, watches = 10, True
@@ -159,6 +157,14 @@ class UpdateRatioCB(Callback):
         self.ratios = {name: torch.empty(0) for name in self._watched}
         self._new = {name: [] for name in self._watched}
 
+@patch
+def cleanup_phase(self:UpdateRatioCB, learn):
+    self._old = {}
+    for name, new in self._new.items():
+        if not new: continue
+        self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
+        new.clear()
+
 # %% ../nbs/07_activations.ipynb #07a10003
 @patch
 def after_backward(self:UpdateRatioCB, learn):
@@ -169,11 +175,3 @@ def after_step(self:UpdateRatioCB, learn):
     for name, old in self._old.items():
         moved = torch.linalg.vector_norm(self._watched[name].detach() - old)
         self._new[name].append(moved/torch.linalg.vector_norm(old))
-
-@patch
-def cleanup_phase(self:UpdateRatioCB, learn):  # one transfer per phase
-    self._old = {}
-    for name, new in self._new.items():
-        if not new: continue
-        self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
-        new.clear()

@@ -51,8 +51,7 @@ class AugmentCB(BatchTransformCB):
     """Transform the images of each training batch: its first input goes through `tfms`,
     one after the other"""
     def __init__(self,
-        # functions: batch of images (N, C, H, W) -> batch of images
-        *tfms,
+        *tfms,               # functions: images (N, C, H, W) -> images
         on_train:bool=True,  # in the training phase?
         on_valid:bool=False  # in the validation phase?
     ):

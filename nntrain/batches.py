@@ -120,7 +120,9 @@ def explain(
 ):          # a better exception, or None
     "What is probably wrong with model, batch or loss, and how to put it right"
     if verb not in ('predict', 'get_loss'): return None
-    if isinstance(error, UserWarning): return _each_with_each(learn)
+    if isinstance(error, UserWarning):
+        broadcast = verb == 'get_loss' and 'Using a target size' in str(error)
+        return _each_with_each(learn) if broadcast else None
     away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]
     if away:
         return ValueError(f'the model is on {learn.device}, a tensor of the batch on '

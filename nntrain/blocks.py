@@ -8,16 +8,13 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['conv_block', 'cnn']
 
-# %% ../nbs/08_initialization.ipynb #c4e48f3f
+# %% ../nbs/08_initialization.ipynb #08a10004
 #| code-fold: true
-#| code-summary: "Show the imports"
+#| code-summary: "conv_block and cnn"
 from torch import nn
 
 from .checks import whole
 
-# %% ../nbs/08_initialization.ipynb #08a10004
-#| code-fold: true
-#| code-summary: "The checks of the arguments"
 def _made(name, factory, *args):
     example = 'nn.BatchNorm2d' if name == 'norm' else 'nn.ReLU'
     hint = f'{name} must be None or a function that makes a module, such as {example}'
@@ -40,7 +37,6 @@ def _check_cnn(widths, **sizes):
         raise ValueError('widths is empty: give the channels after each halving, such '
                          'as (16, 32, 64, 128)')
 
-# %% ../nbs/08_initialization.ipynb #817f3c01
 def conv_block(
     n_in:int,             # channels in
     n_out:int,            # channels out

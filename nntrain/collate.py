@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['TARGET_KEYS', 'collate', 'collate_tuple']
+__all__ = ['TARGET_KEYS', 'collate_tuple', 'collate']
 
-# %% ../nbs/03_data.ipynb #9ce5409d
+# %% ../nbs/03_data.ipynb #30766aad
+#| code-fold: true
+#| code-summary: "Pictures, tensors, numbers: one column of a batch; and collate_tuple"
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/03_data.ipynb #30766aad
-#| code-summary: "Pictures, tensors, numbers: one column of a batch"
-#| code-fold: true
 def _picture(im, flat):
     "PIL picture to float32 (C, H, W) in 0…1, or flat"
     if im.mode in _MODES: im = im.convert(_MODES[im.mode])
@@ -62,23 +61,6 @@ def _column(values, flat):
             f"position in a list, for a Hugging Face data set class_encode_column), "
             f"or leave this column out") from e
 
-# %% ../nbs/03_data.ipynb #cb1de06b
-def collate(
-    items:list,       # rows: dicts, tuples, or tensors, arrays, numbers, PIL pictures
-    flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
-):                    # one batch of the same structure: dict, tuple or tensor
-    "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
-    if len(items) == 0: raise ValueError("cannot collate an empty list of rows")
-    first = items[0]
-    if isinstance(first, Mapping):
-        return {k: collate([o[k] for o in items], flat) for k in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(collate(o, flat) for o in zip(*items, strict=True))
-    return _column(items, flat)
-
-# %% ../nbs/03_data.ipynb #fa040cad
-#| code-fold: true
-#| code-summary: "collate_tuple: the target comes last"
 TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')   # names of a target column
 
 def _target_last(names):
@@ -102,3 +84,17 @@ def collate_tuple(
     if missing:
         raise ValueError(f"no column {missing[0]!r}: a row has {list(items[0])}")
     return tuple(collate([row[k] for row in items], flat) for k in keys)
+
+# %% ../nbs/03_data.ipynb #cb1de06b
+def collate(
+    items:list,       # rows: dicts, tuples, or tensors, arrays, numbers, PIL pictures
+    flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
+):                    # one batch of the same structure: dict, tuple or tensor
+    "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
+    if len(items) == 0: raise ValueError("cannot collate an empty list of rows")
+    first = items[0]
+    if isinstance(first, Mapping):
+        return {k: collate([o[k] for o in items], flat) for k in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(collate(o, flat) for o in zip(*items, strict=True))
+    return _column(items, flat)

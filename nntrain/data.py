@@ -43,7 +43,7 @@ def stratified_split(
 
 # %% ../nbs/03_data.ipynb #654e4371
 #| code-fold: true
-#| code-summary: "Refuse what gives its batches only once; count batches"
+#| code-summary: "DataLoaders, n_batches, and loaders from tensors"
 def _check_loader(name, loader):
     kind = type(loader).__name__
     if isinstance(loader, Iterator):
@@ -60,7 +60,6 @@ def n_batches(
     try: return len(loader)
     except (TypeError, NotImplementedError): return None
 
-# %% ../nbs/03_data.ipynb #94074359
 class DataLoaders:
     "Training, validation and perhaps test loader under one name"
     def __init__(self,
@@ -75,9 +74,6 @@ class DataLoaders:
         self.train, self.valid, self.test = train, valid, test
         self.source, self.classes = source, classes
 
-# %% ../nbs/03_data.ipynb #7e9ddcda
-#| code-fold: true
-#| code-summary: "Loaders from tensors, a check of every label, and a helper"
 def _check_labels(name, y, classes):
     y = as_numbers(f'{name}: the labels', y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()
@@ -176,6 +172,8 @@ def from_dataset_dict(cls:DataLoaders,
     return cls(**loaders)
 
 # %% ../nbs/03_data.ipynb #eff0eb9c
+#| code-fold: true
+#| code-summary: "fashion_dls, for all chapters"
 def fashion_dls(
     batch_size:int=1024,   # of training; validation and test take twice as much
     valid:str='test',      # 'test', or 'split': hold out 1/12 of the training split

@@ -78,12 +78,9 @@ class RandomErase(_Rectangles):
     `p`; every pixel is equally likely to be hit"""
     def __init__(self,
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
-        # sides of a rectangle as a share of the image's sides, in (0, 1]
-        share:float=.2,
-        # rectangles in an image at most, at least 1; each number is equally likely
-        max_num:int=4,
-        # 'pixels': drawn from all pixels of the batch; or a number, or one per channel
-        fill='pixels',
+        share:float=.2,  # a rectangle's sides as a share of the image's, in (0, 1]
+        max_num:int=4,   # rectangles at most, at least 1; each number equally likely
+        fill='pixels',   # 'pixels' of the batch; or a number, or one per channel
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(p, share, max_num, generator)
@@ -93,8 +90,7 @@ class RandomErase(_Rectangles):
         n, _, h, w = x.shape
         if n == 0: return x.clone()
         *_, rows, columns, (high, wide) = self.rectangles(x)
-        # (N, H, W): the union
-        hit = torch.bmm(rows.transpose(1, 2).float(), columns.float()).bool()
+        hit = (rows.transpose(1, 2).float() @ columns.float()).bool()  # (N, H, W)
         if self.fill != 'pixels':
             return torch.where(hit[:, None], colour(self.fill, x), x)
         # of pixels, as many as can be hit at all; the same in each channel
@@ -111,12 +107,11 @@ class RandomCopy(_Rectangles):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
         n, c, h, w = x.shape
         top, left, rows, columns, (high, wide) = self.rectangles(x)
-        # inside
-        from_top = self.whole(x, 0, h - high, n, self.max_num)
+        from_top = self.whole(x, 0, h - high, n, self.max_num)  # the source: inside
         from_left = self.whole(x, 0, w - wide, n, self.max_num)
         # (N, K): how far away the source is, in reading order
         shift = (from_top - top)*w + from_left - left
-        # the same for each pixel; 0: its own place
+        # for each pixel; 0: its own place
         shifts = torch.zeros(n, h, w, dtype=torch.long, device=x.device)
         # over rectangles, not over images: a later one covers an earlier one
         for k in range(self.max_num):

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['LEVELS', 'VERBS', 'EVENTS', 'CANCELS', 'CancelFit', 'CancelEpoch', 'CancelPhase', 'CancelBatch', 'CancelStep', 'run_level']
 
 # %% ../nbs/04_learner.ipynb #c7fc03b5
+#| code-fold: true
+#| code-summary: "LEVELS, VERBS and EVENTS: the names"
 LEVELS = ('fit', 'epoch', 'phase', 'batch')
 VERBS = ('predict', 'get_loss', 'backward', 'step', 'zero_grad')
 EVENTS = (*(f'{when}_{level}' for level in LEVELS

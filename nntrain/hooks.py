@@ -43,27 +43,23 @@ class Hook:
         self.module, self.fn, self.backward = module, fn, backward
         self.name, self.active = name or type(module).__name__, True
         self.handle = module.register_forward_hook(self._ran, with_kwargs=True)
-
     def _ran(self, module, args, kwargs, output):  # None: a value would replace it
         inputs = (*args, *kwargs.values())
         if not self.backward: return self._call(module, inputs, output)
         with_graph = (t for t in tensors_of(output) if t.requires_grad)
         if (out := next(with_graph, None)) is not None:
             out.register_hook(lambda grad: self._call(module, inputs, grad))
-
     def _call(self, module, inputs, output):
         if self.active: self.fn(self, module, inputs, output)
-
     def remove(self)->None:
         "Let go of the module; a second call does nothing"
         self.active = False
         self.handle.remove()
-
     def __repr__(self): return f'Hook({self.name})'
 
 # %% ../nbs/07_activations.ipynb #1c488b01
 #| code-fold: true
-#| code-summary: "find_modules"
+#| code-summary: "find_modules; what makes Hooks a list"
 def _is_compiled(module):
     return '_orig_mod' in module._modules or module._compiled_call_impl is not None
 
@@ -109,9 +105,6 @@ def find_modules(
     _refuse_compiled(model)
     return _select(_modules_of(model), kind)
 
-# %% ../nbs/07_activations.ipynb #07a10002
-#| code-fold: true
-#| code-summary: "The check of the arguments"
 def _named(modules):  # {name: module}, at least one
     if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'):
         kind = type(modules).__name__
@@ -123,8 +116,17 @@ def _named(modules):  # {name: module}, at least one
     raise ValueError('no modules to hook: the list is empty; '
                      'find_modules(model, kind) says what there is')
 
+class _HookList:
+    def __iter__(self): return iter(self.hooks)
+    def __len__(self): return len(self.hooks)
+    def __getitem__(self, key):  # a number, or the name of a module
+        if not isinstance(key, str): return self.hooks[key]
+        for hook in self.hooks:
+            if hook.name == key: return hook
+        raise KeyError(f'no hook {key!r}: there is {[h.name for h in self.hooks]}')
+
 # %% ../nbs/07_activations.ipynb #cbb12e01
-class Hooks:
+class Hooks(_HookList):
     "A hook on each of `modules`; a `with` block removes them, whatever happens in it"
     def __init__(self,
         modules,             # {name: module} as from `find_modules`, or an iterable
@@ -134,17 +136,8 @@ class Hooks:
         modules, self.hooks = _named(modules), []
         try: self.hooks += (Hook(m, fn, name, backward) for name, m in modules.items())
         except BaseException: self.remove(); raise
-
     def remove(self)->None:
         "Let go of all modules"
         for hook in self.hooks: hook.remove()
-
     def __enter__(self): return self
     def __exit__(self, *error): self.remove()
-    def __iter__(self): return iter(self.hooks)
-    def __len__(self): return len(self.hooks)
-    def __getitem__(self, key):  # a number, or the name of a module
-        if not isinstance(key, str): return self.hooks[key]
-        for hook in self.hooks:
-            if hook.name == key: return hook
-        raise KeyError(f'no hook {key!r}: there is {[h.name for h in self.hooks]}')

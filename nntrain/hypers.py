@@ -8,18 +8,15 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['check_hyper', 'check_names']
 
-# %% ../nbs/09_optimizers.ipynb #b1ae1985
+# %% ../nbs/09_optimizers.ipynb #4b4d014f
+#| code-summary: "Code of the guards"
 #| code-fold: true
-#| code-summary: "Show the imports"
 import math
 from difflib import get_close_matches
 from numbers import Real
 
 from torch import Tensor
 
-# %% ../nbs/09_optimizers.ipynb #4b4d014f
-#| code-summary: "Code of the guards"
-#| code-fold: true
 def check_hyper(
     name:str,             # name of the hyperparameter, for the message
     value,                # a number, a one-element tensor, or a tuple of numbers

@@ -20,27 +20,7 @@ from .data import n_batches
 from .events import CANCELS, LEVELS, VERBS, CancelStep, run_level
 
 # %% auto #0
-__all__ = ['World', 'Learner']
-
-# %% ../nbs/04_learner.ipynb #8030f94f
-#| code-fold: true
-#| code-summary: "World: one process, alone"
-class World:
-    "The processes that train together; here there is just one"
-    rank, size = 0, 1
-    forward = None     # what `predict` calls; None: the model itself
-    @property
-    def is_main(self)->bool: return self.rank == 0
-    def sum(self, t:Tensor)->Tensor:
-        "The sum of `t` over the processes"
-        return t
-    def n_rows(self, learn):
-        "How much the current batch counts in a mean, over all processes"
-        return learn.loss_weight()
-    def hears(self, cb, event:str)->bool:
-        "Is `cb` told about `event` in this process?"
-        only = cb.main_only
-        return self.is_main or not (only is True or event in (only or ()))
+__all__ = ['Learner', 'World']
 
 # %% ../nbs/04_learner.ipynb #032114ec
 class Learner:
@@ -65,7 +45,24 @@ class Learner:
 
 # %% ../nbs/04_learner.ipynb #549c7596
 #| code-fold: true
-#| code-summary: "Its properties, and count and loss_weight"
+#| code-summary: "World, one process alone; the learner's properties, count, loss_weight"
+class World:
+    "The processes that train together; here there is just one"
+    rank, size = 0, 1
+    forward = None     # what `predict` calls; None: the model itself
+    @property
+    def is_main(self)->bool: return self.rank == 0
+    def sum(self, t:Tensor)->Tensor:
+        "The sum of `t` over the processes"
+        return t
+    def n_rows(self, learn):
+        "How much the current batch counts in a mean, over all processes"
+        return learn.loss_weight()
+    def hears(self, cb, event:str)->bool:
+        "Is `cb` told about `event` in this process?"
+        only = cb.main_only
+        return self.is_main or not (only is True or event in (only or ()))
+
 @patch(as_prop=True)
 def forward(self:Learner):         # call it in a `predict` of your own
     return self.model if self.world.forward is None else self.world.forward
@@ -100,7 +97,7 @@ def loss_weight(self:Learner):
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 #| code-fold: true
-#| code-summary: "The loop: a batch, a phase, an epoch, all epochs"
+#| code-summary: "The loop from a batch to all epochs; fit and its helpers"
 @patch
 def _one_batch(self:Learner):
     emit = self.listeners.emit
@@ -139,9 +136,6 @@ def _all_epochs(self:Learner):
     for self.epoch in range(self.epoch, self.n_epochs):
         run_level('epoch', self._one_epoch, self.listeners.emit)
 
-# %% ../nbs/04_learner.ipynb #72a66993
-#| code-fold: true
-#| code-summary: "fit and its helpers: refuse, plan, let go; which verb, and why it failed"
 @patch
 def fit(self:Learner,
     n_epochs:int=1,    # how many epochs, at least 1

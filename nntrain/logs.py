@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['CSVLogCB', 'TrackerCB']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64101
-#| code-summary: "CSVLogCB"
+#| code-summary: "CSVLogCB and TrackerCB"
 #| code-fold: true
 import csv
 
@@ -57,9 +57,6 @@ class CSVLogCB(Callback):
                 table.writerows(rows)
         write_whole(self.path, write)
 
-# %% ../nbs/16_callbacks.ipynb #75e9eaa0
-#| code-summary: "TrackerCB"
-#| code-fold: true
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True

@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['lsuv_init', 'GeneralReLU']
 
-# %% ../nbs/08_initialization.ipynb #954eb517
+# %% ../nbs/08_initialization.ipynb #683bc201
 #| code-fold: true
-#| code-summary: "Show the imports"
+#| code-summary: "lsuv_init: where to measure, all weights or none, the errors"
 import math
 
 import torch
@@ -21,23 +21,6 @@ from .checks import share
 from .hooks import Hooks, _modules_of, find_modules
 from .init import WEIGHTED, _check_weights, _whole_or_not
 
-# %% ../nbs/08_initialization.ipynb #d574c170
-def _lsuv_one(model, xb, name, where, tol, max_iter):
-    layer, measured = (_modules_of(model)[key] for key in (name, where))
-    with Hooks({where: measured}, _note_stats) as (hook,):
-        for _ in range(max_iter):
-            model(xb)
-            mean, std = hook.mean, hook.std
-            _check_spread(name, where, mean, std)
-            mean_fits = layer.bias is None or abs(mean) < tol
-            if mean_fits and abs(std-1) < tol: return mean, std
-            layer.weight /= std                                         # W/s
-            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
-    _give_up(where, mean, std, max_iter)
-
-# %% ../nbs/08_initialization.ipynb #683bc201
-#| code-fold: true
-#| code-summary: "The rest of lsuv_init: where to measure, all weights or none, the errors"
 def _note_stats(hook, module, inputs, output):
     hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
 
@@ -69,6 +52,7 @@ def _give_up(where, mean, std, max_iter):
         f'within {max_iter} rounds (now {mean:.3g} and {std:.3g}): measure at the '
         'layers themselves (at=None), or use an activation whose outputs can have '
         'mean 0, such as GeneralReLU(.1, .4)')
+
 @torch.no_grad()
 def lsuv_init(
     model:nn.Module,  # its linear and convolutional layers are rescaled in place
@@ -88,6 +72,20 @@ def lsuv_init(
                     for name, where in pairs.items()}
     finally:
         for m, mode in modes.items(): m.training = mode
+
+# %% ../nbs/08_initialization.ipynb #d574c170
+def _lsuv_one(model, xb, name, where, tol, max_iter):
+    layer, measured = (_modules_of(model)[key] for key in (name, where))
+    with Hooks({where: measured}, _note_stats) as (hook,):
+        for _ in range(max_iter):
+            model(xb)
+            mean, std = hook.mean, hook.std
+            _check_spread(name, where, mean, std)
+            mean_fits = layer.bias is None or abs(mean) < tol
+            if mean_fits and abs(std-1) < tol: return mean, std
+            layer.weight /= std                                         # W/s
+            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
+    _give_up(where, mean, std, max_iter)
 
 # %% ../nbs/08_initialization.ipynb #9cca7701
 #| code-fold: true

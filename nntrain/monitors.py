@@ -89,7 +89,7 @@ def load_state_dict(self:MonitorCB, state)->None:
     vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701
-#| code-summary: "EarlyStoppingCB"
+#| code-summary: "EarlyStoppingCB and ReduceOnPlateauCB"
 #| code-fold: true
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
@@ -110,9 +110,6 @@ class EarlyStoppingCB(MonitorCB):
               f'for {self.waited} epochs')
         raise CancelFit()
 
-# %% ../nbs/16_callbacks.ipynb #543a7701
-#| code-summary: "ReduceOnPlateauCB"
-#| code-fold: true
 class ReduceOnPlateauCB(MonitorCB):
     "Multiply the learning rates by `factor` when `patience` epochs brought no gain"
     kept, owns = (*MonitorCB.kept, 'wrote'), ('lr',)

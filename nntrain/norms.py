@@ -8,18 +8,15 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['LayerNorm', 'BatchNorm']
 
-# %% ../nbs/08_initialization.ipynb #1216db02
+# %% ../nbs/08_initialization.ipynb #08a10003
 #| code-fold: true
-#| code-summary: "Show the imports"
+#| code-summary: "_Norm, what both norms share: the formula, γ and β, and error messages"
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .checks import at_least, share, whole
 
-# %% ../nbs/08_initialization.ipynb #08a10003
-#| code-fold: true
-#| code-summary: "_Norm, what both norms share: the formula, γ and β, and error messages"
 def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim-2))  # (C,) -> (1, C, 1, …)
 
 def _check_channels(layer, x):
@@ -65,6 +62,8 @@ class LayerNorm(_Norm):
         return self._apply_to(wide, mean, var).to(x.dtype)
 
 # %% ../nbs/08_initialization.ipynb #72d15501
+#| code-fold: true
+#| code-summary: "BatchNorm: its state, and forward"
 class BatchNorm(_Norm):
     """Normalise each channel over the batch and its positions, then scale and shift it;
     equals torch's `BatchNorm1d`, `2d` and `3d`, and exchanges its state with them"""
@@ -88,6 +87,7 @@ class BatchNorm(_Norm):
 
     def extra_repr(self): return f'{super().extra_repr()}, momentum={self.momentum}'
 
+# %% ../nbs/08_initialization.ipynb #01154ae0
 @patch
 def batch_stats(self:BatchNorm,
     x:Tensor  # (N, C, …), at least two values per channel

@@ -64,23 +64,25 @@ class _CollectCB(Callback):
         self.targets.append(targets)
         raise CancelBatch
 
-# %% ../nbs/20_augmentation.ipynb #11dcc0d8
-def get_preds(
-    # model, data and callbacks, also in the middle of a fit; all is put back afterwards
-    learn:Learner,
-    # loader of batches, with labels or without; None: the learner's validation loader
-    dl=None,
-    tfms=()  # transforms of the images, before the learner's own callbacks
-)->tuple:    # predictions (N, C); targets (N,), or None where the loader has none
-    """Predict a whole loader in evaluation mode, in its order, with the weights that a
-    validation phase would use; leaves no trace"""
+def _loader_and_callbacks(learn, dl):
     if dl is None: dl = getattr(learn.dls, 'valid', None)
     if dl is None:
         raise ValueError(
             'this learner has no validation loader: say which loader to predict, dl=…')
     # callbacks that are being called: in the middle of a fit
     asking = learn.listeners.calling if learn.fitting else ()
-    cbs = [cb for cb in (learn.active if asking else learn.cbs) if cb not in asking]
+    cbs = learn.active if asking else learn.cbs
+    return dl, [cb for cb in cbs if cb not in asking]
+
+# %% ../nbs/20_augmentation.ipynb #11dcc0d8
+def get_preds(
+    learn:Learner,  # model, data and callbacks, also in the middle of a fit
+    dl=None,        # batches, with labels or without; None: the validation loader
+    tfms=()         # transforms of the images, before the learner's own callbacks
+)->tuple:           # predictions (N, C); targets (N,), or None where there are none
+    """Predict a whole loader in evaluation mode, in its order, with the weights that a
+    validation phase would use; leaves no trace"""
+    dl, cbs = _loader_and_callbacks(learn, dl)
     collect = _CollectCB()
     with aside(SimpleNamespace(dls=dl, cbs=())), aside(learn):
         learn.cbs = acting(cbs, predict=True)

@@ -47,7 +47,7 @@ def strided_conv(
     return _conv1(n_in, n_out, norm, stride) if n_in != n_out or stride == 2 else []
 
 # %% ../nbs/19_resnet.ipynb #b10cc4ec
-#| code-summary: "The checks of the arguments"
+#| code-summary: "The checks of arguments and inputs"
 #| code-fold: true
 def _check_block(stride, identity):
     if isinstance(stride, bool) or stride not in (1, 2):
@@ -146,8 +146,8 @@ def resnet(
     return model
 
 # %% ../nbs/19_resnet.ipynb #da3a877d
-#| code-summary: "Draw all weights anew"
 #| code-fold: true
+#| code-summary: "Code that draws all weights anew"
 def _draw_anew(params):
     for p in params:
         if p.ndim > 1: nn.init.normal_(p.data, std=math.sqrt(2/p[0].numel()))

@@ -8,16 +8,15 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['as_numbers', 'TensorLoader']
 
-# %% ../nbs/03_data.ipynb #c74579cc
+# %% ../nbs/03_data.ipynb #04724baf
+#| code-fold: true
+#| code-summary: "Two checks of what is given"
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .checks import whole
 
-# %% ../nbs/03_data.ipynb #04724baf
-#| code-summary: "Two checks of what is given"
-#| code-fold: true
 def as_numbers(
     name:str,  # what the values are called, for the message
     values,    # tensor, array or list of numbers
@@ -29,13 +28,17 @@ def as_numbers(
             f"{name} must hold numbers, got {type(values).__name__} ({e}): write names "
             f"of classes as their position in a list") from e
 
-def _same_length(x, y):
+def _check_samples(x, y, batch_size, drop_last):
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"no samples: x has shape {tuple(x.shape)}; look at the split "
                          f"or filter that made it")
     if y.ndim == 0 or len(x) != len(y):
         raise ValueError(f"x and y must have one row per sample, got shapes "
                          f"{tuple(x.shape)} and {tuple(y.shape)}")
+    whole('batch_size', batch_size)
+    if drop_last and len(x) < batch_size:
+        raise ValueError(f"drop_last leaves no batch: {len(x)} samples, "
+                         f"batch_size {batch_size}")
 
 # %% ../nbs/03_data.ipynb #88d437bf
 class TensorLoader:
@@ -52,15 +55,11 @@ class TensorLoader:
         std=None,              # divided by after that
     ):
         x, y = as_numbers('x', x), as_numbers('y', y)
-        _same_length(x, y)
-        self.batch_size = whole('batch_size', batch_size)
-        if drop_last and len(x) < batch_size:
-            raise ValueError(f"drop_last leaves no batch: {len(x)} samples, "
-                             f"batch_size {batch_size}")
+        _check_samples(x, y, batch_size, drop_last)
         self.device = x.device if device is None else torch.device(device)
         self.x, self.y = (o.to(self.device).contiguous() for o in (x, y))
-        self.n, self.shuffle, self.drop_last = len(x), shuffle, drop_last
-        self.seed = seed
+        self.n, self.batch_size, self.seed = len(x), int(batch_size), seed
+        self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = 0         # number of the epoch that the next `iter` serves
         self.stats = self._stats(mean, std)
 

@@ -104,7 +104,7 @@ def _run(path, timeout):
         if c.cell_type == 'code' and _skip.search(c.source):
             c.metadata['tags'] = ['skip-execution']
     env = {'NNTRAIN_BUDGET': 'full', **os.environ, 'NNTRAIN_STATIC': '1'}
-    env.pop('IN_TEST', None)
+    for name in 'IN_TEST', 'MPLBACKEND': env.pop(name, None)   # pictures are wanted
     env['NNTRAIN_RECORD'] = '1' if env['NNTRAIN_BUDGET']=='full' else ''
     client = NotebookClient(
         nb, timeout=timeout or None, kernel_name='python3',

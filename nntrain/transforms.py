@@ -18,7 +18,7 @@ from . import checks
 
 # %% ../nbs/20_augmentation.ipynb #88344c01
 #| code-fold: true
-#| code-summary: "check_images"
+#| code-summary: "check_images and ImageTransform"
 def check_images(
     x,       # what was given
     who:str  # who asks, for the message
@@ -32,7 +32,6 @@ def check_images(
         f'{who} wants a batch of images (N, C, H, W), float or uint8, got {got}'
         + ': for a single image pass image[None]'*single)
 
-# %% ../nbs/20_augmentation.ipynb #83d87114
 class ImageTransform:
     """Base of transforms that draw anew for each image of a batch: a subclass writes
     `apply(x)`, which returns a new tensor"""
@@ -124,11 +123,8 @@ class RandomCrop(ImageTransform):
     "Pad the images, then cut a window out of each, every position equally likely"
     def __init__(self,
         padding:int=0,  # pixels on each side, at least 0
-        # of the window: a number or (height, width); None: that of the images, so that
-        # they only move
-        size=None,
-        # what stands in the padding: a number, or one per channel; see `black`
-        fill=0.,
+        size=None,      # of the window: a number or (height, width); None: the images'
+        fill=0.,        # of the padding: a number, or one per channel; see `black`
         generator=None  # as in `ImageTransform`
     ):
         super().__init__(generator)
@@ -139,8 +135,7 @@ class RandomCrop(ImageTransform):
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> (N, C, *size)
         n, c, h, w = x.shape
         p, (height, width) = self.padding, self.size or (h, w)
-        # how far a window can move
-        down, right = _room(h, w, p, height, width)
+        down, right = _room(h, w, p, height, width)  # how far a window can move
         padded = colour(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
         padded[:, :, p:p+h, p:p+w] = x
         # (N, C, down+1, right+1, height, width), a view
@@ -153,11 +148,8 @@ def black(
     mean,  # what was subtracted in normalising: a number, or one per channel
     std    # what was divided by after that, above 0
 ):         # a number, or a list with one per channel
-    """The value that a black pixel has after normalisation: the `fill` for images that
-    are normalised already"""
-    mean, std = (
-        torch.as_tensor(mean, dtype=torch.float64),
-        torch.as_tensor(std, dtype=torch.float64))
+    "What a black pixel is after normalisation: the `fill` for normalised images"
+    mean, std = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, std))
     if not (std > 0).all(): raise ValueError(f'std must be above 0, got {std.tolist()}')
     return (-mean/std).tolist()
 

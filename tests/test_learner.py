@@ -759,3 +759,20 @@ def test_what_a_batch_counts_is_asked_from_the_world():
     learn.batch = BATCHES[0]
     assert learn.world.n_rows(learn) == learn.loss_weight() == 3
     assert torch.equal(World().sum(torch.ones(2)), torch.ones(2)) and World().size == 1
+
+
+@pytest.mark.parametrize('where', ['loss', 'model'])
+def test_where_warnings_are_errors_a_users_own_comes_through(where):
+    class Loud(nn.Linear):
+        def forward(self, x):
+            if where == 'model': warnings.warn('mine', UserWarning, stacklevel=2)
+            return super().forward(x)
+    def loss(preds, yb):
+        if where == 'loss': warnings.warn('mine', UserWarning, stacklevel=2)
+        return F.cross_entropy(preds, yb)
+    rows = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
+    dls = DataLoaders.from_tensors(rows, rows, batch_size=3)
+    learn = Learner(Loud(3, 2), dls, loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(UserWarning, match='^mine$'): learn.fit(1)

@@ -75,6 +75,15 @@ def test_execute_stores_clean_outputs(tmp_path, no_env, capsys):
         assert nb.read_bytes() == before, (
             'nbdev_clean would change what nntrain_execute writes')
 
+def test_execute_stores_pictures_whatever_the_backend(tmp_path, no_env, monkeypatch):
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+    nb = tmp_path/'a.ipynb'
+    write_notebook(nb, 'import matplotlib\nprint(matplotlib.get_backend())')
+    nntrain_execute([str(nb)])
+    [said] = json.loads(nb.read_text())['cells'][0]['outputs'][0]['text']
+    assert 'inline' in said
+
+
 def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
     good, bad = tmp_path/'b.ipynb', tmp_path/'a.ipynb'
     write_notebook(good, 'print(1)')

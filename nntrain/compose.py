@@ -140,7 +140,8 @@ class Composed(Optimizer, metaclass=ComposedType):
     which they run, and may set defaults in `hypers`"""
     parts, hypers = (), {}
     ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
-              'max_trust': (0, math.inf), 'k': (1, math.inf), 'slow_lr': (0, math.inf)}
+              'max_trust': (0, math.inf), 'max_length': (0, math.inf),
+              'k': (1, math.inf), 'slow_lr': (0, math.inf)}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -44,6 +44,9 @@ class Optimizer(torch.optim.Optimizer):
     def init_state(self, p:Tensor, group:dict)->dict:
         "What to remember about a parameter, made before its first step"
         return {}
+    def defaults_of(self, group:dict)->dict:
+        "What a group holds unless it says otherwise; the same for all, as a rule"
+        return self.defaults
     def one_step(self, p:Tensor, grad:Tensor, state:dict, group:dict)->None:
         "Change `p` and `state` in place; `grad` is only read"
         raise NotImplementedError(f'{type(self).__name__} needs a method '
@@ -123,8 +126,9 @@ def _check_hypers(self:Optimizer, group):
         raise ValueError(f'{me} sets {on}, which {type(self).__name__} lacks: '
                          f'leave it out')
     others = {'params', 'param_names', 'name', *SCHEDULER_KEYS, *self.torch_keys}
-    check_names([k for k in group if k not in others], list(self.defaults), me)
-    for name, value in {**self.defaults, **group}.items():
+    defaults = self.defaults_of(group)
+    check_names([k for k in group if k not in others], list(defaults), me)
+    for name, value in {**defaults, **group}.items():
         if name in self.ranges and name not in self.torch_keys:
             check_hyper(name, value, *self.ranges[name])
 
@@ -183,7 +187,8 @@ def state_dict(self:Optimizer)->dict:  # with the keys of torch's optimizer
 @patch
 def _readable_group(self:Optimizer, group):
     "A saved group in our form; ValueError if it is from another optimizer"
-    me, names = type(self).__name__, self.defaults.keys() - {'maximize', 'foreach'}
+    me, usual = type(self).__name__, self.defaults_of(group)
+    names = usual.keys() - {'maximize', 'foreach'}
     if on := self._options_on(group):
         raise ValueError(f'the saved state has {on}, which {me} lacks: '
                          f'load it into an optimizer that has it')

@@ -51,9 +51,11 @@ def trust_ratio(
 
 # %% ../nbs/13_composing.ipynb #72bdde6c
 @stat(trust=scalar(1.))  # kept to be looked at
-def trust_scale(p, update, trust, *, max_trust=10.):
-    "New update: as long as the weights, but at most `max_trust` times what it was"
-    trust.copy_(trust_ratio(length(p), length(update)).clamp(max=max_trust))
+def trust_scale(p, update, trust, *, max_trust=10., max_length=1e9):
+    """New update: as long as the weights, but at most `max_length` long, and at most
+    `max_trust` times what it was"""
+    ratio = trust_ratio(length(p).clamp(max=max_length), length(update))
+    trust.copy_(ratio.clamp(max=max_trust))
     return trust*update
 
 class LAMB(Composed):

@@ -12,6 +12,7 @@ from nntrain.compose import Composed, compose
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import Optimizer
 from nntrain.sgd import SGD
+from nntrain.split import split
 from nntrain.parts import (
     add_decay,
     average_grad,
@@ -67,6 +68,10 @@ Exact = compose(
     average_grad, average_sqr_grad, weight_sums, exact_direction, sgd_step,
     name='Exact', lr=1e-3)
 
+def by_shape(name, p): return 'matrix' if p.ndim > 1 else 'rest'
+
+Split = split(dict(matrix=LAMB, rest=OneAdamW), by_shape, name='Split', lr=1e-3)
+
 # every optimizer of the book: called with parameters and, if need be, lr and foreach
 ALL = {
     'SGD': SGD, 'Momentum': Momentum, 'Nesterov': partial(Momentum, nesterov=True),
@@ -74,7 +79,8 @@ ALL = {
     'AdamAnnealed': AdamAnnealed, 'OneSGD': OneSGD, 'OneMomentum': OneMomentum,
     'OneRMSProp': OneRMSProp, 'OneAdam': OneAdam, 'OneAdamW': OneAdamW, 'LAMB': LAMB,
     'LARS': partial(LARS, trust=0.1), 'Lion': Lion, 'RAdam': RAdam, 'Exact': Exact,
-    'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users)}
+    'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users),
+    'Split': Split}
 
 
 def class_of(make): return make.func if isinstance(make, partial) else make

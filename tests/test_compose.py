@@ -417,8 +417,8 @@ def test_adagrad_and_ademamix_of_a_users_parts(foreach):
 
 def test_signature_and_inheritance():
     assert list(inspect.signature(LAMB).parameters) == [
-        'params', 'betas', 'eps', 'weight_decay', 'max_trust', 'lr', 'maximize',
-        'foreach']
+        'params', 'betas', 'eps', 'weight_decay', 'max_trust', 'max_length', 'lr',
+        'maximize', 'foreach']
     class Bolder(LAMB): hypers = dict(lr=.5)
     assert (
         Bolder.hypers['lr'] == 0.5 and Bolder.parts == LAMB.parts
@@ -562,7 +562,7 @@ def test_a_class_that_no_module_names_can_be_pickled():
 def test_defaults_of_the_zoo():
     betas = (.9, .999)
     assert LAMB.hypers == dict(
-        betas=betas, eps=1e-6, weight_decay=0., max_trust=10., lr=1e-3)
+        betas=betas, eps=1e-6, weight_decay=0., max_trust=10., max_length=1e9, lr=1e-3)
     assert LARS.hypers == dict(weight_decay=0., trust=1e-3, momentum=.9, lr=REQUIRED)
     assert Lion.hypers == dict(betas=(.9, .99), weight_decay=0., lr=1e-4)
     assert RAdam.hypers == dict(weight_decay=0., betas=betas, eps=1e-8, lr=1e-3)

@@ -440,7 +440,7 @@ def test_groups_with_the_keys_of_schedulers(name):
     assert again.param_groups[0]['lr'] == opt.param_groups[0]['lr']
     late = nn.Parameter(torch.ones(2))
     opt.add_param_group({'params': [late], **dict.fromkeys(SCHEDULER_KEYS, .1)})
-    assert [opt.param_groups[1][key] for key in SCHEDULER_KEYS] == [.1]*6
+    assert [opt.param_groups[-1][key] for key in SCHEDULER_KEYS] == [.1]*6
     with pytest.raises(
         TypeError, match="has no hyperparameter 'swa_rate': did you mean"
     ):
@@ -494,7 +494,9 @@ def test_torchs_swap_in_of_parameters_and_state(name):
     mine = [p.detach().clone() for p in ps]
     for p, q in zip(mine, ps): p.grad = q.grad.clone()
     saved = copy.deepcopy(opt.state_dict())
-    named = {str(i): p for i, p in enumerate(mine)}
+    new = {id(p): q for p, q in zip(ps, mine)}      # torch goes by the order of groups
+    held = [p for group in opt.param_groups for p in group['params']]
+    named = {str(i): new[id(p)] for i, p in enumerate(held)}
     with stateless.swap_in_optimizer_params_and_state(opt, named, saved): opt.step()
     plain.step()
     same_parameters(mine, [p.detach() for p in others])
@@ -689,8 +691,12 @@ def test_saved_states_are_not_changed_and_do_not_depend_on_identity(name):
     others = copy.deepcopy(ps)
     other = ALL[name](others, lr=7.)
     other.load_state_dict(given)
-    assert_close(given, saved, rtol=0, atol=0)
-    assert_close(other.state_dict(), saved, rtol=0, atol=0)
+    def numbers(state):
+        groups = [{k: v for k, v in group.items() if k != 'kind'}   # a word
+                  for group in state['param_groups']]
+        return {**state, 'param_groups': groups}
+    assert_close(numbers(given), numbers(saved), rtol=0, atol=0)
+    assert_close(numbers(other.state_dict()), numbers(saved), rtol=0, atol=0)
     for group in given['param_groups']:
         del group['maximize'], group['foreach']  # older than these options
     other.load_state_dict(given)

@@ -34,7 +34,7 @@ def inverse_root(
 )->Tensor:            # (n, n)
     "a to the power of −1/k"
     values, vectors = torch.linalg.eigh(a)
-    least = eps*values.amax().clamp(min=torch.finfo(a.dtype).tiny)
+    least = (eps*values[-1:]).clamp(min=torch.finfo(a.dtype).tiny)  # of a zero matrix
     return vectors*values.clamp(min=least)**(-1/k) @ vectors.T
 
 def _square(axis, start):

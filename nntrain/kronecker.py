@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .adaptive import adam_direction
 from .compose import Composed, needs, stat
-from .matrix import as_matrix, finite_grad
+from .matrix import _whole, as_matrix, finite_grad
 from .optimizer import step_counter
 from nntrain.parts import (
     add_decay,
@@ -54,6 +54,7 @@ def sum_sides(update, left, right):
     left.addmm_(g, g.T)
     right.addmm_(g.T, g)
 
+@needs(axes=2, every=_whole)
 @stat(left_root=_square(0, _eye), right_root=_square(1, _eye),
       since_root=lambda p: step_counter())
 def shampoo_direction(update, left, right, left_root, right_root, since_root, *,
@@ -80,6 +81,7 @@ def average_sides(update, left, right, *, side_beta=.95):
     left.lerp_(g @ g.T, 1-side_beta)
     right.lerp_(g.T @ g, 1-side_beta)
 
+@needs(axes=2, every=_whole)
 @stat(q_left=_square(0, _eye), q_right=_square(1, _eye),
       since_turn=lambda p: step_counter())
 def eigenbasis(left, right, q_left, q_right, since_turn, *, every=10):

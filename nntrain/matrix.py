@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def finite_grad(grad):
 @multi(finite_grad)
 def _all_finite(grad):
     norms = torch.stack(torch._foreach_norm(grad, 2, at_least_float32(grad[0])))
-    if norms.sum().isfinite(): return
+    if norms.amax().isfinite(): return
     shape = tuple(grad[norms.isfinite().int().argmin()].shape)
     raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
                      f'its matrix has no directions: lower the rate, clip, or look for '
@@ -70,7 +71,16 @@ def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
 
 DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
 
-@needs(axes=2, ns_dtype=DTYPES)
+def _whole(x):
+    "a whole number"
+    return isinstance(x, int)
+
+def _three(x):
+    "three finite numbers"
+    return (isinstance(x, (tuple, list)) and len(x) == 3
+            and all(isinstance(v, Real) and math.isfinite(v) for v in x))
+
+@needs(axes=2, ns_dtype=DTYPES, ns_steps=_whole, ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                   ns_dtype='bfloat16'):
     "New update: singular values near 1, by `newton_schulz`"

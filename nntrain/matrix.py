@@ -115,6 +115,8 @@ class Muon(Composed):
     parts = (finite_grad, nesterov_average, orthogonalize, shape_scale, add_decay,
              sgd_step)
     hypers = dict(lr=1e-3, weight_decay=.1)
+    def _readable_group(self, group):  # also a saved one of torch's, which has one type
+        return super()._readable_group({'ns_dtype': 'bfloat16', **group})
 
 # %% ../nbs/14_matrices.ipynb #b4416c87
 def inner_weights(

@@ -11,6 +11,8 @@ __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average
 # %% ../nbs/14_matrices.ipynb #be0bf307
 #| code-fold: true
 #| code-summary: "Show the imports"
+import math
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,8 @@ def shampoo_direction(update, left, right, left_root, right_root, since_root, *,
         right_root.copy_(inverse_root(right, 4, eps))
     since_root += 1
     made = left_root @ as_matrix(update).to(left.dtype) @ right_root
+    most = math.sqrt(min(made.shape))      # never longer, if the roots are fresh
+    made = made*(most/made.norm()).clamp(max=1)
     return made.to(update.dtype).reshape(update.shape)
 
 class Shampoo(Composed):

@@ -1,5 +1,5 @@
-"""Steps for matrices: Muon equals torch's, Shampoo and SOAP equal plain loops, and all of
-them work with schedules, callbacks and checkpoints"""
+"""Steps for matrices: Muon equals torch's, Shampoo and SOAP equal plain loops, and all
+of them work with schedules, callbacks and checkpoints"""
 import copy
 import io
 import math
@@ -23,13 +23,12 @@ from nntrain.callback import Callback
 from nntrain.checkpoint import CheckpointCB
 from nntrain.clip import GradientClipCB
 from nntrain.compare import set_seed
-from nntrain.compose import compose
-from nntrain.compose import stat
+from nntrain.compose import compose, stat
 from nntrain.cycles import momentum_cycle, one_cycle
 from nntrain.data import DataLoaders
 from nntrain.kronecker import SOAP, Shampoo, average_update, inverse_root
 from nntrain.kronecker import shampoo_direction, soap_direction, sum_sides
-from nntrain.kronecker import turned_squares
+from nntrain.kronecker import _turned, turned_squares
 from nntrain.learner import Learner
 from nntrain.matrix import COEFFICIENTS, SCALES, Muon, as_matrix, finite_grad
 from nntrain.matrix import inner_weights, nesterov_average, newton_schulz
@@ -319,9 +318,36 @@ def test_shampoo_equals_a_loop(foreach, every):
             side[0], side[1] = side[0] + g @ g.T, side[1] + g.T @ g
             if t % every == 0: side[2:] = power(side[0], 4), power(side[1], 4)
             u = (side[2] @ g @ side[3]).reshape(p.shape)
+            u = u*min(1., math.sqrt(len(p))/u.norm())
             want.append(p.detach() - .1*(u + .2*p.detach()))
         opt.step()
         for p, q in zip(ps, want): assert_close(p.detach(), q, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('rank', [1, 4, 30])
+@pytest.mark.parametrize('size', [1e-3, 1., 1e4])
+@pytest.mark.parametrize('dead', [0, 20])
+def test_steps_stay_short_in_directions_that_no_gradient_had_yet(rank, size, dead):
+    """Where the roots or the basis know of zeros and rounding only, both would jump,
+    thousands of rates far; dead columns hardly move"""
+    longest = dict(Shampoo=math.sqrt(30), SOAP=3*math.sqrt(30*60))
+    for name, most in longest.items():
+        p = nn.Parameter(torch.zeros(30, 60))
+        opt = KINDS[name]([p], lr=1., weight_decay=0., every=4)
+        for t in range(14):
+            left, right = (normal(n, rank, seed=2*t+i, dtype=torch.float32)
+                           for i, n in enumerate(p.shape))
+            before, p.grad = p.detach().clone(), size*left @ right.T
+            p.grad[:, :dead] = 0
+            opt.step()
+            change = p.detach() - before
+            assert change.norm() < 1.001*most
+            if name == 'SOAP': assert _turned(change, *basis(opt, p)).abs().max() < 10
+        share = p[:, :dead].abs().sum()/p.abs().sum()
+        assert share <= dict(Shampoo=1e-3, SOAP=.15)[name]
+
+
+def basis(opt, p): return opt.state[p]['q_left'], opt.state[p]['q_right']
 
 
 @pytest.mark.parametrize('name', ['Shampoo', 'SOAP'])
@@ -476,3 +502,304 @@ def test_sparse_gradients_are_refused(name):
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match='dense gradients only'):
         KINDS[name](table.parameters(), lr=.1).step()
+
+
+# ---- what is refused, and that nothing has changed then
+
+def everything(opt, ps):
+    "All that a step or a group may change, as a copy"
+    return copy.deepcopy(([p.detach() for p in ps], opt.state_dict()))
+
+
+@every_kind
+@pytest.mark.parametrize('shape, what', [((3,), 'vector'), ((), 'number')])
+def test_a_weight_that_is_no_matrix_is_refused(name, shape, what):
+    ps, (late,) = weights((3, 3)), weights(shape)
+    text = (r'takes tensors with 2 axes or more, and parameter bias of shape '
+            rf'.* is a {what}: leave it to another kind, see `split`$')
+    with pytest.raises(ValueError, match=text): KINDS[name]([('bias', late)], lr=.1)
+    opt = KINDS[name]([('weight', *ps)], lr=.1)
+    step(opt, ps)
+    before = everything(opt, ps)
+    with pytest.raises(ValueError, match=text):
+        opt.add_param_group(dict(params=[('bias', late)]))
+    assert_same(everything(opt, ps), before)
+
+
+def assert_same(a, b):
+    "Of nested states, to the last bit; also words and None"
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a: assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b): assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    else: assert a == b
+
+
+@pytest.mark.parametrize('kind, bad, text', [
+    (Muon, dict(ns_dtype='bf16'), r"ns_dtype must be one of \['bfloat16', 'float32', "
+                                  r"'float64'\], got 'bf16'$"),
+    (Muon, dict(ns_dtype=torch.bfloat16), 'ns_dtype must be one of'),
+    (Muon, dict(ns_dtype=['bfloat16']), 'ns_dtype must be one of'),
+    (Muon, dict(adjust_lr_fn='orginal'), "adjust_lr_fn must be one of .'original'"),
+    (Muon, dict(ns_steps=0), 'ns_steps must be a number of at least 1 and below 100'),
+    (Muon, dict(ns_steps=100), 'ns_steps must be a number of at least 1 and below 100'),
+    (Muon, dict(ns_steps=2.5), 'ns_steps must be a whole number, got 2.5$'),
+    (Muon, dict(ns_coefficients=(1, 2)), r'must be three finite numbers, got \(1, 2\)$'),
+    (Muon, dict(ns_coefficients=3.), 'must be three finite numbers, got 3.0$'),
+    (Muon, dict(ns_coefficients='abc'), "must be three finite numbers, got 'abc'$"),
+    (Muon, dict(ns_coefficients=(1., 2., math.nan)), 'must be three finite numbers'),
+    (Muon, dict(momentum=1.), 'momentum must be a number of at least 0 and below 1'),
+    (Muon, dict(eps=-1), 'eps must be a number of at least 0'),
+    (Shampoo, dict(every=0), 'every must be a number of at least 1'),
+    (Shampoo, dict(every=2.5), 'every must be a whole number, got 2.5$'),
+    (SOAP, dict(every=2.5), 'every must be a whole number, got 2.5$'),
+    (SOAP, dict(side_beta=1.), 'side_beta must be a number of at least 0 and below 1'),
+    (SOAP, dict(betas=(.9, 1.)), r'betas\[1\] must be a number')])
+def test_settings_that_cannot_be(kind, bad, text):
+    "In a call, in a group, as a default of `split`, and in a group added later"
+    with pytest.raises(ValueError, match=text): kind(weights((3, 3)), lr=.1, **bad)
+    with pytest.raises(ValueError, match=text):
+        kind([dict(params=weights((3, 3)), **bad)], lr=.1)
+    made = split(dict(all=kind), lambda name, p: 'all', lr=.1, all=bad)
+    with pytest.raises(ValueError, match=text): made(weights((3, 3)))
+    ps, late = weights((3, 3)), weights((2, 2))
+    opt = kind(ps, lr=.1)
+    step(opt, ps)
+    before = everything(opt, ps)
+    with pytest.raises(ValueError, match=text):
+        opt.add_param_group(dict(params=late, **bad))
+    assert_same(everything(opt, ps), before)
+
+
+def test_rules_for_split_that_leave_a_matrix_out_or_give_a_vector():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    kinds, named = dict(inner=Muon, rest=adamw), list(model.named_parameters())
+    def refused(rule, text):
+        with pytest.raises(ValueError, match=text): split(kinds, rule)(named, lr=.1)
+    refused(lambda name, p: None, r'no kind takes parameter 0.weight of shape \(4, 3\)')
+    refused(lambda name, p: ('inner', 'rest'), 'gives parameter 0.weight .* to 2 kinds')
+    refused(lambda name, p: 'inner', 'parameter 0.bias of shape .4,. is a vector')
+    refused(None, 'there is no rule')
+    with pytest.raises(ValueError, match='at least one name'): split({}, by_shape)
+    with pytest.raises(ValueError, match="kind 'inner' needs a tuple of parts"):
+        split(dict(inner=(), rest=adamw), by_shape)
+
+
+@every_kind
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_refused_before_anything_changes(name, value):
+    ps = weights((3, 4), (4, 3), dtype=torch.float32)
+    opt = KINDS[name](ps, lr=.1)
+    step(opt, ps)
+    before = everything(opt, ps)
+    for p in ps: p.grad = torch.ones_like(p)
+    ps[1].grad[1, 2] = value
+    text = r'^a gradient of shape \(4, 3\) has infinite or missing numbers'
+    with pytest.raises(ValueError, match=text): opt.step()
+    assert_same(everything(opt, ps), before)
+    one_by_one = KINDS[name](ps[1:], lr=.1, foreach=False)
+    with pytest.raises(ValueError, match='has infinite or missing numbers'):
+        one_by_one.step()
+    assert_same([p.detach() for p in ps], before[0])
+
+
+def test_beside_other_kinds_matrices_come_first_so_nothing_changes_there():
+    ps = weights((3, 4), (4,), (4, 3), dtype=torch.float32)
+    opt = for_matrices(Muon)(ps, lr=.1)
+    step(opt, ps)
+    before = everything(opt, ps)
+    for p in ps: p.grad = torch.ones_like(p)
+    ps[2].grad[0, 0] = math.nan
+    with pytest.raises(ValueError, match='infinite or missing'): opt.step()
+    assert_same(everything(opt, ps), before)
+
+
+# ---- states, copies, schedules, scalers
+
+def a_split(model, **hypers):
+    "As in the chapter: Muon for the inner weights, AdamW for the others"
+    return split(dict(inner=Muon, rest=adamw), inner_weights(model), name='MuonAdamW',
+                 lr=.02, rest=dict(lr=.005), **hypers)
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),
+                         nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def test_inner_weights_are_those_between_the_first_and_the_last():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3),
+                          nn.Linear(4, 4), nn.Linear(4, 2))
+    rule = inner_weights(model, 'a', 'b')
+    kinds = {name: rule(name, p) for name, p in model.named_parameters()}
+    assert [name for name, kind in kinds.items() if kind == 'a'] == [
+        '2.weight', '3.weight']
+    assert set(kinds.values()) == {'a', 'b'} and rule(None, nn.Parameter(
+        torch.ones(2, 2))) == 'b'
+    for few in nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)):
+        assert {inner_weights(few)(None, p) for p in few.parameters()} == {'rest'}
+
+
+def a_run(name, ps):
+    return (KINDS[name](ps, lr=.05) if name in KINDS
+            else split(dict(matrix=Muon, rest=adamw), by_shape, lr=.05)(ps))
+
+
+@pytest.mark.parametrize('name', [*KINDS, 'split'])
+def test_states_copies_and_pickles_go_on_to_the_last_bit(name):
+    shapes = (4, 6), (6, 4), (3, 2, 2, 2)
+    if name == 'split': shapes = *shapes, (5,)
+    ps = weights(*shapes, dtype=torch.float32)
+    opt = a_run(name, ps)
+    step(opt, ps, 13)
+    runs = [copy.deepcopy((ps, opt)), pickle.loads(pickle.dumps((ps, opt)))]
+    others = copy.deepcopy(ps)
+    loaded, file = a_run(name, others), io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    runs.append((others, loaded))
+    step(opt, ps, 12, seed=1)
+    for qs, other in runs:
+        step(other, qs, 12, seed=1)
+        assert_same(everything(other, qs), everything(opt, ps))
+    assert pickle.loads(pickle.dumps(type(opt))).__name__ == type(opt).__name__
+
+
+@pytest.mark.parametrize('name', ['Muon', 'SOAP', 'Shampoo', 'split'])
+@pytest.mark.parametrize('kind', ['OneCycleLR', 'CosineAnnealingLR'])
+def test_torchs_schedulers(name, kind):
+    "Torch's cycle of momentum wants the same form of momentum in all groups"
+    ps = weights((4, 6), (6,), dtype=torch.float32)[:2 if name == 'split' else 1]
+    opt, kw = a_run(name, ps), {}
+    if name in ('Shampoo', 'split') and kind == 'OneCycleLR':
+        with pytest.raises(ValueError, match='must support momentum or beta1'):
+            lr_scheduler.OneCycleLR(opt, .1, total_steps=9)
+        kw = dict(cycle_momentum=False)
+    schedule = (lr_scheduler.CosineAnnealingLR(opt, 8) if kind != 'OneCycleLR' else
+                lr_scheduler.OneCycleLR(opt, .1, total_steps=9, **kw))
+    rates, first = [], opt.param_groups[0]
+    for t in range(8):
+        step(opt, ps, 1, seed=t)
+        schedule.step()
+        rates.append(first['lr'])
+    assert len(set(rates)) > 4 and rates[-1] < 1e-2
+    assert all(group['lr'] == first['lr'] for group in opt.param_groups)
+    if kind == 'OneCycleLR' and not kw:
+        assert first['max_momentum'] == .95
+        key = 'betas' if name == 'SOAP' else 'momentum'
+        now = first[key][0] if name == 'SOAP' else first[key]
+        assert .85 < now <= .95
+
+
+def test_a_scaler_skips_infinite_gradients():
+    p, = weights((3, 3), dtype=torch.float32)
+    scaler, opt = torch.amp.GradScaler('cpu', 1024.), Muon([p], lr=.1, weight_decay=0.)
+    q, = weights((3, 3), dtype=torch.float32)
+    plain = Muon([q], lr=.1, weight_decay=0.)
+    for x, scale in (p, scaler.scale), (q, lambda loss: loss):
+        scale((x**2).sum()).backward()
+    scaler.step(opt)
+    scaler.update()
+    plain.step()
+    assert_close(p, q)
+    opt.zero_grad()
+    scaler.scale((math.inf*p).sum()).backward()
+    scaler.step(opt)                                # skipped, so nothing is refused
+    scaler.update()
+    assert_close(p, q)
+    assert scaler.get_scale() == 512.
+
+
+# ---- in the learner
+
+ROWS = normal(96, 6, dtype=torch.float32)
+LABELS = (ROWS[:, 0] > 0).long() + (ROWS[:, 1] > 0).long()
+
+
+def learner(*cbs, make=a_split):
+    set_seed(0)
+    model = net()
+    kind = make(model)
+    def opt_func(params, lr): return kind(params, lr=lr, rest=dict(lr=lr/4))
+    dls = DataLoaders.from_tensors((ROWS, LABELS), (ROWS[:32], LABELS[:32]),
+                                   batch_size=16, seed=3)
+    return Learner(model, dls, F.cross_entropy, opt_func, .02, list(cbs))
+
+
+CBS = dict(
+    plain=lambda: [], cycle=lambda: [ScheduleCB(lr=one_cycle(.02))],
+    momentum=lambda: [ScheduleCB(lr=[one_cycle(.02), one_cycle(.005)],
+                                 momentum=momentum_cycle())],
+    average=lambda: [WeightAveragingCB(.9)], clip=lambda: [GradientClipCB(.1)],
+    accumulate=lambda: [GradientAccumulationCB(32)],
+    bfloat16=lambda: [MixedPrecisionCB(torch.bfloat16)],
+    all=lambda: [ScheduleCB(lr=one_cycle(.02), momentum=momentum_cycle()),
+                 WeightAveragingCB(.9), GradientClipCB(.5),
+                 GradientAccumulationCB(32)])
+
+
+class StopCB(Callback):
+    "As a power failure in the middle of an epoch"
+    watches = True
+    def __init__(self, epoch, batch): self.at = epoch, batch
+    def after_batch(self, learn):
+        if learn.training and (learn.epoch, learn.iter) == self.at:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize('name', CBS)
+def test_a_run_with_callbacks_resumes_to_the_last_bit(name, tmp_path):
+    whole = learner(*CBS[name]())
+    first = [p.detach().clone() for p in whole.model.parameters()]
+    whole.fit(3)
+    assert all(not p.equal(q) for p, q in zip(whole.model.parameters(), first))
+    assert [len(g['params']) for g in whole.opt.param_groups] == [2, 6]
+    path = tmp_path/'run.pt'
+    with pytest.raises(InterruptedError):
+        learner(*CBS[name]()).fit(3, cbs=[CheckpointCB(path, every_batches=1),
+                                          StopCB(1, 2)])
+    again = learner(*CBS[name]())
+    for p in again.model.parameters(): nn.init.normal_(p)
+    again.fit(3, cbs=[saved := CheckpointCB(path, every_batches=1)])
+    assert saved.resumed is not None
+    assert_same([p.detach() for p in again.model.parameters()],
+                [p.detach() for p in whole.model.parameters()])
+    assert_same(again.opt.state_dict(), whole.opt.state_dict())
+
+
+def test_a_cycle_moves_momentum_of_one_kind_and_betas_of_the_other():
+    seen = []
+    class LookCB(Callback):
+        order = 10_000
+        def before_batch(self, learn):
+            if learn.training:
+                inner, rest = learn.opt.param_groups
+                seen.append((inner['momentum'], *rest['betas'], inner['lr'],
+                             rest['lr']))
+    learn = learner(LookCB())
+    learn.fit_one_cycle(2, [.02, .005])
+    momentum, beta1, beta2, inner, rest = map(list, zip(*seen))
+    assert momentum == pytest.approx(beta1)
+    assert min(momentum) < .87 < .94 < max(momentum)
+    assert set(beta2) == {.999}
+    assert rest == pytest.approx([lr/4 for lr in inner])
+
+
+@pytest.mark.parametrize('kind', [Shampoo, SOAP, Muon])
+def test_every_kind_learns_beside_adamw(kind):
+    def make(model):
+        return split(dict(inner=kind, rest=adamw), inner_weights(model), lr=.02)
+    learn = learner(make=make)
+    def loss():
+        with torch.no_grad(): return F.cross_entropy(learn.model(ROWS), LABELS).item()
+    before, moms = loss(), None if kind is Shampoo else (.95, .85, .95)
+    if moms is None:
+        with pytest.raises(TypeError, match='has no momentum: leave it out'):
+            learn.fit_one_cycle(1, .02)
+    learn.fit_one_cycle(15, .05, moms=moms)
+    assert loss() < .6*before

@@ -14,9 +14,8 @@ from nntrain.memory import keep_freed_memory
 from nntrain.resnet import resnet
 
 # name: (yardstick, ours, largest ratio; None: only told)
-CONTENDERS = {
-    'Muon': (torch.optim.Muon, Muon, 1.1), 'SOAP': (AdamW, SOAP, None),
-    'Shampoo': (AdamW, Shampoo, None)}
+CONTENDERS = {'SOAP': (AdamW, SOAP, None), 'Shampoo': (AdamW, Shampoo, None)}
+if hasattr(torch.optim, 'Muon'): CONTENDERS['Muon'] = torch.optim.Muon, Muon, 1.1
 
 
 def mlp(): return nn.Sequential(nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))

@@ -17,7 +17,6 @@ from torch.testing import assert_close
 
 import nntrain.steering  # noqa: F401  adds fit_one_cycle
 from nntrain.accumulate import GradientAccumulationCB
-from nntrain.adaptive import AdamW
 from nntrain.average import WeightAveragingCB
 from nntrain.callback import Callback
 from nntrain.checkpoint import CheckpointCB

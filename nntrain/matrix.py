@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .compose import Composed, needs, stat
-from .parts import add_decay, sgd_step
+from .compose import Composed, multi, needs, stat
+from .parts import add_decay, at_least_float32, sgd_step
 
 # %% auto #0
 __all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'newton_schulz', 'finite_grad', 'nesterov_average', 'orthogonalize',
@@ -24,7 +25,7 @@ def as_matrix(
     x:Tensor  # at least two axes; a convolution's weight is (out, in, height, width)
 )->Tensor:    # (out, all others)
     "A weight as the matrix by which it multiplies its input"
-    return x.reshape(len(x), -1)
+    return x.flatten(1)
 
 # %% ../nbs/14_matrices.ipynb #5b7700d6
 COEFFICIENTS = 3.4445, -4.775, 2.0315     # Keller Jordan's: steep at zero
@@ -36,8 +37,7 @@ def newton_schulz(
     dtype:torch.dtype=torch.bfloat16,    # to compute in
     eps:float=1e-7                       # the least length that `g` is divided by
 )->Tensor:                               # (m, n) in `dtype`
-    """The same singular vectors, all singular values near 1.
-    Raises ValueError for a `g` with infinite or missing numbers"""
+    "The same singular vectors, all singular values near 1; zeros stay zeros"
     a, b, c = coefficients
     x = g.to(dtype)
     wide = len(g) <= g.shape[1]
@@ -52,15 +52,16 @@ def newton_schulz(
 # %% ../nbs/14_matrices.ipynb #df29463a
 def finite_grad(grad):
     "Check: ValueError for a gradient with infinite or missing numbers"
-    _check_finite([grad])
+    _all_finite([grad])
 
-def _check_finite(grads):
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
-    if norms.isfinite().all(): return
-    shape = tuple(grads[norms.isfinite().int().argmin()].shape)
+@multi(finite_grad)
+def _all_finite(grad):
+    norms = torch.stack(torch._foreach_norm(grad, 2, at_least_float32(grad[0])))
+    if math.isfinite(norms.amax()): return
+    shape = tuple(grad[norms.isfinite().int().argmin()].shape)
     raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
                      f'its matrix has no directions: lower the rate, clip, or look for '
-                     f'NaN in the batch; nothing was changed')
+                     f'NaN in the batch; its weight was not changed')
 
 @stat(momentum_buffer=torch.zeros_like)
 def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
@@ -70,7 +71,16 @@ def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
 
 DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
 
-@needs(axes=2, ns_dtype=DTYPES)
+def _whole(x):
+    "a whole number"
+    return isinstance(x, int)
+
+def _three(x):
+    "three finite numbers"
+    return (isinstance(x, (tuple, list)) and len(x) == 3
+            and all(isinstance(v, Real) and math.isfinite(v) for v in x))
+
+@needs(axes=2, ns_dtype=DTYPES, ns_steps=_whole, ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                   ns_dtype='bfloat16'):
     "New update: singular values near 1, by `newton_schulz`"
@@ -81,19 +91,23 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
 @needs(axes=2)
 def polar(update):
     "New update: singular values of exactly 1, by a singular value decomposition"
-    u, _, vh = torch.linalg.svd(as_matrix(update), full_matrices=False)
-    return (u @ vh).reshape(update.shape)
+    g = as_matrix(update).to(at_least_float32(update))
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    return (u @ vh).to(update.dtype).reshape(update.shape)
 
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),
     'spectral_unclamped': lambda rows, columns: math.sqrt(rows/columns),
-    None: lambda rows, columns: 1.}
+    'none': lambda rows, columns: 1.}
+SCALES[None] = SCALES['original']         # torch's default
 
 @needs(axes=2, adjust_lr_fn=SCALES)
 def shape_scale(update, *, adjust_lr_fn='original'):
     "New update: times a factor that depends on the shape alone"
-    return SCALES[adjust_lr_fn](*as_matrix(update).shape)*update
+    if not update.numel(): return
+    factor = SCALES[adjust_lr_fn](*as_matrix(update).shape)
+    if factor != 1: return factor*update
 
 class Muon(Composed):
     """Momentum whose every step has all singular values near 1; for weights with two
@@ -101,6 +115,8 @@ class Muon(Composed):
     parts = (finite_grad, nesterov_average, orthogonalize, shape_scale, add_decay,
              sgd_step)
     hypers = dict(lr=1e-3, weight_decay=.1)
+    def _readable_group(self, group):  # also a saved one of torch's, which has one type
+        return super()._readable_group({'ns_dtype': 'bfloat16', **group})
 
 # %% ../nbs/14_matrices.ipynb #b4416c87
 def inner_weights(

@@ -11,6 +11,7 @@ from nntrain.annealing import AdamAnnealed
 from nntrain.compose import Composed, compose
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import Optimizer
+from nntrain.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from nntrain.sgd import SGD
 from nntrain.split import split
 from nntrain.parts import (
@@ -80,7 +81,8 @@ ALL = {
     'OneRMSProp': OneRMSProp, 'OneAdam': OneAdam, 'OneAdamW': OneAdamW, 'LAMB': LAMB,
     'LARS': partial(LARS, trust=0.1), 'Lion': Lion, 'RAdam': RAdam, 'Exact': Exact,
     'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users),
-    'Split': Split}
+    'Split': Split, 'ScheduleFreeSGD': ScheduleFreeSGD,
+    'ScheduleFreeAdamW': ScheduleFreeAdamW}
 
 
 def class_of(make): return make.func if isinstance(make, partial) else make

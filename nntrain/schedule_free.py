@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['rate_and_share', 'two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 'schedule_free_adam_step', 'ScheduleFreeAdamW', 'use_average', 'use_fast', 'averaged', 'ScheduleFreeCB']
+__all__ = ['two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 'schedule_free_adam_step', 'ScheduleFreeAdamW', 'use_average', 'use_fast', 'averaged', 'ScheduleFreeCB']
 
 # %% ../nbs/15_schedulers.ipynb #313c8312
-#| code-summary: "Imports of the module; the points z and x; rate_and_share"
+#| code-summary: "Imports of the module; the points z and x; the rate of a step"
 #| code-fold: true
 import contextlib
 
@@ -25,7 +25,7 @@ def _point(p):  # a copy in float32 or wider: an average in bfloat16 soon stands
     return p.detach().to(at_least_float32(p), copy=True)
 def _number(p): return torch.zeros((), dtype=torch.float64, device='cpu')
 
-def rate_and_share(
+def _rate_and_share(
     step:Tensor,        # steps of this parameter so far, from 1; one element
     lr_max:Tensor,      # the largest rate so far, one element, changed in place
     weight_sum:Tensor,  # sum of the weights so far, one element, changed in place
@@ -52,7 +52,7 @@ def schedule_free_step(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
                        momentum=.9, warmup_steps=0):
     "Step: z goes down along the update, x is the mean of all z, p lies in between"
     beta.fill_(momentum)
-    rate, c = rate_and_share(step, lr_max, weight_sum, lr, warmup_steps)
+    rate, c = _rate_and_share(step, lr_max, weight_sum, lr, warmup_steps)
     z -= rate*update
     x += c*(z - x)
     p.copy_(z.lerp(x, momentum))
@@ -95,7 +95,7 @@ def _adam_scales(update, exp_avg_sq, step, *, betas, eps):
 def _schedule_free_steps(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
                          momentum, warmup_steps):
     rows = zip(step, lr_max, weight_sum)
-    rates, shares = zip(*(rate_and_share(*row, lr, warmup_steps) for row in rows))
+    rates, shares = zip(*(_rate_and_share(*row, lr, warmup_steps) for row in rows))
     torch._foreach_sub_(z, torch._foreach_mul(update, rates))
     ways = torch._foreach_sub(z, x)
     torch._foreach_mul_(ways, shares)

@@ -58,7 +58,7 @@ def schedule_free_step(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
     p.copy_(z.lerp(x, momentum))
 
 # %% ../nbs/15_schedulers.ipynb #d81391d4
-#| code-summary: "ScheduleFreeSGD, ScheduleFreeAdamW; the forms for lists"
+#| code-summary: "The classes and the forms for lists; use_average, use_fast, averaged; ScheduleFreeCB"
 #| code-fold: true
 class ScheduleFreeSGD(Composed):
     """Steps at a constant rate, and their average; equals `SGDScheduleFree` of
@@ -109,9 +109,6 @@ def _schedule_free_adam_steps(p, update, z, x, step, lr_max, weight_sum, beta, *
     _schedule_free_steps(p, update, z, x, step, lr_max, weight_sum, beta, lr=lr,
                          momentum=betas[0], warmup_steps=warmup_steps)
 
-# %% ../nbs/15_schedulers.ipynb #d5777976
-#| code-summary: "use_average, use_fast, averaged, and ScheduleFreeCB"
-#| code-fold: true
 def _groups(opt):
     if groups := [g for g in opt.param_groups if 'averaged' in g]: return groups
     raise ValueError(f'{type(opt).__name__} keeps no average: take ScheduleFreeSGD, '

@@ -179,7 +179,8 @@ class Composed(Optimizer, metaclass=ComposedType):
     ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
               'max_trust': (0, math.inf), 'max_length': (0, math.inf),
               'k': (1, math.inf), 'slow_lr': (0, math.inf), 'ns_steps': (1, 100),
-              'every': (1, math.inf), 'side_beta': (0, 1)}
+              'every': (1, math.inf), 'side_beta': (0, 1),
+              'warmup_steps': (0, math.inf)}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

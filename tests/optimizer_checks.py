@@ -13,6 +13,7 @@ from nntrain.kronecker import SOAP, Shampoo
 from nntrain.matrix import Muon
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import Optimizer
+from nntrain.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from nntrain.sgd import SGD
 from nntrain.split import split
 from nntrain.parts import (
@@ -92,7 +93,8 @@ ALL = {
     'LARS': partial(LARS, trust=0.1), 'Lion': Lion, 'RAdam': RAdam, 'Exact': Exact,
     'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users),
     'Split': Split, 'Muon': SplitMuon, 'Shampoo': for_matrices(Shampoo, every=2),
-    'SOAP': for_matrices(SOAP, every=2, betas=(.95, .95))}
+    'SOAP': for_matrices(SOAP, every=2, betas=(.95, .95)),
+    'ScheduleFreeSGD': ScheduleFreeSGD, 'ScheduleFreeAdamW': ScheduleFreeAdamW}
 
 
 def class_of(make): return make.func if isinstance(make, partial) else make

@@ -147,6 +147,8 @@ def _parts(fractions, schedules):  # [(fraction, schedule)] of the parts with a 
     return [(f, s) for f, s in zip(fractions, schedules) if f > 1e-9]
 
 # %% ../nbs/15_schedulers.ipynb #75a66c01
+#| code-fold: true
+#| code-summary: "join"
 def join(
     fractions,  # share of the run for each schedule: at least 0, together 1
     schedules   # as many functions: progress in [0, 1] -> value

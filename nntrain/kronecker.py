@@ -37,6 +37,9 @@ def inverse_root(
     least = eps*values.amax().clamp(min=torch.finfo(a.dtype).tiny)
     return vectors*values.clamp(min=least)**(-1/k) @ vectors.T
 
+# %% ../nbs/14_matrices.ipynb #29232bf4
+#| code-fold: true
+#| code-summary: "Square states, one per side"
 def _square(axis, start):
     "Start of a state: square, as large as the weight's matrix along `axis`"
     def make(p):
@@ -46,6 +49,7 @@ def _square(axis, start):
 def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=device)
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
 
+# %% ../nbs/14_matrices.ipynb #cedbcce2
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -57,9 +61,10 @@ def sum_sides(update, left, right):
 @stat(left_root=_square(0, _eye), right_root=_square(1, _eye),
       since_root=lambda p: step_counter())
 def shampoo_direction(update, left, right, left_root, right_root, since_root, *,
-                      every=10, eps=1e-12):
-    "New update: the fourth roots of both sums are divided out; found anew at times"
-    if since_root % every == 0:
+                      every=10, eps=1e-6):
+    """New update: the fourth roots of both sums are divided out; found anew in each of
+    the first `every` steps, later every so many"""
+    if since_root < every or since_root % every == 0:
         left_root.copy_(inverse_root(left, 4, eps))
         right_root.copy_(inverse_root(right, 4, eps))
     since_root += 1
@@ -91,6 +96,7 @@ def eigenbasis(left, right, q_left, q_right, since_turn, *, every=10):
                     else torch.linalg.qr(side @ q)[0])
     since_turn += 1
 
+# %% ../nbs/14_matrices.ipynb #d80a5941
 def _turned(x, q_left, q_right):
     "A tensor seen in the basis: a matrix"
     return q_left.T @ as_matrix(x).to(q_left.dtype) @ q_right

@@ -12,12 +12,12 @@ import math
 import torch
 from torch import Tensor
 
-from .compose import Composed, needs, stat
+from .compose import Composed, multi, needs, stat
 from .parts import add_decay, sgd_step
 
 # %% auto #0
-__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'newton_schulz', 'finite_grad', 'nesterov_average', 'orthogonalize',
-           'polar', 'shape_scale', 'Muon', 'inner_weights']
+__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'polar', 'newton_schulz', 'finite_grad', 'nesterov_average',
+           'orthogonalize', 'shape_scale', 'Muon', 'inner_weights']
 
 # %% ../nbs/14_matrices.ipynb #ffb591dd
 def as_matrix(
@@ -26,9 +26,17 @@ def as_matrix(
     "A weight as the matrix by which it multiplies its input"
     return x.reshape(len(x), -1)
 
-# %% ../nbs/14_matrices.ipynb #5b7700d6
-COEFFICIENTS = 3.4445, -4.775, 2.0315     # Keller Jordan's: steep at zero
+# %% ../nbs/14_matrices.ipynb #5e97018a
+@needs(axes=2)
+def polar(update):
+    "New update: singular values of exactly 1, by a singular value decomposition"
+    u, _, vh = torch.linalg.svd(as_matrix(update), full_matrices=False)
+    return (u @ vh).reshape(update.shape)
 
+# %% ../nbs/14_matrices.ipynb #79ae4e48
+COEFFICIENTS = 3.4445, -4.775, 2.0315     # of s, s³ and s⁵: steep at zero
+
+# %% ../nbs/14_matrices.ipynb #5b7700d6
 def newton_schulz(
     g:Tensor,                            # (m, n), any size
     steps:int=5,                         # how often the polynomial is applied
@@ -36,8 +44,11 @@ def newton_schulz(
     dtype:torch.dtype=torch.bfloat16,    # to compute in
     eps:float=1e-7                       # the least length that `g` is divided by
 )->Tensor:                               # (m, n) in `dtype`
-    """The same singular vectors, all singular values near 1.
-    Raises ValueError for a `g` with infinite or missing numbers"""
+    """The same singular vectors, all singular values near 1. Zero stays zero.
+    Raises ValueError unless `g` is a matrix"""
+    if g.ndim != 2:
+        raise ValueError(f'newton_schulz takes a matrix, got shape {tuple(g.shape)}: '
+                         f'see as_matrix')
     a, b, c = coefficients
     x = g.to(dtype)
     wide = len(g) <= g.shape[1]
@@ -50,18 +61,22 @@ def newton_schulz(
     return x if wide else x.T
 
 # %% ../nbs/14_matrices.ipynb #df29463a
+#| code-fold: true
+#| code-summary: "The guard: finite_grad"
 def finite_grad(grad):
     "Check: ValueError for a gradient with infinite or missing numbers"
     _check_finite([grad])
 
-def _check_finite(grads):
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
+@multi(finite_grad)
+def _check_finite(grad):
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grad)])
     if norms.isfinite().all(): return
-    shape = tuple(grads[norms.isfinite().int().argmin()].shape)
+    shape = tuple(grad[norms.isfinite().int().argmin()].shape)
     raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
                      f'its matrix has no directions: lower the rate, clip, or look for '
-                     f'NaN in the batch; nothing was changed')
+                     f'NaN in the batch')
 
+# %% ../nbs/14_matrices.ipynb #906b38c7
 @stat(momentum_buffer=torch.zeros_like)
 def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
     "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
@@ -78,12 +93,7 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                          DTYPES[ns_dtype], eps)
     return made.to(update.dtype).reshape(update.shape)
 
-@needs(axes=2)
-def polar(update):
-    "New update: singular values of exactly 1, by a singular value decomposition"
-    u, _, vh = torch.linalg.svd(as_matrix(update), full_matrices=False)
-    return (u @ vh).reshape(update.shape)
-
+# %% ../nbs/14_matrices.ipynb #bb915fd9
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),
@@ -112,4 +122,3 @@ def inner_weights(
     weights = [p for p in model.parameters() if p.ndim >= 2]
     ours = {id(p) for p in weights[1:-1]}
     return lambda name, p: inner if id(p) in ours else rest
-

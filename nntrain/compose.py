@@ -52,7 +52,7 @@ def _makes(part): return getattr(part, 'makes', {})
 
 def needs(
     axes:int=0,  # each parameter has at least so many axes: 2 for a matrix
-    **choices    # name of a hyperparameter = the values that it may have
+    **choices    # hyperparameter = the values it may have, or a test with a docstring
 ):               # a decorator that gives the function back
     "Mark what a part needs, so that it is refused before the first step"
     def mark(part):
@@ -147,10 +147,11 @@ def check_needs(
                     f'{who}: {part.__name__} takes tensors with {part.axes} axes or '
                     f'more, and parameter {name} of shape {tuple(p.shape)} is a '
                     f'{("number", "vector")[p.ndim]}: leave it to another kind, see `split`')
-        for key, values in getattr(part, 'choices', {}).items():
-            if group[key] not in values:
-                raise ValueError(f'{who}: {key} must be one of {list(values)}, got '
-                                 f'{group[key]!r}')
+        for key, fits in getattr(part, 'choices', {}).items():
+            value, listed = group[key], not callable(fits)
+            if value in list(fits) if listed else fits(value): continue
+            what = f'one of {list(fits)}' if listed else fits.__doc__
+            raise ValueError(f'{who}: {key} must be {what}, got {value!r}')
 
 def _check_last(opt, parts):
     "Check the group that was added last; if it cannot be, take it away again"

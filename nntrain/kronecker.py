@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average_sides', 'eigenbasis', 'turned_squares', 'soap_direction', 'SOAP']
+__all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average_sides', 'eigenbasis', 'average_update', 'turned_squares', 'soap_direction', 'SOAP']
 
 # %% ../nbs/14_matrices.ipynb #be0bf307
 #| code-fold: true
 #| code-summary: "Show the imports"
+import math
+
 import torch
 from torch import Tensor
 
 from .adaptive import adam_direction
 from .compose import Composed, needs, stat
-from .matrix import as_matrix, finite_grad
+from .matrix import _whole, as_matrix, finite_grad
 from .optimizer import step_counter
 from nntrain.parts import (
     add_decay,
     at_least_float32,
-    average_grad,
     sgd_step,
     step_count,
 )
@@ -34,10 +35,10 @@ def inverse_root(
 )->Tensor:            # (n, n)
     "a to the power of −1/k"
     values, vectors = torch.linalg.eigh(a)
-    least = eps*values.amax().clamp(min=torch.finfo(a.dtype).tiny)
+    least = (eps*values[-1:]).clamp(min=torch.finfo(a.dtype).tiny)  # of a zero matrix
     return vectors*values.clamp(min=least)**(-1/k) @ vectors.T
 
-# %% ../nbs/14_matrices.ipynb #29232bf4
+# %% ../nbs/14_matrices.ipynb #c278c1bc
 #| code-fold: true
 #| code-summary: "Square states, one per side"
 def _square(axis, start):
@@ -48,8 +49,9 @@ def _square(axis, start):
     return make
 def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=device)
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
+def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
-# %% ../nbs/14_matrices.ipynb #cedbcce2
+# %% ../nbs/14_matrices.ipynb #ae3a265a
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -58,17 +60,19 @@ def sum_sides(update, left, right):
     left.addmm_(g, g.T)
     right.addmm_(g.T, g)
 
+@needs(axes=2, every=_whole)
 @stat(left_root=_square(0, _eye), right_root=_square(1, _eye),
       since_root=lambda p: step_counter())
 def shampoo_direction(update, left, right, left_root, right_root, since_root, *,
-                      every=10, eps=1e-6):
-    """New update: the fourth roots of both sums are divided out; found anew in each of
-    the first `every` steps, later every so many"""
-    if since_root < every or since_root % every == 0:
+                      every=10, eps=1e-12):
+    "New update: the fourth roots of both sums are divided out; found anew at times"
+    if since_root % every == 0:
         left_root.copy_(inverse_root(left, 4, eps))
         right_root.copy_(inverse_root(right, 4, eps))
     since_root += 1
     made = left_root @ as_matrix(update).to(left.dtype) @ right_root
+    most = math.sqrt(min(made.shape))      # never longer, if the roots are fresh
+    made = made*(most/made.norm()).clamp(max=1)
     return made.to(update.dtype).reshape(update.shape)
 
 class Shampoo(Composed):
@@ -85,37 +89,47 @@ def average_sides(update, left, right, *, side_beta=.95):
     left.lerp_(g @ g.T, 1-side_beta)
     right.lerp_(g.T @ g, 1-side_beta)
 
-@stat(q_left=_square(0, _eye), q_right=_square(1, _eye),
+@needs(axes=2, every=_whole)
+@stat(q_left=_square(0, _eye), q_right=_square(1, _eye), exp_avg_sq=_wide_zeros,
       since_turn=lambda p: step_counter())
-def eigenbasis(left, right, q_left, q_right, since_turn, *, every=10):
-    "Stat: the eigenvectors of both sides, at first exactly, later one power step on"
+def eigenbasis(left, right, q_left, q_right, exp_avg_sq, since_turn, *, every=10):
+    "Stat: eigenvectors of both sides by size, at first exactly, later a power step on"
     if since_turn % every == 0:
-        for side, q in (left, q_left), (right, q_right):
-            exact = since_turn == 0
-            q.copy_(torch.linalg.eigh(side)[1].flip(1) if exact
-                    else torch.linalg.qr(side @ q)[0])
+        for axis, side, q in (0, left, q_left), (1, right, q_right):
+            if since_turn == 0:
+                q.copy_(torch.linalg.eigh(side)[1].flip(1))
+                continue
+            by_size = (q*(side @ q)).sum(0).argsort(descending=True)  # zeros come last
+            q.copy_(torch.linalg.qr(side @ q[:, by_size])[0])
+            exp_avg_sq.copy_(exp_avg_sq.index_select(axis, by_size))
     since_turn += 1
 
-# %% ../nbs/14_matrices.ipynb #d80a5941
+# %% ../nbs/14_matrices.ipynb #b459787b
 def _turned(x, q_left, q_right):
     "A tensor seen in the basis: a matrix"
     return q_left.T @ as_matrix(x).to(q_left.dtype) @ q_right
 
-@stat(exp_avg_sq=lambda p: torch.zeros_like(as_matrix(p), dtype=at_least_float32(p)))
+@stat(exp_avg=lambda p: torch.zeros_like(p, dtype=at_least_float32(p)))
+def average_update(update, exp_avg, *, betas=(.95, .95)):
+    "Stat: running average of what arrives, in float32 or wider"
+    exp_avg.lerp_(update.to(exp_avg.dtype), 1-betas[0])
+
 def turned_squares(update, q_left, q_right, exp_avg_sq, *, betas=(.95, .95)):
     "Stat: running average of the squares in the basis, as Adam keeps it without one"
     g = _turned(update, q_left, q_right)
     exp_avg_sq.mul_(betas[1]).addcmul_(g, g, value=1-betas[1])
 
-def soap_direction(exp_avg, exp_avg_sq, step, q_left, q_right, *, betas=(.95, .95),
-                   eps=1e-8):
+def soap_direction(update, exp_avg, exp_avg_sq, step, q_left, q_right, *,
+                   betas=(.95, .95), eps=1e-8):
     "New update: Adam's direction in the basis, turned back"
     turned = _turned(exp_avg, q_left, q_right)
-    made = q_left @ adam_direction(turned, exp_avg_sq, step, betas=betas, eps=eps)
-    return (made @ q_right.T).to(exp_avg.dtype).reshape(exp_avg.shape)
+    rounding = torch.finfo(turned.dtype).eps*turned.norm()/(1-betas[0]**step.item())
+    made = q_left @ adam_direction(turned, exp_avg_sq, step, betas=betas,
+                                   eps=eps + 10*rounding)
+    return (made @ q_right.T).to(update.dtype).reshape(update.shape)
 
 class SOAP(Composed):
     "Adam in the eigenbasis of Shampoo's two averages"
-    parts = (finite_grad, average_grad, average_sides, eigenbasis, turned_squares,
+    parts = (finite_grad, average_update, average_sides, eigenbasis, turned_squares,
              step_count, soap_direction, add_decay, sgd_step)
     hypers = dict(lr=3e-3, betas=(.95, .95), weight_decay=.01)

@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .compose import Composed, multi, needs, stat
-from .parts import add_decay, sgd_step
+from .parts import add_decay, at_least_float32, sgd_step
 
 # %% auto #0
 __all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'polar', 'newton_schulz', 'finite_grad', 'nesterov_average',
@@ -24,14 +25,15 @@ def as_matrix(
     x:Tensor  # at least two axes; a convolution's weight is (out, in, height, width)
 )->Tensor:    # (out, all others)
     "A weight as the matrix by which it multiplies its input"
-    return x.reshape(len(x), -1)
+    return x.flatten(1)
 
-# %% ../nbs/14_matrices.ipynb #5e97018a
+# %% ../nbs/14_matrices.ipynb #88ac4db4
 @needs(axes=2)
 def polar(update):
     "New update: singular values of exactly 1, by a singular value decomposition"
-    u, _, vh = torch.linalg.svd(as_matrix(update), full_matrices=False)
-    return (u @ vh).reshape(update.shape)
+    g = as_matrix(update).to(at_least_float32(update))
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    return (u @ vh).to(update.dtype).reshape(update.shape)
 
 # %% ../nbs/14_matrices.ipynb #79ae4e48
 COEFFICIENTS = 3.4445, -4.775, 2.0315     # of s, s³ and s⁵: steep at zero
@@ -44,7 +46,7 @@ def newton_schulz(
     dtype:torch.dtype=torch.bfloat16,    # to compute in
     eps:float=1e-7                       # the least length that `g` is divided by
 )->Tensor:                               # (m, n) in `dtype`
-    """The same singular vectors, all singular values near 1. Zero stays zero.
+    """The same singular vectors, all singular values near 1; zeros stay zeros.
     Raises ValueError unless `g` is a matrix"""
     if g.ndim != 2:
         raise ValueError(f'newton_schulz takes a matrix, got shape {tuple(g.shape)}: '
@@ -65,27 +67,39 @@ def newton_schulz(
 #| code-summary: "The guard: finite_grad"
 def finite_grad(grad):
     "Check: ValueError for a gradient with infinite or missing numbers"
-    _check_finite([grad])
+    _all_finite([grad])
 
 @multi(finite_grad)
-def _check_finite(grad):
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grad)])
-    if norms.isfinite().all(): return
+def _all_finite(grad):
+    norms = torch.stack(torch._foreach_norm(grad, 2, at_least_float32(grad[0])))
+    if norms.amax().isfinite(): return
     shape = tuple(grad[norms.isfinite().int().argmin()].shape)
     raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
                      f'its matrix has no directions: lower the rate, clip, or look for '
-                     f'NaN in the batch')
+                     f'NaN in the batch; its weight was not changed')
 
-# %% ../nbs/14_matrices.ipynb #906b38c7
+# %% ../nbs/14_matrices.ipynb #d4b273ff
+#| code-fold: true
+#| code-summary: "What the settings of the next parts may be"
+DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
+
+def _whole(x):
+    "a whole number"
+    return isinstance(x, int)
+
+def _three(x):
+    "three finite numbers"
+    return (isinstance(x, (tuple, list)) and len(x) == 3
+            and all(isinstance(v, Real) and math.isfinite(v) for v in x))
+
+# %% ../nbs/14_matrices.ipynb #4088610d
 @stat(momentum_buffer=torch.zeros_like)
 def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
     "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
     momentum_buffer.lerp_(update, 1-momentum)
     return update.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
 
-DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
-
-@needs(axes=2, ns_dtype=DTYPES)
+@needs(axes=2, ns_dtype=DTYPES, ns_steps=_whole, ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                   ns_dtype='bfloat16'):
     "New update: singular values near 1, by `newton_schulz`"
@@ -93,17 +107,20 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                          DTYPES[ns_dtype], eps)
     return made.to(update.dtype).reshape(update.shape)
 
-# %% ../nbs/14_matrices.ipynb #bb915fd9
+# %% ../nbs/14_matrices.ipynb #0a7ba850
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),
     'spectral_unclamped': lambda rows, columns: math.sqrt(rows/columns),
-    None: lambda rows, columns: 1.}
+    'none': lambda rows, columns: 1.}
+SCALES[None] = SCALES['original']         # torch's default
 
 @needs(axes=2, adjust_lr_fn=SCALES)
 def shape_scale(update, *, adjust_lr_fn='original'):
     "New update: times a factor that depends on the shape alone"
-    return SCALES[adjust_lr_fn](*as_matrix(update).shape)*update
+    if not update.numel(): return
+    factor = SCALES[adjust_lr_fn](*as_matrix(update).shape)
+    if factor != 1: return factor*update
 
 class Muon(Composed):
     """Momentum whose every step has all singular values near 1; for weights with two
@@ -111,6 +128,8 @@ class Muon(Composed):
     parts = (finite_grad, nesterov_average, orthogonalize, shape_scale, add_decay,
              sgd_step)
     hypers = dict(lr=1e-3, weight_decay=.1)
+    def _readable_group(self, group):  # also a saved one of torch's, which has one type
+        return super()._readable_group({'ns_dtype': 'bfloat16', **group})
 
 # %% ../nbs/14_matrices.ipynb #b4416c87
 def inner_weights(

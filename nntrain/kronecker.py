@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average_sides', 'eigenbasis', 'average_update', 'turned_squares', 'soap_direction', 'SOAP']
 
-# %% ../nbs/14_matrices.ipynb #be0bf307
+# %% ../nbs/14_matrices.ipynb #44b367f7
 #| code-fold: true
-#| code-summary: "Show the imports"
+#| code-summary: "Imports, the inverse root, and square states"
 import math
 
 import torch
@@ -27,7 +27,6 @@ from nntrain.parts import (
     step_count,
 )
 
-# %% ../nbs/14_matrices.ipynb #ea39a00c
 def inverse_root(
     a:Tensor,         # (n, n), symmetric, no negative eigenvalues
     k:int,            # which root
@@ -38,9 +37,6 @@ def inverse_root(
     least = (eps*values[-1:]).clamp(min=torch.finfo(a.dtype).tiny)  # of a zero matrix
     return vectors*values.clamp(min=least)**(-1/k) @ vectors.T
 
-# %% ../nbs/14_matrices.ipynb #c278c1bc
-#| code-fold: true
-#| code-summary: "Square states, one per side"
 def _square(axis, start):
     "Start of a state: square, as large as the weight's matrix along `axis`"
     def make(p):
@@ -51,7 +47,7 @@ def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=devic
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
 def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
-# %% ../nbs/14_matrices.ipynb #ae3a265a
+# %% ../nbs/14_matrices.ipynb #286a8d6c
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -81,6 +77,8 @@ class Shampoo(Composed):
     hypers = dict(lr=1e-1)
 
 # %% ../nbs/14_matrices.ipynb #ba67c24c
+#| code-fold: true
+#| code-summary: "Code of the two averages and of the basis"
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def average_sides(update, left, right, *, side_beta=.95):
@@ -104,7 +102,7 @@ def eigenbasis(left, right, q_left, q_right, exp_avg_sq, since_turn, *, every=10
             exp_avg_sq.copy_(exp_avg_sq.index_select(axis, by_size))
     since_turn += 1
 
-# %% ../nbs/14_matrices.ipynb #b459787b
+# %% ../nbs/14_matrices.ipynb #b6fce5a1
 def _turned(x, q_left, q_right):
     "A tensor seen in the basis: a matrix"
     return q_left.T @ as_matrix(x).to(q_left.dtype) @ q_right

@@ -35,7 +35,7 @@ def polar(update):
     u, _, vh = torch.linalg.svd(g, full_matrices=False)
     return (u @ vh).to(update.dtype).reshape(update.shape)
 
-# %% ../nbs/14_matrices.ipynb #79ae4e48
+# %% ../nbs/14_matrices.ipynb #b2e946f5
 COEFFICIENTS = 3.4445, -4.775, 2.0315     # of s, s³ and s⁵: steep at zero
 
 # %% ../nbs/14_matrices.ipynb #5b7700d6
@@ -62,9 +62,9 @@ def newton_schulz(
         x = torch.addmm(x, square, x, beta=a)
     return x if wide else x.T
 
-# %% ../nbs/14_matrices.ipynb #df29463a
+# %% ../nbs/14_matrices.ipynb #7f3302e2
 #| code-fold: true
-#| code-summary: "The guard: finite_grad"
+#| code-summary: "The guard, and what settings the next parts take"
 def finite_grad(grad):
     "Check: ValueError for a gradient with infinite or missing numbers"
     _all_finite([grad])
@@ -78,9 +78,6 @@ def _all_finite(grad):
                      f'its matrix has no directions: lower the rate, clip, or look for '
                      f'NaN in the batch; its weight was not changed')
 
-# %% ../nbs/14_matrices.ipynb #d4b273ff
-#| code-fold: true
-#| code-summary: "What the settings of the next parts may be"
 DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
 
 def _whole(x):
@@ -92,7 +89,7 @@ def _three(x):
     return (isinstance(x, (tuple, list)) and len(x) == 3
             and all(isinstance(v, Real) and math.isfinite(v) for v in x))
 
-# %% ../nbs/14_matrices.ipynb #4088610d
+# %% ../nbs/14_matrices.ipynb #e4ba0792
 @stat(momentum_buffer=torch.zeros_like)
 def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
     "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
@@ -107,7 +104,7 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                          DTYPES[ns_dtype], eps)
     return made.to(update.dtype).reshape(update.shape)
 
-# %% ../nbs/14_matrices.ipynb #0a7ba850
+# %% ../nbs/14_matrices.ipynb #8426e5dd
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average_sides', 'eigenbasis', 'average_update', 'turned_squares', 'soap_direction', 'SOAP']
 
-# %% ../nbs/14_matrices.ipynb #44b367f7
+# %% ../nbs/14_matrices.ipynb #7e85e0cd
 #| code-fold: true
 #| code-summary: "Imports, the inverse root, and square states"
 import math
@@ -47,7 +47,7 @@ def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=devic
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
 def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
-# %% ../nbs/14_matrices.ipynb #286a8d6c
+# %% ../nbs/14_matrices.ipynb #5168b29f
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -78,7 +78,7 @@ class Shampoo(Composed):
 
 # %% ../nbs/14_matrices.ipynb #ba67c24c
 #| code-fold: true
-#| code-summary: "Code of the two averages and of the basis"
+#| code-summary: "Code of the averages, of the basis, and of the squares in it"
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def average_sides(update, left, right, *, side_beta=.95):
@@ -102,7 +102,6 @@ def eigenbasis(left, right, q_left, q_right, exp_avg_sq, since_turn, *, every=10
             exp_avg_sq.copy_(exp_avg_sq.index_select(axis, by_size))
     since_turn += 1
 
-# %% ../nbs/14_matrices.ipynb #b6fce5a1
 def _turned(x, q_left, q_right):
     "A tensor seen in the basis: a matrix"
     return q_left.T @ as_matrix(x).to(q_left.dtype) @ q_right
@@ -117,6 +116,7 @@ def turned_squares(update, q_left, q_right, exp_avg_sq, *, betas=(.95, .95)):
     g = _turned(update, q_left, q_right)
     exp_avg_sq.mul_(betas[1]).addcmul_(g, g, value=1-betas[1])
 
+# %% ../nbs/14_matrices.ipynb #c5b7771d
 def soap_direction(update, exp_avg, exp_avg_sq, step, q_left, q_right, *,
                    betas=(.95, .95), eps=1e-8):
     "New update: Adam's direction in the basis, turned back"

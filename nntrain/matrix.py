@@ -27,7 +27,7 @@ def as_matrix(
     "A weight as the matrix by which it multiplies its input"
     return x.flatten(1)
 
-# %% ../nbs/14_matrices.ipynb #88ac4db4
+# %% ../nbs/14_matrices.ipynb #d76d5996
 @needs(axes=2)
 def polar(update):
     "New update: singular values of exactly 1, by a singular value decomposition"
@@ -35,7 +35,7 @@ def polar(update):
     u, _, vh = torch.linalg.svd(g, full_matrices=False)
     return (u @ vh).to(update.dtype).reshape(update.shape)
 
-# %% ../nbs/14_matrices.ipynb #b2e946f5
+# %% ../nbs/14_matrices.ipynb #11838566
 COEFFICIENTS = 3.4445, -4.775, 2.0315     # of s, s³ and s⁵: steep at zero
 
 # %% ../nbs/14_matrices.ipynb #5b7700d6
@@ -62,7 +62,7 @@ def newton_schulz(
         x = torch.addmm(x, square, x, beta=a)
     return x if wide else x.T
 
-# %% ../nbs/14_matrices.ipynb #7f3302e2
+# %% ../nbs/14_matrices.ipynb #295536b1
 #| code-fold: true
 #| code-summary: "The guard, and what settings the next parts take"
 def finite_grad(grad):
@@ -89,7 +89,7 @@ def _three(x):
     return (isinstance(x, (tuple, list)) and len(x) == 3
             and all(isinstance(v, Real) and math.isfinite(v) for v in x))
 
-# %% ../nbs/14_matrices.ipynb #e4ba0792
+# %% ../nbs/14_matrices.ipynb #75727972
 @stat(momentum_buffer=torch.zeros_like)
 def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
     "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
@@ -104,7 +104,7 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                          DTYPES[ns_dtype], eps)
     return made.to(update.dtype).reshape(update.shape)
 
-# %% ../nbs/14_matrices.ipynb #8426e5dd
+# %% ../nbs/14_matrices.ipynb #6cdcce4a
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),

@@ -121,6 +121,7 @@ def soap_direction(update, exp_avg, exp_avg_sq, step, q_left, q_right, *,
                    betas=(.95, .95), eps=1e-8):
     "New update: Adam's direction in the basis, turned back"
     turned = _turned(exp_avg, q_left, q_right)
+    # what is only rounding must not become a direction
     rounding = torch.finfo(turned.dtype).eps*turned.norm()/(1-betas[0]**step.item())
     made = q_left @ adam_direction(turned, exp_avg_sq, step, betas=betas,
                                    eps=eps + 10*rounding)

@@ -146,12 +146,12 @@ def check_needs(
                 raise ValueError(
                     f'{who}: {part.__name__} takes tensors with {part.axes} axes or '
                     f'more, and parameter {name} of shape {tuple(p.shape)} is a '
-                    f'{("number", "vector")[p.ndim]}: leave it to another kind, see `split`')
-        for key, fits in getattr(part, 'choices', {}).items():
-            value, listed = group[key], not callable(fits)
-            if value in list(fits) if listed else fits(value): continue
-            what = f'one of {list(fits)}' if listed else fits.__doc__
-            raise ValueError(f'{who}: {key} must be {what}, got {value!r}')
+                    f'{("number", "vector")[p.ndim]}: leave it to another kind, '
+                    f'see `split`')
+        for key, fit in getattr(part, 'choices', {}).items():
+            if fit(group[key]) if callable(fit) else group[key] in list(fit): continue
+            what = fit.__doc__ if callable(fit) else f'one of {list(fit)}'
+            raise ValueError(f'{who}: {key} must be {what}, got {group[key]!r}')
 
 def _check_last(opt, parts):
     "Check the group that was added last; if it cannot be, take it away again"

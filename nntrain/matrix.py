@@ -72,7 +72,7 @@ def finite_grad(grad):
 @multi(finite_grad)
 def _all_finite(grad):
     norms = torch.stack(torch._foreach_norm(grad, 2, at_least_float32(grad[0])))
-    if norms.amax().isfinite(): return
+    if math.isfinite(norms.amax()): return
     shape = tuple(grad[norms.isfinite().int().argmin()].shape)
     raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
                      f'its matrix has no directions: lower the rate, clip, or look for '

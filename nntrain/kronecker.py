@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average_sides', 'eigenbasis', 'average_update', 'turned_squares', 'soap_direction', 'SOAP']
 
-# %% ../nbs/14_matrices.ipynb #be0bf307
+# %% ../nbs/14_matrices.ipynb #7e85e0cd
 #| code-fold: true
-#| code-summary: "Show the imports"
+#| code-summary: "Imports, the inverse root, and square states"
 import math
 
 import torch
@@ -27,7 +27,6 @@ from nntrain.parts import (
     step_count,
 )
 
-# %% ../nbs/14_matrices.ipynb #ea39a00c
 def inverse_root(
     a:Tensor,         # (n, n), symmetric, no negative eigenvalues
     k:int,            # which root
@@ -46,7 +45,9 @@ def _square(axis, start):
     return make
 def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=device)
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
+def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
+# %% ../nbs/14_matrices.ipynb #5168b29f
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -76,8 +77,8 @@ class Shampoo(Composed):
     hypers = dict(lr=1e-1)
 
 # %% ../nbs/14_matrices.ipynb #ba67c24c
-def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
-
+#| code-fold: true
+#| code-summary: "Code of the averages, of the basis, and of the squares in it"
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def average_sides(update, left, right, *, side_beta=.95):
@@ -115,10 +116,12 @@ def turned_squares(update, q_left, q_right, exp_avg_sq, *, betas=(.95, .95)):
     g = _turned(update, q_left, q_right)
     exp_avg_sq.mul_(betas[1]).addcmul_(g, g, value=1-betas[1])
 
+# %% ../nbs/14_matrices.ipynb #c5b7771d
 def soap_direction(update, exp_avg, exp_avg_sq, step, q_left, q_right, *,
                    betas=(.95, .95), eps=1e-8):
     "New update: Adam's direction in the basis, turned back"
     turned = _turned(exp_avg, q_left, q_right)
+    # what is only rounding must not become a direction
     rounding = torch.finfo(turned.dtype).eps*turned.norm()/(1-betas[0]**step.item())
     made = q_left @ adam_direction(turned, exp_avg_sq, step, betas=betas,
                                    eps=eps + 10*rounding)

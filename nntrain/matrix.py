@@ -17,8 +17,8 @@ from .compose import Composed, multi, needs, stat
 from .parts import add_decay, at_least_float32, sgd_step
 
 # %% auto #0
-__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'newton_schulz', 'finite_grad', 'nesterov_average', 'orthogonalize',
-           'polar', 'shape_scale', 'Muon', 'inner_weights']
+__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'polar', 'newton_schulz', 'finite_grad', 'nesterov_average',
+           'orthogonalize', 'shape_scale', 'Muon', 'inner_weights']
 
 # %% ../nbs/14_matrices.ipynb #ffb591dd
 def as_matrix(
@@ -27,9 +27,18 @@ def as_matrix(
     "A weight as the matrix by which it multiplies its input"
     return x.flatten(1)
 
-# %% ../nbs/14_matrices.ipynb #5b7700d6
-COEFFICIENTS = 3.4445, -4.775, 2.0315     # Keller Jordan's: steep at zero
+# %% ../nbs/14_matrices.ipynb #d76d5996
+@needs(axes=2)
+def polar(update):
+    "New update: singular values of exactly 1, by a singular value decomposition"
+    g = as_matrix(update).to(at_least_float32(update))
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    return (u @ vh).to(update.dtype).reshape(update.shape)
 
+# %% ../nbs/14_matrices.ipynb #11838566
+COEFFICIENTS = 3.4445, -4.775, 2.0315     # of s, s³ and s⁵: steep at zero
+
+# %% ../nbs/14_matrices.ipynb #5b7700d6
 def newton_schulz(
     g:Tensor,                            # (m, n), any size
     steps:int=5,                         # how often the polynomial is applied
@@ -37,7 +46,11 @@ def newton_schulz(
     dtype:torch.dtype=torch.bfloat16,    # to compute in
     eps:float=1e-7                       # the least length that `g` is divided by
 )->Tensor:                               # (m, n) in `dtype`
-    "The same singular vectors, all singular values near 1; zeros stay zeros"
+    """The same singular vectors, all singular values near 1; zeros stay zeros.
+    Raises ValueError unless `g` is a matrix"""
+    if g.ndim != 2:
+        raise ValueError(f'newton_schulz takes a matrix, got shape {tuple(g.shape)}: '
+                         f'see as_matrix')
     a, b, c = coefficients
     x = g.to(dtype)
     wide = len(g) <= g.shape[1]
@@ -49,7 +62,9 @@ def newton_schulz(
         x = torch.addmm(x, square, x, beta=a)
     return x if wide else x.T
 
-# %% ../nbs/14_matrices.ipynb #df29463a
+# %% ../nbs/14_matrices.ipynb #295536b1
+#| code-fold: true
+#| code-summary: "The guard, and what settings the next parts take"
 def finite_grad(grad):
     "Check: ValueError for a gradient with infinite or missing numbers"
     _all_finite([grad])
@@ -63,12 +78,6 @@ def _all_finite(grad):
                      f'its matrix has no directions: lower the rate, clip, or look for '
                      f'NaN in the batch; its weight was not changed')
 
-@stat(momentum_buffer=torch.zeros_like)
-def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
-    "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
-    momentum_buffer.lerp_(update, 1-momentum)
-    return update.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
-
 DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
 
 def _whole(x):
@@ -80,6 +89,13 @@ def _three(x):
     return (isinstance(x, (tuple, list)) and len(x) == 3
             and all(isinstance(v, Real) and math.isfinite(v) for v in x))
 
+# %% ../nbs/14_matrices.ipynb #75727972
+@stat(momentum_buffer=torch.zeros_like)
+def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
+    "Stat and new update: running average of what arrives, a step ahead if `nesterov`"
+    momentum_buffer.lerp_(update, 1-momentum)
+    return update.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
+
 @needs(axes=2, ns_dtype=DTYPES, ns_steps=_whole, ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                   ns_dtype='bfloat16'):
@@ -88,13 +104,7 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                          DTYPES[ns_dtype], eps)
     return made.to(update.dtype).reshape(update.shape)
 
-@needs(axes=2)
-def polar(update):
-    "New update: singular values of exactly 1, by a singular value decomposition"
-    g = as_matrix(update).to(at_least_float32(update))
-    u, _, vh = torch.linalg.svd(g, full_matrices=False)
-    return (u @ vh).to(update.dtype).reshape(update.shape)
-
+# %% ../nbs/14_matrices.ipynb #6cdcce4a
 SCALES = {
     'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),
@@ -128,4 +138,3 @@ def inner_weights(
     weights = [p for p in model.parameters() if p.ndim >= 2]
     ours = {id(p) for p in weights[1:-1]}
     return lambda name, p: inner if id(p) in ours else rest
-

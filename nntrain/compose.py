@@ -146,8 +146,7 @@ def check_needs(
                 raise ValueError(
                     f'{who}: {part.__name__} takes tensors with {part.axes} axes or '
                     f'more, and parameter {name} of shape {tuple(p.shape)} is a '
-                    f'{("number", "vector")[p.ndim]}: leave it to another kind, '
-                    f'see `split`')
+                    f'{("number", "vector")[p.ndim]}: see `split`')
         for key, fit in getattr(part, 'choices', {}).items():
             if fit(group[key]) if callable(fit) else group[key] in list(fit): continue
             what = fit.__doc__ if callable(fit) else f'one of {list(fit)}'

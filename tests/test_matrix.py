@@ -515,7 +515,7 @@ def everything(opt, ps):
 def test_a_weight_that_is_no_matrix_is_refused(name, shape, what):
     ps, (late,) = weights((3, 3)), weights(shape)
     text = (r'takes tensors with 2 axes or more, and parameter bias of shape '
-            rf'.* is a {what}: leave it to another kind, see `split`$')
+            rf'.* is a {what}: see `split`$')
     with pytest.raises(ValueError, match=text): KINDS[name]([('bias', late)], lr=.1)
     opt = KINDS[name]([('weight', *ps)], lr=.1)
     step(opt, ps)

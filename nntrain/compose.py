@@ -17,7 +17,8 @@ from .hypers import check_names
 from .optimizer import Optimizer
 
 # %% auto #0
-__all__ = ['REQUIRED', 'read_part', 'stat', 'collect_hypers', 'ComposedType', 'Composed', 'compose', 'multi']
+__all__ = ['REQUIRED', 'read_part', 'stat', 'needs', 'collect_hypers', 'ComposedType', 'check_needs', 'Composed', 'compose',
+           'multi']
 
 # %% ../nbs/13_composing.ipynb #48cfe76a
 REQUIRED = inspect.Parameter.empty  # stands for "has no default"
@@ -48,6 +49,16 @@ def stat(
     return mark
 
 def _makes(part): return getattr(part, 'makes', {})
+
+def needs(
+    axes:int=0,  # each parameter has at least so many axes: 2 for a matrix
+    **choices    # hyperparameter = the values it may have, or a test with a docstring
+):               # a decorator that gives the function back
+    "Mark what a part needs, so that it is refused before the first step"
+    def mark(part):
+        part.axes, part.choices = axes, choices
+        return part
+    return mark
 
 # %% ../nbs/13_composing.ipynb #1523bd6a
 #| code-fold: true
@@ -121,6 +132,31 @@ def _check_values(cls, values):
         raise TypeError(f'{cls.__name__} needs a value for {", ".join(missing)}: '
                         f'no part has a default for it')
 
+def check_needs(
+    parts,       # functions, some of them marked by `needs`
+    group:dict,  # a parameter group
+    who:str      # whose group, for the message
+)->None:
+    "Raise ValueError for a parameter or a value that a part cannot take"
+    ps = group['params']
+    names = group.get('param_names') or [f'number {i}' for i in range(len(ps))]
+    for part in parts:
+        for name, p in zip(names, ps):
+            if p.ndim < getattr(part, 'axes', 0):
+                raise ValueError(
+                    f'{who}: {part.__name__} takes tensors with {part.axes} axes or '
+                    f'more, and parameter {name} of shape {tuple(p.shape)} is a '
+                    f'{("number", "vector")[p.ndim]}: see `split`')
+        for key, fit in getattr(part, 'choices', {}).items():
+            if fit(group[key]) if callable(fit) else group[key] in list(fit): continue
+            what = fit.__doc__ if callable(fit) else f'one of {list(fit)}'
+            raise ValueError(f'{who}: {key} must be {what}, got {group[key]!r}')
+
+def _check_last(opt, parts):
+    "Check the group that was added last; if it cannot be, take it away again"
+    try: check_needs(parts, opt.param_groups[-1], type(opt).__name__)
+    except ValueError: opt.param_groups.pop(); raise
+
 def _new_update(part, inputs, new, have):
     "What `part` returned, for one parameter or for many; no tensor that it was given"
     many = isinstance(new, (list, tuple))
@@ -141,7 +177,9 @@ class Composed(Optimizer, metaclass=ComposedType):
     parts, hypers = (), {}
     ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
               'max_trust': (0, math.inf), 'max_length': (0, math.inf),
-              'k': (1, math.inf), 'slow_lr': (0, math.inf)}
+              'k': (1, math.inf), 'slow_lr': (0, math.inf), 'ns_steps': (1, 100),
+              'every': (1, math.inf), 'side_beta': (0, 1),
+              'warmup_steps': (0, math.inf)}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -158,6 +196,7 @@ class Composed(Optimizer, metaclass=ComposedType):
     def add_param_group(self, param_group):
         _check_values(type(self), {**self.defaults, **param_group})
         super().add_param_group(param_group)
+        _check_last(self, self.parts)
 
     def init_state(self, p, group):
         makes = [made for part in self.parts for made in _makes(part).items()]

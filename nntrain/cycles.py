@@ -39,6 +39,8 @@ def momentum_cycle(
     return join(fractions, [anneal(start, low), anneal(low, end), *stay])
 
 # %% ../nbs/15_schedulers.ipynb #3d185501
+#| code-fold: true
+#| code-summary: "one_cycle"
 def one_cycle(
     max_lr:float,           # value at the peak
     pct_start:float=.25,    # share of the run before the peak, in [0, 1]

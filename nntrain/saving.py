@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 
-from .average import WeightAveragingCB
 from .files import _file, write_whole
 from .monitors import MonitorCB
 
@@ -66,7 +65,7 @@ class SaveBestCB(MonitorCB):
             write_whole(self.path, partial(torch.save, _model_state(learn.model)))
         self.saved = True
     def _validated(self, learn):  # with the weights in the model that were validated
-        averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)
+        averages = [cb for cb in learn.active if hasattr(cb, 'averaged')
                     and cb.validates and cb.ready and 'valid' in learn.phases]
         if not averages: return contextlib.nullcontext()
         return averages[0].averaged(learn.model)

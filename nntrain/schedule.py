@@ -38,6 +38,8 @@ def at_steps(
     return [schedule(i/max(1, n_steps-1)) for i in range(n_steps)]
 
 # %% ../nbs/15_schedulers.ipynb #57478d01
+#| code-fold: true
+#| code-summary: "linear and cosine"
 def linear(
     start:float,  # value at progress 0
     end:float     # value at progress 1
@@ -145,6 +147,8 @@ def _parts(fractions, schedules):  # [(fraction, schedule)] of the parts with a 
     return [(f, s) for f, s in zip(fractions, schedules) if f > 1e-9]
 
 # %% ../nbs/15_schedulers.ipynb #75a66c01
+#| code-fold: true
+#| code-summary: "join"
 def join(
     fractions,  # share of the run for each schedule: at least 0, together 1
     schedules   # as many functions: progress in [0, 1] -> value
@@ -162,6 +166,8 @@ def join(
     return schedule
 
 # %% ../nbs/15_schedulers.ipynb #769f5825
+#| code-fold: true
+#| code-summary: "warm_up"
 def warm_up(
     schedule,        # what follows
     share:float=.1,  # of the run for the warm-up, in [0, 1]

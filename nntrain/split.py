@@ -16,7 +16,8 @@ from functools import partial
 from fastcore.basics import patch
 from torch import Tensor, optim
 
-from .compose import Composed, ComposedType, _check_values, compose
+from .compose import (Composed, ComposedType, _check_last, _check_values,
+                             compose)
 from .hypers import check_names
 from .optimizer import Optimizer
 
@@ -125,12 +126,16 @@ def add_param_group(self:Split, param_group):
         given = [given] if isinstance(given, Tensor) else list(given)
         for i, p in enumerate(given):
             members.setdefault(_kind_of(cls, i, p), []).append(p)
-    for kind in sorted(members, key=[*cls.kinds, *members].index):
-        usual = self.defaults_of({'kind': kind})
-        mine = {k: v for k, v in group.items() if k in usual or k not in known}
-        new = {**usual, **mine, 'params': members[kind], 'kind': kind}
-        _check_values(cls, new)
-        Optimizer.add_param_group(self, new)
+    before = len(self.param_groups)
+    try:
+        for kind in sorted(members, key=[*cls.kinds, *members].index):
+            usual = self.defaults_of({'kind': kind})
+            mine = {k: v for k, v in group.items() if k in usual or k not in known}
+            new = {**usual, **mine, 'params': members[kind], 'kind': kind}
+            _check_values(cls, new)
+            Optimizer.add_param_group(self, new)
+            _check_last(self, cls.kinds[kind].parts)
+    except BaseException: del self.param_groups[before:]; raise
 
 @patch
 def defaults_of(self:Split, group):

@@ -103,16 +103,6 @@ class ScheduleCB(Callback):
     @property
     def owns(self)->tuple: return tuple(self.schedules)  # nobody else may write them
 
-    def before_fit(self, learn):
-        self.plan = []  # (schedule, number of the group, name, where it is kept)
-        if 'train' not in learn.phases: return
-        self.values = {name: [] for name in self.schedules}
-        self._make_plan(learn)
-
-    def progress(self, learn)->float:
-        "Where the fit stands, from 0 in its first step to 1 in its last"
-        return min(learn.n_taken/max(1, _planned(learn)-1), 1.)
-
     def before_batch(self, learn):
         if not learn.training: return
         progress, self.used = self.progress(learn), {name: [] for name in self.values}
@@ -127,6 +117,18 @@ class ScheduleCB(Callback):
 # %% ../nbs/15_schedulers.ipynb #fa787a03
 #| code-summary: "More methods of ScheduleCB"
 #| code-fold: true
+@patch
+def before_fit(self:ScheduleCB, learn):
+    self.plan = []  # (schedule, number of the group, name, where it is kept)
+    if 'train' not in learn.phases: return
+    self.values = {name: [] for name in self.schedules}
+    self._make_plan(learn)
+
+@patch
+def progress(self:ScheduleCB, learn)->float:
+    "Where the fit stands, from 0 in its first step to 1 in its last"
+    return min(learn.n_taken/max(1, _planned(learn)-1), 1.)
+
 @patch
 def _make_plan(self:ScheduleCB, learn):
     self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)

@@ -9,8 +9,11 @@ from torch.testing import assert_close
 from nntrain.adaptive import Adam, AdamW, RMSProp, adam_direction
 from nntrain.annealing import AdamAnnealed
 from nntrain.compose import Composed, compose
+from nntrain.kronecker import SOAP, Shampoo
+from nntrain.matrix import Muon
 from nntrain.momentum import EMAMomentum, Momentum
 from nntrain.optimizer import Optimizer
+from nntrain.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from nntrain.sgd import SGD
 from nntrain.split import split
 from nntrain.parts import (
@@ -72,6 +75,15 @@ def by_shape(name, p): return 'matrix' if p.ndim > 1 else 'rest'
 
 Split = split(dict(matrix=LAMB, rest=OneAdamW), by_shape, name='Split', lr=1e-3)
 
+def for_matrices(kind, **hypers):
+    "An optimizer that takes matrices only, beside the parts of AdamW for the rest"
+    return split(dict(matrix=kind, rest=(*adam, add_decay, sgd_step)), by_shape,
+                 name=f'Split{kind.__name__}', lr=1e-3, rest=dict(betas=(.9, .99)),
+                 matrix=hypers)
+
+# bfloat16 would make the last bit of an order of summation a change of 2⁻⁸
+SplitMuon = for_matrices(Muon, ns_dtype='float64')
+
 # every optimizer of the book: called with parameters and, if need be, lr and foreach
 ALL = {
     'SGD': SGD, 'Momentum': Momentum, 'Nesterov': partial(Momentum, nesterov=True),
@@ -80,7 +92,9 @@ ALL = {
     'OneRMSProp': OneRMSProp, 'OneAdam': OneAdam, 'OneAdamW': OneAdamW, 'LAMB': LAMB,
     'LARS': partial(LARS, trust=0.1), 'Lion': Lion, 'RAdam': RAdam, 'Exact': Exact,
     'Lookahead': with_lookahead(OneAdam), 'LookaheadUsers': with_lookahead(Users),
-    'Split': Split}
+    'Split': Split, 'Muon': SplitMuon, 'Shampoo': for_matrices(Shampoo, every=2),
+    'SOAP': for_matrices(SOAP, every=2, betas=(.95, .95)),
+    'ScheduleFreeSGD': ScheduleFreeSGD, 'ScheduleFreeAdamW': ScheduleFreeAdamW}
 
 
 def class_of(make): return make.func if isinstance(make, partial) else make

@@ -33,8 +33,11 @@ from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
+from nntrain.matrix import Muon
 from nntrain.momentum import Momentum
+from nntrain.parts import sgd_step
 from nntrain.schedule import linear
+from nntrain.split import split
 from nntrain.steering import ScheduleCB
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -61,14 +64,17 @@ from nntrain.learner import Learner
 from nntrain.callbacks import BatchLimitCB
 from nntrain.logs import CSVLogCB
 from nntrain.lr_finder import lr_find
+from nntrain.matrix import Muon
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
 from nntrain.callbacks import StopOnNonFiniteCB
+from nntrain.parts import sgd_step
 from nntrain.prepare import SingleBatchCB
 from nntrain.progress import ProgressCB
 from nntrain.saving import SaveBestCB
 from nntrain.schedule import cosine
 from nntrain.shards import *
+from nntrain.split import split
 from nntrain.steering import ScheduleCB
 from nntrain.tensor_loader import TensorLoader
 from nntrain.torch_schedulers import TorchSchedulerCB
@@ -286,6 +292,22 @@ def test_one_row_is_left_of_a_data_loader(two): same(two, 'DataLoader', 97)
 @pytest.mark.parametrize('opt_func', [torch.optim.AdamW, torch.optim.SGD])
 def test_torchs_optimizers(two, opt_func):
     same(two, 'seeded tensors', 103, '', opt_func)
+
+
+def muon(params, lr):
+    "Matrices by Muon, in float64; vectors by SGD"
+    kinds = dict(matrix=Muon, rest=(sgd_step,))
+    return split(kinds, lambda name, p: 'matrix' if p.ndim > 1 else 'rest', lr=lr,
+                 matrix=dict(ns_dtype='float64'))(params)
+
+
+def test_muon_beside_another_kind(two):
+    alone = train(opt_func=muon)
+    two.define(muon)
+    def together(): return train('seeded tensors', 103, [AccelerateCB()], muon)
+    (a, *_), (b, *_) = two.run(together, show=False)
+    assert gap(a, b) == 0 and gap(a, alone[0]) < 1e-12
+    assert gap(alone[0], model().state_dict().values()) > 1e-3
 
 
 def test_torchmetrics(two):

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 import nntrain.steering  # noqa: F401  adds fit_one_cycle
 from nntrain.average import WeightAveragingCB
 from nntrain.clip import GradientClipCB
-from nntrain.compose import compose
+from nntrain.compose import compose, needs
 from nntrain.data import DataLoaders
 from nntrain.learner import Learner
 from nntrain.parts import add_decay, average_grad, sgd_step
@@ -181,3 +181,21 @@ def test_parts_alone_make_a_kind():
         mine.step()
         theirs.step()
     assert all(p.equal(q) for p, q in zip(ps, qs))
+
+
+def test_groups_are_added_all_or_not_at_all():
+    opt, more = Split(parameters(0), lr=.1), parameters(1)
+    with pytest.raises(ValueError, match='lr must be a number'):
+        opt.add_param_group(dict(params=more, lr=-1))
+    assert len(opt.param_groups) == 2
+
+    @needs(axes=2)
+    def flat_step(p, update, *, lr): p -= lr*update
+    one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    made = split(dict(a=OneAdamW, b=(flat_step,)), lambda name, p: 'ab'[p is one])
+    opt = made([two], lr=.1)
+    with pytest.raises(ValueError, match='flat_step takes tensors with 2 axes or more'):
+        opt.add_param_group(dict(params=[nn.Parameter(torch.ones(2)), one]))
+    assert [len(group['params']) for group in opt.param_groups] == [1]
+    with pytest.raises(ValueError, match=r'number 0 of shape \(3,\) is a vector'):
+        compose(flat_step)([one], lr=.1)

@@ -88,6 +88,8 @@ class Lion(Composed):
     parts, hypers = (lion_direction, add_decay, sgd_step), dict(lr=1e-4)
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
+#| code-fold: true
+#| code-summary: "The direction and the class"
 def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
@@ -98,9 +100,6 @@ def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     rectify = math.sqrt((held-4)*(held-2)*most/((most-4)*(most-2)*held))
     return update*rectify*math.sqrt(1-beta2**t)/(exp_avg_sq.sqrt() + eps)
 
-# %% ../nbs/13_composing.ipynb #e3ddfac1
-#| code-fold: true
-#| code-summary: "Its parts"
 class RAdam(Composed):
     """Adam that leaves the root out while its average of squares is young;
     equals `torch.optim.RAdam`"""

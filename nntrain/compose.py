@@ -21,6 +21,8 @@ __all__ = ['REQUIRED', 'read_part', 'stat', 'collect_hypers', 'ComposedType', 'n
            'multi']
 
 # %% ../nbs/13_composing.ipynb #48cfe76a
+#| code-fold: true
+#| code-summary: "How a signature is read"
 REQUIRED = inspect.Parameter.empty  # stands for "has no default"
 
 def read_part(
@@ -183,8 +185,7 @@ def _new_update(part, inputs, new, have):
         if key in ('p', 'grad', 'update') and any(x is y for x, y in pairs):
             raise TypeError(f'{part.__name__} returns {key}: a step changes p in place '
                             f'and returns nothing, other parts return a new tensor')
-    if not many: return new
-    return [old if x is None else x for x, old in zip(new, have['update'])]
+    return [u if x is None else x for x, u in zip(new, have['update'])] if many else new
 
 def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
 
@@ -200,8 +201,7 @@ class Composed(_Checked):
         cls._plan = [(part, *read_part(part)) for part in cls.parts]
         cls.__signature__ = _signature(cls.hypers)
     def init_state(self, p, group):
-        makes = [made for part in self.parts for made in _makes(part).items()]
-        return {name: make(p) for name, make in makes}
+        return {k: make(p) for part in self.parts for k, make in _makes(part).items()}
     def one_step(self, p, grad, state, group):
         have = {'p': p, 'grad': grad, 'update': grad, **state}
         self._run(have, group, lambda part: part)

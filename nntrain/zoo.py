@@ -32,7 +32,7 @@ from nntrain.parts import (
 
 # %% ../nbs/13_composing.ipynb #4ccb65bf
 #| code-fold: true
-#| code-summary: "The length of a tensor, even of one that is spread over several devices"
+#| code-summary: "Lengths, and their ratio"
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
@@ -40,7 +40,6 @@ def length(
     norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
     return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
 
-# %% ../nbs/13_composing.ipynb #4f180ec2
 def trust_ratio(
     weight_norm:Tensor, # length of the weights of one layer, one element
     update_norm:Tensor  # length of its proposed update, one element

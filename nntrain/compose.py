@@ -99,7 +99,7 @@ def collect_hypers(
 
 # %% ../nbs/13_composing.ipynb #68ed26e7
 #| code-fold: true
-#| code-summary: "Details: pickles, signatures, wrong names and values, what a part `needs`"
+#| code-summary: "Details: pickles, signatures, wrong names and values, `needs`"
 class ComposedType(type):
     "Class of the classes made of parts: lets pickle find those that no module names"
 

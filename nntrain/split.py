@@ -24,7 +24,7 @@ from .optimizer import Optimizer
 
 # %% ../nbs/13_composing.ipynb #5a117002
 #| code-fold: true
-#| code-summary: "Code of `split`: its settings, the class, sorting, saving and loading"
+#| code-summary: "Code of `split`: settings, the class, sorting, saving and loading"
 def _composed(name, kind, parts):
     "The class of one kind; ValueError or TypeError, with the kind, if it cannot be one"
     if isinstance(parts, type) and getattr(parts, 'parts', ()): return parts

@@ -17,10 +17,12 @@ from .hypers import check_names
 from .optimizer import Optimizer
 
 # %% auto #0
-__all__ = ['REQUIRED', 'read_part', 'stat', 'needs', 'collect_hypers', 'ComposedType', 'check_needs', 'Composed', 'compose',
+__all__ = ['REQUIRED', 'read_part', 'stat', 'collect_hypers', 'ComposedType', 'needs', 'check_needs', 'Composed', 'compose',
            'multi']
 
 # %% ../nbs/13_composing.ipynb #48cfe76a
+#| code-fold: true
+#| code-summary: "How a signature is read"
 REQUIRED = inspect.Parameter.empty  # stands for "has no default"
 
 def read_part(
@@ -48,21 +50,11 @@ def stat(
         return part
     return mark
 
-def _makes(part): return getattr(part, 'makes', {})
-
-def needs(
-    axes:int=0,  # each parameter has at least so many axes: 2 for a matrix
-    **choices    # hyperparameter = the values it may have, or a test with a docstring
-):               # a decorator that gives the function back
-    "Mark what a part needs, so that it is refused before the first step"
-    def mark(part):
-        part.axes, part.choices = axes, choices
-        return part
-    return mark
-
 # %% ../nbs/13_composing.ipynb #1523bd6a
 #| code-fold: true
 #| code-summary: "The checks: who makes what, in which order, with which defaults"
+def _makes(part): return getattr(part, 'makes', {})
+
 def _check_inputs(parts, who):
     "Each input must be made by exactly one part, and before it is asked for"
     made_by = dict.fromkeys(('p', 'grad', 'update'), 'every optimizer')
@@ -95,9 +87,8 @@ def collect_hypers(
         for key, default in read_part(part)[1].items():
             old = found.get(key, REQUIRED)
             if key not in given and REQUIRED not in (old, default) and old != default:
-                raise ValueError(f'{who}: {key} is {old!r} in {source[key]}, '
-                                 f'but {default!r} in {part.__name__}: '
-                                 f'say which, {key}=…')
+                raise ValueError(f'{who}: {key} is {old!r} in {source[key]}, but '
+                                 f'{default!r} in {part.__name__}: say which, {key}=…')
             if default is not REQUIRED or key not in found:
                 found[key], source[key] = default, part.__name__
     _check_inputs(parts, who)
@@ -108,7 +99,7 @@ def collect_hypers(
 
 # %% ../nbs/13_composing.ipynb #68ed26e7
 #| code-fold: true
-#| code-summary: "Details: pickles, the signature, wrong names, missing values, parts that return `p`"
+#| code-summary: "Details: pickles, signatures, wrong names and values, `needs`"
 class ComposedType(type):
     "Class of the classes made of parts: lets pickle find those that no module names"
 
@@ -131,6 +122,16 @@ def _check_values(cls, values):
     if missing := [k for k, v in values.items() if v is REQUIRED]:
         raise TypeError(f'{cls.__name__} needs a value for {", ".join(missing)}: '
                         f'no part has a default for it')
+
+def needs(
+    axes:int=0,  # each parameter has at least so many axes: 2 for a matrix
+    **choices    # hyperparameter = the values it may have, or a test with a docstring
+):               # a decorator that gives the function back
+    "Mark what a part needs, so that it is refused before the first step"
+    def mark(part):
+        part.axes, part.choices = axes, choices
+        return part
+    return mark
 
 def check_needs(
     parts,       # functions, some of them marked by `needs`
@@ -157,35 +158,13 @@ def _check_last(opt, parts):
     try: check_needs(parts, opt.param_groups[-1], type(opt).__name__)
     except ValueError: opt.param_groups.pop(); raise
 
-def _new_update(part, inputs, new, have):
-    "What `part` returned, for one parameter or for many; no tensor that it was given"
-    many = isinstance(new, (list, tuple))
-    for key in inputs:
-        pairs = zip(new, have[key]) if many else [(new, have[key])]
-        if key in ('p', 'grad', 'update') and any(x is y for x, y in pairs):
-            raise TypeError(f'{part.__name__} returns {key}: a step changes p in place '
-                            f'and returns nothing, other parts return a new tensor')
-    if not many: return new
-    return [old if x is None else x for x, old in zip(new, have['update'])]
+class _Checked(Optimizer, metaclass=ComposedType):
+    "Refuses wrong names, values and shapes; its subclass is `Composed`"
+    ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'side_beta': (0, 1),
+              'ns_steps': (1, 100), 'k': (1, math.inf), 'every': (1, math.inf),
+              **dict.fromkeys(('trust', 'max_trust', 'max_length', 'slow_lr',
+                               'warmup_steps'), (0, math.inf))}
 
-def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
-
-# %% ../nbs/13_composing.ipynb #ba1e7a70
-class Composed(Optimizer, metaclass=ComposedType):
-    """An optimizer made of parts: a subclass lists them in `parts`, in the order in
-    which they run, and may set defaults in `hypers`"""
-    parts, hypers = (), {}
-    ranges = {**Optimizer.ranges, 'alpha': (0, 1), 'trust': (0, math.inf),
-              'max_trust': (0, math.inf), 'max_length': (0, math.inf),
-              'k': (1, math.inf), 'slow_lr': (0, math.inf), 'ns_steps': (1, 100),
-              'every': (1, math.inf), 'side_beta': (0, 1),
-              'warmup_steps': (0, math.inf)}
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls.hypers = collect_hypers(cls.parts, cls.hypers, cls.__name__)
-        cls._plan = [(part, *read_part(part)) for part in cls.parts]
-        cls.__signature__ = _signature(cls.hypers)
     def __new__(cls, *args, **kwargs):
         _check_call(cls, kwargs)
         return super().__new__(cls)
@@ -198,9 +177,31 @@ class Composed(Optimizer, metaclass=ComposedType):
         super().add_param_group(param_group)
         _check_last(self, self.parts)
 
+def _new_update(part, inputs, new, have):
+    "What `part` returned, for one parameter or for many; no tensor that it was given"
+    many = isinstance(new, (list, tuple))
+    for key in inputs:
+        pairs = zip(new, have[key]) if many else [(new, have[key])]
+        if key in ('p', 'grad', 'update') and any(x is y for x, y in pairs):
+            raise TypeError(f'{part.__name__} returns {key}: a step changes p in place '
+                            f'and returns nothing, other parts return a new tensor')
+    return [u if x is None else x for x, u in zip(new, have['update'])] if many else new
+
+def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
+
+# %% ../nbs/13_composing.ipynb #ba1e7a70
+class Composed(_Checked):
+    """An optimizer made of parts: a subclass lists them in `parts`, in the order in
+    which they run, and may set defaults in `hypers`"""
+    parts, hypers = (), {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.hypers = collect_hypers(cls.parts, cls.hypers, cls.__name__)
+        cls._plan = [(part, *read_part(part)) for part in cls.parts]
+        cls.__signature__ = _signature(cls.hypers)
     def init_state(self, p, group):
-        makes = [made for part in self.parts for made in _makes(part).items()]
-        return {name: make(p) for name, make in makes}
+        return {k: make(p) for part in self.parts for k, make in _makes(part).items()}
     def one_step(self, p, grad, state, group):
         have = {'p': p, 'grad': grad, 'update': grad, **state}
         self._run(have, group, lambda part: part)
@@ -211,6 +212,8 @@ class Composed(Optimizer, metaclass=ComposedType):
             if new is not None: have['update'] = _new_update(part, inputs, new, have)
 
 # %% ../nbs/13_composing.ipynb #523e1854
+#| code-fold: true
+#| code-summary: "`compose`, and how a second form is attached and called"
 def compose(
     *parts,               # functions, in the order in which they run
     name:str='Composed',  # name of the class, for messages
@@ -222,9 +225,6 @@ def compose(
                 _recipe=(_compose_again, (parts, hypers, name)))
     return type(Composed)(name, (Composed,), made)
 
-# %% ../nbs/13_composing.ipynb #417114c9
-#| code-fold: true
-#| code-summary: "How a second form is attached, and called"
 def multi(
     part  # a part that takes one parameter
 ):        # a decorator that gives the function back

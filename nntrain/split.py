@@ -24,7 +24,7 @@ from .optimizer import Optimizer
 
 # %% ../nbs/13_composing.ipynb #5a117002
 #| code-fold: true
-#| code-summary: "Which kind gets which hyperparameter"
+#| code-summary: "Code of `split`: settings, the class, sorting, saving and loading"
 def _composed(name, kind, parts):
     "The class of one kind; ValueError or TypeError, with the kind, if it cannot be one"
     if isinstance(parts, type) and getattr(parts, 'parts', ()): return parts
@@ -49,8 +49,6 @@ def _given_to(own, given, who):
         new[kind] = hypers | {k: v for k, v in given.items() if k in hypers} | alone
     return new
 
-
-# %% ../nbs/13_composing.ipynb #5a117003
 class Split(Optimizer, metaclass=ComposedType):
     """Composed optimizers in one: the one that a group's `kind` names steps the group;
     `rule` finds the kind of parameters that come without one"""
@@ -97,10 +95,6 @@ def split(
         __doc__=f'{name}, split into {", ".join(kinds)}',
         _recipe=(partial(split, **hypers), (kinds, rule, name))))
 
-
-# %% ../nbs/13_composing.ipynb #5a117004
-#| code-fold: true
-#| code-summary: "Sorting parameters into groups; checking kinds; saving and loading"
 def _kind_of(cls, i, given):
     "The kind that the rule names for a parameter; ValueError unless it is exactly one"
     name, p = given if isinstance(given, tuple) else (None, given)

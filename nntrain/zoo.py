@@ -32,7 +32,7 @@ from nntrain.parts import (
 
 # %% ../nbs/13_composing.ipynb #4ccb65bf
 #| code-fold: true
-#| code-summary: "The length of a tensor, even of one that is spread over several devices"
+#| code-summary: "Lengths, and their ratio"
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
@@ -40,7 +40,6 @@ def length(
     norm = torch.linalg.vector_norm(x, dtype=at_least_float32(x))
     return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
 
-# %% ../nbs/13_composing.ipynb #4f180ec2
 def trust_ratio(
     weight_norm:Tensor, # length of the weights of one layer, one element
     update_norm:Tensor  # length of its proposed update, one element
@@ -88,6 +87,8 @@ class Lion(Composed):
     parts, hypers = (lion_direction, add_decay, sgd_step), dict(lr=1e-4)
 
 # %% ../nbs/13_composing.ipynb #5fd6a46f
+#| code-fold: true
+#| code-summary: "The direction and the class"
 def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
@@ -98,9 +99,6 @@ def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     rectify = math.sqrt((held-4)*(held-2)*most/((most-4)*(most-2)*held))
     return update*rectify*math.sqrt(1-beta2**t)/(exp_avg_sq.sqrt() + eps)
 
-# %% ../nbs/13_composing.ipynb #e3ddfac1
-#| code-fold: true
-#| code-summary: "Its parts"
 class RAdam(Composed):
     """Adam that leaves the root out while its average of squares is young;
     equals `torch.optim.RAdam`"""

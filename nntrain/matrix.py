@@ -21,6 +21,8 @@ __all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'polar', 'newton_sch
            'orthogonalize', 'shape_scale', 'Muon', 'inner_weights']
 
 # %% ../nbs/14_matrices.ipynb #ffb591dd
+#| code-fold: true
+#| code-summary: "as_matrix: flatten(1)"
 def as_matrix(
     x:Tensor  # at least two axes; a convolution's weight is (out, in, height, width)
 )->Tensor:    # (out, all others)
@@ -105,12 +107,15 @@ def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
     return made.to(update.dtype).reshape(update.shape)
 
 # %% ../nbs/14_matrices.ipynb #6cdcce4a
+#| code-fold: true
+#| code-summary: "The factors, and a part that applies one"
+def _original(rows, columns): return math.sqrt(max(1, rows/columns))
 SCALES = {
-    'original': lambda rows, columns: math.sqrt(max(1, rows/columns)),
+    'original': _original,
     'match_rms_adamw': lambda rows, columns: .2*math.sqrt(max(rows, columns)),
     'spectral_unclamped': lambda rows, columns: math.sqrt(rows/columns),
-    'none': lambda rows, columns: 1.}
-SCALES[None] = SCALES['original']         # torch's default
+    'none': lambda rows, columns: 1.,
+    None: _original}                      # torch's default
 
 @needs(axes=2, adjust_lr_fn=SCALES)
 def shape_scale(update, *, adjust_lr_fn='original'):
@@ -119,6 +124,7 @@ def shape_scale(update, *, adjust_lr_fn='original'):
     factor = SCALES[adjust_lr_fn](*as_matrix(update).shape)
     if factor != 1: return factor*update
 
+# %% ../nbs/14_matrices.ipynb #6cdcce4b
 class Muon(Composed):
     """Momentum whose every step has all singular values near 1; for weights with two
     axes or more"""
@@ -129,6 +135,8 @@ class Muon(Composed):
         return super()._readable_group({'ns_dtype': 'bfloat16', **group})
 
 # %% ../nbs/14_matrices.ipynb #b4416c87
+#| code-fold: true
+#| code-summary: "inner_weights: all but the first and the last"
 def inner_weights(
     model:torch.nn.Module,  # whose weights with two axes or more are looked at
     inner:str='inner',      # name of the kind of those between the first and the last

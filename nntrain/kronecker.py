@@ -10,7 +10,7 @@ __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average
 
 # %% ../nbs/14_matrices.ipynb #7e85e0cd
 #| code-fold: true
-#| code-summary: "Imports, the inverse root, and square states"
+#| code-summary: "Imports, the inverse root, and the two sums"
 import math
 
 import torch
@@ -47,7 +47,6 @@ def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=devic
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
 def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
-# %% ../nbs/14_matrices.ipynb #5168b29f
 @needs(axes=2)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
@@ -56,6 +55,7 @@ def sum_sides(update, left, right):
     left.addmm_(g, g.T)
     right.addmm_(g.T, g)
 
+# %% ../nbs/14_matrices.ipynb #5168b29f
 @needs(axes=2, every=_whole)
 @stat(left_root=_square(0, _eye), right_root=_square(1, _eye),
       since_root=lambda p: step_counter())

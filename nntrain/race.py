@@ -180,10 +180,31 @@ MORE = 2                   # further rates, at most, where the best one is at th
 def read_race(
     path  # of the file of a network
 )->dict:  # {'tried': {racer: {rate: accuracy}}, 'final': {racer: {share: {seed: …}}}}
-    "What was run so far"
+    "What was run so far; a damaged file raises ValueError"
     path = Path(path)
-    if path.is_file(): return json.loads(path.read_text())
-    return dict(network=path.stem, tried={}, final={}, seconds={})
+    if not path.is_file():
+        return dict(network=path.stem, tried={}, final={}, seconds={})
+    try:
+        race = json.loads(path.read_text())
+        if race['network'] != path.stem:
+            raise ValueError(f'it holds the race of {race["network"]}')
+        for key in 'tried', 'final', 'seconds': race[key].items()
+        for tried in race['tried'].values():
+            for lr, right in tried.items(): float(lr) + right
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): move it away '
+                         f'to begin anew, or bring back a whole version') from e
+    return race
+
+def _check(network, seconds, racers):
+    "Refuse what no race can be run with"
+    if network not in NETWORKS:
+        raise ValueError(f'no network {network!r}; there are {", ".join(NETWORKS)}')
+    if unknown := [repr(name) for name in racers if name not in RACERS]:
+        raise ValueError(f'no racers {", ".join(unknown)}; there are '
+                         f'{", ".join(RACERS)}')
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f'seconds must be at least 0, got {seconds:g}')
 
 def best_rate(tried): return float(max(tried, key=tried.get))
 
@@ -214,9 +235,11 @@ def run_race(
     budget='full'       # name or Budget
 )->dict:                # as `read_race`
     "Run what is missing; the file is written after each run, so it can be stopped"
-    path, race, begin = Path(path), read_race(path), time.perf_counter()
+    path, racers = Path(path), list(RACERS if racers is None else racers)
     network = path.stem
-    for kind, name, lr, share, seed in _jobs(race, racers or list(RACERS)):
+    _check(network, seconds, racers)
+    race, begin = read_race(path), time.perf_counter()
+    for kind, name, lr, share, seed in _jobs(race, racers):
         if kind == 'tried':
             made = race_run(network, name, lr, CHOICE_SEED, valid='split',
                             budget=budget)

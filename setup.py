@@ -12,14 +12,17 @@ cfg = config['DEFAULT']
 
 
 class BuildPyWithResults(build_py):
-    "Carry results/*.json inside the package, so that `in_band` works from an installed wheel"
+    "Carry results/**/*.json inside the package, so that `in_band` works from an installed wheel"
     def run(self):
         super().run()
         if self.editable_mode: return  # an editable install reads the folder results/ itself
         to = Path(self.build_lib)/cfg['lib_name']/'results'
         shutil.rmtree(to, ignore_errors=True)  # an older build in the same folder may hold rows that are gone
         to.mkdir(parents=True)
-        for path in sorted((root/'results').glob('*.json')): shutil.copy2(path, to)
+        for path in sorted((root/'results').rglob('*.json')):
+            place = to/path.relative_to(root/'results')
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, place)
 
 
 setup(

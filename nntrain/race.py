@@ -17,86 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .adaptive import Adam, AdamW, RMSProp, adam_direction
-from .blocks import cnn
 from .compare import set_seed
-from .compose import compose
 from .data import fashion_dls
 from .files import write_whole
-from .kronecker import SOAP
-from .matrix import Muon, inner_weights
-from .momentum import Momentum
-from nntrain.parts import (
-    add_decay,
-    average_grad,
-    average_sqr_grad,
-    sgd_step,
-    step_count,
-)
-from .resnet import resnet
+from .racers import N_RATES, NETWORKS, RACERS, rates
+from .results import _results_dir
 from .schedule_free import ScheduleFreeAdamW, averaged
-from .sgd import SGD
-from .split import split
-from .zoo import LAMB, LARS, Lion, RAdam, with_lookahead
+
 
 # %% auto #0
-__all__ = ['NETWORKS', 'RACERS', 'N_RATES', 'WARM_UP', 'CHOICE_SEED', 'SEEDS', 'SHARES', 'MORE', 'mlp', 'by_shape', 'rates',
-           'factor', 'share_right', 'race_run', 'read_race', 'best_rate', 'run_race', 'usable']
-
-# %% ../nbs/99_race.ipynb #7c878256
-def mlp():
-    "The MLP of many chapters: 784-50-10"
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))
-
-# name: (network, batch size, epochs)
-NETWORKS = {'mlp-1024': (mlp, 1024, 5), 'mlp-8192': (mlp, 8192, 5),
-            'cnn': (cnn, 512, 3), 'resnet': (resnet, 256, 2)}
-
-# %% ../nbs/99_race.ipynb #c056309c
-def by_shape(name, p):
-    "A rule for `split`: weights with two axes or more are `inner`, others the `rest`"
-    return 'inner' if p.ndim >= 2 else 'rest'
-
-def _beside_adamw(cls, rule, **inner):
-    "`cls` for inner weights, AdamW for the rest, at one rate"
-    rest = compose(average_grad, average_sqr_grad, step_count, adam_direction,
-                   add_decay, sgd_step, weight_decay=.01)
-    inner = dict(weight_decay=.01, **inner)
-    return split(dict(inner=cls, rest=rest), rule, inner=inner)
-
-def _muon(model, lr):
-    "Muon as large as AdamW; first and last layer go to AdamW if there are others"
-    weights = [p for p in model.parameters() if p.ndim >= 2]
-    rule = inner_weights(model) if len(weights) > 2 else by_shape
-    made = _beside_adamw(Muon, rule, adjust_lr_fn='match_rms_adamw')
-    return made(model.parameters(), lr=lr)
-
-def _soap(model, lr):
-    return _beside_adamw(SOAP, by_shape)(model.parameters(), lr=lr)
-
-def _usual(opt_func, **hypers):
-    return lambda model, lr: opt_func(model.parameters(), lr=lr, **hypers)
-
-# name: (function of model and rate that makes the optimizer, smallest of its rates)
-RACERS = {
-    'SGD': (_usual(SGD), 1e-2), 'Momentum': (_usual(Momentum), 1e-3),
-    'RMSProp': (_usual(RMSProp), 1e-5), 'Adam': (_usual(Adam), 1e-4),
-    'AdamW': (_usual(AdamW, weight_decay=.01), 1e-4),
-    'LAMB': (_usual(LAMB, weight_decay=.01), 1e-3), 'LARS': (_usual(LARS), 1e-1),
-    'Lion': (_usual(Lion, weight_decay=.01), 1e-5), 'RAdam': (_usual(RAdam), 1e-4),
-    'Lookahead': (_usual(with_lookahead(
-        compose(average_grad, average_sqr_grad, step_count, adam_direction, sgd_step,
-                name='Adam'))), 1e-4),
-    'Schedule-Free': (_usual(ScheduleFreeAdamW, weight_decay=.01), 1e-4),
-    'Muon': (_muon, 1e-4), 'SOAP': (_soap, 1e-4)}
-
-N_RATES = 8                     # trials of each, a factor of √10 apart
-def rates(
-    name:str  # a key of `RACERS`
-)->list:      # `N_RATES` learning rates
-    "The rates that a racer tries"
-    lowest = RACERS[name][1]
-    return [float(f'{lowest*10**(k/2):.2g}') for k in range(N_RATES)]
+__all__ = ['WARM_UP', 'CHOICE_SEED', 'SEEDS', 'SHARES', 'MORE', 'factor', 'share_right', 'race_run', 'race_file', 'read_race',
+           'best_rate', 'run_race', 'usable']
 
 # %% ../nbs/99_race.ipynb #8e59213b
 WARM_UP = .1                    # share of the steps
@@ -176,6 +107,12 @@ def race_run(
 #| code-summary: "The store of the runs, and what is left to do"
 CHOICE_SEED, SEEDS, SHARES = 100, range(8), (1., .75, .5)
 MORE = 2                   # further rates, at most, where the best one is at the edge
+
+def race_file(
+    network:str  # a key of `NETWORKS`
+)->Path:
+    "Where the runs of a network are kept: beside the recorded results"
+    return _results_dir()/'race'/f'{network}.json'
 
 def read_race(
     path  # of the file of a network

@@ -156,7 +156,7 @@ def test_wheel_carries_results_and_licence(root, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     names = set(ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist())
     packed = {n.split('/')[-1] for n in names if n.startswith('nntrain/results/')}
-    assert packed == {p.name for p in (tmp_path/'results').glob('*.json')}
+    assert packed == {p.name for p in (tmp_path/'results').rglob('*.json')}
     assert {n.name for n in (root / 'nntrain').glob('*.py')} == {
         n.split('/')[1] for n in names if re.fullmatch(r'nntrain/\w+\.py', n)}
     assert any(n.endswith('/LICENSE') for n in names)

@@ -105,7 +105,9 @@ def race_run(
 # %% ../nbs/99_race.ipynb #3d394658
 #| code-fold: true
 #| code-summary: "The store of the runs, and what is left to do"
-CHOICE_SEED, SEEDS, SHARES = 100, range(8), (1., .75, .5)
+CHOICE_SEED = 100          # chooses the rate
+SEEDS = range(8)           # of the runs that count
+SHARES = 1., .75, .5       # of the steps
 MORE = 2                   # further rates, at most, where the best one is at the edge
 
 def race_file(

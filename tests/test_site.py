@@ -16,6 +16,7 @@ yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 import page_checks as checks
 from conftest import ROOT
 
+from nntrain import listing
 from nntrain.site import TitleProc
 from nntrain.tools import _settings
 
@@ -263,3 +264,8 @@ def test_social_card(tmp_path, monkeypatch):
 
 def test_bibliography():
     assert len(bib_keys()) == len(set(bib_keys())), 'a key stands twice'
+
+
+def test_names_of_an_assignment_to_several_are_several():
+    top, _ = listing._defined("A, B = 1, 2\nC = D = 3\nE['x'] = 4\nE.y = 5")
+    assert top == ['A', 'B', 'C', 'D']

@@ -20,7 +20,7 @@ from torch import nn
 from .compare import set_seed
 from .data import fashion_dls
 from .files import write_whole
-from .racers import N_RATES, NETWORKS, RACERS, rates
+from .racers import BF16, N_RATES, NETWORKS, RACERS, rates
 from .results import _results_dir
 from .schedule_free import ScheduleFreeAdamW, averaged
 
@@ -78,7 +78,9 @@ def race_run(
     make, batch_size, n_epochs = NETWORKS[network]
     set_seed(seed)
     dls = fashion_dls(batch_size, valid, budget=budget, seed=seed, normalize=True)
-    model = make().to(memory_format=torch.channels_last)
+    device = dls.train.x.device
+    half = torch.autocast(device.type, torch.bfloat16, enabled=network in BF16)
+    model = make().to(device, memory_format=torch.channels_last)
     opt = RACERS[racer][0](model, lr)
     peaks = [group['lr'] for group in opt.param_groups]
     averages = isinstance(opt, ScheduleFreeAdamW)      # in place of a falling rate
@@ -87,7 +89,7 @@ def race_run(
     for step, (xb, yb) in enumerate(_batches(dls.train, n_steps)):
         for group, peak in zip(opt.param_groups, peaks):
             group['lr'] = peak*factor(step, n_steps, falls=not averages)
-        loss = F.cross_entropy(model(_laid(xb)), yb)
+        with half: loss = F.cross_entropy(model(_laid(xb)), yb)
         if not loss.isfinite(): break
         opt.zero_grad()
         loss.backward()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .preflight import look_at_network
+from .signs import look_at_network
 from .sources import FASHION_MEAN, FASHION_STD
 
 def check_normalise(

@@ -79,9 +79,9 @@ def _why(error):
     "What stopped the run, as (name, sentence)"
     text = _sentence(error)
     if 'each with each' in text: return 'broadcast', text.partition(' (UserW')[0] + '.'
-    if isinstance(error, AttributeError) and "'backward'" in text:
-        return 'stopped', (f'the loss has no backward ({error}): a loss function must '
-                           f'give a tensor that depends on the predictions.')
+    if isinstance(error, AttributeError) and text.endswith(("'backward'", "'detach'")):
+        return 'stopped', (f'the loss is no tensor ({error}): a loss function must give '
+                           f'a tensor that depends on the predictions.')
     return 'stopped', f'the run stopped with {text}.'
 
 def _looked(trial):

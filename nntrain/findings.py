@@ -8,14 +8,13 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['FAMILIES', 'LIMITS', 'KINDS', 'page', 'Finding', 'Findings']
 
-# %% ../nbs/25_preflight.ipynb #25f10017
+# %% ../nbs/25_preflight.ipynb #25f10016
 #| code-fold: true
-#| code-summary: "Families, limits"
+#| code-summary: "Families, limits, Finding and Findings"
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-
-from ._modidx import d
+from importlib import import_module
 
 # family -> {name of a finding: (severity, chapter that explains it)}
 FAMILIES = {
@@ -83,14 +82,12 @@ LIMITS = {
 KINDS = {name: (family, *rest) for family, names in FAMILIES.items()
          for name, rest in names.items()}
 
-# %% ../nbs/25_preflight.ipynb #25f10018
-#| code-fold: true
-#| code-summary: "Finding and Findings"
 def page(
     topic:str  # of a chapter, such as 'bugs'
 )->str:        # its address
     "Where a chapter can be read"
-    return f"{d['settings']['doc_host']}{d['settings']['doc_baseurl']}/{topic}.html"
+    s = import_module('nntrain._modidx').d['settings']
+    return f"{s['doc_host']}{s['doc_baseurl']}/{topic}.html"
 
 @dataclass(frozen=True)
 class Finding:

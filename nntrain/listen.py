@@ -99,9 +99,6 @@ def _after_call(self, module, args, output):
     self.call.output = next((t.detach() for t in tensors_of(output)), None)
     self.pending, self.call = [*self.pending, self.call], None
 
-# %% ../nbs/25_preflight.ipynb #25f10011
-#| code-fold: true
-#| code-summary: "What it notes of losses, comparisons and layers"
 def _give_targets(self, target):  # to the calls that they belong to
     sizes = [len(c.keys) for c in self.pending]
     if not sizes or not target.ndim or len(target) != sum(sizes): return False
@@ -151,7 +148,7 @@ _NOTED = (dict.fromkeys(LOSSES, _note_loss)
           | dict(relu=_note_relu, relu_=_note_relu, conv2d=_note_conv,
                  dropout=_note_dropout))
 
-# %% ../nbs/25_preflight.ipynb #25f10012
+# %% ../nbs/25_preflight.ipynb #25f10011
 #| code-fold: true
 #| code-summary: "listen, with its hooks"
 @contextlib.contextmanager

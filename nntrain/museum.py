@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['NINE', 'PARTS', 'SECRET', 'LETTERS', 'entries', 'EXHIBITS', 'text_of', 'variant', 'decoded']
+__all__ = ['NINE', 'PARTS', 'SECRET', 'LETTERS', 'EXHIBITS', 'text_of', 'variant', 'decoded']
 
 # %% ../nbs/24_bugs.ipynb #24d0e0a1
 #| code-fold: true
@@ -234,5 +234,5 @@ def decoded(
     "The secret in plain text"
     return codecs.decode(text.strip(), 'rot13')
 
-entries = map(ast.literal_eval, decoded(SECRET).split('\n\n'))
-EXHIBITS = {n: edit for n, *edit in entries}
+EXHIBITS = {n: edit for n, *edit in map(
+    ast.literal_eval, decoded(SECRET).split('\n\n'))}

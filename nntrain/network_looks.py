@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['NETWORK_LOOKS']
 
-# %% ../nbs/25_preflight.ipynb #25f1002a
+# %% ../nbs/25_preflight.ipynb #25f10025
 #| code-fold: true
-#| code-summary: "Looks at parameters and at the bend"
+#| code-summary: "The looks at a network"
 import copy
 import math
 
@@ -70,9 +70,6 @@ def _find_bend(trial):
             f'{bend:.0e}; a network with activations has .1 or more): its '
             f'{len(layers)} layers are one linear function.')
 
-# %% ../nbs/25_preflight.ipynb #25f1002b
-#| code-fold: true
-#| code-summary: "Looks at weights, units, norms and logits"
 def _matrices(model):
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)): continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['PROBES', 'losses_at']
 
-# %% ../nbs/25_preflight.ipynb #25f10032
+# %% ../nbs/25_preflight.ipynb #25f1002c
 #| code-fold: true
 #| code-summary: "Probes that train a few steps: rate, one batch"
 import inspect
@@ -71,7 +71,7 @@ def _find_rate(trial, n=16):
             f'range test, lr_find.')
 
 def _find_one_batch(trial, n=40):
-    "Can the model learn one small batch by heart?"
+    "Can the model memorise one small batch?"
     if trial.learn is None or not trial.lr: return
     batch = next(iter(trial.learn.dls.train))
     batch = cut_batch(batch, spread(count_samples(batch), 32))
@@ -81,7 +81,7 @@ def _find_one_batch(trial, n=40):
             f'{n} steps on one batch bring its loss from {losses[0]:.3g} to '
             f'{losses[-1]:.3g}: a program that works can memorise a batch.')
 
-# %% ../nbs/25_preflight.ipynb #25f10033
+# %% ../nbs/25_preflight.ipynb #25f1002d
 #| code-fold: true
 #| code-summary: "Probes of the optimizer"
 def _made(trial, params, lr=.1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['STEP_LOOKS']
 
-# %% ../nbs/25_preflight.ipynb #25f10030
+# %% ../nbs/25_preflight.ipynb #25f1002a
 #| code-fold: true
 #| code-summary: "Looks at shapes and losses"
 import math
@@ -91,7 +91,7 @@ def _find_sum(trial):
             f"their mean is {first.value.item()/n:.3g}. Use reduction='mean', so that "
             f'the rate does not depend on the batch size.')
 
-# %% ../nbs/25_preflight.ipynb #25f10031
+# %% ../nbs/25_preflight.ipynb #25f1002b
 #| code-fold: true
 #| code-summary: "Looks at updates, optimizer, schedule and accumulation"
 def _find_updates(trial):

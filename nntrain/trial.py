@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['Reading', 'Trial', 'cut_batch', 'spread', 'read', 'readings_of', 'few_batches', 'spread_batches', 'again', 'rebuilt']
 
-# %% ../nbs/25_preflight.ipynb #25f1001f
+# %% ../nbs/25_preflight.ipynb #25f1001d
 #| code-fold: true
-#| code-summary: "Trial and Reading, parts of a batch"
+#| code-summary: "Trial and Reading: which samples a pass brought"
 import itertools
 import time
 from collections.abc import Mapping
@@ -69,9 +69,6 @@ def spread(
     "`k` of `n` rows, at equal distances"
     return torch.arange(min(k, n))*n//max(1, min(k, n))
 
-# %% ../nbs/25_preflight.ipynb #25f10020
-#| code-fold: true
-#| code-summary: "Reading a loader, and the passes of a run"
 def _labels(y):  # those of a classifier
     whole = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
     return y.detach().cpu() if whole else None
@@ -117,7 +114,7 @@ def readings_of(
             passes[-1].rows.append((call.inputs[0].cpu(), y.cpu()))
     return passes
 
-# %% ../nbs/25_preflight.ipynb #25f10021
+# %% ../nbs/25_preflight.ipynb #25f1001e
 #| code-fold: true
 #| code-summary: "A few batches, and a learner made from what was heard"
 def few_batches(

@@ -13,6 +13,7 @@ __all__ = ['listen']
 #| code-summary: "Modes, and imports"
 import contextlib
 import copy
+import sys
 from functools import partial
 
 import torch
@@ -186,5 +187,7 @@ def listen(
         scaler = torch.amp.GradScaler
         stack.enter_context(_replaced(LRScheduler, 'step', partial(ear.note, moved)))
         stack.enter_context(_replaced(scaler, 'unscale_', partial(ear.note, unscales)))
+        if 'torch._dynamo' in sys.modules:        # compiled models run as written
+            stack.enter_context(torch.compiler.set_stance('force_eager'))
         stack.enter_context(ear)
         yield flight

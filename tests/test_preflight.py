@@ -1,5 +1,5 @@
-"""Preflight: it finds faults by their names, leaves healthy programs alone and in peace,
-and answers bad input with a sentence"""
+"""Preflight: it finds faults by their names, leaves healthy programs in peace, and
+answers bad input with a sentence"""
 import json
 import random
 import re
@@ -196,7 +196,9 @@ def test_healthy_callbacks(cbs):
     found = look(small(*cbs))
     assert found.ok and not found.skipped, found
 
-@pytest.mark.parametrize('name', ['SGD', 'Adam', 'AdamW', 'NAdam', 'RMSprop', 'Adagrad'])
+OPTIMIZERS = ['SGD', 'Adam', 'AdamW', 'NAdam', 'RMSprop', 'Adagrad']
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_healthy_optimizer(name):
     lr = {'SGD': .1, 'Adagrad': .02}.get(name, 2e-3)
     found = look(small(opt_func=getattr(torch.optim, name), lr=lr))

@@ -60,12 +60,23 @@ def all_sum(
 # %% ../nbs/18_distributed.ipynb #cf68f501
 def agree(
     fn  # function without arguments, called in the main process only
-):      # what it gave, in all processes
-    "Let the main process decide"
+):      # what it gave, in all processes; a tensor as one on the CPU
+    "Let the main process decide; a tensor travels as it is, anything else is pickled"
     if world_size() == 1: return fn()
-    box = [fn() if dist.get_rank() == 0 else None]
+    main = dist.get_rank() == 0
+    value = fn() if main else None
+    form = (value.shape, value.dtype) if isinstance(value, Tensor) else None
+    box = [form, None if form else value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return box[1] if box[0] is None else _broadcast(value, *box[0])
+
+def _broadcast(t, shape, dtype):   # `t` is that of the main process
+    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
+    device = 'cpu' if near else torch.accelerator.current_accelerator()
+    if t is None: t = torch.empty(shape, dtype=dtype)
+    t = t.detach().to(device).contiguous()
+    dist.broadcast(t, 0)
+    return t.cpu()
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
 #| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"

@@ -1,0 +1,146 @@
+"""Faults survived: an error, Ctrl-C and signals at every event of a fit, a full disk, a
+folder that cannot be written to, two processes that fill one cache, a bad hub"""
+import multiprocessing
+import random
+import signal
+
+import forked
+import pytest
+import torch
+from fault_runs import (FILES, N_EPOCHS, FaultCB, TrainedCB, ended, killed_while_writing,
+                        signalled, usual)
+from tqdm import tqdm
+
+from nntrain.checkpoint_file import read_checkpoint
+from nntrain.compare import set_seed
+from nntrain.events import EVENTS
+from nntrain.learner import World
+from nntrain.logs import _read_log
+from nntrain.state import random_state, set_random_state
+
+
+# ---- at every event of a fit ---------------------------------------------------------
+
+def same_bits(a, b):
+    torch.testing.assert_close(
+        a, b, rtol=0, atol=0, equal_nan=True) if isinstance(a, torch.Tensor) else None
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for k in a: same_bits(a[k], b[k])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for v, w in zip(a, b): same_bits(v, w)
+    elif not isinstance(a, torch.Tensor): assert a == b
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    learn = usual(folder)
+    learn.fit(N_EPOCHS)
+    return ended(learn, folder)
+
+def check_files(folder):
+    "Every file is whole, and there is no other"
+    names = {p.name for p in folder.iterdir()}
+    assert names <= set(FILES)
+    if 'run.pt' in names: read_checkpoint(folder/'run.pt')
+    if 'best.pt' in names: torch.load(folder/'best.pt', weights_only=True)
+    if 'log.csv' in names: assert all(len(r) > 3 for r in _read_log(folder/'log.csv'))
+
+def check_sane(learn, trained, handlers):
+    "Nothing of the fit is left in the learner or in torch"
+    same_bits(dict(learn.model.state_dict()), dict(trained.state))
+    assert not learn.fitting and type(learn.world) is World and not learn.verbs
+    assert learn.dl is None and {*learn.active} == {*learn.cbs}
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
+    for m in learn.model.modules():
+        hooks = [v for k, v in vars(m).items() if k.endswith('_hooks')]
+        assert hooks and not any(hooks)
+    for p in learn.model.parameters(): assert not p._backward_hooks
+    assert [signal.getsignal(s) for s in SIGNALS] == handlers
+    assert not [bar for bar in tqdm._instances if not bar.disable]
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+class PowerFailure(Exception): pass
+
+def strikes(kind):
+    def strike(): raise kind('at this place')
+    return strike
+
+PLACES = [(event, phase, order) for event in EVENTS for order in (-4000, 4000)
+          for phase in ('train', 'valid')
+          if phase == 'train' or event.endswith(('_phase', '_batch', 'predict', 'loss'))]
+
+@pytest.mark.parametrize('event, phase, order', PLACES)
+@pytest.mark.parametrize('kind', [PowerFailure, KeyboardInterrupt])
+def test_an_error_at_any_event(tmp_path, undisturbed, kind, event, phase, order):
+    """A new learner goes on after an error; after Ctrl-C the same one does, as in a
+    notebook"""
+    trained = TrainedCB()
+    fault = FaultCB(event, strikes(kind), phase, order)
+    learn = usual(tmp_path)
+    handlers = [signal.getsignal(s) for s in SIGNALS]
+    dice = random_state()
+    with pytest.raises(kind, match='at this place'):
+        learn.fit(N_EPOCHS, cbs=[trained, fault])
+    check_files(tmp_path)
+    check_sane(learn, trained, handlers)
+    begun = (tmp_path/'run.pt').exists()
+    if kind is PowerFailure: learn = usual(tmp_path)
+    if begun: set_seed(random.randrange(1000))
+    else: set_random_state(dice)
+    learn.fit(N_EPOCHS)
+    same_bits(ended(learn, tmp_path), undisturbed)
+
+
+# ---- in processes of their own -------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(
+    not forked.CAN_FORK or not hasattr(signal, 'SIGKILL'), reason='needs fork, SIGKILL')
+
+def in_a_process(target, *args, timeout=120):
+    "Call `target` of fault_runs in a forked process -> its exit code"
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([*forked.PRELOAD, 'fault_runs'])
+    process = context.Process(target=target, args=args)
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill(), process.join()
+        raise TimeoutError(f'{target.__name__}{args} took longer than {timeout} s')
+    return process.exitcode
+
+def goes_on(folder, undisturbed):
+    "A new learner ends as if nothing had happened"
+    learn = usual(folder)
+    if (folder/'run.pt').exists(): set_seed(random.randrange(1000))
+    learn.fit(N_EPOCHS)
+    same_bits(ended(learn, folder), undisturbed)
+
+@needs_fork
+@pytest.mark.parametrize('event', EVENTS)
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGTERM'])
+def test_a_signal_at_any_event(tmp_path, undisturbed, name, event):
+    number, i = getattr(signal, name), EVENTS.index(event)
+    inside = event.endswith(('_phase', '_batch', 'predict', 'loss'))
+    phase, order = 'valid' if inside and i % 2 else 'train', 4000*(-1)**(i//2)
+    code = in_a_process(signalled, str(tmp_path), number, event, phase, order)
+    assert code == -number
+    check_files(tmp_path)
+    goes_on(tmp_path, undisturbed)
+
+@needs_fork
+@pytest.mark.parametrize('half', [False, True])
+@pytest.mark.parametrize('name', FILES)
+def test_killed_while_writing(tmp_path, undisturbed, name, half):
+    "The earlier file is whole, and nothing unfinished is left once the run has gone on"
+    code = in_a_process(killed_while_writing, str(tmp_path), name, 2, half)
+    assert code == -signal.SIGKILL
+    unfinished = [p for p in tmp_path.iterdir() if p.name not in FILES]
+    assert [p.suffix for p in unfinished] == [(tmp_path/name).suffix]
+    for p in unfinished: p.rename(tmp_path.parent/p.name)
+    check_files(tmp_path)
+    for p in unfinished: (tmp_path.parent/p.name).rename(p)
+    goes_on(tmp_path, undisturbed)

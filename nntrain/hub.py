@@ -70,12 +70,12 @@ def _no_dataset(problem):
 
 def _downloaded():
     "The data set, downloaded; files that cannot be read are downloaded once more"
-    import datasets
+    import datasets, pyarrow
     def load(mode=None): return datasets.load_dataset(_HUB_ID, download_mode=mode)
+    unreadable = datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException
     try:
         try: return load()
-        except datasets.exceptions.DatasetGenerationError:
-            return load('force_redownload')
+        except unreadable: return load('force_redownload')
     except Exception as e:
         cause = e.__cause__ or e
         said = ' '.join(str(cause).split()).rstrip('.')

@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 from errno import EFBIG, ENOSPC, EROFS
 
 import forked
 import pytest
 import torch
+from fault_hub import Hub, client, hub_files
 from fault_runs import (FILES, N_EPOCHS, FaultCB, TrainedCB, disk_bad_for_a_while,
                         ended, killed_while_writing, on_a_bad_disk, report, signalled,
                         usual)
@@ -213,3 +215,109 @@ def test_a_disk_that_is_bad_for_a_while(tmp_path, undisturbed, how):
     assert error is not None and names == FILES
     same_bits(state, trained)
     same_bits(end, undisturbed)
+
+
+# ---- a hub that refuses, hangs, sends half; and two that fill one cache ---------------
+
+class Client:
+    "Asks a hub for Fashion-MNIST, in a process of its own"
+    def __init__(self, hub, home):
+        self.home = home
+        self.pipe, theirs = forking().Pipe()
+        self.process = forking().Process(
+            target=client, args=(theirs, hub.address, str(home)), daemon=True)
+        self.process.start()
+        theirs.close()
+    def send(self, source): self.pipe.send(source)
+    def hear(self, timeout=120):
+        assert self.pipe.poll(timeout), 'the client does not answer'
+        return self.pipe.recv()
+    def ask(self, source): self.send(source); return self.hear()
+    def files(self):
+        "Those of the data set that a later download would use, and the user's"
+        paths = {p.relative_to(self.home): p for p in self.home.rglob('*')}
+        return {str(name) for name, p in paths.items()
+                if p.is_file() and p.suffix not in ('.lock', '.incomplete')}
+    def forget(self):
+        for folder in 'hub/datasets--zalando-datasets--fashion_mnist', (
+            'datasets/zalando-datasets___fashion_mnist'):
+            shutil.rmtree(self.home/folder, ignore_errors=True)
+
+@pytest.fixture(scope='module')
+def hub():
+    with Hub(hub_files()) as server:
+        yield server
+        server.shutdown()
+
+@pytest.fixture(scope='module')
+def clients(hub, tmp_path_factory):
+    "Two, with one cache, which also holds what is the user's own"
+    home = tmp_path_factory.mktemp('cache')
+    for name in 'hub/datasets--mine/blobs/a', 'datasets/mine/data.arrow', 'token':
+        (home/name).parent.mkdir(parents=True, exist_ok=True)
+        (home/name).write_text('mine')
+    both = Client(hub, home), Client(hub, home)
+    for one in both: assert one.hear() == 'ready'
+    yield both
+    for one in both:
+        one.send(None)
+        one.process.join(20)
+        one.process.kill()
+
+@pytest.fixture
+def asking(hub, clients):
+    "The first client, with an empty cache and a hub in order"
+    hub.mode = 'ok'
+    clients[0].forget()
+    yield clients[0]
+    hub.mode = 'ok'
+    for name in 'hub/datasets--mine/blobs/a', 'datasets/mine/data.arrow', 'token':
+        assert (clients[0].home/name).read_text() == 'mine'
+
+TROUBLE = {  # what a message says
+    'close': 'cannot be reached', '404': 'answered with status 404',
+    '500': 'answered with status 500', 'page': 'a page of another kind',
+    'hang': 'cannot be reached (ReadTimeout', 'half': 'the download failed (',
+    'truncated': 'the download failed (', 'truncated, no types': 'the download failed (',
+    'hanging file': 'the download failed ('}
+
+@needs_fork
+@pytest.mark.parametrize('mode', TROUBLE)
+def test_a_hub_that_fails(hub, asking, mode):
+    """Who names the hub gets one sentence; `auto` draws clothes, and says why; a later
+    try succeeds"""
+    hub.mode = mode
+    said = asking.ask('hub')
+    assert 'ConnectionError' in said['kinds'] and 'OSError' in said['kinds'], said
+    text = said['text']
+    assert text.startswith('no Fashion-MNIST from the Hugging Face hub: '), text
+    assert TROUBLE[mode] in text and text.endswith('set NNTRAIN_DATA=FOLDER.'), text
+    assert '\n' not in text and '..' not in text and not said['notices'], text
+    if mode == '404' or mode.startswith('truncated'):
+        said = asking.ask('auto')
+        assert said['source'] == 'toy' and len(said['notices']) == 1, said
+        assert TROUBLE[mode] in said['notices'][0]
+    hub.mode = 'ok'
+    for source in 'hub', 'auto':
+        said = asking.ask(source)
+        assert said.get('source') == 'hub' and not said['notices'], said
+        assert {k: n for k, (n, *_) in said['sums'].items()} == dict(train=60, test=20)
+
+@needs_fork
+def test_a_cache_that_is_whole_asks_nobody(hub, asking):
+    assert asking.ask('hub')['source'] == 'hub'
+    before, hub.mode = asking.files(), 'close'
+    assert asking.ask('auto')['source'] == 'hub' and asking.files() == before
+
+@needs_fork
+def test_two_processes_that_fill_one_cache(hub, asking, clients):
+    "Both get all data, and so does a third who comes later; each file was fetched once"
+    hub.mode, hub.gets[:] = 'slow', []
+    for one in clients: one.send('hub')
+    first, second = (one.hear() for one in clients)
+    assert first == second and first['source'] == 'hub', (first, second)
+    assert sorted(hub.gets) == sorted(set(hub.gets))
+    hub.mode = 'close'
+    assert asking.ask('hub') == first
+    assert not [p for p in asking.home.rglob('*') if '.incomplete' in p.name and
+                p.suffix != '.lock']

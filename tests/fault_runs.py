@@ -3,6 +3,7 @@ every process that is to be killed imports this file"""
 import contextlib
 import copy
 import ctypes
+import io
 import os
 import pickle
 import signal
@@ -234,3 +235,20 @@ def disk_bad_for_a_while(folder, how, event):
     learn = usual(folder)
     learn.fit(N_EPOCHS)
     return error, sane, names, ended(learn, folder)
+
+
+def command_on_a_bad_disk(folder, how):
+    "Exit status of nntrain_fit, its lines on stderr, and what is in the folder"
+    from nntrain import command, sources
+    folder = Path(folder)
+    try: disk = Disk(folder, how)
+    except OSError as e: return f'no mount here: {e}'
+    draw = sources.draw_clothes
+    sources.draw_clothes = lambda n, seed: draw(2000, seed)
+    os.environ['NNTRAIN_BUDGET'] = 'quick'
+    words = '--source toy --model mlp --epochs 1 --device cpu --out'.split()
+    disk.spoil()
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        code = command.nntrain_fit([*words, str(folder)])
+    files = [p.name for p in folder.rglob('*') if p.is_file() and p.name != 'filler']
+    return code, err.getvalue().splitlines(), files

@@ -12,9 +12,9 @@ import forked
 import pytest
 import torch
 from fault_hub import Hub, client, hub_files
-from fault_runs import (FILES, N_EPOCHS, FaultCB, TrainedCB, disk_bad_for_a_while,
-                        ended, killed_while_writing, on_a_bad_disk, report, signalled,
-                        usual)
+from fault_runs import (FILES, N_EPOCHS, FaultCB, TrainedCB, command_on_a_bad_disk,
+                        disk_bad_for_a_while, ended, killed_while_writing,
+                        on_a_bad_disk, report, signalled, usual)
 from tqdm import tqdm
 
 from nntrain.checkpoint_file import read_checkpoint
@@ -100,6 +100,20 @@ def test_an_error_at_any_event(tmp_path, undisturbed, kind, event, phase, order)
     learn.fit(N_EPOCHS)
     same_bits(ended(learn, tmp_path), undisturbed)
 
+@pytest.mark.parametrize('event', ['after_backward', 'cleanup_phase', 'after_epoch'])
+def test_the_best_weights_come_back_after_ctrl_c(tmp_path, event):
+    "They are in the model then, and the run goes on from the trained ones all the same"
+    (tmp_path/'whole').mkdir(), (tmp_path/'cut').mkdir()
+    whole = usual(tmp_path/'whole', restore=True)
+    whole.fit(N_EPOCHS)
+    learn = usual(tmp_path/'cut', restore=True)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(N_EPOCHS, cbs=[FaultCB(event, strikes(KeyboardInterrupt))])
+    best = torch.load(tmp_path/'cut/best.pt', weights_only=True)
+    same_bits(dict(learn.model.state_dict()), dict(best))
+    learn.fit(N_EPOCHS)
+    same_bits(ended(learn, tmp_path/'cut'), ended(whole, tmp_path/'whole'))
+
 
 # ---- in processes of their own -------------------------------------------------------
 
@@ -174,7 +188,8 @@ def heard_from(target, *args, timeout=120):
     if isinstance(said, str): pytest.skip(said)
     return said
 
-BAD = ['full', 'read-only', 'limited']
+REASONS = {'full': os.strerror(ENOSPC), 'read-only': os.strerror(EROFS),
+           'limited': os.strerror(EFBIG)}
 
 @pytest.fixture(scope='module')
 def said_on(tmp_path_factory):
@@ -187,7 +202,7 @@ def said_on(tmp_path_factory):
     return ask
 
 @needs_fork
-@pytest.mark.parametrize('how', BAD)
+@pytest.mark.parametrize('how', REASONS)
 @pytest.mark.parametrize('name', [
     *(pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=(
         'write_whole passes on what the writer said: a RuntimeError of torch.save, '
@@ -199,13 +214,12 @@ def test_a_file_that_cannot_be_written(said_on, name, how):
     error, unchanged = said_on(how)[name]
     assert unchanged
     kinds, number, text = error
-    reason = os.strerror(dict(zip(BAD, [ENOSPC, EROFS, EFBIG]))[how])
     assert OSError in kinds and number is not None, error
-    assert name in text and reason in text, text
+    assert name in text and REASONS[how] in text, text
     assert 'unfinished' not in text and '.part' not in text and '\n' not in text, text
 
 @needs_fork
-@pytest.mark.parametrize('how', BAD)
+@pytest.mark.parametrize('how', REASONS)
 def test_a_disk_that_is_bad_for_a_while(tmp_path, undisturbed, how):
     "The fit ends with the trained weights in the model, and goes on once there is room"
     event = {'full': 'before_epoch', 'read-only': 'after_backward',
@@ -215,6 +229,17 @@ def test_a_disk_that_is_bad_for_a_while(tmp_path, undisturbed, how):
     assert error is not None and names == FILES
     same_bits(state, trained)
     same_bits(end, undisturbed)
+
+@needs_fork
+@pytest.mark.parametrize('how', [
+    'read-only', *(pytest.param(how, marks=pytest.mark.xfail(strict=True, reason=(
+        'write_whole does not name the file'))) for how in ('full', 'limited'))])
+def test_the_command_on_a_bad_disk(tmp_path, how):
+    "Exit status 2 and one line with the reason; no file is left"
+    code, lines, files = heard_from(command_on_a_bad_disk, str(tmp_path), how)
+    (line,) = lines
+    assert code == 2 and line.startswith('nntrain_fit: error: ') and files == []
+    assert REASONS[how] in line and str(tmp_path) in line, line
 
 
 # ---- a hub that refuses, hangs, sends half; and two that fill one cache ---------------

@@ -70,6 +70,9 @@ def agree(
     dist.broadcast_object_list(box, src=0)
     return box[1] if box[0] is None else _broadcast(value, *box[0])
 
+# %% ../nbs/18_distributed.ipynb #79d6e209
+#| code-summary: "Code of _broadcast: the tensor of the main process, in all processes"
+#| code-fold: true
 def _broadcast(t, shape, dtype):   # `t` is that of the main process
     near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
     device = 'cpu' if near else torch.accelerator.current_accelerator()

@@ -96,7 +96,8 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         for name, data in self.server.files.items():
             folder, _, base = name.rpartition('/')
             if folder == under:
-                rows[name] = dict(type='file', path=name, size=len(data), oid=_tag(data))
+                rows[name] = dict(
+                    type='file', path=name, size=len(data), oid=_tag(data))
             elif not under:
                 rows[folder] = dict(type='directory', path=folder, size=0, oid='b'*40)
         return list(rows.values())
@@ -109,7 +110,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         if self.server.mode == 'truncated, no types':
             data = data.replace(TYPES.encode(), b'')
         tag, mode = _tag(data), self.server.mode*name.endswith('.parquet')
-        if mode.startswith('truncated'): data = data[:len(data)//2]    # and nobody notices
+        if mode.startswith('truncated'): data = data[:len(data)//2]   # nobody notices
         self.send(data, tag=tag, sent=len(data)//2 if mode == 'half' else None)
 
     def send(self, body, status=200, kind='application/json', tag=None, sent=None):
@@ -151,8 +152,8 @@ def client(pipe, address, home):
             warnings.simplefilter('always')
             try:
                 data = sources.fashion_tensors(source)
-                sums = {k: (len(y), zlib.crc32(x.numpy().tobytes()),
-                            zlib.crc32(y.numpy().tobytes())) for k, (x, y) in data.items()}
+                sums = {k: (len(y), *(zlib.crc32(t.numpy().tobytes()) for t in (x, y)))
+                        for k, (x, y) in data.items()}
                 said = dict(source=data.source, sums=sums)
             except Exception as e:
                 said = dict(kinds=[k.__name__ for k in type(e).__mro__], text=str(e))

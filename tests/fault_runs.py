@@ -1,5 +1,5 @@
-"""A small fit with all that is usual, and faults that strike in it; without pytest, since
-every process that is to be killed imports this file"""
+"""A small fit with all that is usual, and faults that strike in it; without pytest,
+since every process that is to be killed imports this file"""
 import contextlib
 import copy
 import ctypes
@@ -107,7 +107,7 @@ def signalled(folder, number, event, phase, order):
 
 
 def killed_while_writing(folder, name, nth, half):
-    "Train until the file `name` is written for the nth time: die before it has its name"
+    "Train until the file `name` is written for the nth time: die before it has it"
     quiet()
     replace, left = os.replace, [nth]
     def dies(beside, path):

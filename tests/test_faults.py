@@ -75,9 +75,10 @@ def strikes(kind):
     def strike(): raise kind('at this place')
     return strike
 
+INSIDE = '_phase', '_batch', 'predict', 'loss'    # also in a validation
 PLACES = [(event, phase, order) for event in EVENTS for order in (-4000, 4000)
           for phase in ('train', 'valid')
-          if phase == 'train' or event.endswith(('_phase', '_batch', 'predict', 'loss'))]
+          if phase == 'train' or event.endswith(INSIDE)]
 
 @pytest.mark.parametrize('event, phase, order', PLACES)
 @pytest.mark.parametrize('kind', [PowerFailure, KeyboardInterrupt])
@@ -147,8 +148,8 @@ def goes_on(folder, undisturbed):
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGTERM'])
 def test_a_signal_at_any_event(tmp_path, undisturbed, name, event):
     number, i = getattr(signal, name), EVENTS.index(event)
-    inside = event.endswith(('_phase', '_batch', 'predict', 'loss'))
-    phase, order = 'valid' if inside and i % 2 else 'train', 4000*(-1)**(i//2)
+    phase = 'valid' if event.endswith(INSIDE) and i % 2 else 'train'
+    order = 4000*(-1)**(i//2)
     code = in_a_process(signalled, str(tmp_path), number, event, phase, order)
     assert code == -number
     check_files(tmp_path)
@@ -197,7 +198,8 @@ def said_on(tmp_path_factory):
     said = {}
     def ask(how):
         if how not in said:
-            said[how] = heard_from(on_a_bad_disk, str(tmp_path_factory.mktemp(how)), how)
+            folder = str(tmp_path_factory.mktemp(how))
+            said[how] = heard_from(on_a_bad_disk, folder, how)
         return said[how]
     return ask
 
@@ -242,7 +244,7 @@ def test_the_command_on_a_bad_disk(tmp_path, how):
     assert REASONS[how] in line and str(tmp_path) in line, line
 
 
-# ---- a hub that refuses, hangs, sends half; and two that fill one cache ---------------
+# ---- a hub that refuses, hangs, sends half; two that fill one cache ------------------
 
 class Client:
     "Asks a hub for Fashion-MNIST, in a process of its own"
@@ -303,8 +305,8 @@ TROUBLE = {  # what a message says
     'close': 'cannot be reached', '404': 'answered with status 404',
     '500': 'answered with status 500', 'page': 'a page of another kind',
     'hang': 'cannot be reached (ReadTimeout', 'half': 'the download failed (',
-    'truncated': 'the download failed (', 'truncated, no types': 'the download failed (',
-    'hanging file': 'the download failed ('}
+    'truncated': 'the download failed (',
+    'truncated, no types': 'the download failed (', 'hanging file': 'the download failed ('}
 
 @needs_fork
 @pytest.mark.parametrize('mode', TROUBLE)

@@ -305,8 +305,8 @@ TROUBLE = {  # what a message says
     'close': 'cannot be reached', '404': 'answered with status 404',
     '500': 'answered with status 500', 'page': 'a page of another kind',
     'hang': 'cannot be reached (ReadTimeout', 'half': 'the download failed (',
-    'truncated': 'the download failed (',
-    'truncated, no types': 'the download failed (', 'hanging file': 'the download failed ('}
+    'truncated': 'the download failed (', 'hanging file': 'the download failed (',
+    'truncated, no types': 'the download failed ('}
 
 @needs_fork
 @pytest.mark.parametrize('mode', TROUBLE)

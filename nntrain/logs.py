@@ -112,10 +112,12 @@ class CSVLogCB(Callback):
         append:bool=False  # keep the rows that are in it? (not with a checkpoint)
     ): self.path, self.append = _file(path), append
     def before_fit(self, learn):
+        if 'train' not in learn.phases: return            # the file stays as it is
         self.path.parent.mkdir(parents=True, exist_ok=True)
         old = self.append and self.path.exists()
         self.earlier = _read_log(self.path) if old else []
     def after_epoch(self, learn):
+        if 'train' not in learn.phases: return
         write_whole(self.path, partial(_write_rows, self.earlier + learn.history))
 
 # %% ../nbs/16_callbacks.ipynb #8fa64103

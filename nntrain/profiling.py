@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from fastcore.basics import patch
 
-from .budgets import _sync
+from .budgets import _sync as _wait_for
 from .callback import Callback
 from .checks import whole
 from .files import _file, write_whole
@@ -103,7 +103,7 @@ def _end(self:ProfileCB, learn):
     learn.verbs.update(self.verbs)
     del self.verbs
     self.profile.__exit__(None, None, None)
-    _sync(learn.device)
+    _wait_for(learn.device)
     self.spans = [(part, _ms(begin, end)) for part, begin, end in self.spans]
     if self.trace is None: return
     self.trace.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class ThroughputCB(ColumnsCB):
 
 @patch
 def _now(self:ThroughputCB, learn):
-    _sync(learn.device)                      # a GPU first does what is queued
+    _wait_for(learn.device)                  # a GPU first does what is queued
     return time.perf_counter()
 
 @patch

@@ -13,6 +13,7 @@ __all__ = ['TensorBoardTracker', 'CSVTracker', 'WandbTracker', 'MLflowTracker']
 #| code-fold: true
 import importlib
 import json
+import time
 from functools import partial
 
 from fastcore.basics import patch
@@ -104,9 +105,10 @@ class MLflowTracker:
         if known is None: known = self._new_run(settings)
         self.id = known.info.run_id
     def __call__(self, numbers, step):
-        for name, value in numbers.items():
-            if (name, step) in self.seen: continue
-            self.client.log_metric(self.id, name, value, step=step)
+        make, now = _needed('mlflow.entities').Metric, int(1000*time.time())
+        self.client.log_batch(self.id, [
+            make(name, value, now, step) for name, value in numbers.items()
+            if (name, step) not in self.seen])
     def close(self, failed):
         self.client.set_terminated(self.id, 'FAILED' if failed else 'FINISHED')
         del self.client

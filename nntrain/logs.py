@@ -77,7 +77,7 @@ def run_settings(
     return _flat('', found)
 
 # %% ../nbs/16_callbacks.ipynb #8fa64102
-#| code-summary: "CSVLogCB, and how tables are read and written"
+#| code-summary: "CSVLogCB, TrackerCB and LearningRateCB"
 #| code-fold: true
 def _read_log(path, key='epoch'):
     "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
@@ -120,9 +120,6 @@ class CSVLogCB(Callback):
         if 'train' not in learn.phases: return
         write_whole(self.path, partial(_write_rows, self.earlier + learn.history))
 
-# %% ../nbs/16_callbacks.ipynb #8fa64103
-#| code-summary: "TrackerCB and LearningRateCB"
-#| code-fold: true
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True

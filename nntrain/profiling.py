@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['ProfileCB', 'ThroughputCB']
 
 # %% ../nbs/16_callbacks.ipynb #4cb16376
-#| code-summary: "Imports of the module; clocks for CPU and GPU, and a loader that is timed"
+#| code-summary: "Imports of the module, and ProfileCB"
 #| code-fold: true
 import sys
 import time
@@ -48,9 +48,6 @@ class _TimedLoader:
             self.cb.loaded = begin, _mark(self.device)
             yield batch
 
-# %% ../nbs/16_callbacks.ipynb #4cb16377
-#| code-summary: "ProfileCB"
-#| code-fold: true
 _PARTS = dict(predict='forward', get_loss='loss', backward='backward', step='step',
               zero_grad='step')
 
@@ -151,7 +148,7 @@ def plot(self:ProfileCB,
     parts = self.parts()
     if ax is None:
         import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(4.5, 2.6), layout='constrained')[1]
+        ax = plt.subplots(figsize=(4.5, 2.3), layout='constrained')[1]
     total = sum(parts.values())
     bars = ax.barh([*parts], [*parts.values()], color=COLORS[0])
     ax.bar_label(bars, [f'{ms:.1f} ms, {ms/total:.0%}' for ms in parts.values()],

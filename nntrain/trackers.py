@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['TensorBoardTracker', 'CSVTracker', 'WandbTracker', 'MLflowTracker']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64105
-#| code-summary: "Imports of the module, and a check that a package is there"
+#| code-summary: "Imports of the module; TensorBoardTracker and CSVTracker"
 #| code-fold: true
 import importlib
 import json
@@ -27,9 +27,6 @@ def _needed(package, module=None):
         raise ImportError(f"this tracker needs the package {package}: "
                           f"pip install 'nntrain[{package}]'") from e
 
-# %% ../nbs/16_callbacks.ipynb #8fa64106
-#| code-summary: "TensorBoardTracker and CSVTracker"
-#| code-fold: true
 class TensorBoardTracker:
     "Report to TensorBoard; `tensorboard --logdir FOLDER` shows the curves"
     def __init__(self,

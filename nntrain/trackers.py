@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['TensorBoardTracker', 'CSVTracker', 'WandbTracker', 'MLflowTracker']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64105
-#| code-summary: "Imports of the module; TensorBoardTracker and CSVTracker"
+#| code-summary: "Imports of the module, and the four trackers"
 #| code-fold: true
 import importlib
 import json
@@ -65,9 +65,6 @@ class CSVTracker:
         write_whole(self.path, partial(_write_rows, self.rows.values()))
     def close(self, failed): pass
 
-# %% ../nbs/16_callbacks.ipynb #8fa64107
-#| code-summary: "WandbTracker and MLflowTracker"
-#| code-fold: true
 class WandbTracker:
     "Report to Weights & Biases"
     def __init__(self,

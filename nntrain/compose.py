@@ -74,7 +74,7 @@ def _check_inputs(parts, who):
             raise ValueError(f'{who}: {name} asks for {key!r}, '
                              f'which no earlier part makes: {fix}')
     if not any('p' in read_part(part)[0] for part in parts):
-        raise ValueError(f'{who}: no part asks for p, so nothing would move: add a step')
+        raise ValueError(f'{who}: no part asks for p, so nothing moves: add a step')
 
 def collect_hypers(
     parts,       # functions, in the order in which they run

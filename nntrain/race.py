@@ -127,7 +127,8 @@ def _check(network, seconds, racers):
 
 def _so_far(path, budget):
     "What was run so far, which only runs of the same budget may extend"
-    race, name = read_race(path), getattr(budget, 'name', None) or named_budget(budget).name
+    name = getattr(budget, 'name', None) or named_budget(budget).name
+    race = read_race(path)
     if race.setdefault('budget', name) != name:
         raise ValueError(f'{path} holds runs of the {race["budget"]} budget, and those '
                          f'of the {name} one cannot be compared with them: say '

@@ -672,7 +672,7 @@ def test_a_weight_that_the_first_and_the_last_layer_share_is_not_an_inner_one():
             if rule(name, p) == 'inner'] == ['1.weight', '2.weight']
     model[2].weight = nn.Parameter(model[1].weight.T.clone())
     model[1], model[2] = nn.Linear(4, 4), nn.Linear(4, 4)
-    model[2].weight = model[1].weight                # an inner one is shared: still inner
+    model[2].weight = model[1].weight                # shared, but by inner layers
     rule = inner_weights(model)
     assert [name for name, p in model.named_parameters()
             if rule(name, p) == 'inner'] == ['1.weight']

@@ -103,7 +103,11 @@ def signalled(folder, number, event, phase, order):
     "Train until the process sends itself a signal at an event"
     quiet()
     fault = FaultCB(event, lambda: os.kill(os.getpid(), number), phase, order)
-    usual(Path(folder), fault).fit(N_EPOCHS)
+    learn = usual(Path(folder), fault)
+    if number == signal.SIGTERM:        # no other checkpoint inside of an epoch
+        cb = next(cb for cb in learn.cbs if isinstance(cb, CheckpointCB))
+        cb.every_batches = None
+    learn.fit(N_EPOCHS)
 
 
 def killed_while_writing(folder, name, nth, half):

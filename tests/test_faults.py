@@ -154,8 +154,14 @@ def test_a_signal_at_any_event(tmp_path, undisturbed, name, event):
     phase = 'valid' if event.endswith(INSIDE) and i % 2 else 'train'
     order = 4000*(-1)**(i//2)
     code = in_a_process(signalled, str(tmp_path), number, event, phase, order)
-    assert code == -number
     check_files(tmp_path)
+    if name == 'SIGKILL': assert code == -number
+    else:       # a checkpoint at the end of the batch, or of the phase without steps
+        assert code == 128 + number
+        found = read_checkpoint(tmp_path/'run.pt')
+        first, last = {'before_fit': [(0, 1)]*2, 'after_fit': [(3, 0)]*2,
+                       'cleanup_fit': [(3, 0)]*2}.get(event, [(1, 1), (2, 1)])
+        assert first <= (found['epoch'], found['batch']) <= last
     goes_on(tmp_path, undisturbed)
 
 @needs_fork

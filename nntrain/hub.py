@@ -78,8 +78,8 @@ def _downloaded():
         except unreadable: return load('force_redownload')
     except Exception as e:
         cause = e.__cause__ or e
-        said = ' '.join(str(cause).split()).rstrip('.')
-        raise _no_dataset(f'the download failed ({type(cause).__name__}: {said})') from e
+        said = ' '.join(f'{type(cause).__name__}: {cause}'.split()).rstrip('.')
+        raise _no_dataset(f'the download failed ({said})') from e
 
 @functools.lru_cache(1)
 def hub_dataset():  # datasets.DatasetDict, the same object at each call

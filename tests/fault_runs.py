@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import signal
+import sys
 import traceback
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,7 @@ def killed_while_writing(folder, name, nth, half):
 
 def _own_mounts():
     "From now on this process may mount; nobody else sees it. OSError if it may not"
+    if sys.platform != 'linux': raise OSError('this is done on Linux only')
     libc, new_user, new_mounts = ctypes.CDLL(None, use_errno=True), 0x10000000, 0x20000
     def call(name, *args):
         if getattr(libc, name)(*args): raise OSError(ctypes.get_errno(), name)

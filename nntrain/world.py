@@ -33,7 +33,7 @@ def part_of(
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
 
 # %% ../nbs/18_distributed.ipynb #ec712901
-#| code-summary: "Code of world_size and is_main"
+#| code-summary: "Code of world_size and is_main, and of a broadcast"
 #| code-fold: true
 def _launched()->bool:  # by torchrun, which `accelerate launch` uses?
     return dist.is_available() and dist.is_torchelastic_launched()
@@ -47,6 +47,14 @@ def is_main()->bool:
     "Is this the process that prints and saves? A process on its own is"
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
+
+def _broadcast(t, shape, dtype):   # `t` is that of the main process
+    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
+    device = 'cpu' if near else torch.accelerator.current_accelerator()
+    if t is None: t = torch.empty(shape, dtype=dtype)
+    t = t.detach().to(device).contiguous()
+    dist.broadcast(t, 0)
+    return t.cpu()
 
 # %% ../nbs/18_distributed.ipynb #f5d01b5f
 def all_sum(
@@ -69,17 +77,6 @@ def agree(
     box = [form, None if form else value]
     dist.broadcast_object_list(box, src=0)
     return box[1] if box[0] is None else _broadcast(value, *box[0])
-
-# %% ../nbs/18_distributed.ipynb #79d6e209
-#| code-summary: "Code of _broadcast: the tensor of the main process, in all processes"
-#| code-fold: true
-def _broadcast(t, shape, dtype):   # `t` is that of the main process
-    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
-    device = 'cpu' if near else torch.accelerator.current_accelerator()
-    if t is None: t = torch.empty(shape, dtype=dtype)
-    t = t.detach().to(device).contiguous()
-    dist.broadcast(t, 0)
-    return t.cpu()
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
 #| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"

@@ -171,6 +171,6 @@ def test_sigterm_for_a_loaders_workers_as_well(live, tmp_path):
     for n, place in (1, (0, 1)), (3, (0, 4)), (5, (1, 0)), (8, (2, 0)):
         codes, _ = live(folder, 1, kill=[[0], 'batch', n], term=True, **kwargs)
         assert codes == [TERMED], errors(folder)
-        assert check_file(folder, states) == place     # after validation, if it came in it
+        assert check_file(folder, states) == place   # after a validation
     assert live(folder, 1, **kwargs)[0] == [0], errors(folder)
     same_bits(ends(folder, 1), expected)

@@ -157,3 +157,8 @@ def nntrain_fit(
         _say(f'error: {" ".join(str(e).split())}')
         return 2
     return 0
+
+# %% ../nbs/23_recipe.ipynb #e2a0f020
+#| code-fold: true
+#| code-summary: "Also as a module: python -m nntrain.command, torchrun -m nntrain.command"
+if __name__ == '__main__' and __spec__ is not None: sys.exit(nntrain_fit())

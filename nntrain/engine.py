@@ -23,8 +23,8 @@ from .callbacks import StopOnNonFiniteCB
 from .checkpoint import CheckpointCB
 from .clip import GradientClipCB
 from .distributed import AccelerateCB
-from .launch import started
 from .learner import Learner
+from .meeting import started
 from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
 from .prepare import DeviceCB

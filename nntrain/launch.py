@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['started', 'meet', 'own_device', 'launch']
+__all__ = ['STORE', 'launch']
 
 # %% ../nbs/23_recipe.ipynb #e2a0f001
 #| code-fold: true
-#| code-summary: "Imports of the module that starts processes"
+#| code-summary: "Imports of the module that starts processes (no torch: they start at once)"
 import contextlib
 import os
 import pickle
@@ -24,92 +24,30 @@ import time
 import traceback
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from .processes import _loopback
-from .world import _launched, agree, is_main, world_size
-
-_STORE, _OUTCOME = 'NNTRAIN_STORE', 'NNTRAIN_OUTCOME'
-
-# %% ../nbs/23_recipe.ipynb #e2a0f012
-#| code-fold: true
-#| code-summary: "Code of started and meet: how many are we, and how do we find each other?"
-def started()->int:
-    "How many processes were started to train as one, this one included"
-    if world_size() > 1 or not (_launched() or _STORE in os.environ):
-        return world_size()
-    return int(os.environ['WORLD_SIZE'])
-
-def meet(
-    device:str='cpu'  # the kind of device that they train on
-)->None:
-    "Join the processes that `launch`, torchrun or accelerate has started, if any"
-    if started() == world_size(): return
-    rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    if int(os.environ.get('LOCAL_WORLD_SIZE', size)) == size: # all on this machine
-        for name, interface in _interfaces().items():
-            os.environ.setdefault(name, interface)
-    backend = 'gloo' if device == 'cpu' else 'cpu:gloo,cuda:nccl'
-    place = os.environ.get(_STORE, 'env://')
-    dist.init_process_group(backend, init_method=place, rank=rank, world_size=size)
-
-def _interfaces():
-    "What keeps the connections on this machine"
-    gloo = _loopback()
-    return gloo | {'NCCL_SOCKET_IFNAME': name for name in gloo.values()}
-
-def own_device(
-    device  # the kind that was asked for, such as torch.device('cuda')
-)->torch.device:
-    "The device of this process: one of several processes has a GPU of its own"
-    if started() == 1 or device.type == 'cpu': return device
-    n, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
-    if device.type != 'cuda' or n > there:
-        raise ValueError(
-            f'{n} processes need as many CUDA GPUs, and there are {there}: start '
-            f'fewer, or train on the CPU (--device cpu)')
-    torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    return torch.device('cuda', torch.cuda.current_device())
-
-@contextlib.contextmanager
-def _only_main_prints():
-    with open(os.devnull, 'w') as nowhere, contextlib.ExitStack() as stack:
-        if not is_main(): stack.enter_context(contextlib.redirect_stdout(nowhere))
-        yield
-
-def _agreed(make):
-    "What `make()` gives in the main process; its OSError is that of all"
-    def attempt():
-        try: return make()
-        except OSError as e: return e
-    made = agree(attempt)
-    if isinstance(made, OSError): raise made
-    return made
+STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
 
 # %% ../nbs/23_recipe.ipynb #e2a0f013
 #| code-fold: true
 #| code-summary: "Code of a process that was started: it leaves what came out, and ends with its parent"
-# until torch is loaded, a Ctrl-C that is passed on ends it without a word
-_MEMBER = ('import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); '
-           'from nntrain.launch import _member; _member()')
+_MEMBER = 'from nntrain.launch import _member; _member()'
 
 def _member():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     returned, error, text = None, None, ''
     try:
+        sys.path[:] = pickle.load(sys.stdin.buffer)      # to find the function
         function, args = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         returned = function(*args)
     except BaseException as e: error, text = e, traceback.format_exc()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # it is over
     outcome = time.time(), returned, error, text
-    Path(os.environ[_OUTCOME]).write_bytes(_pickled(outcome))
+    Path(sys.argv[1]).write_bytes(_pickled(outcome))
     sys.stderr.flush()
-    os._exit(error is not None)   # the others may be gone: say goodbye to nobody
+    os._exit(error is not None)    # without goodbyes: the others may be gone
 
 def _end_with_parent():
-    sys.stdin.buffer.read()       # ends when the parent does, however it ends
+    sys.stdin.buffer.read()        # ends when the parent does, however it ends
     os._exit(1)
 
 def _pickled(outcome):
@@ -124,20 +62,18 @@ def _pickled(outcome):
 #| code-fold: true
 #| code-summary: "Code of the parent: start them, pass signals on, show what the main process prints"
 @contextlib.contextmanager
-def _members(n, folder):
+def _members(n, folder, threads):
     "Start `n` processes; when this is left, none of them is there any more"
-    threads = max(1, torch.get_num_threads()//n)
-    env = os.environ | _interfaces() | dict(
+    env, members = os.environ | dict(
         WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), OMP_NUM_THREADS=str(threads),
-        PYTHONIOENCODING='utf-8')
-    env[_STORE], members = (folder/'store').as_uri(), []
+        PYTHONIOENCODING='utf-8'), []
+    env[STORE] = (folder/'store').as_uri()
     try:
         for rank in range(n):
             env |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
-            env[_OUTCOME] = str(folder/str(rank))
             members.append(subprocess.Popen(
-                [sys.executable, '-u', '-c', _MEMBER], env=env, encoding='utf-8',
-                stdin=subprocess.PIPE, start_new_session=True,
+                [sys.executable, '-u', '-c', _MEMBER, folder/str(rank)], env=env,
+                encoding='utf-8', start_new_session=True, stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL if rank else subprocess.PIPE))
         yield members
     finally:
@@ -155,9 +91,10 @@ def _passing_on(members):
         again = number == signal.SIGINT and number in heard
         heard.append(number)
         for p in members: p.kill() if again or os.name == 'nt' else p.send_signal(number)
-    kinds = signal.SIGINT, signal.SIGTERM
-    here = threading.current_thread() is threading.main_thread()
-    before = {kind: signal.signal(kind, pass_on) for kind in kinds if here}
+    before, kinds = {}, (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():  # only it may
+        before = {kind: signal.signal(kind, pass_on) for kind in kinds
+                  if signal.getsignal(kind) != signal.SIG_IGN}
     try: yield heard
     finally:
         for kind, handler in before.items(): signal.signal(kind, handler)
@@ -186,17 +123,18 @@ def _follow(members, patience=5.):
 #| code-fold: true
 #| code-summary: "Code of launch"
 def launch(
-    n:int,      # how many processes, at least 2
-    function,   # a function of a module, called in each of them
-    *args       # its arguments, the same for all
-):              # what it returned in the main process
+    n:int,         # how many processes
+    function,      # a function of a module, called in each of them
+    *args,         # its arguments, the same for all
+    threads:int=1  # of torch, in each
+):                 # what it returned in the main process
     "Call `function` in `n` new processes of this machine; an error in one ends all"
     if function.__module__ == '__main__':
         raise ValueError(f'{function.__name__} is not in a module, so new processes '
                          f'cannot find it: write it into a file, and import it')
-    job = pickle.dumps((function, args))
+    job = pickle.dumps(sys.path) + pickle.dumps((function, args))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, \
-            _members(n, Path(folder)) as members, _passing_on(members) as heard:
+            _members(n, Path(folder), threads) as members, _passing_on(members) as heard:
         for p in members:
             with contextlib.suppress(BrokenPipeError):   # it has ended already
                 p.stdin.buffer.write(job), p.stdin.buffer.flush()

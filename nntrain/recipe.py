@@ -27,7 +27,8 @@ from .compare import set_seed
 from .cycles import one_cycle
 from .data import fashion_dls
 from .engine import _pick, assemble
-from .launch import _agreed, _only_main_prints, launch, meet, own_device, started
+from .launch import launch
+from .meeting import _agreed, _only_main_prints, meet, own_device, started
 from .metrics import Accuracy
 from .momentum import Momentum
 from .prepare import NormalizeCB
@@ -160,7 +161,8 @@ def _run(options, make_folder):
     n = options['processes']
     here = n is None or whole('processes', n) == 1 or started() > 1
     if here: return _train(options, make_folder)
-    return launch(n, _train, options, make_folder)
+    threads = max(1, torch.get_num_threads()//n)
+    return launch(n, _train, options, make_folder, threads=threads)
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
 def train_fashion(

@@ -22,7 +22,7 @@ from .augment import AugmentCB
 from .blocks import cnn
 from .budgets import default_device
 from .callbacks import StopOnNonFiniteCB
-from .checks import whole
+from .checks import whole as whole_number
 from .compare import set_seed
 from .cycles import one_cycle
 from .data import fashion_dls
@@ -110,7 +110,9 @@ def _titled(options, dls, device):
         f'out to validate, {dls.test.n:,} for one test at the end; '
         f'{", ".join(words)}, {where}')
 
-# %% ../nbs/23_recipe.ipynb #642a54d2
+# %% ../nbs/23_recipe.ipynb #e2a0f039
+#| code-fold: true
+#| code-summary: "Code of _parts: from options to the arguments of assemble"
 ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble`
 
 def _parts(options, device):
@@ -129,6 +131,7 @@ def _parts(options, device):
         lr=options['lr'], schedule=schedule and schedule(options['lr']),
         device=device, metrics=[Accuracy()], cbs=cbs, **engine)
 
+# %% ../nbs/23_recipe.ipynb #642a54d2
 def _train(options, make_folder, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
@@ -155,11 +158,11 @@ def _train(options, make_folder, cbs=()):
         except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     return folder
 
-# %% ../nbs/23_recipe.ipynb #e2a0f016
+#| export
 def _run(options, make_folder):
     "Train in this process, or in as many new ones as the options ask for"
     n = options['processes']
-    here = n is None or whole('processes', n) == 1 or started() > 1
+    here = n is None or whole_number('processes', n) == 1 or started() > 1
     if here: return _train(options, make_folder)
     threads = max(1, torch.get_num_threads()//n)
     return launch(n, _train, options, make_folder, threads=threads)

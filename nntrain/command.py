@@ -62,8 +62,8 @@ def _add_options(add):
         'nothing', choices=SCHEDULES)
     add('--augment', 'shift and flip each training image by its own draw',
         action='store_true')
-    add('--precision', 'compute predictions and loss in this type, and keep the weights '
-        'in float32', choices=PRECISIONS)
+    add('--precision', 'type in which predictions and loss are computed; the weights '
+        'stay float32', choices=PRECISIONS)
     add('--accumulate', 'batches per step', type=_COUNT)
     add('--clip', 'limit of the norm of the gradient; left out: none', type=_ABOVE_0)
     add('--ema', 'validate, test and keep an average of the weights with this decay, '
@@ -88,8 +88,9 @@ def _parser():
         'images that are held out, and tests once at the end. Leaves a folder with '
         'history.csv, curves.png, test.json, weights.pt, checkpoint.pt and '
         'options.json.',
-        epilog='Exit status: 0 done, 1 one of several processes was lost, 2 a mistake of yours, 3 the loss was not finite, '
-        '130 interrupted, 141 nobody reads the output.',
+        epilog='Exit status: 0 done, 1 one of several processes was lost, 2 a mistake '
+        'of yours, 3 the loss was not finite, 130 interrupted, 141 nobody reads the '
+        'output.',
     )
     parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):

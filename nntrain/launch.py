@@ -90,7 +90,8 @@ def _passing_on(members):
     def pass_on(number, _):
         again = number == signal.SIGINT and number in heard
         heard.append(number)
-        for p in members: p.kill() if again or os.name == 'nt' else p.send_signal(number)
+        at_once = again or os.name == 'nt'
+        for p in members: p.kill() if at_once else p.send_signal(number)
     before, kinds = {}, (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():  # only it may
         before = {kind: signal.signal(kind, pass_on) for kind in kinds
@@ -133,13 +134,16 @@ def launch(
         raise ValueError(f'{function.__name__} is not in a module, so new processes '
                          f'cannot find it: write it into a file, and import it')
     job = pickle.dumps(sys.path) + pickle.dumps((function, args))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, \
-            _members(n, Path(folder), threads) as members, _passing_on(members) as heard:
+    with contextlib.ExitStack() as stack:
+        inside = stack.enter_context
+        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        folder = Path(inside(temporary))
+        members = inside(_members(n, folder, threads))
+        heard = inside(_passing_on(members))
         for p in members:
             with contextlib.suppress(BrokenPipeError):   # it has ended already
                 p.stdin.buffer.write(job), p.stdin.buffer.flush()
-        stuck = _follow(members)
-        return _result(members, stuck, Path(folder), heard)
+        return _result(members, _follow(members), folder, heard)
 
 def _result(members, stuck, folder, heard):
     "What the main process returned, or the error that came first"

@@ -33,14 +33,14 @@ from .metrics import Accuracy
 from .momentum import Momentum
 from .prepare import NormalizeCB
 from .resnet import resnet
-from .run_folder import SaveRunCB, conclude, new_run_folder
+from .run_folder import SaveRunCB, _conclude, new_run_folder
 from .sgd import SGD
 from .sources import FASHION_MEAN, FASHION_STD
 from .transforms import RandomCrop, RandomFlip
 from .world import is_main
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'ENGINE', 'mlp', 'train_fashion', 'resume_fashion']
+__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion']
 
 # %% ../nbs/23_recipe.ipynb #263d3b5c
 def mlp(
@@ -113,7 +113,7 @@ def _titled(options, dls, device):
 # %% ../nbs/23_recipe.ipynb #e2a0f039
 #| code-fold: true
 #| code-summary: "Code of _parts: from options to the arguments of assemble"
-ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble`
+_ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble`
 
 def _parts(options, device):
     "The arguments of `assemble` that `options` describe"
@@ -125,7 +125,7 @@ def _parts(options, device):
     set_seed(options['seed'])
     cbs = [AugmentCB(RandomCrop(1), RandomFlip()),  # first augment, then normalise
            NormalizeCB(FASHION_MEAN, FASHION_STD)] if options['augment'] else []
-    engine = {name: options[name] for name in ENGINE}
+    engine = {name: options[name] for name in _ENGINE}
     return dict(
         model=make_model(), dls=dls, loss_func=F.cross_entropy, opt_func=opt_func,
         lr=options['lr'], schedule=schedule and schedule(options['lr']),
@@ -154,7 +154,7 @@ def _train(options, make_folder, cbs=()):
                 f'{finite.stopped}: the run cannot go on from here; try a smaller '
                 f'learning rate than {options["lr"]:g}; {folder} holds the epochs '
                 'before')
-            if is_main(): conclude(learn, device, folder)
+            if is_main(): _conclude(learn, device, folder)
         except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     return folder
 
@@ -217,7 +217,7 @@ def _read_options(folder):
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
     if isinstance(options, dict):  # before there was an engine, runs went without
-        options = {name: default[name] for name in ENGINE} | {'processes': 1} | options
+        options = {name: default[name] for name in _ENGINE} | {'processes': 1} | options
     if not isinstance(options, dict) or set(options) != set(default):
         raise ValueError(
             f'{path} was not written by nntrain_fit: it should hold '

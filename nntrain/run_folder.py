@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['write_json', 'SaveRunCB', 'new_run_folder', 'conclude']
+__all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 
 # %% ../nbs/23_recipe.ipynb #23a0a0f1
 #| code-fold: true
@@ -101,11 +101,12 @@ def new_run_folder(
 
 # %% ../nbs/23_recipe.ipynb #e2a0f017
 #| code-fold: true
-#| code-summary: "Code of conclude: the one test, and the weights"
+#| code-summary: "Code of _conclude: the one test, and the weights"
 def _tested(learn, device):
     "Loss and accuracy on the test split, measured as the validation was"
     dls = DataLoaders(learn.dls.train, learn.dls.test)
-    as_before = [cb for cb in learn.cbs if isinstance(cb, (NormalizeCB, MixedPrecisionCB))]
+    kinds = NormalizeCB, MixedPrecisionCB
+    as_before = [cb for cb in learn.cbs if isinstance(cb, kinds)]
     judge = Learner(
         learn.model, dls, learn.loss_func,
         cbs=[DeviceCB(device), MetricsCB(Accuracy()), *as_before])
@@ -115,7 +116,7 @@ def _tested(learn, device):
         'images': dls.valid.n, 'loss': row['valid_loss'],
         'accuracy': row['valid_accuracy']}
 
-def conclude(
+def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test
     folder  # of the run; test.json and weights.pt go there

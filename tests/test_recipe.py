@@ -505,7 +505,8 @@ def test_the_engine_is_the_loop_that_one_would_write(tmp_path, options):
     learn.fit(3)
     options = {'schedule': None} | options
     trained, average = by_hand(3, toy_loaders(16), **options)
-    def flat(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+    def flat(model):
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
     torch.testing.assert_close(flat(learn.model), trained, rtol=0, atol=1e-12)
     with validated_weights(learn) as model:
         torch.testing.assert_close(flat(model), average, rtol=0, atol=1e-12)
@@ -568,7 +569,8 @@ def test_two_batches_a_step_are_a_batch_of_twice_the_size(tmp_path, monkeypatch)
     large = train_fashion(batch_size=128, **same)
     other = train_fashion(batch_size=64, **same)
     close(small, large, 1e-5)
-    assert abs(rows_of(small)[-1]['train_loss'] - rows_of(other)[-1]['train_loss']) > 1e-3
+    losses = [rows_of(run)[-1]['train_loss'] for run in (small, other)]
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_the_average_is_validated_tested_and_kept(tmp_path, monkeypatch, capsys):
@@ -627,15 +629,17 @@ def unfinished_run(tmp_path, monkeypatch, **options):
 def test_a_run_from_before_the_engine_goes_on(tmp_path, monkeypatch):
     run = unfinished_run(tmp_path, monkeypatch, seed=3)
     options = json.loads((run/'options.json').read_text())
-    for name in nntrain.recipe.ENGINE: del options[name]
+    for name in nntrain.recipe._ENGINE: del options[name]
     (run/'options.json').write_text(json.dumps(options))
     nntrain.recipe.resume_fashion(run)
-    whole = train_fashion(3, model='mlp', source='toy', device='cpu', seed=3, out=tmp_path)
+    whole = train_fashion(
+        3, model='mlp', source='toy', device='cpu', seed=3, out=tmp_path)
     close(run, whole, 0)
     assert json.loads((run/'options.json').read_text())['processes'] == 1
 
 
-def test_a_run_of_a_gpu_goes_on_on_the_cpu_where_asked_to(tmp_path, monkeypatch, capsys):
+def test_a_run_of_a_gpu_goes_on_on_the_cpu_where_asked_to(
+    tmp_path, monkeypatch, capsys):
     run = unfinished_run(tmp_path, monkeypatch)
     options = json.loads((run/'options.json').read_text())
     (run/'options.json').write_text(json.dumps(options | {'device': 'cuda'}))
@@ -687,8 +691,9 @@ def test_an_error_in_a_process_is_raised_here():
 
 def alive(pids):
     def there(pid):
-        try: return b'Z' not in Path(f'/proc/{pid}/stat').read_bytes().split(b') ')[1][:1]
+        try: state = Path(f'/proc/{pid}/stat').read_text().split(') ')[1]
         except OSError: return False
+        return state[0] != 'Z'         # it has ended, but nobody has asked
     return [pid for pid in pids if there(pid)]
 
 

@@ -35,6 +35,7 @@ COMMAND = forked.command()
 FILES = ['checkpoint.pt', 'curves.png', 'history.csv', 'options.json', 'test.json',
          'weights.pt']
 TINY = ['--model', 'mlp', '--source', 'toy', '--device', 'cpu']
+ENGINE = ['--precision', 'bf16', '--accumulate', '3', '--clip', '1', '--ema', '.9']
 command = forked.run   # in a process that need not load torch
 
 
@@ -421,8 +422,7 @@ def test_a_forked_process_is_as_good_as_a_started_one(tmp_path, env):
 def test_killed_and_resumed(tmp_path, env):
     "SIGKILL in the middle, then --resume: history and weights of an undisturbed run"
     words = [
-        '--epochs', '12', '--model', 'mlp', '--augment', '--source', 'toy', '--device',
-        'cpu', '--batch-size', '64']
+        *TINY, *ENGINE, '--epochs', '12', '--augment', '--batch-size', '64']
     whole = command(*words, '--out', str(tmp_path/'whole'), env=env)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
@@ -454,9 +454,6 @@ def test_killed_and_resumed(tmp_path, env):
 
 
 # ---- the engine ----------------------------------------------------------------------
-
-ENGINE = ['--precision', 'bf16', '--accumulate', '3', '--clip', '1', '--ema', '.9']
-
 
 def toy_loaders(batch_size, n=104):
     "Seeded tensors whose last batch of an epoch is smaller"
@@ -727,3 +724,52 @@ def test_no_process_outlives_the_one_that_started_it(env, number, said):
     while alive(children):
         assert time.monotonic() < end
         time.sleep(.02)
+
+
+def children_of(process):
+    tasks = Path(f'/proc/{process.pid}/task').glob('*/children')
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='finds children in /proc')
+def test_two_processes_are_killed_stopped_and_resumed(tmp_path, env):
+    "They end as they would have ended undisturbed, and nearly as one process does"
+    words = [
+        *TINY, *ENGINE[2:], '--epochs', '12', '--optimizer', 'momentum',
+        '--batch-size', '64']
+    def trained(name, *more):
+        done = command(*words, *more, '--out', tmp_path/name, env=env)
+        assert done.returncode == 0, done.stderr
+        return next((tmp_path/name).iterdir())
+    one, two = trained('one'), trained('two', '--processes', '2')
+    close(one, two, 1e-5)
+    def start(*words):
+        return subprocess.Popen(
+            [*COMMAND, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True)
+    process = start(*words, '--processes', '2', '--out', tmp_path/'often')
+    wait_for_history(tmp_path/'often', process)
+    os.kill(children_of(process)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1 and 'process 1 of 2 has ended without a word' in err
+    assert err.count('\n') == 1, err
+    (run,) = (tmp_path/'often').iterdir()
+    process = start('--resume', run)
+    rows = len(rows_of(run))
+    while len(rows_of(run)) == rows: time.sleep(.02)
+    members = children_of(process)
+    process.terminate()
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 143 and not alive(members), err
+    assert err.count('\n') == 1 and f'nntrain_fit --resume {run}' in err, err
+    done = command('--resume', run, env=env)
+    assert done.returncode == 0 and 'going on after' in done.stdout, done.stderr
+    close(run, two, 0)
+
+
+def test_an_error_of_two_processes_is_said_once(tmp_path, env):
+    done = command(
+        *TINY, '--epochs', 3, '--lr', '1e30', '--processes', 2, '--out', tmp_path,
+        env=env)
+    assert done.returncode == 3 and done.stderr.count('\n') == 1, done.stderr
+    assert done.stdout.count('stopped:') == 1 and 'smaller' in done.stderr

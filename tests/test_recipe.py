@@ -736,13 +736,13 @@ def test_two_processes_are_killed_stopped_and_resumed(tmp_path, env):
     "They end as they would have ended undisturbed, and nearly as one process does"
     words = [
         *TINY, *ENGINE[2:], '--epochs', '12', '--optimizer', 'momentum',
-        '--batch-size', '64']
+        '--lr', '.01', '--batch-size', '64']
     def trained(name, *more):
         done = command(*words, *more, '--out', tmp_path/name, env=env)
         assert done.returncode == 0, done.stderr
         return next((tmp_path/name).iterdir())
     one, two = trained('one'), trained('two', '--processes', '2')
-    close(one, two, 1e-5)
+    close(one, two, 1e-6)
     def start(*words):
         return subprocess.Popen(
             [*COMMAND, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -125,6 +125,8 @@ def _drop_output():
     except (OSError, ValueError): pass  # no file behind it, as in a notebook
 
 # %% ../nbs/23_recipe.ipynb #13b5f987
+#| code-fold: true
+#| code-summary: "Code of nntrain_fit"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,

@@ -42,7 +42,9 @@ from .world import is_main
 # %% auto #0
 __all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion']
 
-# %% ../nbs/23_recipe.ipynb #263d3b5c
+# %% ../nbs/23_recipe.ipynb #e2a0f040
+#| code-fold: true
+#| code-summary: "Code of mlp"
 def mlp(
     n_hidden:int=50,   # width of the hidden layer
     n_classes:int=10   # outputs
@@ -52,6 +54,7 @@ def mlp(
         nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(),
         nn.Linear(n_hidden, n_classes))
 
+# %% ../nbs/23_recipe.ipynb #263d3b5c
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'sgd': (SGD, .1),
@@ -158,7 +161,9 @@ def _train(options, make_folder, cbs=()):
         except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
     return folder
 
-#| export
+# %% ../nbs/23_recipe.ipynb #e2a0f016
+#| code-fold: true
+#| code-summary: "Code of _run: in this process, or in new ones"
 def _run(options, make_folder):
     "Train in this process, or in as many new ones as the options ask for"
     n = options['processes']
@@ -168,6 +173,8 @@ def _run(options, make_folder):
     return launch(n, _train, options, make_folder, threads=threads)
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
+#| code-fold: true
+#| code-summary: "Code of train_fashion"
 def train_fashion(
     epochs:int=5,            # rounds through the training data
     # learning rate, the highest one of a schedule; None: the usual one for optimizer

@@ -90,7 +90,7 @@ def _parser():
         'options.json.',
         epilog='Exit status: 0 done, 1 one of several processes was lost, 2 a mistake '
         'of yours, 3 the loss was not finite, 130 interrupted, 141 nobody reads the '
-        'output.',
+        'output, 143 ended with kill.',
     )
     parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):
@@ -112,11 +112,11 @@ def _check_resumable(given):
         f"--resume takes the options from the run's folder, and only --device may "
         f'stand beside it: leave out {words}')
 
-def _say_interrupted(folder):
+def _say_stopped(how, folder):
     if folder and (Path(folder)/'options.json').is_file():
-        _say(f'interrupted; {folder} holds the last complete epoch, if there was one; '
-             f'go on with: nntrain_fit --resume {shlex.quote(folder)}')
-    else: _say('interrupted before the training began: there is nothing to go on with')
+        _say(f'{how}; {folder} holds the last checkpoint; '
+             f'go on with: nntrain_fit --resume {shlex.quote(str(folder))}')
+    else: _say(f'{how} before the training began: there is nothing to go on with')
 
 def _drop_output():
     """Write to nowhere from now on: Python would try the closed pipe once more when it
@@ -129,8 +129,8 @@ def _drop_output():
 #| code-summary: "Code of nntrain_fit"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
-)->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,
-               # 130 interrupted, 141 nobody reads the output
+)->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake, 3 not finite,
+               # 130 interrupted, 141 nobody reads the output, 143 ended with kill
     "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
     run = None
     try:
@@ -145,8 +145,12 @@ def nntrain_fit(
     except KeyboardInterrupt as e:
         print(file=sys.stderr)
         # before the training there is at most the folder asked for
-        _say_interrupted(str(e) or run)
+        _say_stopped('interrupted', getattr(e, 'folder', run))
         return 130
+    except SystemExit as e:
+        if e.code != 143: raise  # such as that of --help
+        _say_stopped('ended from outside', getattr(e, 'folder', run))
+        return 143
     except BrokenPipeError:
         _drop_output()
         return 141

@@ -158,7 +158,9 @@ def _train(options, make_folder, cbs=()):
                 f'learning rate than {options["lr"]:g}; {folder} holds the epochs '
                 'before')
             if is_main(): _conclude(learn, device, folder)
-        except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
+        except (KeyboardInterrupt, SystemExit) as e:
+            e.folder = folder
+            raise
     return folder
 
 # %% ../nbs/23_recipe.ipynb #e2a0f016

@@ -345,12 +345,12 @@ def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path, env):
             'interrupted before the training began: there is nothing to go on with'),
         (
             [], 'runs/a b',
-            "interrupted; runs/a b holds the last complete epoch, if there was one; "
+            "interrupted; runs/a b holds the last checkpoint; "
             "go on with: nntrain_fit --resume 'runs/a b'"),
         (
             ['--resume', 'old'], '',
-            'interrupted; old holds the last complete epoch, if there was one; go on '
-            'with: nntrain_fit --resume old'),
+            'interrupted; old holds the last checkpoint; go on with: nntrain_fit '
+            '--resume old'),
     ],
 )
 def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(
@@ -359,7 +359,10 @@ def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(
     for folder in 'runs/a b', 'old':
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / 'options.json').write_text('{}')
-    def stop(*args, **kwargs): raise KeyboardInterrupt(*[where]*bool(where))
+    def stop(*args, **kwargs):
+        e = KeyboardInterrupt()
+        if where: e.folder = where
+        raise e
     for name in ('train_fashion', 'resume_fashion'):
         monkeypatch.setattr(f'nntrain.command.{name}', stop)
     assert nntrain_fit(words) == 130
@@ -620,7 +623,7 @@ def unfinished_run(tmp_path, monkeypatch, **options):
             lambda cbs, **kwargs: real(cbs=[*cbs, CtrlC()], **kwargs))
         train_fashion(
             3, model='mlp', source='toy', device='cpu', out=tmp_path, **options)
-    return Path(str(stop.value))
+    return stop.value.folder
 
 
 def test_a_run_from_before_the_engine_goes_on(tmp_path, monkeypatch):

@@ -79,6 +79,7 @@ class Several(World):
     ):
         self.rank, self.size, self.main_only = rank, size, main_only
         self.weight, self.empty = None, False   # of the whole batch; have we no rows?
+        self.asked = self.ends = False  # is this process asked to end; do all end?
     def sum(self, t): return all_sum(t)
     def n_rows(self, learn):
         return learn.loss_weight() if self.weight is None else self.weight

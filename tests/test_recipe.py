@@ -423,7 +423,8 @@ def test_a_forked_process_is_as_good_as_a_started_one(tmp_path, env):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
 def test_killed_and_resumed(tmp_path, env):
-    "SIGKILL in the middle, then --resume: history and weights of an undisturbed run"
+    """SIGKILL in the middle, --resume, SIGTERM, --resume: history and weights of an
+    undisturbed run"""
     words = [
         *TINY, *ENGINE, '--epochs', '12', '--augment', '--batch-size', '64']
     whole = command(*words, '--out', str(tmp_path/'whole'), env=env)
@@ -436,6 +437,15 @@ def test_killed_and_resumed(tmp_path, env):
     process.wait()
     (whole,), (killed,) = (
         (list((tmp_path / name).iterdir())) for name in ('whole', 'killed'))
+    process = subprocess.Popen(
+        [*COMMAND, '--resume', str(killed)], env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)
+    rows_before = len(rows_of(killed))
+    while len(rows_of(killed)) == rows_before: time.sleep(.02)
+    process.terminate()
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 143 and 'ended by SIGTERM' in out
+    assert err.count('\n') == 1 and f'nntrain_fit --resume {killed}' in err, err
     done = command('--resume', str(killed), env=env)
     assert done.returncode == 0 and 'going on after' in done.stdout, (
         done.stdout + done.stderr)
@@ -762,8 +772,9 @@ def test_two_processes_are_killed_stopped_and_resumed(tmp_path, env):
     while len(rows_of(run)) == rows: time.sleep(.02)
     members = children_of(process)
     process.terminate()
-    _, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 143 and not alive(members), err
+    assert out.count('ended by SIGTERM') == 1, out
     assert err.count('\n') == 1 and f'nntrain_fit --resume {run}' in err, err
     done = command('--resume', run, env=env)
     assert done.returncode == 0 and 'going on after' in done.stdout, done.stderr

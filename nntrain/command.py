@@ -129,8 +129,9 @@ def _drop_output():
 #| code-summary: "Code of nntrain_fit"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
-)->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake, 3 not finite,
-               # 130 interrupted, 141 nobody reads the output, 143 ended with kill
+)->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake,
+               # 3 the loss was not finite, 130 interrupted, 141 nobody reads the
+               # output, 143 ended with kill
     "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
     run = None
     try:

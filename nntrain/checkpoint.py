@@ -152,7 +152,7 @@ def before_fit(self:CheckpointCB, learn):
     found = in_main(learn, partial(self._find, learn.world.size))
     if found: self._go_on(learn, found)
     else: self.save(learn, 0, 0)
-    self.sigterm.start()
+    self.sigterm.start(loaders_of(learn).values())
 
 @patch
 def _find(self:CheckpointCB, size):

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader
 
 class Terminated(SystemExit):
     "A fit with `CheckpointCB` has saved and ended after a SIGTERM; exit status 143"
@@ -25,25 +25,37 @@ class Terminated(SystemExit):
         super().__init__(said)
         self.code = 128 + signal.SIGTERM
 
+class _Patient:
+    "In a worker of a loader: serve on after a first SIGTERM, as the main process does"
+    def __init__(self, then): self.then = then
+    def __call__(self, worker_id):
+        signal.signal(signal.SIGTERM, self._first)
+        if self.then is not None: self.then(worker_id)
+    def _first(self, number, frame): signal.signal(number, signal.SIG_DFL)
+
 class Sigterm:
     "Notes a SIGTERM between `start` and `stop`; nothing else happens then"
-    def __init__(self): self.came, self.kept = False, None
-    def start(self)->None:
+    def __init__(self): self.came, self.kept, self.patient = False, None, []
+    def start(self,
+        loaders=()  # of the fit: their workers do not end before it
+    )->None:
         "Begin to note it: in the main thread, and if nobody has it ignored"
         self.came, kept = False, signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread(): return
-        if kept in (None, signal.SIG_IGN): return  # None: the handler is no Python
+        if kept in (None, signal.SIG_IGN): return   # None: the handler is no Python
         self.pid, self.kept = os.getpid(), kept
         signal.signal(signal.SIGTERM, self._note)
+        loaders = [getattr(loader, 'loader', loader) for loader in loaders]
+        self.patient = [loader for loader in loaders if isinstance(loader, DataLoader)]
+        for one in self.patient: one.worker_init_fn = _Patient(one.worker_init_fn)
     def _note(self, number, frame):
-        workers_first = get_worker_info() is not None and not self.came
         self.came = True
-        if os.getpid() == self.pid or workers_first: return
-        signal.signal(number, signal.SIG_DFL)      # a forked process is no part of it,
-        signal.raise_signal(number)                # but a loader's worker serves on
+        if os.getpid() == self.pid: return
+        signal.signal(number, signal.SIG_DFL)       # another process, forked from it
+        signal.raise_signal(number)
     def stop(self)->None:
-        "Put back the handler that was there"
-        if self.kept is None: return
-        if signal.getsignal(signal.SIGTERM) == self._note:
-            signal.signal(signal.SIGTERM, self.kept)
-        self.kept = None
+        "Put back what was there"
+        for one in self.patient: one.worker_init_fn = one.worker_init_fn.then
+        ours = signal.getsignal(signal.SIGTERM) == self._note
+        if ours and self.kept is not None: signal.signal(signal.SIGTERM, self.kept)
+        self.kept, self.patient = None, []

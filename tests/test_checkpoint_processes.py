@@ -154,7 +154,7 @@ def test_sigterm_for_one_or_all(live, tmp_path):
     for who in [0], [1], [0, 1]:
         folder, place = tmp_path/f'run{who}', (0, 0)
         while True:
-            kill = [who, 'batch', random.choice([2, 4, 6])]   # those that take a step
+            kill = [who, 'batch', random.randint(1, 6)]
             codes, _ = live(folder, every=None, kill=kill, term=True,
                             patience=60)
             if codes == [0, 0]: break
@@ -168,9 +168,9 @@ def test_sigterm_for_a_loaders_workers_as_well(live, tmp_path):
     "As a scheduler sends it: to every process of the job"
     states, expected, _ = calm_run(live, tmp_path/'calm', 1, loader='workers')
     folder, kwargs = tmp_path/'run', {'loader': 'workers', 'every': None}
-    for place in (0, 2), (0, 4), (0, 6):
-        codes, _ = live(folder, 1, kill=[[0], 'batch', 2], term=True, **kwargs)
+    for n, place in (1, (0, 1)), (3, (0, 4)), (5, (1, 0)), (8, (2, 0)):
+        codes, _ = live(folder, 1, kill=[[0], 'batch', n], term=True, **kwargs)
         assert codes == [TERMED], errors(folder)
-        assert check_file(folder, states) == place
+        assert check_file(folder, states) == place     # after validation, if it came in it
     assert live(folder, 1, **kwargs)[0] == [0], errors(folder)
     same_bits(ends(folder, 1), expected)

@@ -79,7 +79,8 @@ def save(self:CheckpointCB,
 @patch
 def after_batch(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
-    done, asked = learn.iter + 1, self._asked_to_end(learn)
+    done = learn.iter + 1
+    asked = self.sigterm.came if learn.world.size == 1 else learn.world.ends
     due = self.every_batches and done % self.every_batches == 0
     if due or asked: self.save(learn, learn.epoch, done)
     if asked: self._end(learn)
@@ -87,7 +88,8 @@ def after_batch(self:CheckpointCB, learn):
 @patch
 def after_epoch(self:CheckpointCB, learn):
     if not self.on: return
-    done, asked = learn.epoch + 1, self._asked_to_end(learn)
+    done, came = learn.epoch + 1, float(self.sigterm.came)
+    asked = learn.world.sum(torch.tensor(came, device=learn.device)) > 0
     due = done % self.every_epochs == 0 or done == learn.n_epochs
     if due or asked: self.save(learn, done, 0)
     if asked: self._end(learn)
@@ -197,10 +199,6 @@ def before_phase(self:CheckpointCB, learn):
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
-
-@patch
-def _asked_to_end(self:CheckpointCB, learn):
-    return self.sigterm.came if learn.world.size == 1 else learn.world.ends
 
 @patch
 def _end(self:CheckpointCB, learn):

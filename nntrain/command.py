@@ -78,7 +78,8 @@ def _add_options(add):
         'there')
     add('--out', "folder in which the run's folder is made")
     add('--resume', 'go on with the interrupted run of this folder, with its options; '
-        'only --device may be another', metavar='FOLDER')
+        'only --device may be another, and --epochs more (at a constant rate)',
+        metavar='FOLDER')
 
 def _parser():
     parser = _Parser(
@@ -107,10 +108,11 @@ def _parser():
 def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
 
 def _check_resumable(given):
-    words = ', '.join(f'--{k.replace("_", "-")}' for k in given if k != 'device')
+    others = [name for name in given if name not in ('device', 'epochs')]
+    words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
     if words: raise ValueError(
-        f"--resume takes the options from the run's folder, and only --device may "
-        f'stand beside it: leave out {words}')
+        f"--resume takes the options from the run's folder, and only --device and "
+        f'--epochs may stand beside it: leave out {words}')
 
 def _say_stopped(how, folder):
     if folder and (Path(folder)/'options.json').is_file():

@@ -50,6 +50,7 @@ def assemble(
     processes:int=None,      # how many train as one; None: as many as were started
     device=None,             # None: the first of cuda, mps, cpu that is there
     checkpoint=None,         # file to write, and to go on from; None: no checkpoints
+    resume=True,             # go on from it? as in `CheckpointCB`
     metrics=(),              # beside the loss, as in `MetricsCB`
     cbs=()                   # further callbacks
 )->Learner:                  # call its `fit`
@@ -64,7 +65,8 @@ def assemble(
     if clip is not None: parts.append(GradientClipCB(clip))
     if schedule is not None: parts.append(ScheduleCB(lr=schedule))
     if ema is not None: parts.append(WeightAveragingCB(ema))
-    if checkpoint is not None: parts.append(CheckpointCB(checkpoint))
+    if checkpoint is not None: parts.append(
+        CheckpointCB(checkpoint, resume=resume))
     parts += [StopOnNonFiniteCB(), MetricsCB(*metrics), ProgressCB()]
     return Learner(model, dls, loss_func, opt_func, lr, cbs=[*cbs, *parts])
 

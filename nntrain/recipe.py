@@ -135,7 +135,7 @@ def _parts(options, device):
         device=device, metrics=[Accuracy()], cbs=cbs, **engine)
 
 # %% ../nbs/23_recipe.ipynb #642a54d2
-def _train(options, make_folder, cbs=()):
+def _train(options, make_folder, resume=True, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
     device = own_device(_pick_device(options['device']))
@@ -149,7 +149,8 @@ def _train(options, make_folder, cbs=()):
         kept = options | {
             'source': dls.source, 'device': str(device), 'processes': started()}
         parts['cbs'] += [SaveRunCB(folder, kept), *cbs]
-        learn = assemble(**parts, checkpoint=folder/'checkpoint.pt')
+        learn = assemble(
+            **parts, checkpoint=folder/'checkpoint.pt', resume=resume)
         try:
             learn.fit(epochs)
             finite = next(cb for cb in learn.cbs if isinstance(cb, StopOnNonFiniteCB))
@@ -166,13 +167,13 @@ def _train(options, make_folder, cbs=()):
 # %% ../nbs/23_recipe.ipynb #e2a0f016
 #| code-fold: true
 #| code-summary: "Code of _run: in this process, or in new ones"
-def _run(options, make_folder):
+def _run(options, make_folder, resume=True):
     "Train in this process, or in as many new ones as the options ask for"
     n = options['processes']
     here = n is None or whole_number('processes', n) == 1 or started() > 1
-    if here: return _train(options, make_folder)
+    if here: return _train(options, make_folder, resume)
     threads = max(1, torch.get_num_threads()//n)
-    return launch(n, _train, options, make_folder, threads=threads)
+    return launch(n, _train, options, make_folder, resume, threads=threads)
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
 #| code-fold: true
@@ -235,11 +236,15 @@ def _read_options(folder):
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b02
 def resume_fashion(
-    run,             # folder of a run that was interrupted
-    device:str=None  # go on elsewhere: cpu, cuda, mps; None: where it was
-)->Path:             # the same folder
+    run,              # folder of a run that was interrupted, or is to be longer
+    device:str=None,  # go on elsewhere: cpu, cuda, mps; None: where it was
+    epochs:int=None   # train until so many are done; None: as many as were planned
+)->Path:              # the same folder
     """Go on with an interrupted run of `train_fashion`; it ends as it would have ended
     without the interruption"""
     options = _read_options(run)
+    planned = options['epochs']
     if device is not None: options['device'] = device
-    return _run(options, partial(Path, run))
+    if epochs is not None: options['epochs'] = epochs
+    resume = True if options['epochs'] == planned else 'extend'
+    return _run(options, partial(Path, run), resume)

@@ -27,6 +27,7 @@ from nntrain.data import DataLoaders, fashion_dls
 from nntrain.engine import assemble, validated_weights
 from nntrain.launch import launch
 from nntrain.learner import Learner
+from nntrain.lock import RunLock
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.recipe import OPTIMIZERS, train_fashion
 from nntrain.tensor_loader import TensorLoader
@@ -675,6 +676,40 @@ def test_a_refused_resume_changes_nothing(tmp_path, monkeypatch, capsys):
     assert nntrain_fit(['--resume', str(run), '--epochs', '5']) == 2
     assert capsys.readouterr().err.count('\n') == 1
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_a_run_becomes_longer_where_no_step_changes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
+    same = dict(
+        model='mlp', source='toy', device='cpu', schedule='constant', precision='bf16',
+        accumulate=3, clip=1., ema=.9, out=tmp_path)
+    run, whole = train_fashion(2, **same), train_fashion(4, **same)
+    assert nntrain_fit(['--resume', str(run), '--epochs', '1']) == 2
+    assert 'cannot become a run of 1' in capsys.readouterr().err
+    tested = json.loads((run/'test.json').read_text())
+    assert nntrain_fit(['--resume', str(run), '--epochs', '4']) == 0
+    close(run, whole, 0)
+    test = [json.loads((folder/'test.json').read_text()) for folder in (run, whole)]
+    assert test[0] == test[1] and tested['epochs'] == 2 and test[0]['epochs'] == 4
+    assert json.loads((run/'options.json').read_text())['epochs'] == 4
+    cycle = train_fashion(2, **same | {'schedule': 'one-cycle'})
+    before = {path.name: path.read_bytes() for path in cycle.iterdir()}
+    assert nntrain_fit(['--resume', str(cycle), '--epochs', '4']) == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and 'of lr would have had' in err, err
+    assert {path.name: path.read_bytes() for path in cycle.iterdir()} == before
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path, monkeypatch, capsys):
+    run = unfinished_run(tmp_path, monkeypatch)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (lock := RunLock(run/'checkpoint.pt')).take()
+    assert nntrain_fit(['--resume', str(run)]) == 2
+    lock.release()
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and 'is in use by' in err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert nntrain_fit(['--resume', str(run)]) == 0
 
 
 # ---- several processes ---------------------------------------------------------------

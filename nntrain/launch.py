@@ -103,7 +103,8 @@ def _passing_on(members):
 def _follow(members, patience=5.):
     """Print what the main process prints until all have ended; when one fails, the
     others get some seconds. Returns those that had to be killed"""
-    lines, end, stuck = queue.SimpleQueue(), None, []
+    # no SimpleQueue: after a signal its `get` may wait forever (CPython 3.11)
+    lines, end, stuck = queue.Queue(), None, []
     def read():
         for line in members[0].stdout: lines.put(line)
     reader = threading.Thread(target=read, daemon=True)

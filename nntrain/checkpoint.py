@@ -164,24 +164,6 @@ def before_fit(self:CheckpointCB, learn):
     self.sigterm.start(loaders_of(learn).values())
 
 @patch
-def _find(self:CheckpointCB, learn):
-    "The checkpoint to go on from, if there is one"
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_main(): self.lock.take()
-    for left in _unfinished(self.path):     # their writer was killed
-        left.unlink(missing_ok=True)
-    if not (self.resume and self.path.exists()): return None
-    found = read_checkpoint(self.path)
-    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
-    else: check_facts(found['facts'], self.facts, self.path)
-    n, size = len(found.get('others', [])) + 1, learn.world.size
-    if n == size or not found['batch']: return found
-    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
-                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
-                     f'run has {size}: go on with {n}, or start anew in this file '
-                     f'with resume=False')
-
-@patch
 def _go_on(self:CheckpointCB, learn, found):
     take_own(learn, found)
     load_training_state(learn, found)
@@ -204,7 +186,7 @@ def before_phase(self:CheckpointCB, learn):
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a05
 #| code-fold: true
-#| code-summary: "Code of the end of a fit after a SIGTERM, see below"
+#| code-summary: "Code of _find, which locks and reads the file, and of the end after a SIGTERM"
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
@@ -229,3 +211,21 @@ def cleanup_fit(self:CheckpointCB, learn):
     failed = sys.exc_info()[1] is not self.outer
     if self.sigterm.came and not failed: self._end(learn)
     self.sigterm.stop()
+
+@patch
+def _find(self:CheckpointCB, learn):
+    "The checkpoint to go on from, if there is one"
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_main(): self.lock.take()
+    for left in _unfinished(self.path):     # their writer was killed
+        left.unlink(missing_ok=True)
+    if not (self.resume and self.path.exists()): return None
+    found = read_checkpoint(self.path)
+    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
+    else: check_facts(found['facts'], self.facts, self.path)
+    n, size = len(found.get('others', [])) + 1, learn.world.size
+    if n == size or not found['batch']: return found
+    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
+                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
+                     f'run has {size}: go on with {n}, or start anew in this file '
+                     f'with resume=False')

@@ -39,8 +39,8 @@ class InSteps:
         "The schedule for a run of that length"
         last = whole('n_steps', n_steps) - 1
         if last < self.fixed:
-            raise ValueError(f'the parts of this schedule take {self.fixed} steps after '
-                             f'the first, and the run has {last}: shorten them')
+            raise ValueError(f'the parts of this schedule take {self.fixed} steps '
+                             f'after the first, and the run has {last}: shorten them')
         filled = [last - self.fixed if n is None else n for n in self.lengths]
         parts = [(n, s) for n, s in zip(filled, self.schedules) if n]
         parts = parts or [(1, self.schedules[-1])]

@@ -1170,8 +1170,8 @@ def test_what_cannot_be_extended_is_refused_by_name(tmp_path, cbs, said):
 def test_extending_what_is_not_finished(tmp_path):
     "A scheduler of torch, an average before its start; a plan that is shorter"
     for i, (cb, n_then, n) in enumerate([
-            (partial(steps, 9), 4, 6), (partial(WeightAveragingCB, .9, start=.75), 4, 6),
-            (lambda: GradientClipCB(.1), 6, 3)]):
+            (partial(steps, 9), 4, 6), (lambda: GradientClipCB(.1), 6, 3),
+            (partial(WeightAveragingCB, .9, start=.75), 4, 6)]):
         whole = learner(cb(), opt_func=momentum); whole.fit(n)
         path = tmp_path/f'{i}.pt'
         with pytest.raises(PowerFailure):
@@ -1180,12 +1180,13 @@ def test_extending_what_is_not_finished(tmp_path):
         longer = learner(cb(), opt_func=momentum, seed=9)
         longer.fit(n, cbs=[extended(path)])
         same_bits(result(whole), result(longer))
-    with pytest.raises(ValueError, match='become a run of 1: it has done 3 epochs and 0'):
+    with pytest.raises(ValueError, match='become a run of 1: it has done 6 epochs and'):
         longer.fit(1, cbs=[extended(path)])
     with pytest.raises(ValueError, match="had schedules, and now .'lr', 'momentum'."):
         for names in ['lr'], ['lr', 'momentum']:
             cb = ScheduleCB(**{name: constant(.1) for name in names})
-            learner(cb, opt_func=momentum).fit(1+len(names), cbs=[extended(tmp_path/'s')])
+            learner(cb, opt_func=momentum).fit(
+                1 + len(names), cbs=[extended(tmp_path/'s')])
     with pytest.raises(ValueError, match="True, False or 'extend', got 'extended'"):
         CheckpointCB(path, resume='extended')
 
@@ -1195,8 +1196,9 @@ def test_lengths_in_steps():
     for n in 7, 8, 50, 1001:
         values = at_steps(up_down.plan(n), n)
         assert values == [0., .25, .5, .75] + [1.]*(n-6) + [.5, 0.]
-    assert at_steps(InSteps([0, None], [linear(9., 8.), constant(1.)]).plan(1), 1) == [1.]
-    with pytest.raises(ValueError, match='take 6 steps after the first, and the run has 5'):
+    one_step = InSteps([0, None], [linear(9., 8.), constant(1.)]).plan(1)
+    assert at_steps(one_step, 1) == [1.]
+    with pytest.raises(ValueError, match='take 6 steps after the first, and .* has 5'):
         up_down.plan(6)
     with pytest.raises(TypeError, match='give it to ScheduleCB as it is'): up_down(.5)
     for lengths in [1, 2], [None, None], [None], [None, -1], [None, .5]:
@@ -1214,7 +1216,7 @@ HOLDER = '''
 import os, sys, time
 from nntrain.lock import RunLock
 lock = RunLock(sys.argv[1]); lock.take()
-child = os.fork()                          # as a loader's worker: it outlives its parent
+child = os.fork()                    # as a loader's worker: it outlives its parent
 if not child: time.sleep(600)
 print(child, flush=True)
 time.sleep(600)
@@ -1231,7 +1233,7 @@ def test_a_second_run_is_told_who_holds_the_file(tmp_path):
         half = tmp_path/f'.c.unfinished-{"a"*32}.pt'       # it may be writing this
         half.touch()
         with pytest.raises(BlockingIOError, match=(
-                rf'c.pt is in use by process {holder.pid}: wait for its end or stop it, '
+                f'c.pt is in use by process {holder.pid}: wait for its end or stop it, '
                 'or give this run a path of its own')):
             learner().fit(1, cbs=[CheckpointCB(path, resume=False)])
         assert path.read_bytes() == content and half.exists()

@@ -235,6 +235,8 @@ def _read_options(folder):
     return options
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b02
+#| code-fold: true
+#| code-summary: "Code of resume_fashion"
 def resume_fashion(
     run,              # folder of a run that was interrupted, or is to be longer
     device:str=None,  # go on elsewhere: cpu, cuda, mps; None: where it was

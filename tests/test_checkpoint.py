@@ -805,6 +805,39 @@ def test_a_run_of_a_gpu_goes_on_without_one(tmp_path, capsys):
     assert 'device was cuda, is cpu' in capsys.readouterr().out
     assert mixed.scaler.get_scale() == 8. and len(learn.history) == 2
 
+class StartCB(Callback):
+    "The state with which the first batch begins"
+    order, watches = 2000, True
+    def before_fit(self, learn): self.state = None
+    def before_batch(self, learn): self.state = self.state or training_state(learn)
+
+def test_the_parts_of_a_gpus_run_arrive(tmp_path, capsys):
+    """In the middle of an epoch and of an accumulation: the states of optimizer, scaler
+    and average, on the device at hand; its own random generators are left out"""
+    def make(*cbs, seed=0):
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.**9, growth_interval=3)
+        return learner(MixedPrecisionCB(torch.float16, scaler), WeightAveragingCB(.9),
+                       GradientAccumulationCB(2), *cbs, seed=seed,
+                       opt_func=partial(torch.optim.AdamW, fused=True))
+    path = tmp_path/'c.pt'
+    with pytest.raises(PowerFailure):
+        make(CrashCB(2, 'train', 2)).fit(4, cbs=[CheckpointCB(path, every_batches=1)])
+    state = read_checkpoint(path)
+    scale = dict(state['callbacks'])['MixedPrecisionCB']
+    assert scale['scale'] > 2.**9 and state['grads']       # it has grown
+    state['random']['cuda'] = [torch.get_rng_state()]*8
+    state['circumstances'] |= {'device': 'cuda', 'CPU threads': 64}
+    write_checkpoint(state, path)
+    start = StartCB()
+    (resumed := make(start, seed=5)).fit(4, cbs=[CheckpointCB(path)])
+    for part in 'model', 'grads', 'optimizer', 'n_taken', 'history':
+        same_bits(start.state[part], state[part], part)
+    for name in 'MixedPrecisionCB', 'WeightAveragingCB', 'GradientAccumulationCB':
+        same_bits(*(dict(its['callbacks'])[name] for its in (start.state, state)), name)
+    out = capsys.readouterr().out
+    assert 'device was cuda, is cpu: sums may be rounded' in out
+    assert 'CPU threads was 64, is' in out and len(resumed.history) == 4
+
 @pytest.mark.parametrize('name', ['model.pt', 'run[1].pt', 'model'])
 def test_only_leftovers_of_its_own_are_swept_away(tmp_path, name):
     suffix, stem = Path(name).suffix, Path(name).stem
@@ -868,6 +901,22 @@ def test_gpu(tmp_path):
     check_resume(tmp_path, lambda: learner(DeviceCB('cuda')), (1, 'train', 1))
     learner(DeviceCB('cuda')).fit(1, cbs=[CheckpointCB(tmp_path/'g.pt')])
     assert read_checkpoint(tmp_path/'g.pt')['model']['0.weight'].device.type == 'cpu'
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_to_a_gpu_and_back(tmp_path, capsys):
+    path, devices = tmp_path/'c.pt', ['cuda', 'cpu', 'cuda', 'cpu']
+    for i, device in enumerate(devices):
+        mixed = MixedPrecisionCB(torch.float16)
+        cbs = [DeviceCB(device), mixed, GradientAccumulationCB(2),
+               WeightAveragingCB(.9)]
+        learn = learner(*cbs, CrashCB(i, 'train', i), seed=i)
+        with contextlib.suppress(PowerFailure):
+            learn.fit(3, cbs=[CheckpointCB(path, every_batches=1)])
+        assert learn.device.type == device
+        for its in learn.opt.state.values(): assert its['exp_avg'].device.type == device
+        told = f'device was {devices[i-1]}, is {device}' in capsys.readouterr().out
+        assert told == (i > 0)
+    assert len(learn.history) == 3
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):

@@ -23,7 +23,7 @@ from .average import WeightAveragingCB
 from .callback import After, Callback
 from .data import DataLoaders
 from .engine import validated_weights
-from .files import write_whole
+from .files import _save_tensors, _sweep, write_whole
 from .history import plot_history
 from .learner import Learner
 from .metrics import Accuracy, MetricsCB
@@ -66,6 +66,8 @@ class SaveRunCB(Callback):
         options:dict  # what was asked for
     ): self.folder, self.options = Path(folder), options
     def before_epoch(self, learn):  # not before_fit: then the fit may still be refused
+        for name in 'options.json', 'history.csv', 'curves.png':
+            _sweep(self.folder/name)                  # their writer was killed
         write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
@@ -127,7 +129,8 @@ def _conclude(
     weights = Path(folder)/'weights.pt'
     if test.get('epochs') != learn.n_epochs or not weights.is_file():
         with validated_weights(learn) as model:
-            write_whole(weights, partial(torch.save, model.state_dict()))
+            for left in weights, path: _sweep(left)   # its writer was killed
+            write_whole(weights, partial(_save_tensors, model.state_dict()))
             test = {'epochs': learn.n_epochs, **_tested(learn, device)}
         write_json(test, path)
     averaged = any(isinstance(cb, WeightAveragingCB) for cb in learn.cbs)

@@ -178,10 +178,8 @@ def test_killed_while_writing(tmp_path, undisturbed, name, half):
     for p in unfinished: (tmp_path.parent/p.name).rename(p)
     goes_on(tmp_path, undisturbed)
 
-@pytest.mark.parametrize('name', [*FILES, 'points.csv', 'points.settings.json', *(
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=(
-        'SaveRunCB does not sweep away what killed writers have left')))
-    for name in ('options.json', 'history.csv', 'curves.png'))])
+@pytest.mark.parametrize('name', [*FILES, 'points.csv', 'points.settings.json',
+    'options.json', 'history.csv', 'curves.png'])
 def test_what_killed_writers_have_left_is_swept_away(tmp_path, name):
     "By the callback that writes the file, and nothing else of a like name"
     stem, suffix, mark = Path(name).stem, Path(name).suffix, '0123456789abcdef'*2
@@ -228,10 +226,8 @@ def said_on(tmp_path_factory):
 @needs_fork
 @pytest.mark.parametrize('how', REASONS)
 @pytest.mark.parametrize('name', [
-    pytest.param('run.pt', marks=pytest.mark.xfail(strict=True, reason=(
-        'the writer of checkpoints forgets why it failed: write_checkpoint should use '
-        '_save_tensors'))),
-    'best.pt', 'log.csv', 'options.json', 'curves.png', 'values.json', 'row.json'])
+    'run.pt', 'best.pt', 'log.csv', 'options.json', 'curves.png', 'values.json',
+    'row.json'])
 def test_a_file_that_cannot_be_written(said_on, name, how):
     "One sentence names the file and the reason; the old file stays, and nothing else"
     error, unchanged = said_on(how)[name]

@@ -65,8 +65,9 @@ class SaveRunCB(Callback):
         folder,       # of the run; it must exist
         options:dict  # what was asked for
     ): self.folder, self.options = Path(folder), options
-    def before_epoch(self, learn):  # not before_fit: then the fit may still be refused
-        write_json(self.options, self.folder/'options.json')
+    def before_fit(self, learn):  # which may still be refused: keep what is there
+        if not (self.folder/'options.json').exists(): self.before_epoch(learn)
+    def before_epoch(self, learn): write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))

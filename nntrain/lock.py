@@ -54,8 +54,9 @@ class RunLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(self.place)): break
             os.close(handle)                         # it was just removed: once more
-        os.ftruncate(handle, 0)
-        os.write(handle, f'{os.getpid()} {socket.gethostname()}'.encode())
+        with contextlib.suppress(OSError):           # a full disk: it is ours anyway
+            os.ftruncate(handle, 0)
+            os.write(handle, f'{os.getpid()} {socket.gethostname()}'.encode())
         _HELD[handle], self.handle = self.path, handle
     def _refuse(self, handle):
         pid, _, host = os.read(handle, 500).decode(errors='replace').partition(' ')

@@ -65,7 +65,9 @@ class SaveRunCB(Callback):
         folder,       # of the run; it must exist
         options:dict  # what was asked for
     ): self.folder, self.options = Path(folder), options
-    def before_epoch(self, learn):  # not before_fit: then the fit may still be refused
+    def before_fit(self, learn):  # which may still be refused: keep what is there
+        if not (self.folder/'options.json').exists(): self.before_epoch(learn)
+    def before_epoch(self, learn):
         for name in 'options.json', 'history.csv', 'curves.png':
             _sweep(self.folder/name)                  # their writer was killed
         write_json(self.options, self.folder/'options.json')

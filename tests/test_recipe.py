@@ -767,7 +767,8 @@ def test_no_process_outlives_the_one_that_started_it(env, number, said):
                     for pid in task.read_text().split()]
     time.sleep(.3)                     # they are asleep, or nearly
     parent.send_signal(number)
-    out, _ = parent.communicate(timeout=60)
+    try: out, _ = parent.communicate(timeout=60)
+    finally: parent.kill()
     assert out == said and parent.returncode == (7 if said else -number)
     while alive(children):
         assert time.monotonic() < end

@@ -21,7 +21,7 @@ from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
 from .extend import check_extended
-from .files import _file, _is_main, _unfinished
+from .files import _file, _is_main, _sweep
 from .lock import RunLock
 from .ranks import in_main, others_of, take_own
 from .sigterm import Sigterm, Terminated
@@ -217,8 +217,7 @@ def _find(self:CheckpointCB, learn):
     "The checkpoint to go on from, if there is one"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if _is_main(): self.lock.take()
-    for left in _unfinished(self.path):     # their writer was killed
-        left.unlink(missing_ok=True)
+    _sweep(self.path)                           # what killed writers have left
     if not (self.resume and self.path.exists()): return None
     found = read_checkpoint(self.path)
     if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .files import write_whole
+from .files import _save_tensors, write_whole
 
 def plain(
     value,            # tensors, numbers, text, None; lists, tuples and dicts of them
@@ -99,7 +99,7 @@ def write_checkpoint(
     path         # the file; its folder must be there
 )->None:
     "Write a checkpoint; it is whole and on the disk before it gets its name"
-    write_whole(path, partial(torch.save, {'format': FORMAT} | state))
+    write_whole(path, partial(_save_tensors, {'format': FORMAT} | state))
 
 def read_checkpoint(
     path  # a file of `write_checkpoint`

@@ -132,7 +132,7 @@ def dies_at(event, n):
         if left[0]: return real(*args, **kwargs)
         if event == 'write':
             real(*args, **kwargs)
-            os.truncate(args[1], os.path.getsize(args[1])//2)
+            args[1].truncate(args[1].tell()//2)
         die()
     setattr(owner, name, count)
 

@@ -150,6 +150,8 @@ def _say(self:CheckpointCB, learn, circumstances):
                   f'bits')
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
+#| code-fold: true
+#| code-summary: "Code of the way back into a run, and of the end after a SIGTERM"
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.outside.append(self.on)
@@ -184,9 +186,6 @@ def before_phase(self:CheckpointCB, learn):
     set_chance_state(learn, self.phase_start)
     learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
 
-# %% ../nbs/17_checkpoints.ipynb #0ddb5a05
-#| code-fold: true
-#| code-summary: "Code of _find, which locks and reads the file, and of the end after a SIGTERM"
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came

@@ -150,6 +150,8 @@ def _say(self:CheckpointCB, learn, circumstances):
                   f'bits')
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
+#| code-fold: true
+#| code-summary: "Code of the way back into a run, and of the end after a SIGTERM"
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.outside.append(self.on)
@@ -184,9 +186,6 @@ def before_phase(self:CheckpointCB, learn):
     set_chance_state(learn, self.phase_start)
     learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
 
-# %% ../nbs/17_checkpoints.ipynb #0ddb5a05
-#| code-fold: true
-#| code-summary: "Code of _find, which locks and reads the file, and of the end after a SIGTERM"
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
@@ -217,7 +216,7 @@ def _find(self:CheckpointCB, learn):
     "The checkpoint to go on from, if there is one"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if _is_main(): self.lock.take()
-    _sweep(self.path)                         # their writer was killed
+    _sweep(self.path)                           # what killed writers have left
     if not (self.resume and self.path.exists()): return None
     found = read_checkpoint(self.path)
     if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)

@@ -16,6 +16,8 @@ import os
 import socket
 from pathlib import Path
 
+from .results import _cannot_write
+
 try: import fcntl
 except ImportError: fcntl = None     # Windows
 _HELD = {}                           # handle: path
@@ -49,19 +51,20 @@ class RunLock:
     def take(self)->None:
         "Take the lock; BlockingIOError says who has it"
         while True:
-            handle = os.open(self.place, os.O_RDWR | os.O_CREAT)
+            try: handle = os.open(self.place, os.O_RDWR | os.O_CREAT)
+            except OSError as e: raise _cannot_write(self.path, e) from e
             if not _locked(handle): self._refuse(handle)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(self.place)): break
             os.close(handle)                         # it was just removed: once more
-        with contextlib.suppress(OSError):           # a full disk: it is ours anyway
+        _HELD[handle], self.handle = self.path, handle
+        with contextlib.suppress(OSError):           # a full disk: it has no number
             os.ftruncate(handle, 0)
             os.write(handle, f'{os.getpid()} {socket.gethostname()}'.encode())
-        _HELD[handle], self.handle = self.path, handle
     def _refuse(self, handle):
         pid, _, host = os.read(handle, 500).decode(errors='replace').partition(' ')
         os.close(handle)
-        who = f'process {pid}' + f' on {host}'*(host != socket.gethostname())
+        who = f'process {pid or "?"}' + f' on {host}'*(host != socket.gethostname())
         if pid == str(os.getpid()): who = 'another fit of this process'
         raise BlockingIOError(f'{self.path} is in use by {who}: wait for its end or '
                               f'stop it, or give this run a path of its own')

@@ -121,7 +121,7 @@ def half_written(nth):
     def torch_save(state, f):
         save(state, f)
         left[0] -= 1
-        if not left[0]: f.flush(); os.truncate(f.fileno(), f.tell()//2); die()
+        if not left[0]: f.truncate(f.tell()//2); die()
     torch.save = torch_save
 
 def not_renamed(nth):

@@ -154,7 +154,7 @@ def test_sigterm_for_one_or_all(live, tmp_path):
     for who in [0], [1], [0, 1]:
         folder, place = tmp_path/f'run{who}', (0, 0)
         while True:
-            kill = [who, 'batch', random.randint(1, 6)]
+            kill = [who, 'batch', random.randint(4, 9)]
             codes, _ = live(folder, every=None, kill=kill, term=True,
                             patience=60)
             if codes == [0, 0]: break

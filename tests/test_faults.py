@@ -50,8 +50,8 @@ def undisturbed(tmp_path_factory):
     return ended(learn, folder)
 
 def check_files(folder):
-    "Every file is whole, and there is no other"
-    names = {p.name for p in folder.iterdir()}
+    "Every file is whole, and there is no other but the lock of a killed run"
+    names = {p.name for p in folder.iterdir()} - {'.run.pt.lock'}
     assert names <= set(FILES)
     if 'run.pt' in names: read_checkpoint(folder/'run.pt')
     if 'best.pt' in names: torch.load(folder/'best.pt', weights_only=True)
@@ -171,7 +171,8 @@ def test_killed_while_writing(tmp_path, undisturbed, name, half):
     "The earlier file is whole, and nothing unfinished is left once the run has gone on"
     code = in_a_process(killed_while_writing, str(tmp_path), name, 2, half)
     assert code == -signal.SIGKILL
-    unfinished = [p for p in tmp_path.iterdir() if p.name not in FILES]
+    unfinished = [p for p in tmp_path.iterdir()
+                  if p.name not in (*FILES, '.run.pt.lock')]
     assert [p.suffix for p in unfinished] == [(tmp_path/name).suffix]
     for p in unfinished: p.rename(tmp_path.parent/p.name)
     check_files(tmp_path)

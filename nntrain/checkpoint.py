@@ -7,6 +7,8 @@
 #| code-fold: true
 from __future__ import annotations
 
+import signal
+import sys
 from functools import partial
 from itertools import islice
 
@@ -18,7 +20,11 @@ from .checkpoint_file import plain, read_checkpoint, write_checkpoint
 from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
-from .files import _file, _unfinished
+from .extend import check_extended
+from .files import _file, _is_main, _sweep
+from .lock import RunLock
+from .ranks import in_main, others_of, take_own
+from .sigterm import Sigterm, Terminated
 from .state import (chance_state, load_training_state, loaders_of,
                            set_chance_state, training_state)
 
@@ -47,14 +53,18 @@ class CheckpointCB(Callback):
         path,                    # the file of one run; its folder is made if missing
         every_epochs:int=1,      # save after so many epochs, and after the last
         every_batches:int=None,  # also after so many training batches; None: no
-        resume:bool=True,        # False: start anew and replace the file
+        resume=True,             # False: start anew; 'extend': see `check_extended`
         quiet:bool=False         # True: print only what has changed
     ):
         whole_number('every_epochs', every_epochs)
         if every_batches is not None: whole_number('every_batches', every_batches)
+        if resume not in (True, False, 'extend'):
+            raise ValueError(f"resume must be True, False or 'extend', got {resume!r}")
         self.every_epochs, self.every_batches = every_epochs, every_batches
         self.path, self.resume, self.quiet = _file(path), resume, quiet
         self.resumed = None  # (epochs, batches of the next epoch) that were done
+        self.on, self.outside, self.sigterm = False, [], Sigterm()
+        self.lock = RunLock(self.path)
 
 @patch
 def save(self:CheckpointCB,
@@ -62,23 +72,32 @@ def save(self:CheckpointCB,
     n_epochs:int,  # epochs that are done
     n_batches:int  # training batches of the next epoch that are done
 )->None:
-    "Write the checkpoint"
+    "Write the checkpoint; several processes call this after the same batch"
     place = {'epoch': n_epochs, 'batch': n_batches,
              'phase_start': self.phase_start if n_batches else None}
-    told = {'facts': self.facts, 'circumstances': _circumstances(learn)}
-    write_checkpoint(place | training_state(learn) | told, self.path)
+    state = place | training_state(learn)
+    told = {'others': others_of(learn, state), 'facts': self.facts,
+            'circumstances': _circumstances(learn)}
+    in_main(learn, lambda: write_checkpoint(state | told, self.path))
+    self.saved = n_epochs, n_batches
 
 @patch
 def after_batch(self:CheckpointCB, learn):
-    if not (self.on and learn.training and self.every_batches): return
+    if not (self.on and learn.training): return
     done = learn.iter + 1
-    if done % self.every_batches == 0: self.save(learn, learn.epoch, done)
+    asked = self.sigterm.came if learn.world.size == 1 else learn.world.ends
+    due = self.every_batches and done % self.every_batches == 0
+    if due or asked: self.save(learn, learn.epoch, done)
+    if asked: self._end(learn)
 
 @patch
 def after_epoch(self:CheckpointCB, learn):
-    done = learn.epoch + 1
+    if not self.on: return
+    done, came = learn.epoch + 1, float(self.sigterm.came)
+    asked = learn.world.sum(torch.tensor(came, device=learn.device)) > 0
     due = done % self.every_epochs == 0 or done == learn.n_epochs
-    if self.on and due: self.save(learn, done, 0)
+    if due or asked: self.save(learn, done, 0)
+    if asked: self._end(learn)
 
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
 #| code-summary: "The circumstances, what cannot be saved, and what is printed"
@@ -88,18 +107,22 @@ def _circumstances(learn):
     bare = [type(cb).__name__ for cb in learn.active
             if not (cb.watches or counts(cb, learn))]
     noted = {'torch': str(torch.__version__), 'device': learn.device.type,
-             'compiled': compiled, 'CPU threads': torch.get_num_threads(),
+             'processes': learn.world.size, 'compiled': compiled,
+             'CPU threads': torch.get_num_threads(),
              'callbacks without settings': bare}
     for phase, loader in loaders_of(learn).items():
         workers = getattr(loader, 'num_workers', 0)
         noted[f'number of workers of the {phase} loader'] = workers
     return noted
 
+def _place(learn, epochs, batches):
+    and_batches = f' and {batches} batches' if batches else ''
+    return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
+
 def _check_savable(learn):
-    if learn.world.size > 1:
-        raise RuntimeError('CheckpointCB saves the state of one process, and this '
-                           'run has several, each with a random state of its own: '
-                           'leave it out')
+    if CheckpointCB in getattr(learn.world, 'main_only', ()):
+        raise ValueError('CheckpointCB saves what is different in each process, so it '
+                         'runs in all of them: leave it out of main_only')
     for name, value in learn.model.state_dict().items():
         if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')
     for phase, loader in loaders_of(learn).items():
@@ -112,13 +135,13 @@ def _check_savable(learn):
 @patch
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
-    epochs, batches = self.resumed
-    and_batches = f' and {batches} batches' if batches else ''
-    where = f'going on after {epochs} of {learn.n_epochs} epochs{and_batches}'
-    if epochs == learn.n_epochs:
+    if not learn.world.is_main: return
+    where = f'going on after {_place(learn, *self.resumed)}'
+    if self.resumed[0] == learn.n_epochs:
         where = ('this run is finished; its weights and history are back, nothing is '
                  'trained. To train further: fit(n, opt=learn.opt) with a CheckpointCB '
-                 'of another path; to start anew in this file: resume=False')
+                 "of another path, or a longer fit with resume='extend'; to start anew "
+                 'in this file: resume=False')
     if not self.quiet: print(f'{self.path.name}: {where}')
     for what, now in _circumstances(learn).items():
         if (then := circumstances.get(what)) != now:
@@ -127,24 +150,27 @@ def _say(self:CheckpointCB, learn, circumstances):
                   f'bits')
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
+#| code-fold: true
+#| code-summary: "Code of the way back into a run, and of the end after a SIGTERM"
 @patch
 def before_fit(self:CheckpointCB, learn):
-    self.on, self.unfinished, self.resumed = 'train' in learn.phases, None, None
-    if not self.on: return  # fit(train=False)
+    self.outside.append(self.on)
+    self.on = 'train' in learn.phases and not any(self.outside)
+    if not self.on: return  # fit(train=False), or a fit inside another one
+    self.unfinished, self.resumed, self.outer = None, None, sys.exc_info()[1]
     _check_savable(learn)
     self.facts = training_facts(learn)
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    for left in _unfinished(self.path):     # their writer was killed
-        left.unlink(missing_ok=True)
-    found = self.resume and self.path.exists()
-    if found: self._go_on(learn, read_checkpoint(self.path))
+    found = in_main(learn, partial(self._find, learn))
+    if found: self._go_on(learn, found)
     else: self.save(learn, 0, 0)
+    self.sigterm.start(loaders_of(learn).values())
 
 @patch
 def _go_on(self:CheckpointCB, learn, found):
-    check_facts(found['facts'], self.facts, self.path)
+    take_own(learn, found)
     load_training_state(learn, found)
-    learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
+    learn.epoch = found['epoch']
+    self.resumed = self.saved = found['epoch'], found['batch']
     if found['batch']: self.unfinished = found
     self._say(learn, found['circumstances'])
 
@@ -159,3 +185,45 @@ def before_phase(self:CheckpointCB, learn):
     self.phase_start, learn.iter = found['phase_start'], found['batch']
     set_chance_state(learn, self.phase_start)
     learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
+
+@patch
+def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
+    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
+
+@patch
+def _end(self:CheckpointCB, learn):
+    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
+    kept, came = self.sigterm.kept, self.sigterm.came
+    self.sigterm.stop()
+    self.sigterm.came = False
+    where = _place(learn, *self.saved)
+    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
+    if learn.world.is_main and not self.quiet: print(said, flush=True)
+    if came and callable(kept): kept(signal.SIGTERM, None)
+    raise Terminated(said)
+
+@patch
+def cleanup_fit(self:CheckpointCB, learn):
+    on, self.on = self.on, self.outside.pop()
+    if not on: return
+    self.lock.release()
+    failed = sys.exc_info()[1] is not self.outer
+    if self.sigterm.came and not failed: self._end(learn)
+    self.sigterm.stop()
+
+@patch
+def _find(self:CheckpointCB, learn):
+    "The checkpoint to go on from, if there is one"
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_main(): self.lock.take()
+    _sweep(self.path)                           # what killed writers have left
+    if not (self.resume and self.path.exists()): return None
+    found = read_checkpoint(self.path)
+    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
+    else: check_facts(found['facts'], self.facts, self.path)
+    n, size = len(found.get('others', [])) + 1, learn.world.size
+    if n == size or not found['batch']: return found
+    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
+                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
+                     f'run has {size}: go on with {n}, or start anew in this file '
+                     f'with resume=False')

@@ -28,7 +28,8 @@ from .events import CANCELS
 from .metrics import MetricsCB
 from .shards import made_up_row, rows_of, shard
 from .tensor_loader import TensorLoader
-from .world import Several, _average, _launched, agree, all_sum, world_size
+from .world import (Several, _average, _launched, _rehearse, agree, all_sum,
+                           world_size)
 
 # %% auto #0
 __all__ = ['AccelerateCB']
@@ -173,7 +174,10 @@ def after_loss(self:AccelerateCB, learn):
     loss, own = learn.loss, 0 if self.world.empty else learn.loss_weight()
     n = torch.as_tensor(own, dtype=torch.double, device=loss.device)
     value = loss.detach().double().where(n > 0, 0.)     # without rows that count: 0/0
-    total, self.world.weight = all_sum(torch.stack([value*n, n]))
+    asked = torch.full_like(n, self.world.asked)
+    total, self.world.weight, asked = all_sum(torch.stack([value*n, n, asked]))
+    if n.is_cpu or learn.iter % 10 == 0:                # to look makes a GPU wait
+        self.world.ends = self.world.ends or bool(asked)
     ours = (loss - loss.detach())*self._share(n).to(loss.dtype)
     whole = (total/self.world.weight).to(loss.dtype)
     learn.loss = ours.where(n > 0, 0.) + whole          # our gradient, the value of all
@@ -196,6 +200,7 @@ def before_phase(self:AccelerateCB, learn):
     def forward(*inputs):
         self.called = True
         with _evaluating(learn.model) if self.world.empty else contextlib.nullcontext():
+            _rehearse(learn, model, inputs)
             return model(*inputs)
     self.world.forward = forward
 

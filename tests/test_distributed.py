@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
+from nntrain.checkpoint import CheckpointCB
 from nntrain.clip import GradientClipCB
 from nntrain.precision import MixedPrecisionCB
 from nntrain.callbacks import StopOnNonFiniteCB
@@ -441,12 +442,53 @@ def test_callbacks_that_write_do_so_once_and_read_everywhere(two, tmp_path):
     assert len((tmp_path/'log.csv').read_text().splitlines()) == 1 + n_epochs
 
 
-def test_a_checkpoint_of_one_process_only(two, tmp_path):
-    def refused(path):
-        try: train(cbs=[AccelerateCB(), CheckpointCB(path)])
-        except RuntimeError as e: return str(e)
-    assert all(
-        'leave it out' in said for said in two.run(refused, str(tmp_path / 'c.pt')))
+def test_a_checkpoint_is_one_file_and_refused_by_all(two, tmp_path):
+    def fitted(path, n_epochs=2, opt_func=Momentum):
+        saved = CheckpointCB(path, every_batches=2)
+        cbs = [AccelerateCB(), saved, SaveBestCB(path + '.best')]
+        try: result = train(cbs=cbs, n_epochs=n_epochs, opt_func=opt_func)
+        except ValueError as e: return str(e)
+        return gap(result[0], train()[0]), len(result[1]), saved.resumed
+    two.define(gap)
+    path = str(tmp_path/'c.pt')
+    for resumed in None, (2, 0):
+        for off, n_epochs, its in two.run(fitted, path):
+            assert off < 1e-12 and n_epochs == 2 and its == resumed
+    assert {p.name for p in tmp_path.iterdir()} == {'c.pt', 'c.pt.best'}
+    content = (tmp_path/'c.pt').read_bytes()
+    for args, said in [
+        ((path, 3), 'n_epochs was 2, is 3'),
+        ((path, 2, torch.optim.SGD), 'optimizer was Momentum, is SGD'),
+    ]:
+        a, b = two.run(fitted, *args)
+        assert a == b and said in a
+    assert (tmp_path/'c.pt').read_bytes() == content
+    (tmp_path/'c.pt').write_bytes(content[:-99])
+    a, b = two.run(fitted, path)
+    assert a == b and 'damaged, cut short' in a
+    with pytest.raises(ValueError, match='leave it out of main_only'):
+        train(cbs=[AccelerateCB((CheckpointCB,)), CheckpointCB(tmp_path/'d.pt')])
+
+
+def test_what_only_the_main_process_hears_is_saved_there(two, tmp_path):
+    def resumed(path):
+        class CountCB(Callback):
+            def before_fit(self, learn): self.n = 0
+            def after_epoch(self, learn): self.n += 1
+            def state_dict(self): return {'n': self.n}
+            def load_state_dict(self, state): self.n = state['n']
+        class CutCB(Callback):
+            order = 2000
+            def after_epoch(self, learn):
+                if learn.epoch == 1: raise KeyError('cut')
+        for more in [CutCB()], []:
+            count = CountCB()
+            cbs = [AccelerateCB((CountCB, RecorderCB)), count, CheckpointCB(path)]
+            try: train(cbs=[*cbs, *more], n_epochs=3)
+            except KeyError: pass
+            except AttributeError: pass      # `train` reads the recorder of process 1
+        return vars(count).get('n')
+    assert two.run(resumed, str(tmp_path/'c.pt')) == [3, None]
 
 
 def test_random_numbers_differ_and_first_weights_do_not(two):
@@ -631,6 +673,56 @@ def test_shuffled_without_a_seed_the_main_process_draws(two):
         else: alone = DataLoader(TensorDataset(x, x), 4, shuffle=True)
         assert [p + q for p, q in zip(a, b)] == [yb.tolist() for _, yb in alone]
         assert sorted(sum(a + b, [])) == list(range(11)) != sum(a + b, [])
+
+
+def test_the_order_of_an_epoch_travels_as_numbers(two):
+    """What is pickled does not grow with the data, and the dataset meets plain ints;
+    keys of another kind are pickled as before"""
+    def one_epoch(kind, n):
+        met, pickled, send = [], [], dist.broadcast_object_list
+        class Seen(torch.utils.data.Dataset):
+            def __len__(self): return n
+            def __getitem__(self, key): met.append(key); return torch.tensor(int(key))
+        def watched(box, src=0):
+            pickled.append(len(pickle.dumps(box)))
+            send(box, src=src)
+        dist.broadcast_object_list = watched
+        torch.manual_seed(rank)
+        try:
+            if kind == 'tensors':
+                whole = TensorLoader(torch.arange(n), torch.arange(n), 1000, True)
+                got = [v for x, _ in shard(whole, rank, world) for v in x.tolist()]
+                return pickled, got, {int}
+            keys = range(n) if kind == 'ints' else [str(i) for i in range(n)]
+            batches = torch.utils.data.BatchSampler(
+                torch.utils.data.RandomSampler(keys) if kind == 'ints' else keys,
+                7, drop_last=False)
+            whole = DataLoader(Seen(), batch_sampler=batches)
+            got = [v for x in shard(whole, rank, world) for v in x.tolist()]
+            return pickled, got, set(map(type, met))
+        finally: dist.broadcast_object_list = send
+    two.run('import pickle')
+    for kind, n, types in ('tensors', 9999, {int}), ('ints', 9999, {int}), (
+        'names', 20, {str}):
+        (_, a, kind_a), (pickled, b, kind_b) = two.run(one_epoch, kind, n)
+        assert sorted(a + b) == list(range(n)) and kind_a == kind_b == types
+        assert len(pickled) == 1 and (kind == 'names' or pickled[0] < 500), kind
+
+
+def test_a_tensor_that_is_agreed_on_keeps_shape_type_and_bits(two):
+    def agreed():
+        made = []
+        def draw(t): made.append(rank); return t
+        big = torch.arange(6., dtype=torch.double).view(2, 3).t() + rank
+        got = [agree(lambda: draw(t)) for t in (
+            big, torch.tensor(3 + rank), torch.empty(0, 2), torch.tensor([True]))]
+        return made, got, agree(lambda: {'rank': rank}), agree(lambda: None)
+    (made, a, said, nothing), (made_too, b, said_too, nothing_too) = two.run(agreed)
+    assert made == [0]*4 and made_too == [] and said == said_too == {'rank': 0}
+    assert nothing is nothing_too is None
+    want = [torch.arange(6., dtype=torch.double).view(2, 3).t(), torch.tensor(3),
+            torch.empty(0, 2), torch.tensor([True])]
+    for got in a, b: torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])

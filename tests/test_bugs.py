@@ -8,6 +8,8 @@ import re
 import pytest
 from conftest import ROOT
 
+from nntrain import museum
+
 NOTEBOOK = json.loads((ROOT / 'nbs/24_bugs.ipynb').read_text(encoding='utf-8'))
 CELLS = [(c['cell_type'], ''.join(c['source'])) for c in NOTEBOOK['cells']]
 CODE = [src for kind, src in CELLS if kind == 'code']
@@ -76,7 +78,9 @@ def test_answer_is_folded_and_says_what_to_look_at(n):
     assert sum(len(re.findall(rf'^- \*\*{n}\*\* \S', h, re.M)) for h in hints) == 1
 
 def test_each_exhibit_is_in_the_checklist():
-    table = next(src for kind, src in CELLS if src.startswith('## A checklist'))
+    nb = json.loads((ROOT/'nbs/25_preflight.ipynb').read_text(encoding='utf-8'))
+    texts = [''.join(c['source']) for c in nb['cells']]
+    table = next(text for text in texts if text.startswith('### A checklist'))
     assert set(EXHIBITS) == {
         int(k) for group in re.findall(r'\(([\d, ]+)\)', table)
         for k in group.split(',')}
@@ -102,3 +106,39 @@ def test_what_the_workbench_shows_is_folded():
     text = ''.join(shown)
     assert [int(n) for n in re.findall(r'<p>Exhibit (\d+)</p>', text)] == [*EXHIBITS]
     assert text.count('is broken: ') == len(EXHIBITS)
+
+def test_no_directive_is_shown_as_code():
+    shown = [''.join(out.get('data', {}).get('text/html', '')) for c in
+             NOTEBOOK['cells'] for out in c.get('outputs', ())]
+    assert '#|' not in ''.join(shown)
+    assert not any('#|' in text for text in museum.PARTS.values())
+
+def test_the_module_holds_the_programs_of_the_notebook():
+    assert museum.PARTS == {name: part_cell(CODE, name) for name in museum.PARTS}
+    assert EXHIBITS == museum.EXHIBITS
+
+@pytest.fixture(scope='module')
+def rooms():
+    "`guess` as the notebook defines it, with a workbench that notes what it shows"
+    cell = next(src for src in CODE if 'def guess(' in src)
+    text = re.search(r'^def guess.*?(?=^\S|\Z)', cell, re.S | re.M)[0]
+    opened = []
+    space = dict(decoded=museum.decoded, LETTERS=museum.LETTERS,
+                 workbench=opened.append, ROOMS={1: range(1, 7), 4: range(19, 27)})
+    exec(text, space)
+    return space['guess'], opened
+
+def test_a_guess_opens_what_is_right_and_nothing_else(rooms, capsys):
+    guess, opened = rooms
+    right = museum.decoded(museum.LETTERS).split()[0]
+    guess(1, right[1] + right[0] + right[2:])
+    assert opened.pop() == [3, 4, 5, 6] and not opened
+    assert '4 of 6 are right, [3, 4, 5, 6]' in capsys.readouterr().out
+    guess(1, right[1:] + right[0])
+    assert '0 of 6 are right, none' in capsys.readouterr().out and not opened
+
+@pytest.mark.parametrize('letters', ['abc', 'aabcde', 'abcdeg', ''])
+def test_a_guess_of_another_form_is_refused(rooms, capsys, letters):
+    guess, opened = rooms
+    guess(1, letters)
+    assert 'each letter from a to f once' in capsys.readouterr().out and not opened

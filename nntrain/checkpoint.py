@@ -19,6 +19,7 @@ from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
 from .files import _file, _unfinished
+from .ranks import in_main, others_of, take_own
 from .state import (chance_state, load_training_state, loaders_of,
                            set_chance_state, training_state)
 
@@ -62,11 +63,13 @@ def save(self:CheckpointCB,
     n_epochs:int,  # epochs that are done
     n_batches:int  # training batches of the next epoch that are done
 )->None:
-    "Write the checkpoint"
+    "Write the checkpoint; several processes call this after the same batch"
     place = {'epoch': n_epochs, 'batch': n_batches,
              'phase_start': self.phase_start if n_batches else None}
-    told = {'facts': self.facts, 'circumstances': _circumstances(learn)}
-    write_checkpoint(place | training_state(learn) | told, self.path)
+    state = place | training_state(learn)
+    told = {'others': others_of(learn, state), 'facts': self.facts,
+            'circumstances': _circumstances(learn)}
+    in_main(learn, lambda: write_checkpoint(state | told, self.path))
 
 @patch
 def after_batch(self:CheckpointCB, learn):
@@ -88,7 +91,7 @@ def _circumstances(learn):
     bare = [type(cb).__name__ for cb in learn.active
             if not (cb.watches or counts(cb, learn))]
     noted = {'torch': str(torch.__version__), 'device': learn.device.type,
-             'compiled': compiled, 'CPU threads': torch.get_num_threads(),
+             'processes': learn.world.size, 'compiled': compiled, 'CPU threads': torch.get_num_threads(),
              'callbacks without settings': bare}
     for phase, loader in loaders_of(learn).items():
         workers = getattr(loader, 'num_workers', 0)
@@ -96,10 +99,9 @@ def _circumstances(learn):
     return noted
 
 def _check_savable(learn):
-    if learn.world.size > 1:
-        raise RuntimeError('CheckpointCB saves the state of one process, and this '
-                           'run has several, each with a random state of its own: '
-                           'leave it out')
+    if CheckpointCB in getattr(learn.world, 'main_only', ()):
+        raise ValueError('CheckpointCB saves what is different in each process, so it '
+                         'runs in all of them: leave it out of main_only')
     for name, value in learn.model.state_dict().items():
         if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')
     for phase, loader in loaders_of(learn).items():
@@ -112,6 +114,7 @@ def _check_savable(learn):
 @patch
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
+    if not learn.world.is_main: return
     epochs, batches = self.resumed
     and_batches = f' and {batches} batches' if batches else ''
     where = f'going on after {epochs} of {learn.n_epochs} epochs{and_batches}'
@@ -133,16 +136,29 @@ def before_fit(self:CheckpointCB, learn):
     if not self.on: return  # fit(train=False)
     _check_savable(learn)
     self.facts = training_facts(learn)
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    for left in _unfinished(self.path):     # their writer was killed
-        left.unlink(missing_ok=True)
-    found = self.resume and self.path.exists()
-    if found: self._go_on(learn, read_checkpoint(self.path))
+    found = in_main(learn, partial(self._find, learn.world.size))
+    if found: self._go_on(learn, found)
     else: self.save(learn, 0, 0)
 
 @patch
-def _go_on(self:CheckpointCB, learn, found):
+def _find(self:CheckpointCB, size):
+    "The checkpoint to go on from, if there is one"
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _unfinished(self.path):     # their writer was killed
+        left.unlink(missing_ok=True)
+    if not (self.resume and self.path.exists()): return None
+    found = read_checkpoint(self.path)
     check_facts(found['facts'], self.facts, self.path)
+    n = len(found.get('others', [])) + 1
+    if n == size or not found['batch']: return found
+    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
+                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
+                     f'run has {size}: go on with {n}, or start anew in this file '
+                     f'with resume=False')
+
+@patch
+def _go_on(self:CheckpointCB, learn, found):
+    take_own(learn, found)
     load_training_state(learn, found)
     learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
     if found['batch']: self.unfinished = found

@@ -85,6 +85,9 @@ def with_state(
     learn  # a learner during a fit
 )->list:
     "The callbacks that remember something: with `state_dict` and `load_state_dict`"
+    return [cb for cb in _remembering(learn) if learn.world.hears(cb, 'before_fit')]
+
+def _remembering(learn):  # also those that only the main process hears
     both = 'state_dict', 'load_state_dict'
     return [cb for cb in learn.active if all(hasattr(cb, name) for name in both)]
 

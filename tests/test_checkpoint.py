@@ -59,6 +59,8 @@ from nntrain.steering import ScheduleCB
 from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.zoo import LAMB
 
+from same_bits import same_bits
+
 NURSERY = '''
 import os, random, signal, sys, time
 import numpy as np, torch
@@ -137,21 +139,6 @@ for line in sys.stdin:                                   # folder seed how nth
     _, status = os.waitpid(pid, 0)
     os.write(1, f'ended {os.waitstatus_to_exitcode(status)}\\n'.encode())
 '''
-
-
-def same_bits(a, b, name='state'):
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), name
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), name
-        for k in a:
-            same_bits(a[k], b[k], f'{name}[{k!r}]')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), name
-        for i, (v, w) in enumerate(zip(a, b)):
-            same_bits(v, w, f'{name}[{i}]')
-    else:
-        assert a == b, (name, a, b)
 
 
 @pytest.mark.skipif(

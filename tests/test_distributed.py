@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
+from nntrain.checkpoint import CheckpointCB
 from nntrain.clip import GradientClipCB
 from nntrain.precision import MixedPrecisionCB
 from nntrain.callbacks import StopOnNonFiniteCB
@@ -441,12 +442,53 @@ def test_callbacks_that_write_do_so_once_and_read_everywhere(two, tmp_path):
     assert len((tmp_path/'log.csv').read_text().splitlines()) == 1 + n_epochs
 
 
-def test_a_checkpoint_of_one_process_only(two, tmp_path):
-    def refused(path):
-        try: train(cbs=[AccelerateCB(), CheckpointCB(path)])
-        except RuntimeError as e: return str(e)
-    assert all(
-        'leave it out' in said for said in two.run(refused, str(tmp_path / 'c.pt')))
+def test_a_checkpoint_is_one_file_and_refused_by_all(two, tmp_path):
+    def fitted(path, n_epochs=2, opt_func=Momentum):
+        saved = CheckpointCB(path, every_batches=2)
+        cbs = [AccelerateCB(), saved, SaveBestCB(path + '.best')]
+        try: result = train(cbs=cbs, n_epochs=n_epochs, opt_func=opt_func)
+        except ValueError as e: return str(e)
+        return gap(result[0], train()[0]), len(result[1]), saved.resumed
+    two.define(gap)
+    path = str(tmp_path/'c.pt')
+    for resumed in None, (2, 0):
+        for off, n_epochs, its in two.run(fitted, path):
+            assert off < 1e-12 and n_epochs == 2 and its == resumed
+    assert {p.name for p in tmp_path.iterdir()} == {'c.pt', 'c.pt.best'}
+    content = (tmp_path/'c.pt').read_bytes()
+    for args, said in [
+        ((path, 3), 'n_epochs was 2, is 3'),
+        ((path, 2, torch.optim.SGD), 'optimizer was Momentum, is SGD'),
+    ]:
+        a, b = two.run(fitted, *args)
+        assert a == b and said in a
+    assert (tmp_path/'c.pt').read_bytes() == content
+    (tmp_path/'c.pt').write_bytes(content[:-99])
+    a, b = two.run(fitted, path)
+    assert a == b and 'damaged, cut short' in a
+    with pytest.raises(ValueError, match='leave it out of main_only'):
+        train(cbs=[AccelerateCB((CheckpointCB,)), CheckpointCB(tmp_path/'d.pt')])
+
+
+def test_what_only_the_main_process_hears_is_saved_there(two, tmp_path):
+    def resumed(path):
+        class CountCB(Callback):
+            def before_fit(self, learn): self.n = 0
+            def after_epoch(self, learn): self.n += 1
+            def state_dict(self): return {'n': self.n}
+            def load_state_dict(self, state): self.n = state['n']
+        class CutCB(Callback):
+            order = 2000
+            def after_epoch(self, learn):
+                if learn.epoch == 1: raise KeyError('cut')
+        for more in [CutCB()], []:
+            count = CountCB()
+            cbs = [AccelerateCB((CountCB, RecorderCB)), count, CheckpointCB(path)]
+            try: train(cbs=[*cbs, *more], n_epochs=3)
+            except KeyError: pass
+            except AttributeError: pass      # `train` reads the recorder of process 1
+        return vars(count).get('n')
+    assert two.run(resumed, str(tmp_path/'c.pt')) == [3, None]
 
 
 def test_random_numbers_differ_and_first_weights_do_not(two):

@@ -106,3 +106,12 @@ def _average(tensors):
         total = all_sum(torch.cat([t.flatten() for t in same]))/world_size()
         for t, mean in zip(same, total.split([t.numel() for t in same])):
             t.copy_(mean.view_as(t))
+
+# %% ../nbs/18_distributed.ipynb #55a118f9
+#| code-fold: true
+#| code-summary: "Code of Several.gather"
+@patch
+def gather(self:Several, t):
+    parts = [None]*self.size
+    dist.all_gather_object(parts, t.detach().cpu())
+    return torch.cat(parts).to(t.device)

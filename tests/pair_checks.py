@@ -6,7 +6,10 @@ import copy
 import importlib
 import inspect
 import pkgutil
+import sys
 from functools import partial
+from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +34,9 @@ from nntrain.logs import CSVLogCB, TrackerCB
 from nntrain.lr_finder import LRFinderCB
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
-from nntrain.trial import small_learner
+from nntrain.pairs import Asker
+from nntrain.trial import Answer, first_difference, small_learner
+from pair_by_hand import ByHand
 from nntrain.precision import MixedPrecisionCB
 from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB, SingleBatchCB
 from nntrain.profiling import ProfileCB
@@ -44,6 +49,9 @@ from nntrain.soft_targets import CutMixCB, MixUpCB
 from nntrain.steering import ScheduleCB
 from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.transforms import RandomFlip
+
+
+HERE = Path(__file__).parent
 
 
 class Net(nn.Module):
@@ -64,27 +72,31 @@ class Net(nn.Module):
 
 
 class CountsCB(Callback):
-    "Counts by itself; at the end, `wrong` names those who have counted otherwise"
+    "Counts by itself, and complains at the end of those who have counted otherwise"
     order, watches = 10, True
     def before_fit(self, learn):
         self.batches = self.tries = self.steps = self.epochs = 0
-        self.losses, self.rates, self.wrong = [], [], None
-    def before_phase(self, learn): self.phase_rows, self.sums = 0, 0.
+        self.losses, self.rates, self.resumed = [], [], False
+    def before_phase(self, learn): self.phase_rows = 0
     def after_loss(self, learn):
-        n = learn.count()
-        if not learn.training: self.rows = self.phase_rows = self.phase_rows + n; return
+        if not learn.training:
+            self.phase_rows += learn.world.sum(torch.tensor(learn.count())).item()
+            self.rows = self.phase_rows
+            return
         self.batches += 1
-        self.losses.append(learn.loss.item())
+        self.losses.append(learn.loss.float().item())
     def after_backward(self, learn): self.tries += 1
     def after_step(self, learn):
         self.steps += 1
         self.rates.append(float(learn.opt.param_groups[0]['lr']))
     def after_epoch(self, learn): self.epochs += 1
     def cleanup_fit(self, learn):
+        if self.resumed or sys.exc_info()[1] is not None: return
         notes = [(type(cb).__name__, *row) for cb in learn.active
                  for row in self.expected(cb, learn)]
-        self.wrong = [f'{name}: {what} is {got}, expected {want}'
-                      for name, what, got, want in notes if got != want]
+        wrong = [f'{name}: {what} is {got}, expected {want}'
+                 for name, what, got, want in notes if got != want]
+        if wrong: raise AssertionError('; '.join(wrong))
     def expected(self, cb, learn):
         "(what, as it has counted, as it should have)"
         steps, kind = self.steps, type(cb)
@@ -113,7 +125,7 @@ class CountsCB(Callback):
         kept = 'batches', 'tries', 'steps', 'epochs', 'losses', 'rates'
         return {name: getattr(self, name) for name in kept}
     def load_state_dict(self, its):
-        vars(self).update({k: copy.copy(v) for k, v in its.items()})
+        vars(self).update({k: copy.copy(v) for k, v in its.items()}, resumed=True)
 
 
 def learner(*cbs):
@@ -188,7 +200,7 @@ PAIRS = {
         partial(ReduceOnPlateauCB, min_delta=9., patience=1, factor=.2)),
     'MixedPrecisionCB': Entry(
         partial(MixedPrecisionCB, torch.bfloat16), partial(MixedPrecisionCB)),
-    'float16': Entry(float16, partial(float16, 2.**7)),
+    'MixedPrecisionCB float16': Entry(float16, partial(float16, 2.**7)),
     'BatchTransformCB': Entry(partial(BatchTransformCB, brighter),
                               partial(BatchTransformCB, partial(brighter, by=.2))),
     'DeviceCB': Entry(partial(DeviceCB, 'cpu'), why=PLACE),
@@ -233,3 +245,107 @@ def torchs_chance():
     state.set_random_state = lambda its: torch.set_rng_state(its['torch'])
     try: yield
     finally: state.random_state, state.set_random_state = old
+
+
+# ---- the walk through all cells ------------------------------------------------------
+
+MAKE = {name: entry.make for name, entry in PAIRS.items()}
+HALF = {'MixedPrecisionCB', 'MixedPrecisionCB float16'}
+
+
+def changed(a, b):
+    "The pair with one setting of one of both changed"
+    if PAIRS[a].other: yield PAIRS[a].other, MAKE[b]
+    if PAIRS[b].other: yield MAKE[a], PAIRS[b].other
+
+
+def against_hand(asker, *names):
+    "Where a fit differs from the plain loop"
+    makers = [MAKE[name] for name in names]
+    left = asker.left(*makers).state
+    hand = ByHand(learner(*(make() for make in makers)), names).run()
+    history = [(row['train_loss'], row['valid_loss']) for row in left['history']]
+    got = left['n_taken'], history, [*left['model'].values()]
+    tol = 1e-3 if HALF & {*names} else 1e-5
+    return first_difference(got, (hand.taken, hand.history, hand.weights), tol)
+
+
+def steps_of(asker, a, b):
+    "As `Asker.steps`; two that act are compared with the plain loop as well"
+    answer = asker.steps(MAKE[a], MAKE[b])
+    if answer.kind != 'equal' or asker.watches(MAKE[a]) or asker.watches(MAKE[b]):
+        return answer
+    why = against_hand(asker, a, b)
+    return Answer('silent', f'by hand: {why}') if why else answer
+
+
+def resume_there(learner, makers):
+    "Interrupted and resumed in several processes; called in each of them"
+    from nntrain.distributed import AccelerateCB
+    from nntrain.pairs import Asker
+    return Asker(learner).resume(AccelerateCB, *makers)
+
+
+class Walk:
+    "All pairs, asked all questions"
+    def __init__(self, two):
+        self.asker, self.two = Asker(learner, two), two
+        two.run(f'import sys; sys.path.insert(0, {str(HERE)!r})')
+        self.answers = {pair: {} for pair in combinations(PAIRS, 2)}
+
+    def run(self):
+        with torchs_chance():
+            self.alone()
+            self.each_pair()
+            self.pooled('resume', self.asker.resume)
+            self.pooled('processes', self.asker.processes)
+            self.together()
+        return self.answers
+
+    def alone(self):
+        "Each callback alone: it works, and equals the plain loop"
+        for name, make in MAKE.items():
+            if answer := self.asker.left(make).answer:
+                raise AssertionError(f'{name} fails alone: {answer}')
+        self.watch = [name for name in PAIRS if self.asker.watches(MAKE[name])]
+        self.act = [name for name in PAIRS if name not in self.watch]
+        for name in self.act:
+            if why := against_hand(self.asker, name):
+                raise AssertionError(f'{name} alone, by hand: {why}')
+
+    def each_pair(self):
+        for (a, b), answers in self.answers.items():
+            answers['steps'] = steps_of(self.asker, a, b)
+            answers['settings'] = self.asker.settings(MAKE[a], MAKE[b], [*changed(a, b)])
+            self.asker.forget(MAKE[a], MAKE[b])
+
+    def pooled(self, question, ask):
+        """Callbacks that only watch run all at once beside each other one: if this
+        equals a run without them, so does each pair; if not, each pair is asked"""
+        fit = [name for name in self.watch if ask(MAKE[name]).kind == 'equal']
+        for first in (None, *self.act):
+            pool = [name for name in fit if self.free(first, name)]
+            names = [first]*bool(first) + pool
+            if ask(*map(MAKE.get, names)).kind != 'equal': continue
+            for pair in combinations(names, 2):
+                if first is None or first in pair:
+                    self.of(*pair)[question] = Answer('equal')
+        for pair, answers in self.answers.items():
+            if answers['steps'].kind == 'refused': answers[question] = answers['steps']
+            if question not in answers: answers[question] = ask(*map(MAKE.get, pair))
+            self.asker.forget(*map(MAKE.get, pair))
+
+    def of(self, a, b): return self.answers[(a, b) if (a, b) in self.answers else (b, a)]
+
+    def free(self, a, b):
+        return a is None or self.of(a, b)['steps'].kind == 'equal'
+
+    def together(self):
+        "Beside AccelerateCB, runs are interrupted and resumed in two processes as well"
+        for name in PAIRS:
+            if name == 'AccelerateCB': continue
+            both = self.of('AccelerateCB', name)
+            if {both[q].kind for q in ('resume', 'processes')} != {'equal'}: continue
+            zero, one = self.two.run(resume_there, learner, [MAKE[name]], show=False)
+            if zero == one: both['resume'] = zero
+            else: both['resume'] = Answer('crash', f'processes 0 and 1: {zero}, {one}')

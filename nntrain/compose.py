@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import math
+from functools import partial
 
 from fastcore.basics import patch
 
@@ -73,8 +74,7 @@ def _check_inputs(parts, who):
             raise ValueError(f'{who}: {name} asks for {key!r}, '
                              f'which no earlier part makes: {fix}')
     if not any('p' in read_part(part)[0] for part in parts):
-        raise ValueError(f'{who}: no part asks for p, so nothing would ever move; '
-                         f'add a step')
+        raise ValueError(f'{who}: no part asks for p, so nothing moves: add a step')
 
 def collect_hypers(
     parts,       # functions, in the order in which they run
@@ -103,19 +103,16 @@ def collect_hypers(
 class ComposedType(type):
     "Class of the classes made of parts: lets pickle find those that no module names"
 
-def _recipe_or_name(cls): return vars(cls).get('_recipe') or cls.__qualname__
-copyreg.pickle(ComposedType, _recipe_or_name)
+copyreg.pickle(ComposedType, lambda cls: vars(cls).get('_recipe') or cls.__qualname__)
 
 def _signature(hypers):
-    Arg, options = inspect.Parameter, dict(maximize=False, foreach=True)
-    keywords = [Arg(k, Arg.KEYWORD_ONLY, default=v)
-                for k, v in {**hypers, **options}.items()]
+    Arg, named = inspect.Parameter, hypers | dict(maximize=False, foreach=True)
+    keywords = [Arg(k, Arg.KEYWORD_ONLY, default=v) for k, v in named.items()]
     return inspect.Signature([Arg('params', Arg.POSITIONAL_OR_KEYWORD), *keywords])
 
 def _check_call(cls, given):
     if not cls.parts:
-        raise TypeError('Composed has no parts: call compose(…), '
-                        'or make a subclass with `parts`')
+        raise TypeError('Composed has no parts: call compose(…), or subclass it')
     check_names(given, list(cls.__signature__.parameters), cls.__name__)
 
 def _check_values(cls, values):
@@ -124,12 +121,13 @@ def _check_values(cls, values):
                         f'no part has a default for it')
 
 def needs(
-    axes:int=0,  # each parameter has at least so many axes: 2 for a matrix
-    **choices    # hyperparameter = the values it may have, or a test with a docstring
-):               # a decorator that gives the function back
-    "Mark what a part needs, so that it is refused before the first step"
+    axes:int=0,   # each parameter has at least so many axes: 2 for a matrix
+    before=None,  # (parameters, group) -> None: asked before each step of any group
+    **choices     # hyperparameter = the values it may have, or a test with a docstring
+):                # a decorator that gives the function back
+    "Mark what a part needs, so that anything else is refused before the first change"
     def mark(part):
-        part.axes, part.choices = axes, choices
+        part.axes, part.before, part.choices = axes, before, choices
         return part
     return mark
 
@@ -146,8 +144,8 @@ def check_needs(
             if p.ndim < getattr(part, 'axes', 0):
                 raise ValueError(
                     f'{who}: {part.__name__} takes tensors with {part.axes} axes or '
-                    f'more, and parameter {name} of shape {tuple(p.shape)} is a '
-                    f'{("number", "vector")[p.ndim]}: see `split`')
+                    f'more, and parameter {name} has shape {tuple(p.shape)}: '
+                    f'see `split`')
         for key, fit in getattr(part, 'choices', {}).items():
             if fit(group[key]) if callable(fit) else group[key] in list(fit): continue
             what = fit.__doc__ if callable(fit) else f'one of {list(fit)}'
@@ -187,8 +185,6 @@ def _new_update(part, inputs, new, have):
                             f'and returns nothing, other parts return a new tensor')
     return [u if x is None else x for x, u in zip(new, have['update'])] if many else new
 
-def _compose_again(parts, hypers, name): return compose(*parts, name=name, **hypers)
-
 # %% ../nbs/13_composing.ipynb #ba1e7a70
 class Composed(_Checked):
     """An optimizer made of parts: a subclass lists them in `parts`, in the order in
@@ -202,6 +198,10 @@ class Composed(_Checked):
         cls.__signature__ = _signature(cls.hypers)
     def init_state(self, p, group):
         return {k: make(p) for part in self.parts for k, make in _makes(part).items()}
+    def check_step(self, params, group):
+        super().check_step(params, group)
+        for before in {getattr(part, 'before', None) for part in self.parts} - {None}:
+            before(params, group)
     def one_step(self, p, grad, state, group):
         have = {'p': p, 'grad': grad, 'update': grad, **state}
         self._run(have, group, lambda part: part)
@@ -222,7 +222,7 @@ def compose(
     "Make an optimizer class from `parts`; raises for parts that do not fit together"
     doc = f'Composed of {", ".join(getattr(p, "__name__", repr(p)) for p in parts)}'
     made = dict(parts=parts, hypers=hypers, __doc__=doc,
-                _recipe=(_compose_again, (parts, hypers, name)))
+                _recipe=(partial(compose, name=name, **hypers), parts))
     return type(Composed)(name, (Composed,), made)
 
 def multi(

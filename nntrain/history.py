@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLORS', 'history_table', 'last_metric', 'plot_history', 'RecorderCB']
+__all__ = ['COLORS', 'history_table', 'last_metric', 'plot_history', 'RecorderCB', 'ColumnsCB']
 
 # %% ../nbs/05_measuring.ipynb #1dc3335f
 import difflib
@@ -14,8 +14,8 @@ import math
 
 from torch import Tensor
 
-from .callback import Callback
-from .metrics import to_floats
+from .callback import After, Callback
+from .metrics import MetricsCB, to_floats
 
 # %% ../nbs/05_measuring.ipynb #71518fe3
 #| code-fold: true
@@ -39,7 +39,9 @@ def history_table(
 def _cell(name, value):
     if value is None: return ''
     if name == 'epoch': return f'{value:d}'
-    return f'{value:.1f}' if name == 'seconds' else f'{value:.4f}'
+    if name == 'seconds': return f'{value:.1f}'
+    if 0 < abs(value) < 1e-3: return f'{value:.1e}'    # a small rate
+    return f'{value:.4f}' if abs(value) < 1000 else f'{value:.0f}'
 
 def last_metric(
     history,   # rows of `learn.history`
@@ -70,7 +72,8 @@ def plot_history(
     ax=None       # matplotlib axes; None: a new figure
 ):
     "Curves of one metric in both phases"
-    known = sorted({k.split('_', 1)[1] for row in history for k in row if '_' in k})
+    parts = {tuple(k.split('_', 1)) for row in history for k in row if '_' in k}
+    known = sorted({name for phase, name in parts if phase in ('train', 'valid')})
     if what not in known:
         raise ValueError(f'the history has no metric {what!r}: it has {known}')
     ax, epochs = _axes(ax), [row['epoch']+1 for row in history]
@@ -85,7 +88,7 @@ def plot_history(
 
 # %% ../nbs/05_measuring.ipynb #8355a28b
 #| code-fold: true
-#| code-summary: "RecorderCB"
+#| code-summary: "RecorderCB; ColumnsCB, for more columns of the history"
 def _loss(learn): return learn.loss.detach()
 
 def _one_number(name, value):
@@ -122,3 +125,14 @@ class RecorderCB(Callback):
         ax.plot(self.values[name], color=COLORS[0])
         ax.set(xlabel='training batch', ylabel=name, title=f'{name}, batch by batch')
         return ax
+
+class ColumnsCB(Callback):
+    "Base class: add what `columns(learn)` gives to each row of the history"
+    order, needs, watches = After(MetricsCB), (MetricsCB,), True
+    def columns(self, learn)->dict: return {}
+    def after_epoch(self, learn):
+        row, more = learn.history[-1], self.columns(learn)
+        if twice := sorted({*row} & {*more}):
+            raise ValueError(f'the history has a column {twice[0]} already, and {self} '
+                             f'gives it as well: keep one of them')
+        row.update(more)

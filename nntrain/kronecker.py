@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adaptive import adam_direction
 from .compose import Composed, needs, stat
-from .matrix import _whole, as_matrix, finite_grad
+from .matrix import _whole, as_matrix, finite_grads
 from .optimizer import step_counter
 from nntrain.parts import (
     add_decay,
@@ -47,7 +47,7 @@ def _zeros(n, dtype, device): return torch.zeros(n, n, dtype=dtype, device=devic
 def _eye(n, dtype, device): return torch.eye(n, dtype=dtype, device=device)
 def _wide_zeros(p): return torch.zeros_like(as_matrix(p), dtype=at_least_float32(p))
 
-@needs(axes=2)
+@needs(axes=2, before=finite_grads)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def sum_sides(update, left, right):
     "Stat: the sums of GGᵀ and of GᵀG over the steps, as AdaGrad sums squares"
@@ -73,13 +73,13 @@ def shampoo_direction(update, left, right, left_root, right_root, since_root, *,
 
 class Shampoo(Composed):
     "AdaGrad for matrices: each side has its own sum of squares, a whole matrix"
-    parts = finite_grad, sum_sides, shampoo_direction, add_decay, sgd_step
+    parts = sum_sides, shampoo_direction, add_decay, sgd_step
     hypers = dict(lr=1e-1)
 
 # %% ../nbs/14_matrices.ipynb #ba67c24c
 #| code-fold: true
 #| code-summary: "Code of the averages, of the basis, and of the squares in it"
-@needs(axes=2)
+@needs(axes=2, before=finite_grads)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def average_sides(update, left, right, *, side_beta=.95):
     "Stat: running averages of GGᵀ and of GᵀG"
@@ -129,6 +129,6 @@ def soap_direction(update, exp_avg, exp_avg_sq, step, q_left, q_right, *,
 
 class SOAP(Composed):
     "Adam in the eigenbasis of Shampoo's two averages"
-    parts = (finite_grad, average_update, average_sides, eigenbasis, turned_squares,
-             step_count, soap_direction, add_decay, sgd_step)
+    parts = (average_update, average_sides, eigenbasis, turned_squares, step_count,
+             soap_direction, add_decay, sgd_step)
     hypers = dict(lr=3e-3, betas=(.95, .95), weight_decay=.01)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastcore.basics import AttrDict
 
-from .reference import reference_names, reference_page
+from .reference import _targets, reference_names, reference_page
 from .tools import _settings
 
 
@@ -47,16 +47,12 @@ def _headings(cells):
     return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
 
 
-def _targets(targets):  # of `a, b = …`: a and b; items of a dict are no names
-    flat = [e for t in targets for e in getattr(t, 'elts', [t])]
-    return [t for t in flat if isinstance(t, ast.Name)]
-
 def _defined(source):  # names that a cell defines -> (on top, methods inside)
     top, inside = [], []
     try: body = ast.parse(source).body
     except SyntaxError: return top, inside  # a cell with magics
     for n in body:
-        if isinstance(n, ast.Assign): top += [*map(ast.unparse, _targets(n.targets))]
+        if isinstance(n, ast.Assign): top += _targets(n)
         if not isinstance(n, (ast.FunctionDef, ast.ClassDef)): continue
         owners = []
         if any(ast.unparse(d).startswith('patch') for d in n.decorator_list):

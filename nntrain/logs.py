@@ -6,69 +6,152 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['CSVLogCB', 'TrackerCB']
+__all__ = ['group_rates', 'run_settings', 'CSVLogCB', 'TrackerCB', 'LearningRateCB']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64101
-#| code-summary: "CSVLogCB and TrackerCB"
+#| code-summary: "Imports of the module; group_rates and run_settings"
 #| code-fold: true
 import csv
+import sys
+from collections.abc import Mapping
+from functools import partial
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
 
 from .callback import After, Callback
 from .checks import whole
 from .files import _file, write_whole
-from .metrics import MetricsCB
+from .history import ColumnsCB
+from .metrics import MetricsCB, to_floats
+from .steering import find_hyper, hyper_names
 
-def _read_log(path):
+def _ends(opt):  # what tells the values of several groups apart: _0, _1 or _name
+    groups = opt.param_groups
+    names = [str(group.get('name', k)) for k, group in enumerate(groups)]
+    if len({*names}) < len(names): names = range(len(names))
+    return [f'_{name}'*(len(groups) > 1) for name in names]
+
+def group_rates(
+    opt  # an optimizer
+)->dict: # {'lr': …, 'momentum': …}; of several groups lr_0, lr_1 or lr_<its name>
+    "The learning rates, and the momenta where there are any, of all parameter groups"
+    found, pairs = {}, list(zip(_ends(opt), opt.param_groups))
+    for name in 'lr', 'momentum':
+        for end, group in pairs:
+            if name not in hyper_names(group): continue
+            key, i = find_hyper(group, name)
+            value = group[key] if i is None else group[key][i]
+            found[name+end] = value.clone() if isinstance(value, Tensor) else value
+    return dict(zip(found, to_floats([*found.values()])))
+
+def _flat(name, value):  # numbers and text in a setting of any kind, by name
+    if getattr(value, 'ndim', None) == 0: value = value.item()
+    if isinstance(value, (Real, str)): return {name: value}
+    if isinstance(value, (torch.dtype, tuple)): return {name: str(value)}
+    if not isinstance(value, Mapping): return {}
+    parts = [_flat(f'{name}.{key}'.lstrip('.'), one) for key, one in value.items()]
+    return {key: one for part in parts for key, one in part.items()}
+
+def run_settings(
+    learn  # a learner during a fit
+)->dict:   # {name: number or text}
+    "What a run was made with: model, loss, data, optimizer and callbacks"
+    params = [p for p in learn.model.parameters() if not nn.parameter.is_lazy(p)]
+    loss = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
+    found = dict(
+        model=type(learn.model).__name__, parameters=sum(p.numel() for p in params),
+        loss_func=loss, n_epochs=learn.n_epochs, n_steps=learn.n_steps,
+        batch_size=getattr(learn.dls.train, 'batch_size', None),
+        processes=learn.world.size, optimizer=type(learn.opt).__name__)
+    for end, group in zip(_ends(learn.opt), learn.opt.param_groups):
+        names = set(hyper_names(group)) & set(group)
+        found |= {name+end: group[name] for name in group if name in names}
+    seen = []
+    for cb in learn.active:
+        seen.append(kind := type(cb).__name__)
+        name = kind if (n := seen.count(kind)) == 1 else f'{kind} {n}'
+        speaks = type(cb).__repr__ is not Callback.__repr__
+        found[name] = repr(cb) if speaks else cb.settings()
+    return _flat('', found)
+
+# %% ../nbs/16_callbacks.ipynb #8fa64102
+#| code-summary: "CSVLogCB, TrackerCB and LearningRateCB"
+#| code-fold: true
+def _read_log(path, key='epoch'):
     "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
     fix = 'move it away, or give another path'
     try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
         raise ValueError(f'{path} is not text in UTF-8, so it is not a log of '
-                         f'CSVLogCB: {fix}') from e
+                         f'a run: {fix}') from e
     if not text.strip(): return []
     head = text.splitlines()[0]
     mark = next((mark for mark in ';\t' if mark in head and ',' not in head), ',')
     names, *rows = csv.reader(text.splitlines(), delimiter=mark)
-    if 'epoch' not in names or any(len(row) > len(names) for row in rows):
-        raise ValueError(f'{path} is not a log of CSVLogCB, whose rows have an '
-                         f'epoch: {fix}')
+    if key not in names or any(len(row) > len(names) for row in rows):
+        raise ValueError(f'{path} is not a log of a run, whose rows have '
+                         f'the column {key}: {fix}')
     if mark == ';':  # 0,5 is a number there
         rows = [[value.replace(',', '.') for value in row] for row in rows]
     return [dict(zip(names, row)) for row in rows if any(row)]
 
+def _write_rows(rows, path):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, 'w', newline='', encoding='utf-8') as f:
+        table = csv.DictWriter(f, names)
+        table.writeheader()
+        table.writerows(rows)
+
 class CSVLogCB(Callback):
     "Keep the history in a CSV file, whole after each epoch"
-    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
+    order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
     def __init__(self,
         path,              # the file; its folder is made if need be
         append:bool=False  # keep the rows that are in it? (not with a checkpoint)
     ): self.path, self.append = _file(path), append
     def before_fit(self, learn):
+        if 'train' not in learn.phases: return            # the file stays as it is
         self.path.parent.mkdir(parents=True, exist_ok=True)
         old = self.append and self.path.exists()
         self.earlier = _read_log(self.path) if old else []
     def after_epoch(self, learn):
-        rows = self.earlier + learn.history
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        def write(path):
-            with open(path, 'w', newline='', encoding='utf-8') as f:
-                table = csv.DictWriter(f, names)
-                table.writeheader()
-                table.writerows(rows)
-        write_whole(self.path, write)
+        if 'train' not in learn.phases: return
+        write_whole(self.path, partial(_write_rows, self.earlier + learn.history))
 
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
-    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
+    order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
     def __init__(self,
-        log,          # (dict of numbers, steps taken) -> None, such as wandb.log
-        every:int=50  # steps between reports of the batch's loss and rate, at least 1
+        log,          # (dict of numbers, steps taken) -> None; may have open and close
+        every:int=50  # steps between reports of the batch's loss and rates, at least 1
     ):
         if not callable(log):
             raise TypeError(f'log must be a function of a dict and a step, got {log!r}')
-        self.log, self.every = log, whole('every', every)
+        self.log, self.every, self.opened = log, whole('every', every), False
+    def before_fit(self, learn): self.opened, self.outer = False, sys.exc_info()[1]
+    def before_epoch(self, learn):  # here the step is known, also of a resumed run
+        if self.opened or 'train' not in learn.phases: return
+        if hasattr(self.log, 'open'):
+            self.log.open(run_settings(learn), learn.n_taken)
+        self.opened = True
+    def after_backward(self, learn):  # before a scheduler sets the next rate
+        if (learn.n_taken + 1) % self.every == 0: self.rates = group_rates(learn.opt)
     def after_step(self, learn):
         if learn.n_taken % self.every: return
-        lr = float(learn.opt.param_groups[0]['lr'])
-        self.log({'batch_loss': learn.loss.item(), 'lr': lr}, learn.n_taken)
-    def after_epoch(self, learn): self.log(dict(learn.history[-1]), learn.n_taken)
+        self.log({'batch_loss': learn.loss.item(), **self.rates}, learn.n_taken)
+    def after_epoch(self, learn):
+        if self.opened: self.log(dict(learn.history[-1]), learn.n_taken)
+    def cleanup_fit(self, learn):
+        opened, self.opened = self.opened, False
+        error, self.outer = sys.exc_info()[1] is not self.outer, None
+        if opened and hasattr(self.log, 'close'): self.log.close(error)
+
+class LearningRateCB(ColumnsCB):
+    "Add the rates and momenta of the epoch's last step to the history"
+    def before_fit(self, learn): self.rates = {}
+    def after_backward(self, learn): self.rates = group_rates(learn.opt)
+    def columns(self, learn): return self.rates if 'train' in learn.phases else {}
+    def state_dict(self)->dict: return dict(self.rates)
+    def load_state_dict(self, state)->None: self.rates = dict(state)

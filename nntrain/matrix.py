@@ -13,11 +13,11 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .compose import Composed, multi, needs, stat
+from .compose import Composed, needs, stat
 from .parts import add_decay, at_least_float32, sgd_step
 
 # %% auto #0
-__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'polar', 'newton_schulz', 'finite_grad', 'nesterov_average',
+__all__ = ['COEFFICIENTS', 'DTYPES', 'SCALES', 'as_matrix', 'finite_grads', 'polar', 'newton_schulz', 'nesterov_average',
            'orthogonalize', 'shape_scale', 'Muon', 'inner_weights']
 
 # %% ../nbs/14_matrices.ipynb #ffb591dd
@@ -29,8 +29,26 @@ def as_matrix(
     "A weight as the matrix by which it multiplies its input"
     return x.flatten(1)
 
+# %% ../nbs/14_matrices.ipynb #f1a17e01
+#| code-fold: true
+#| code-summary: "finite_grads: what every part that sees matrices asks for"
+def finite_grads(
+    params:list,     # parameters with gradients, maybe none
+    group:dict=None  # their group; not looked at
+)->None:
+    "Raise ValueError for a gradient with infinite or missing numbers; see `needs`"
+    if not params: return
+    grads, wide = [p.grad for p in params], [at_least_float32(p.grad) for p in params]
+    norms = torch._foreach_norm(grads, 2, max(wide, key=lambda kind: kind.itemsize))
+    norms = torch.stack([norm.to(norms[0].device) for norm in norms])
+    if math.isfinite(norms.amax()): return
+    shape = tuple(grads[norms.isfinite().int().argmin()].shape)
+    raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
+                     f'its matrix has no directions: lower the rate, clip, or look for '
+                     f'NaN in the batch; no weight was changed')
+
 # %% ../nbs/14_matrices.ipynb #d76d5996
-@needs(axes=2)
+@needs(axes=2, before=finite_grads)
 def polar(update):
     "New update: singular values of exactly 1, by a singular value decomposition"
     g = as_matrix(update).to(at_least_float32(update))
@@ -66,20 +84,7 @@ def newton_schulz(
 
 # %% ../nbs/14_matrices.ipynb #295536b1
 #| code-fold: true
-#| code-summary: "The guard, and what settings the next parts take"
-def finite_grad(grad):
-    "Check: ValueError for a gradient with infinite or missing numbers"
-    _all_finite([grad])
-
-@multi(finite_grad)
-def _all_finite(grad):
-    norms = torch.stack(torch._foreach_norm(grad, 2, at_least_float32(grad[0])))
-    if math.isfinite(norms.amax()): return
-    shape = tuple(grad[norms.isfinite().int().argmin()].shape)
-    raise ValueError(f'a gradient of shape {shape} has infinite or missing numbers, so '
-                     f'its matrix has no directions: lower the rate, clip, or look for '
-                     f'NaN in the batch; its weight was not changed')
-
+#| code-summary: "What settings the next parts take"
 DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
 
 def _whole(x):
@@ -98,7 +103,8 @@ def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
     momentum_buffer.lerp_(update, 1-momentum)
     return update.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
 
-@needs(axes=2, ns_dtype=DTYPES, ns_steps=_whole, ns_coefficients=_three)
+@needs(axes=2, before=finite_grads, ns_dtype=DTYPES, ns_steps=_whole,
+       ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
                   ns_dtype='bfloat16'):
     "New update: singular values near 1, by `newton_schulz`"
@@ -128,8 +134,7 @@ def shape_scale(update, *, adjust_lr_fn='original'):
 class Muon(Composed):
     """Momentum whose every step has all singular values near 1; for weights with two
     axes or more"""
-    parts = (finite_grad, nesterov_average, orthogonalize, shape_scale, add_decay,
-             sgd_step)
+    parts = nesterov_average, orthogonalize, shape_scale, add_decay, sgd_step
     hypers = dict(lr=1e-3, weight_decay=.1)
     def _readable_group(self, group):  # also a saved one of torch's, which has one type
         return super()._readable_group({'ns_dtype': 'bfloat16', **group})
@@ -143,6 +148,10 @@ def inner_weights(
     rest:str='rest'         # name of the kind of all other parameters
 ):                          # (name, parameter) -> `inner` or `rest`
     "A rule for `split`: which parameters a matrix optimizer steps, and which it leaves"
-    weights = [p for p in model.parameters() if p.ndim >= 2]
-    ours = {id(p) for p in weights[1:-1]}
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f'inner_weights looks for the first and the last layer in a '
+                        f'model, and got {type(model).__name__}: give the model itself')
+    named = model.named_parameters(remove_duplicate=False)   # a tied one is met twice
+    weights = [id(p) for _, p in named if p.ndim >= 2]
+    ours = {*weights} - {*weights[:1], *weights[-1:]}
     return lambda name, p: inner if id(p) in ours else rest

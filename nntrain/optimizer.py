@@ -47,6 +47,11 @@ class Optimizer(torch.optim.Optimizer):
     def defaults_of(self, group:dict)->dict:
         "What a group holds unless it says otherwise; the same for all, as a rule"
         return self.defaults
+    def check_step(self, params:list, group:dict)->None:
+        "Raise for gradients that no step may start from, before any group has moved"
+        if any(p.grad.layout is not torch.strided for p in params):
+            raise RuntimeError(f'{type(self).__name__} takes dense gradients only: '
+                               f'set sparse=False, or use torch.optim.SparseAdam')
     def one_step(self, p:Tensor, grad:Tensor, state:dict, group:dict)->None:
         "Change `p` and `state` in place; `grad` is only read"
         raise NotImplementedError(f'{type(self).__name__} needs a method '
@@ -69,8 +74,10 @@ def step(self:Optimizer,
     loss = None
     if closure is not None:
         with torch.enable_grad(): loss = closure()
-    for group in self.param_groups:
-        params = [p for p in group['params'] if p.grad is not None]
+    todo = [([p for p in group['params'] if p.grad is not None], group)
+            for group in self.param_groups]
+    for params, group in todo: self.check_step(params, group)  # before anything moves
+    for params, group in todo:
         if params: self._step_group(params, [p.grad for p in params], group)
     return loss
 
@@ -93,9 +100,6 @@ def _by_kind(params, grads, states):
 
 @patch
 def _step_group(self:Optimizer, params, grads, group):
-    if any(g.layout is not torch.strided for g in grads):
-        raise RuntimeError(f'{type(self).__name__} takes dense gradients only: '
-                           f'set sparse=False, or use torch.optim.SparseAdam')
     wide = {k: v for k, v in group.items() if isinstance(v, Tensor) and v.ndim}
     if wide: group = group | {k: v.squeeze() for k, v in wide.items()}   # shape (1,)
     if group['maximize']: grads = torch._foreach_neg(grads)
@@ -157,8 +161,7 @@ def add_param_group(self:Optimizer,
     _check_order(given)
     group['params'] = [given] if isinstance(given, Tensor) else list(given)
     self._check_params(group['params'])
-    off = dict.fromkeys(self.torch_keys)
-    torch.optim.Optimizer.add_param_group(self, {**group, **off})
+    torch.optim.Optimizer.add_param_group(self, group | dict.fromkeys(self.torch_keys))
 
 # %% ../nbs/09_optimizers.ipynb #f4c15dbb
 #| code-summary: "Code of saving and loading"

@@ -6,19 +6,54 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['ProfileCB']
+__all__ = ['ProfileCB', 'ThroughputCB']
 
 # %% ../nbs/16_callbacks.ipynb #4cb16376
-#| code-summary: "ProfileCB"
+#| code-summary: "Imports of the module, and ProfileCB"
 #| code-fold: true
-import torch
+import sys
+import time
+from functools import partial
 
+import torch
+from fastcore.basics import patch
+
+from .budgets import _sync as _wait_for
 from .callback import Callback
 from .checks import whole
+from .files import _file, write_whole
+from .history import COLORS, ColumnsCB
+
+def _mark(device):  # a point in time; of a GPU: when it has done all that was queued
+    make = getattr(getattr(torch, device.type, None), 'Event', None)
+    if device.type == 'cpu' or make is None: return time.perf_counter()
+    mark = make(enable_timing=True)
+    mark.record()
+    return mark
+
+def _ms(a, b): return 1e3*(b - a) if isinstance(a, float) else a.elapsed_time(b)
+
+class _TimedLoader:
+    "A loader; `cb.loaded` says from when to when it made the newest batch"
+    def __init__(self, loader, cb, device):
+        self.loader, self.cb, self.device = loader, cb, device
+    def __len__(self): return len(self.loader)    # fails if the loader has no length
+    def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
+    def __iter__(self):
+        batches = iter(self.loader)
+        while True:
+            begin = _mark(self.device)
+            try: batch = next(batches)
+            except StopIteration: return
+            self.cb.loaded = begin, _mark(self.device)
+            yield batch
+
+_PARTS = dict(predict='forward', get_loss='loss', backward='backward', step='step',
+              zero_grad='step')
 
 class ProfileCB(Callback):
-    "Record a few training batches; `table()` says where the time went"
-    order, watches = -100, True
+    "Record a few training batches: `table()` of operations, `plot()` of parts"
+    order, watches, main_only = -100, True, True
     def __init__(self,
         skip:int=2,     # training batches before the record begins, from 0: warm-up
         n_batches:int=3,# batches to record, at least 1; the record ends with the epoch
@@ -26,32 +61,161 @@ class ProfileCB(Callback):
     ):
         self.skip = whole('skip', skip, 0)
         self.n_batches = whole('n_batches', n_batches)
-        self.trace, self.profile = trace, None
-    def before_fit(self, learn): self.profile, self.running, self.n = None, False, 0
+        self.trace = None if trace is None else _file(trace)
+        self.profile, self.running = None, False
+    def before_fit(self, learn):
+        self.profile, self.running, self.n, self.spans = None, False, 0, []
+    def before_phase(self, learn):
+        if not learn.training or self.profile is not None: return
+        learn.dl = _TimedLoader(learn.dl, self, learn.device)
     def before_batch(self, learn):
         if not learn.training: return
-        if self.profile is None and self.n == self.skip: self._begin()
+        if self.profile is None and self.n == self.skip: self._begin(learn)
         self.n += 1
+        if not self.running: return
+        self.spans.append(('loading', *self.loaded))
+        self.start = _mark(learn.device)
     def cleanup_batch(self, learn):
-        if self.running and self.n >= self.skip + self.n_batches: self._end()
+        if not self.running: return
+        self.spans.append(('batch', self.start, _mark(learn.device)))
+        if self.n >= self.skip + self.n_batches: self._end(learn)
     def cleanup_phase(self, learn):
-        if self.running: self._end()
-    def _begin(self):
-        self.profile, self.running = torch.profiler.profile(), True
-        self.profile.__enter__()
-    def _end(self):
-        self.running = False
-        self.profile.__exit__(None, None, None)
-        if self.trace is not None: self.profile.export_chrome_trace(str(self.trace))
-    def table(self,
-        n:int=8  # rows, at least 1
-    )->str:
-        "The operations that took longest, with their share, time and number of calls"
-        if self.profile is None: raise ValueError('nothing was recorded: fit first')
-        events = self.profile.key_averages()
-        def own(e):  # microseconds, without what it called
-            return e.self_cpu_time_total + getattr(e, 'self_device_time_total', 0)
-        total, rows = sum(map(own, events)), sorted(events, key=own, reverse=True)
-        def line(e):
-            return f'{own(e)/total:4.0%} {own(e)/1e3:8.1f} ms {e.count:5} × {e.key}'
-        return '\n'.join(map(line, rows[:whole('n', n)]))
+        if self.running: self._end(learn)
+
+@patch
+def _begin(self:ProfileCB, learn):
+    self.profile, self.running = torch.profiler.profile(), True
+    self.verbs = dict(learn.verbs)
+    def timed(part, verb):
+        begin = _mark(learn.device)
+        try: return verb()
+        finally: self.spans.append((part, begin, _mark(learn.device)))
+    for verb, part in _PARTS.items():
+        learn.verbs[verb] = partial(timed, part, learn.verbs[verb])
+    self.profile.__enter__()
+
+@patch
+def _end(self:ProfileCB, learn):
+    self.running = False
+    learn.verbs.update(self.verbs)
+    del self.verbs
+    self.profile.__exit__(None, None, None)
+    _wait_for(learn.device)
+    self.spans = [(part, _ms(begin, end)) for part, begin, end in self.spans]
+    if self.trace is None: return
+    self.trace.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(self.trace, lambda path: self.profile.export_chrome_trace(str(path)))
+
+@patch
+def _check_recorded(self:ProfileCB):
+    if self.profile is None or self.running:
+        raise ValueError('nothing was recorded: fit first, for more than '
+                         f'skip={self.skip} training batches')
+
+@patch
+def table(self:ProfileCB,
+    n:int=8  # rows, at least 1
+)->str:
+    "The operations that took longest, with their share, time and number of calls"
+    self._check_recorded()
+    events = self.profile.key_averages()
+    def own(e):  # microseconds, without what it called
+        return e.self_cpu_time_total + getattr(e, 'self_device_time_total', 0)
+    total, rows = sum(map(own, events)), sorted(events, key=own, reverse=True)
+    def line(e):
+        return f'{own(e)/total:4.0%} {own(e)/1e3:8.1f} ms {e.count:5} × {e.key}'
+    return '\n'.join(map(line, rows[:whole('n', n)]))
+
+# %% ../nbs/16_callbacks.ipynb #4cb16378
+#| code-summary: "Its picture: parts and plot"
+#| code-fold: true
+@patch
+def parts(self:ProfileCB)->dict:  # {part: milliseconds}
+    "What a recorded batch took on average, part by part; `other`: callbacks, mostly"
+    self._check_recorded()
+    names = dict.fromkeys(('loading', *_PARTS.values(), 'batch'))
+    total = {name: sum(ms for part, ms in self.spans if part == name) for name in names}
+    n = sum(part == 'batch' for part, _ in self.spans)
+    inner = sum(total[name] for name in {*_PARTS.values()})
+    total['other'] = max(0., total.pop('batch') - inner)
+    return {name: ms/n for name, ms in total.items()}
+
+@patch
+def plot(self:ProfileCB,
+    ax=None  # matplotlib axes; None: a new figure
+):
+    "Draw where the time of a batch goes, a bar for each of its `parts`"
+    parts = self.parts()
+    if ax is None:
+        import matplotlib.pyplot as plt
+        ax = plt.subplots(figsize=(4.5, 2.3), layout='constrained')[1]
+    total = sum(parts.values())
+    bars = ax.barh([*parts], [*parts.values()], color=COLORS[0])
+    ax.bar_label(bars, [f'{ms:.1f} ms, {ms/total:.0%}' for ms in parts.values()],
+                 padding=3)
+    ax.margins(x=.4)
+    ax.invert_yaxis()
+    most = max(parts, key=parts.get)
+    ax.set(xlabel='milliseconds', title=f'{total:.1f} ms a batch, most of it {most}')
+    return ax
+
+# %% ../nbs/16_callbacks.ipynb #8fa64104
+#| code-summary: "ThroughputCB"
+#| code-fold: true
+def _peak_gb(device):  # of this process, so far; None where nobody counts it
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    try: import resource
+    except ImportError: return None                      # Windows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak/1e9 if sys.platform == 'darwin' else peak*1024/1e9
+
+class ThroughputCB(ColumnsCB):
+    "Add training samples per second, and the peak of memory so far, to the history"
+    def __init__(self,
+        skip:int=0  # training batches at the start of the fit that do not count
+    ): self.skip = whole('skip', skip, 0)
+    def before_fit(self, learn):
+        self.left, self.n, self.seconds, self.start = self.skip, 0, 0., None
+    def before_phase(self, learn):
+        if not learn.training: return
+        self.n, self.seconds, self.start = 0, 0., None
+        if not self.left: self.start = self._now(learn)
+    def before_batch(self, learn):           # of a resumed epoch: from where it goes on
+        if not learn.training or self.left or self.start is not None: return
+        self.start = self._now(learn)
+    def after_batch(self, learn):
+        if not learn.training: return
+        if not self.left: self.n += learn.count(); return
+        self.left -= 1
+        if not self.left: self.start = self._now(learn)
+    def cleanup_phase(self, learn):
+        if not learn.training or self.start is None: return
+        self.seconds += self._now(learn) - self.start
+        self.start = None
+
+@patch
+def _now(self:ThroughputCB, learn):
+    _wait_for(learn.device)                  # a GPU first does what is queued
+    return time.perf_counter()
+
+@patch
+def columns(self:ThroughputCB, learn)->dict:
+    if 'train' not in learn.phases: return {}
+    peak, all_of_them = _peak_gb(learn.device), torch.zeros(3, learn.world.size)
+    mine = torch.tensor([self.n, self.seconds, peak or 0.])
+    all_of_them[:, learn.world.rank] = mine
+    n, seconds, peaks = learn.world.sum(all_of_them.to(learn.device)).cpu()
+    found = {}
+    if seconds.max() > 0: found['samples_per_second'] = (n.sum()/seconds.max()).item()
+    if peak is not None: found['peak_gb'] = peaks.max().item()
+    return found
+
+@patch
+def state_dict(self:ThroughputCB)->dict:
+    "What the current epoch has counted so far"
+    running = 0. if self.start is None else time.perf_counter() - self.start
+    return {'n': self.n, 'seconds': self.seconds + running}
+
+@patch
+def load_state_dict(self:ThroughputCB, state)->None:
+    vars(self).update(state, start=None)

@@ -13,7 +13,7 @@ import time
 
 from .callback import After, Callback
 from .data import n_batches
-from .history import history_table, plot_history
+from .history import ColumnsCB, history_table, plot_history
 from .metrics import MetricsCB
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
@@ -28,7 +28,7 @@ def in_notebook()->bool:
 
 class ProgressCB(Callback):
     "A progress bar, and a row per epoch; in a notebook with a live curve if `plot`"
-    order, needs, watches, main_only = After(MetricsCB), (MetricsCB,), True, True
+    order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
     def __init__(self,
         plot:bool=False,  # draw the loss after each epoch (notebook only)
         every:float=.2    # seconds between two updates of the bar

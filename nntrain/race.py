@@ -7,6 +7,7 @@
 #| code-summary: "Show the imports"
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -17,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .budgets import budget as named_budget
 from .compare import set_seed
 from .data import fashion_dls
 from .files import write_whole
 from .racers import BF16, N_RATES, NETWORKS, RACERS, rates
-from .results import _results_dir
+from .races import best_rate, read_race
 from .schedule_free import ScheduleFreeAdamW, averaged
 
 
 # %% auto #0
-__all__ = ['WARM_UP', 'CHOICE_SEED', 'SEEDS', 'SHARES', 'MORE', 'factor', 'share_right', 'race_run', 'race_file', 'read_race',
-           'best_rate', 'run_race', 'usable']
+__all__ = ['WARM_UP', 'CHOICE_SEED', 'SEEDS', 'SHARES', 'MORE', 'factor', 'share_right', 'race_run', 'run_race']
 
 # %% ../nbs/99_race.ipynb #8e59213b
 WARM_UP = .1                    # share of the steps
@@ -79,7 +80,8 @@ def race_run(
     set_seed(seed)
     dls = fashion_dls(batch_size, valid, budget=budget, seed=seed, normalize=True)
     device = dls.train.x.device
-    half = torch.autocast(device.type, torch.bfloat16, enabled=network in BF16)
+    half = contextlib.nullcontext()              # not every device computes in bfloat16
+    if network in BF16: half = torch.autocast(device.type, torch.bfloat16)
     model = make().to(device, memory_format=torch.channels_last)
     opt = RACERS[racer][0](model, lr)
     peaks = [group['lr'] for group in opt.param_groups]
@@ -95,6 +97,7 @@ def race_run(
         loss.backward()
         try: opt.step()
         except ValueError: loss = loss*math.nan; break        # a gradient overflowed
+    if device.type != 'cpu': torch.accelerator.synchronize()   # wait for the last step
     seconds = time.perf_counter() - begin
     if not loss.isfinite(): right = .1
     elif averages:
@@ -106,36 +109,11 @@ def race_run(
 
 # %% ../nbs/99_race.ipynb #3d394658
 #| code-fold: true
-#| code-summary: "The store of the runs, and what is left to do"
+#| code-summary: "What is left to do, and all of it"
 CHOICE_SEED = 100          # chooses the rate
 SEEDS = range(8)           # of the runs that count
 SHARES = 1., .75, .5       # of the steps
 MORE = 2                   # further rates, at most, where the best one is at the edge
-
-def race_file(
-    network:str  # a key of `NETWORKS`
-)->Path:
-    "Where the runs of a network are kept: beside the recorded results"
-    return _results_dir()/'race'/f'{network}.json'
-
-def read_race(
-    path  # of the file of a network
-)->dict:  # {'tried': {racer: {rate: accuracy}}, 'final': {racer: {share: {seed: …}}}}
-    "What was run so far; a damaged file raises ValueError"
-    path = Path(path)
-    if not path.is_file():
-        return dict(network=path.stem, tried={}, final={}, seconds={})
-    try:
-        race = json.loads(path.read_text())
-        if race['network'] != path.stem:
-            raise ValueError(f'it holds the race of {race["network"]}')
-        for key in 'tried', 'final', 'seconds': race[key].items()
-        for tried in race['tried'].values():
-            for lr, right in tried.items(): float(lr) + right
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): move it away '
-                         f'to begin anew, or bring back a whole version') from e
-    return race
 
 def _check(network, seconds, racers):
     "Refuse what no race can be run with"
@@ -147,7 +125,15 @@ def _check(network, seconds, racers):
     if seconds is not None and not seconds >= 0:
         raise ValueError(f'seconds must be at least 0, got {seconds:g}')
 
-def best_rate(tried): return float(max(tried, key=tried.get))
+def _so_far(path, budget):
+    "What was run so far, which only runs of the same budget may extend"
+    name = getattr(budget, 'name', None) or named_budget(budget).name
+    race = read_race(path)
+    if race.setdefault('budget', name) != name:
+        raise ValueError(f'{path} holds runs of the {race["budget"]} budget, and those '
+                         f'of the {name} one cannot be compared with them: say '
+                         f'budget={race["budget"]!r}, or take another folder')
+    return race
 
 def _next_rate(racer, tried):
     "The next rate to try, or None: all of `rates`, then beyond the edge that is best"
@@ -173,13 +159,13 @@ def run_race(
     path,               # of the JSON file: its name is a key of `NETWORKS`
     seconds:float=None, # stop after the first run that ends later; None: run all
     racers=None,        # names; None: all
-    budget='full'       # name or Budget
+    budget='full'       # name or Budget, the same each time
 )->dict:                # as `read_race`
     "Run what is missing; the file is written after each run, so it can be stopped"
     path, racers = Path(path), list(RACERS if racers is None else racers)
     network = path.stem
     _check(network, seconds, racers)
-    race, begin = read_race(path), time.perf_counter()
+    race, begin = _so_far(path, budget), time.perf_counter()
     for kind, name, lr, share, seed in _jobs(race, racers):
         if kind == 'tried':
             made = race_run(network, name, lr, CHOICE_SEED, valid='split',
@@ -194,17 +180,3 @@ def run_race(
         if seconds is not None and time.perf_counter() - begin > seconds: break
     return race
 
-
-# %% ../nbs/99_race.ipynb #2e07c363
-def usable(
-    tried:dict,        # {rate: accuracy}
-    within:float=.01   # of the best accuracy
-)->list:               # rates, from the smallest
-    "The rates that are nearly as good as the best one, without a gap"
-    best, known = best_rate(tried), sorted(map(float, tried))
-    least = max(tried.values()) - within
-    near = {float(lr) for lr, right in tried.items() if right >= least}
-    low = high = known.index(best)
-    while low > 0 and known[low-1] in near: low -= 1
-    while high < len(known) - 1 and known[high+1] in near: high += 1
-    return known[low:high+1]

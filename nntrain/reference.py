@@ -138,6 +138,12 @@ def _owners(f):  # classes that a function with @patch becomes a method of
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
 
 
+def _targets(n):  # names that an assignment binds; of `a, b = …` a and b
+    places = n.targets if isinstance(n, ast.Assign) else [n.target]
+    return [t.id for place in places for t in ast.walk(place)
+            if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
+
+
 def _entries_of(n, public, comments):  # of one statement of a module
     if isinstance(n, _DEFS) and (owners := _owners(n)):
         if n.name.startswith('_') or not ast.get_docstring(n): return []
@@ -146,9 +152,8 @@ def _entries_of(n, public, comments):  # of one statement of a module
         return [_function(n, n.name, comments)]
     if isinstance(n, ast.ClassDef) and n.name in public: return _class(n, comments)
     if not isinstance(n, (ast.Assign, ast.AnnAssign)): return []
-    names = [_text(t) for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
     return [_Entry(name, _text(n), _meaning(n.end_lineno, comments), [], n.lineno)
-            for name in names if name in public]
+            for name in _targets(n) if name in public]
 
 
 def entries(

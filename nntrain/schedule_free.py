@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adaptive import adam_denoms, adam_direction
 from .callback import Callback
-from .compose import Composed, multi, stat
+from .compose import Composed, multi, needs, stat
 from .parts import add_decay, at_least_float32, average_sqr_grad, step_count
 
 def _point(p):  # a copy in float32 or wider: an average in bfloat16 soon stands still
@@ -39,12 +39,15 @@ def _rate_and_share(
     weight_sum += weight
     return rate, weight/weight_sum.item() if weight else 0.
 
+def _in_training(params, group):
+    if group['averaged']:
+        raise RuntimeError('the average is in the model, and a step starts from the '
+                           'training weights: call use_fast(opt) first')
+
+@needs(before=_in_training)
 @stat(z=_point, x=_point)
 def two_points(z, x, *, averaged=False):
     "Stat: z and x; refuses a step while x is in the model"
-    if averaged:
-        raise RuntimeError('the average is in the model, and a step starts from the '
-                           'training weights: call use_fast(opt) first')
 
 # %% ../nbs/15_schedulers.ipynb #c329d7bb
 @stat(lr_max=_number, weight_sum=_number, beta=_number)

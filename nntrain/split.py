@@ -69,6 +69,8 @@ class Split(Optimizer, metaclass=ComposedType):
 
     def init_state(self, p, group):
         return self.workers[group['kind']].init_state(p, group)
+    def check_step(self, params, group):
+        self.workers[group['kind']].check_step(params, group)
     def one_step(self, p, grad, state, group):
         self.workers[group['kind']].one_step(p, grad, state, group)
     def multi_step(self, params, grads, states, group):

@@ -29,8 +29,8 @@ from nntrain.clip import GradientClipCB
 from nntrain.confusion import ConfusionMatrixCB
 from nntrain.cycles import one_cycle
 from nntrain.distributed import AccelerateCB
-from nntrain.history import RecorderCB
-from nntrain.logs import CSVLogCB, TrackerCB
+from nntrain.history import ColumnsCB, RecorderCB
+from nntrain.logs import CSVLogCB, LearningRateCB, TrackerCB
 from nntrain.lr_finder import LRFinderCB
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
@@ -39,7 +39,7 @@ from nntrain.trial import Answer, first_difference, small_learner
 from pair_by_hand import ByHand
 from nntrain.precision import MixedPrecisionCB
 from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB, SingleBatchCB
-from nntrain.profiling import ProfileCB
+from nntrain.profiling import ProfileCB, ThroughputCB
 from nntrain.progress import ProgressCB
 from nntrain.run_folder import SaveRunCB
 from nntrain.saving import SaveBestCB
@@ -113,6 +113,8 @@ class CountsCB(Callback):
             yield 'rows', cb.matrix.sum().item(), self.rows
         if kind is WeightAveragingCB:
             yield 'weight', round(cb.average.weight, 9), round(1 - .9**steps, 9)
+        if kind is LearningRateCB and self.tries == steps:
+            yield 'rate', learn.history[-1]['lr'], self.rates[-1]
         if kind is LRFinderCB: yield 'rates', len(cb.lrs), max(0, steps-1)
         if kind is CSVLogCB:
             yield 'lines', len(cb.path.read_text().splitlines()), 1 + self.epochs
@@ -186,6 +188,9 @@ PAIRS = {
     'ConfusionMatrixCB': Entry(partial(ConfusionMatrixCB, 'abc'), why=WATCHES),
     'AccelerateCB': Entry(AccelerateCB, why=PLACE),
     'RecorderCB': Entry(RecorderCB, why=WATCHES),
+    'ColumnsCB': Entry(ColumnsCB, why=WATCHES),
+    'LearningRateCB': Entry(LearningRateCB, why=WATCHES),
+    'ThroughputCB': Entry(ThroughputCB, partial(ThroughputCB, 1)),
     'CSVLogCB': Entry(partial(CSVLogCB, 'log.csv'), why=WATCHES),
     'TrackerCB': Entry(tracker, why=WATCHES),
     'LRFinderCB': Entry(partial(LRFinderCB, 1e-2, 1., 30, 1e9),

@@ -609,7 +609,7 @@ def test_a_log_goes_on_after_a_spreadsheet_has_saved_it(tmp_path, spoil):
     'content', [b'name,price\nbread,3\n', b'\xff\xfe\x00e', b'epoch,a\n1,2,3\n'])
 def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
     (tmp_path/'log.csv').write_bytes(content)
-    with pytest.raises(ValueError, match='not a log of CSVLogCB'):
+    with pytest.raises(ValueError, match='not a log of a run'):
         learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv', append=True)).fit(1)
     assert (tmp_path/'log.csv').read_bytes() == content
 

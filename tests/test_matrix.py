@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from nntrain.kronecker import SOAP, Shampoo, average_update, inverse_root
 from nntrain.kronecker import shampoo_direction, soap_direction, sum_sides
 from nntrain.kronecker import _turned, turned_squares
 from nntrain.learner import Learner
-from nntrain.matrix import COEFFICIENTS, SCALES, Muon, as_matrix, finite_grad
+from nntrain.matrix import COEFFICIENTS, SCALES, Muon, as_matrix, finite_grads
 from nntrain.matrix import inner_weights, nesterov_average, newton_schulz
 from nntrain.matrix import orthogonalize, polar, shape_scale
 from nntrain.parts import add_decay, sgd_step, step_count
@@ -38,7 +39,7 @@ from nntrain.split import split
 from nntrain.steering import ScheduleCB
 
 KINDS = {'Muon': Muon, 'Shampoo': Shampoo, 'SOAP': SOAP,
-         'polar': compose(finite_grad, nesterov_average, polar, shape_scale, add_decay,
+         'polar': compose(nesterov_average, polar, shape_scale, add_decay,
                           sgd_step, name='Polar', lr=1e-3)}
 every_kind = pytest.mark.parametrize('name', KINDS)
 both = pytest.mark.parametrize('foreach', [True, False])
@@ -263,7 +264,7 @@ def test_turned_weights_take_the_turned_path():
     def gap(parts, **hypers):
         back = q.T @ path(parts, q, r, **hypers) @ r.T
         return (back - path(parts, **hypers)).abs().max().item()
-    average = finite_grad, nesterov_average
+    average = nesterov_average,
     assert gap((*average, polar, sgd_step), lr=.05) < 1e-9
     assert gap((*average, orthogonalize, shape_scale, add_decay, sgd_step), lr=.05,
                ns_dtype='float64', weight_decay=.1) < 1e-9
@@ -477,7 +478,7 @@ def test_weights_in_half_precision(name, foreach, dtype):
     assert [v.dtype for v in again.state[p].values()] == [
         v.dtype for v in runs[0][1].state[p].values()]
     p.grad = torch.full((6, 4), 3e4).to(dtype)      # its length is above 65,504
-    finite_grad(p.grad)
+    finite_grads([p])
 
 
 @every_kind
@@ -511,11 +512,11 @@ def everything(opt, ps):
 
 
 @every_kind
-@pytest.mark.parametrize('shape, what', [((3,), 'vector'), ((), 'number')])
-def test_a_weight_that_is_no_matrix_is_refused(name, shape, what):
+@pytest.mark.parametrize('shape', [(3,), ()])
+def test_a_weight_that_is_no_matrix_is_refused(name, shape):
     ps, (late,) = weights((3, 3)), weights(shape)
-    text = (r'takes tensors with 2 axes or more, and parameter bias of shape '
-            rf'.* is a {what}: see `split`$')
+    text = ('takes tensors with 2 axes or more, and parameter bias has shape '
+            rf'{re.escape(str(shape))}: see `split`$')
     with pytest.raises(ValueError, match=text): KINDS[name]([('bias', late)], lr=.1)
     opt = KINDS[name]([('weight', *ps)], lr=.1)
     step(opt, ps)
@@ -581,7 +582,7 @@ def test_rules_for_split_that_leave_a_matrix_out_or_give_a_vector():
         with pytest.raises(ValueError, match=text): split(kinds, rule)(named, lr=.1)
     refused(lambda name, p: None, r'no kind takes parameter 0.weight of shape \(4, 3\)')
     refused(lambda name, p: ('inner', 'rest'), 'gives parameter 0.weight .* to 2 kinds')
-    refused(lambda name, p: 'inner', 'parameter 0.bias of shape .4,. is a vector')
+    refused(lambda name, p: 'inner', r'parameter 0.bias has shape \(4,\)')
     refused(None, 'there is no rule')
     with pytest.raises(ValueError, match='at least one name'): split({}, by_shape)
     with pytest.raises(ValueError, match="kind 'inner' needs a tuple of parts"):
@@ -606,15 +607,34 @@ def test_a_gradient_that_is_not_finite_is_refused_before_anything_changes(name, 
     assert_same([p.detach() for p in ps], before[0])
 
 
-def test_beside_other_kinds_matrices_come_first_so_nothing_changes_there():
-    ps = weights((3, 4), (4,), (4, 3), dtype=torch.float32)
-    opt = for_matrices(Muon)(ps, lr=.1)
-    step(opt, ps)
-    before = everything(opt, ps)
-    for p in ps: p.grad = torch.ones_like(p)
-    ps[2].grad[0, 0] = math.nan
-    with pytest.raises(ValueError, match='infinite or missing'): opt.step()
-    assert_same(everything(opt, ps), before)
+@every_kind
+@both
+def test_no_group_moves_before_a_later_one_is_refused(name, foreach):
+    "Groups of one kind, of several kinds, of two types of numbers, in any order"
+    made = split(dict(rest=adamw, inner=KINDS[name], last=KINDS[name]),
+                 lambda name, p: name, lr=.1)
+    for kinds in ('rest', 'inner', 'inner'), ('inner', 'rest', 'last'), 3*('inner',):
+        ps = weights((3, 4), (2, 5), (4, 3), dtype=torch.float32)
+        ps[1].data = ps[1].data.double()
+        groups = [dict(params=[p], kind=kind) for p, kind in zip(ps, kinds)]
+        for opt in made(groups, foreach=foreach), KINDS[name](ps, foreach=foreach):
+            for p in ps: p.grad = torch.ones_like(p)
+            opt.step()
+            before = everything(opt, ps)
+            ps[2].grad[0, 0] = math.nan
+            with pytest.raises(ValueError, match=r'shape \(4, 3\) has infinite or mis'):
+                opt.step()
+            assert_same(everything(opt, ps), before)
+
+
+def test_a_part_alone_asks_for_finite_gradients():
+    p = nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.tensor([[1., math.inf], [0., 1.]])
+    opt = compose(orthogonalize, sgd_step)([p], lr=.1)
+    with pytest.raises(ValueError, match='no weight was changed'): opt.step()
+    p.grad = None
+    opt.step()                                       # nothing to do, nothing to refuse
+    assert p.equal(torch.ones(2, 2))
 
 
 # ---- states, copies, schedules, scalers
@@ -641,6 +661,28 @@ def test_inner_weights_are_those_between_the_first_and_the_last():
         torch.ones(2, 2))) == 'b'
     for few in nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)):
         assert {inner_weights(few)(None, p) for p in few.parameters()} == {'rest'}
+
+
+def test_a_weight_that_the_first_and_the_last_layer_share_is_not_an_inner_one():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 4),
+                          nn.Linear(4, 9, bias=False))
+    model[3].weight = model[0].weight
+    rule = inner_weights(model)
+    assert [name for name, p in model.named_parameters()
+            if rule(name, p) == 'inner'] == ['1.weight', '2.weight']
+    model[2].weight = nn.Parameter(model[1].weight.T.clone())
+    model[1], model[2] = nn.Linear(4, 4), nn.Linear(4, 4)
+    model[2].weight = model[1].weight                # shared, but by inner layers
+    rule = inner_weights(model)
+    assert [name for name, p in model.named_parameters()
+            if rule(name, p) == 'inner'] == ['1.weight']
+
+
+def test_inner_weights_needs_the_model():
+    model = nn.Linear(2, 2)
+    for given in model.parameters(), [*model.parameters()], model.state_dict():
+        with pytest.raises(TypeError, match='give the model itself'):
+            inner_weights(given)
 
 
 def a_run(name, ps):

@@ -246,6 +246,17 @@ def test_wrong_names_and_parameters_are_refused(name):
 
 
 @every
+def test_no_group_moves_before_sparse_gradients_are_refused(name):
+    table, p = nn.Embedding(4, 2, sparse=True), nn.Parameter(torch.ones(2))
+    table(torch.tensor([1])).sum().backward()
+    p.grad = torch.ones(2)
+    groups = [dict(params=[p]), dict(params=table.parameters())]
+    opt = PAIRS[name][0](groups, lr=.1)
+    with pytest.raises(RuntimeError, match='dense gradients only'): opt.step()
+    assert p.equal(torch.ones(2)) and not opt.state
+
+
+@every
 def test_sparse_gradients_are_refused(name):
     table = nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from nntrain import race
-from nntrain.race import MORE, N_RATES, RACERS, rates, read_race, run_race, usable
+from nntrain.budgets import budget
+from nntrain.intervals import paired_difference
+from nntrain.race import MORE, N_RATES, RACERS, rates, run_race
+from nntrain.races import race_row, race_table, read_race, usable
 
 SCRIPT = Path(__file__).parents[1]/'scripts'/'race.py'
 
@@ -76,10 +79,36 @@ def test_run_race_refuses_what_it_cannot_run(runs, tmp_path):
     assert not runs and not list(tmp_path.iterdir())
 
 
+def test_runs_of_two_budgets_are_not_mixed(runs, tmp_path):
+    path = tmp_path/'cnn.json'
+    run_race(path, 0, ['AdamW'], budget='quick')
+    assert read_race(path)['budget'] == 'quick'
+    before = path.read_text()
+    for other in 'full', budget('full'), 'short':
+        with pytest.raises(ValueError, match=r"cnn\.json holds runs of the quick budget"
+                                             r".* say budget='quick'"):
+            run_race(path, 0, ['AdamW'], budget=other)
+    assert path.read_text() == before and len(runs) == 1
+    run_race(path, 0, ['AdamW'], budget=budget('quick'))
+    with pytest.raises(ValueError, match="unknown budget 'tiny'"):
+        run_race(tmp_path/'resnet.json', 0, budget='tiny')
+    assert len(runs) == 2 and [p.name for p in tmp_path.iterdir()] == ['cnn.json']
+
+
+def test_a_race_that_does_not_say_its_budget_was_a_full_one(runs, tmp_path):
+    path = tmp_path/'cnn.json'
+    path.write_text('{"network": "cnn", "tried": {}, "final": {}, "seconds": {}}')
+    with pytest.raises(ValueError, match='the full budget'):
+        run_race(path, 0, ['AdamW'], budget='quick')
+    run_race(path, 0, ['AdamW'])
+    assert json.loads(path.read_text())['budget'] == 'full' and len(runs) == 1
+
+
 @pytest.mark.parametrize('text', [
     '', '{"network": "cnn", "tried": {"AdamW"', '[]', '{}',
     '{"network": "resnet", "tried": {}, "final": {}, "seconds": {}}',
     '{"network": "cnn", "tried": [], "final": {}, "seconds": {}}',
+    '{"network": "cnn", "tried": {}, "final": {}, "seconds": {}, "budget": 3}',
     '{"network": "cnn", "tried": {"AdamW": {"fast": 1}}, "final": {}, "seconds": {}}',
     '{"network": "cnn", "tried": {"AdamW": {"1": null}}, "final": {}, "seconds": {}}'])
 def test_a_damaged_file_is_named_and_left_as_it_is(runs, tmp_path, text):
@@ -92,7 +121,37 @@ def test_a_damaged_file_is_named_and_left_as_it_is(runs, tmp_path, text):
 
 def test_the_stored_races_are_whole():
     for path in SCRIPT.parents[1].glob('results/race/*.json'):
-        assert set(read_race(path)['tried']) <= set(RACERS)
+        race = read_race(path)
+        assert set(race['tried']) <= set(RACERS) and race['budget'] == 'full'
+
+
+def test_a_table_shows_what_the_runs_say():
+    tried = {'0.1': .7, '0.3': .895, '1.0': .9, '3.0': .6}
+    found = {'AdamW': [.80, .81, .82], 'Adam': [.81, .815, .84], 'Lion': [.83, .8401]}
+    final = {name: {'1.0': {str(2-i): v for i, v in enumerate(values)}}
+             for name, values in found.items()}
+    final['Adam']['0.5'] = {'0': .82, '1': .81, '2': .80}
+    race = dict(network='cnn', tried=dict.fromkeys(found, tried) | {
+        'SGD': {'0.1': .8, '1.0': .9}}, final=final)
+    head, _, adamw, adam, lion, sgd = race_table(race, shares=(1., .5)).splitlines()
+    assert head == '| | rate | width | accuracy | minus AdamW | 50 % of the steps |'
+    assert adamw == '| AdamW | 1 | 3 | 0.8100 | – | not yet |'
+    gap = paired_difference(found['Adam'], found['AdamW'])
+    assert adam == (f'| Adam | 1 | 3 | 0.8217 | {gap.mean:+.4f} ({gap.low:+.4f} to '
+                    f'{gap.high:+.4f}) | +0.0000 (+0.0000 to +0.0000) |')
+    assert lion.endswith('| 0.8350 | not yet | not yet |')     # a seed is missing
+    assert sgd == '| SGD | 1 (edge) | 1 | not yet | not yet | not yet |'
+    assert race_row(race, 'Lion') == dict(seeds=[1, 2], values=[.8401, .83])
+    final['Lion']['1.0'] = {str(i): v + .02 + i*1e-4
+                            for i, v in enumerate(race_row(race, 'AdamW')['values'])}
+    assert '| **+0.0201** (' in race_table(race, ['Lion', 'Adam'])
+    assert '0.8100' not in race_table(race, ['Lion'])
+    assert race_table(race, ['AdamW'], against='Lion').splitlines()[-1].startswith(
+        '| AdamW | 1 | 3 | 0.8100 | -0.0201 (')
+    with pytest.raises(ValueError, match=r'Adm: not in the race of cnn; there are Ada'):
+        race_table(race, ['Adam', 'Adm'])
+    with pytest.raises(ValueError, match='AdamW: not in .* there are none'):
+        race_table(dict(network='cnn', tried={}, final={}))
 
 
 @pytest.fixture

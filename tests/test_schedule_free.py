@@ -22,9 +22,9 @@ from nntrain.data import DataLoaders
 from nntrain.events import CancelFit, CancelPhase
 from nntrain.learner import Learner
 from nntrain.lr_finder import lr_find
-from nntrain.matrix import finite_grad, orthogonalize, shape_scale
+from nntrain.matrix import orthogonalize, shape_scale
 from nntrain.metrics import MetricsCB
-from nntrain.parts import add_decay, step_count
+from nntrain.parts import add_decay, sgd_step, step_count
 from nntrain.precision import MixedPrecisionCB
 from nntrain.saving import SaveBestCB
 from nntrain.schedule import constant, linear, warm_up
@@ -265,8 +265,8 @@ def test_a_saved_state_goes_on_bit_for_bit(kind, average, dtype, tmp_path):
 
 
 def test_as_a_kind_of_a_split_optimizer():
-    free_muon = (two_points, finite_grad, orthogonalize, shape_scale, add_decay,
-                 step_count, schedule_free_step)
+    free_muon = (two_points, orthogonalize, shape_scale, add_decay, step_count,
+                 schedule_free_step)
     def rule(name, p): return 'matrix' if p.ndim == 2 else 'rest'
     made = split(dict(matrix=free_muon, rest=ScheduleFreeAdamW), rule, lr=.01)
     ps = parameters(0)
@@ -279,6 +279,17 @@ def test_as_a_kind_of_a_split_optimizer():
     with pytest.raises(RuntimeError, match='use_fast'): opt.step()
     use_fast(opt)
     assert all(p.equal(q) for p, q in zip(ps, fast))
+
+
+def test_no_group_moves_while_the_average_of_another_is_in_the_model():
+    made = split(dict(plain=(sgd_step,), free=ScheduleFreeSGD), lr=.1)
+    p, q = parameters(0)[:2]
+    opt = made([dict(params=[p], kind='plain'), dict(params=[q], kind='free')])
+    run(([p, q], opt), n=3)
+    use_average(opt)
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match='use_fast'): run(([p, q], opt), n=1)
+    assert p.equal(before)
 
 
 # ---- in a learner

@@ -16,7 +16,7 @@ yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 import page_checks as checks
 from conftest import ROOT
 
-from nntrain import listing
+from nntrain import listing, reference
 from nntrain.site import TitleProc
 from nntrain.tools import _settings
 
@@ -267,5 +267,8 @@ def test_bibliography():
 
 
 def test_names_of_an_assignment_to_several_are_several():
-    top, _ = listing._defined("A, B = 1, 2\nC = D = 3\nE['x'] = 4\nE.y = 5")
-    assert top == ['A', 'B', 'C', 'D']
+    source = "A, (B, *_c) = 1, (2, 3)\nC = D = 3\nE['x'] = 4\nE.y = 5\nF: int = 6"
+    top, _ = listing._defined(source)
+    assert top == ['A', 'B', '_c', 'C', 'D']
+    text = f"__all__ = ['A', 'B', 'C', 'D', 'E', 'F']\n{source}"
+    assert [e.name for e in reference.entries(text)] == ['A', 'B', 'C', 'D', 'F']

@@ -197,5 +197,5 @@ def test_groups_are_added_all_or_not_at_all():
     with pytest.raises(ValueError, match='flat_step takes tensors with 2 axes or more'):
         opt.add_param_group(dict(params=[nn.Parameter(torch.ones(2)), one]))
     assert [len(group['params']) for group in opt.param_groups] == [1]
-    with pytest.raises(ValueError, match=r'number 0 of shape \(3,\) is a vector'):
+    with pytest.raises(ValueError, match=r'number 0 has shape \(3,\): see `split`'):
         compose(flat_step)([one], lr=.1)

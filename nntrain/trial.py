@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
 
-# %% ../nbs/26_pairs.ipynb #440c1142
+# %% ../nbs/26_pairs.ipynb #b1b0ffdf
 #| code-fold: true
 #| code-summary: "Imports of the module of small runs"
 import contextlib
@@ -32,7 +32,7 @@ from .state import training_state
 from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
-# %% ../nbs/26_pairs.ipynb #4d1e747f
+# %% ../nbs/26_pairs.ipynb #3e8d2705
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -51,7 +51,7 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
-# %% ../nbs/26_pairs.ipynb #64ecfda2
+# %% ../nbs/26_pairs.ipynb #8239328e
 #| code-fold: true
 #| code-summary: "Code of first_difference"
 def first_difference(
@@ -80,7 +80,7 @@ def _entries(value): return [*value] if isinstance(value, dict) else len(value)
 def _size(t, tol):  # of the numbers, for a tolerance that is a share of them
     return 1 + t.double().abs().max().item() if tol and t.numel() else 0
 
-# %% ../nbs/26_pairs.ipynb #3b58b1b8
+# %% ../nbs/26_pairs.ipynb #6b2fff74
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -93,7 +93,7 @@ class Left(NamedTuple):
     state: dict = None     # everything: see `training_state`; None: it was interrupted
     answer: Answer = None  # why it failed; None: it did not
 
-# %% ../nbs/26_pairs.ipynb #868e3e7c
+# %% ../nbs/26_pairs.ipynb #91358eaa
 class _Began(Callback):
     "Has a batch begun?"
     order, watches = -1000, True
@@ -113,7 +113,7 @@ def failure(
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/26_pairs.ipynb #aec3e0b4
+# %% ../nbs/26_pairs.ipynb #a09fd27a
 #| code-fold: true
 #| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
 class _Interrupted(Exception): "What `_Interrupt` raises"
@@ -166,7 +166,7 @@ def _without_measured(value):
     if not isinstance(value, (list, tuple)): return value
     return type(value)(_without_measured(v) for v in value)
 
-# %% ../nbs/26_pairs.ipynb #216d9017
+# %% ../nbs/26_pairs.ipynb #0c95466c
 #| code-fold: true
 #| code-summary: "Code of without_chance"
 def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …

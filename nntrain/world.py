@@ -112,6 +112,7 @@ def _average(tensors):
 #| code-summary: "Code of Several.gather"
 @patch
 def gather(self:Several, t):
+    if self.size == 1: return t
     parts = [None]*self.size
     dist.all_gather_object(parts, t.detach().cpu())
     return torch.cat(parts).to(t.device)

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import importlib
 import inspect
+import json
 import pkgutil
 import sys
 from functools import partial
@@ -16,7 +18,7 @@ import torch
 from torch import nn
 
 import nntrain
-from nntrain import state
+from nntrain import run_folder, state
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.activations import ActivationStatsCB, UpdateRatioCB
 from nntrain.annealing import AnnealCB, AutoAnnealCB
@@ -93,6 +95,7 @@ class CountsCB(Callback):
     def cleanup_fit(self, learn):
         if self.resumed or sys.exc_info()[1] is not None: return
         notes = [(type(cb).__name__, *row) for cb in learn.active
+                 if learn.world.hears(cb, 'after_step')
                  for row in self.expected(cb, learn)]
         wrong = [f'{name}: {what} is {got}, expected {want}'
                  for name, what, got, want in notes if got != want]
@@ -242,14 +245,22 @@ def exported():
 
 
 @contextlib.contextmanager
-def torchs_chance():
-    """Of the random states keep torch's only, which all callbacks draw from: the 1,249
-    numbers of Python's and NumPy's take most of the time of a checkpoint"""
-    old = state.random_state, state.set_random_state
-    state.random_state = lambda: {'torch': torch.get_rng_state()}
-    state.set_random_state = lambda its: torch.set_rng_state(its['torch'])
-    try: yield
-    finally: state.random_state, state.set_random_state = old
+def cheaply():
+    """Leave out what takes most of the time and is tested elsewhere: the 1,249 numbers
+    of Python's and NumPy's random states, the pictures of curves, and the search of
+    garbage among what was imported"""
+    new = {
+        (state, 'random_state'): lambda: {'torch': torch.get_rng_state()},
+        (state, 'set_random_state'): lambda its: torch.set_rng_state(its['torch']),
+        (run_folder, '_write_curves'): lambda history, path: path.touch()}
+    old = {place: getattr(*place) for place in new}
+    gc.freeze()
+    try:
+        for place, fn in new.items(): setattr(*place, fn)
+        yield
+    finally:
+        gc.unfreeze()
+        for place, fn in old.items(): setattr(*place, fn)
 
 
 # ---- the walk through all cells ------------------------------------------------------
@@ -293,28 +304,36 @@ def resume_there(learner, makers):
 
 class Walk:
     "All pairs, asked all questions"
-    def __init__(self, two):
+    def __init__(self, two=None):
         self.asker, self.two = Asker(learner, two), two
-        two.run(f'import sys; sys.path.insert(0, {str(HERE)!r})')
         self.answers = {pair: {} for pair in combinations(PAIRS, 2)}
 
-    def run(self):
-        with torchs_chance():
-            self.alone()
+    def alone(self, questions=('steps', 'settings', 'resume')):
+        "What is asked in one process"
+        with cheaply():
+            self.each_alone()
             self.each_pair()
             self.pooled('resume', self.asker.resume)
-            self.pooled('processes', self.asker.processes)
-            self.together()
         return self.answers
 
-    def alone(self):
-        "Each callback alone: it works, and equals the plain loop"
+    def together(self):
+        "What is asked in two processes"
+        self.two.run(f'import gc, sys; sys.path.insert(0, {str(HERE)!r}); '
+                     'import accelerate, pair_checks; gc.freeze()')
+        with cheaply():
+            self.each_alone()
+            self.pooled('processes', self.asker.processes)
+            self.resumed()
+        return self.answers
+
+    def each_alone(self):
+        "Each callback alone works, and those that act equal the plain loop"
         for name, make in MAKE.items():
             if answer := self.asker.left(make).answer:
-                raise AssertionError(f'{name} fails alone: {answer}')
+                raise AssertionError(f'{name} fails alone: {answer.says}')
         self.watch = [name for name in PAIRS if self.asker.watches(MAKE[name])]
         self.act = [name for name in PAIRS if name not in self.watch]
-        for name in self.act:
+        for name in {*self.act} - {'LearningRateCB'}:       # it adds a column
             if why := against_hand(self.asker, name):
                 raise AssertionError(f'{name} alone, by hand: {why}')
 
@@ -329,28 +348,64 @@ class Walk:
         equals a run without them, so does each pair; if not, each pair is asked"""
         fit = [name for name in self.watch if ask(MAKE[name]).kind == 'equal']
         for first in (None, *self.act):
-            pool = [name for name in fit if self.free(first, name)]
-            names = [first]*bool(first) + pool
+            names = [first]*bool(first) + fit
             if ask(*map(MAKE.get, names)).kind != 'equal': continue
             for pair in combinations(names, 2):
                 if first is None or first in pair:
                     self.of(*pair)[question] = Answer('equal')
         for pair, answers in self.answers.items():
-            if answers['steps'].kind == 'refused': answers[question] = answers['steps']
             if question not in answers: answers[question] = ask(*map(MAKE.get, pair))
             self.asker.forget(*map(MAKE.get, pair))
 
     def of(self, a, b): return self.answers[(a, b) if (a, b) in self.answers else (b, a)]
 
-    def free(self, a, b):
-        return a is None or self.of(a, b)['steps'].kind == 'equal'
+    def resumed(self):
+        "Beside AccelerateCB, runs are interrupted and resumed in two processes"
+        fit = [name for name in self.watch if name != 'AccelerateCB'
+               and self.of('AccelerateCB', name)['processes'].kind == 'equal']
+        for names in fit, *([name] for name in self.act):
+            makers = list(map(MAKE.get, names))
+            zero, one = self.two.run(resume_there, learner, makers, show=False)
+            if zero != one: zero = Answer('crash', f'{zero.says}; {one.says}')
+            for name in names: self.of('AccelerateCB', name)['resume together'] = zero
 
-    def together(self):
-        "Beside AccelerateCB, runs are interrupted and resumed in two processes as well"
-        for name in PAIRS:
-            if name == 'AccelerateCB': continue
-            both = self.of('AccelerateCB', name)
-            if {both[q].kind for q in ('resume', 'processes')} != {'equal'}: continue
-            zero, one = self.two.run(resume_there, learner, [MAKE[name]], show=False)
-            if zero == one: both['resume'] = zero
-            else: both['resume'] = Answer('crash', f'processes 0 and 1: {zero}, {one}')
+
+# ---- what is told of the answers -----------------------------------------------------
+
+def faults(answers):
+    "The cells that are neither equal nor refused, as text"
+    return [f'{a} × {b}, {question}: {answer.kind}, {answer.says}'
+            for (a, b), its in answers.items()
+            for question, answer in its.items() if not answer.fine]
+
+
+def stored(answers):
+    "The answers by question: how many are equal, and the sentences of the others"
+    asked = dict.fromkeys(question for its in answers.values() for question in its)
+    found = {}
+    for question in asked:
+        rows = [(pair, its[question]) for pair, its in answers.items() if question in its]
+        found[question] = {kind: sum(answer.kind == kind for _, answer in rows)
+                           for kind in ('equal', 'none')}
+        found[question] |= {
+            'refused': [[*pair, answer.says] for pair, answer in rows
+                        if answer.kind == 'refused'],
+            'faults': sum(not answer.fine for _, answer in rows)}
+    return found
+
+
+def as_text(found):
+    "What `results/pairs/pairs.json` holds"
+    rows = {name: {'module': exported()[name.split()[0]].__module__.split('.')[-1],
+                   'no setting': entry.why} for name, entry in PAIRS.items()}
+    return json.dumps({'callbacks': rows, 'answers': found}, indent=1,
+                      ensure_ascii=False) + '\n'
+
+
+def missing():
+    "What to add for callbacks that the package exports, and that nobody asks"
+    if not (new := sorted(exported().keys() - PAIRS.keys())): return ''
+    return (f'{", ".join(new)}: add a line to PAIRS in tests/pair_checks.py, with a '
+            f'function that makes it, and one that makes it with another setting; if '
+            f'it acts on the training, add it to tests/pair_by_hand.py as well; then '
+            f'run python scripts/pairs.py')

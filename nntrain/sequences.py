@@ -60,7 +60,7 @@ def _of_all(mean, learn):
 class RNNRegularizerCB(Callback):
     "Take (logits, states, dropped states) apart, and add penalties to the loss"
     order = After(MetricsCB)  # metrics see the loss without the penalties
-    shows = 'alpha', 'beta'
+    shows, owns = ('alpha', 'beta'), ('the predictions',)
     def __init__(self,
         alpha:float=2.,  # weight of the mean square of dropped states (AR), from 0
         beta:float=1.    # weight of the mean square of their change (TAR), from 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
 
-# %% ../nbs/26_pairs.ipynb #b1b0ffdf
+# %% ../nbs/26_pairs.ipynb #5c32924e
 #| code-fold: true
 #| code-summary: "Imports of the module of small runs"
 import contextlib
@@ -32,7 +32,7 @@ from .state import training_state
 from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
-# %% ../nbs/26_pairs.ipynb #3e8d2705
+# %% ../nbs/26_pairs.ipynb #f830a184
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -51,7 +51,7 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
-# %% ../nbs/26_pairs.ipynb #8239328e
+# %% ../nbs/26_pairs.ipynb #2ca1e585
 #| code-fold: true
 #| code-summary: "Code of first_difference"
 def first_difference(
@@ -63,12 +63,12 @@ def first_difference(
     "Compare two states"
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if (a.shape, a.dtype) != (b.shape, b.dtype): return f'{name} has another shape'
-        gap = 0. if torch.equal(a, b) else (a.double() - b.double()).abs().max().item()
-        return f'{name} differs by {gap:.2g}' if gap > tol*_size(a, tol) else None
+        if _equal(a, b, tol): return None
+        return f'{name} differs by {(a.double() - b.double()).abs().max().item():.2g}'
     dicts = isinstance(a, dict) and isinstance(b, dict)
     if dicts or isinstance(a, (list, tuple)) and type(a) is type(b):
         keys, others = (a.keys(), b.keys()) if dicts else (range(len(a)), range(len(b)))
-        if keys != others: return f'{name} has {_entries(a)} and {_entries(b)}'
+        if keys != others: return f'{name} has {_entries(a, b)}'
         found = (first_difference(a[k], b[k], tol, f'{name}[{k!r}]') for k in keys)
         return next(filter(None, found), None)
     same = type(a) is type(b) and (a == b or a != a and b != b)    # NaN is like NaN
@@ -76,11 +76,15 @@ def first_difference(
         same = same or abs(a - b) <= tol*(1 + abs(a))
     return None if same else f'{name}: {a!r:.60} and {b!r:.60}'
 
-def _entries(value): return [*value] if isinstance(value, dict) else len(value)
-def _size(t, tol):  # of the numbers, for a tolerance that is a share of them
-    return 1 + t.double().abs().max().item() if tol and t.numel() else 0
+def _entries(a, b):
+    if isinstance(a, dict): return f'the keys {[*a]} and {[*b]}'
+    return f'{len(a)} and {len(b)} entries'
 
-# %% ../nbs/26_pairs.ipynb #6b2fff74
+def _equal(a, b, tol):  # NaN is like NaN
+    near = a.is_floating_point() or a.is_complex()
+    return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
+
+# %% ../nbs/26_pairs.ipynb #631c43b4
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -93,7 +97,6 @@ class Left(NamedTuple):
     state: dict = None     # everything: see `training_state`; None: it was interrupted
     answer: Answer = None  # why it failed; None: it did not
 
-# %% ../nbs/26_pairs.ipynb #91358eaa
 class _Began(Callback):
     "Has a batch begun?"
     order, watches = -1000, True
@@ -113,7 +116,7 @@ def failure(
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/26_pairs.ipynb #a09fd27a
+# %% ../nbs/26_pairs.ipynb #162e2335
 #| code-fold: true
 #| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
 class _Interrupted(Exception): "What `_Interrupt` raises"
@@ -166,7 +169,7 @@ def _without_measured(value):
     if not isinstance(value, (list, tuple)): return value
     return type(value)(_without_measured(v) for v in value)
 
-# %% ../nbs/26_pairs.ipynb #0c95466c
+# %% ../nbs/26_pairs.ipynb #7ab61c9d
 #| code-fold: true
 #| code-summary: "Code of without_chance"
 def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …

@@ -7,6 +7,8 @@
 #| code-fold: true
 from __future__ import annotations
 
+import signal
+import sys
 from functools import partial
 from itertools import islice
 
@@ -20,6 +22,7 @@ from .callback import Callback
 from .facts import check_facts, counts, training_facts
 from .files import _file, _unfinished
 from .ranks import in_main, others_of, take_own
+from .sigterm import Sigterm, Terminated
 from .state import (chance_state, load_training_state, loaders_of,
                            set_chance_state, training_state)
 
@@ -56,6 +59,7 @@ class CheckpointCB(Callback):
         self.every_epochs, self.every_batches = every_epochs, every_batches
         self.path, self.resume, self.quiet = _file(path), resume, quiet
         self.resumed = None  # (epochs, batches of the next epoch) that were done
+        self.on, self.sigterm = False, Sigterm()
 
 @patch
 def save(self:CheckpointCB,
@@ -70,18 +74,25 @@ def save(self:CheckpointCB,
     told = {'others': others_of(learn, state), 'facts': self.facts,
             'circumstances': _circumstances(learn)}
     in_main(learn, lambda: write_checkpoint(state | told, self.path))
+    self.saved = n_epochs, n_batches
 
 @patch
 def after_batch(self:CheckpointCB, learn):
-    if not (self.on and learn.training and self.every_batches): return
+    if not (self.on and learn.training): return
     done = learn.iter + 1
-    if done % self.every_batches == 0: self.save(learn, learn.epoch, done)
+    asked = self.sigterm.came if learn.world.size == 1 else learn.world.ends
+    due = self.every_batches and done % self.every_batches == 0
+    if due or asked: self.save(learn, learn.epoch, done)
+    if asked: self._end(learn)
 
 @patch
 def after_epoch(self:CheckpointCB, learn):
-    done = learn.epoch + 1
+    if not self.on: return
+    done, came = learn.epoch + 1, float(self.sigterm.came)
+    asked = learn.world.sum(torch.tensor(came, device=learn.device)) > 0
     due = done % self.every_epochs == 0 or done == learn.n_epochs
-    if self.on and due: self.save(learn, done, 0)
+    if due or asked: self.save(learn, done, 0)
+    if asked: self._end(learn)
 
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
 #| code-summary: "The circumstances, what cannot be saved, and what is printed"
@@ -91,12 +102,17 @@ def _circumstances(learn):
     bare = [type(cb).__name__ for cb in learn.active
             if not (cb.watches or counts(cb, learn))]
     noted = {'torch': str(torch.__version__), 'device': learn.device.type,
-             'processes': learn.world.size, 'compiled': compiled, 'CPU threads': torch.get_num_threads(),
+             'processes': learn.world.size, 'compiled': compiled,
+             'CPU threads': torch.get_num_threads(),
              'callbacks without settings': bare}
     for phase, loader in loaders_of(learn).items():
         workers = getattr(loader, 'num_workers', 0)
         noted[f'number of workers of the {phase} loader'] = workers
     return noted
+
+def _place(learn, epochs, batches):
+    and_batches = f' and {batches} batches' if batches else ''
+    return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
 
 def _check_savable(learn):
     if CheckpointCB in getattr(learn.world, 'main_only', ()):
@@ -115,10 +131,8 @@ def _check_savable(learn):
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
     if not learn.world.is_main: return
-    epochs, batches = self.resumed
-    and_batches = f' and {batches} batches' if batches else ''
-    where = f'going on after {epochs} of {learn.n_epochs} epochs{and_batches}'
-    if epochs == learn.n_epochs:
+    where = f'going on after {_place(learn, *self.resumed)}'
+    if self.resumed[0] == learn.n_epochs:
         where = ('this run is finished; its weights and history are back, nothing is '
                  'trained. To train further: fit(n, opt=learn.opt) with a CheckpointCB '
                  'of another path; to start anew in this file: resume=False')
@@ -132,13 +146,15 @@ def _say(self:CheckpointCB, learn, circumstances):
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 @patch
 def before_fit(self:CheckpointCB, learn):
-    self.on, self.unfinished, self.resumed = 'train' in learn.phases, None, None
+    self.on, self.outer = 'train' in learn.phases, sys.exc_info()[1]
+    self.unfinished = self.resumed = None
     if not self.on: return  # fit(train=False)
     _check_savable(learn)
     self.facts = training_facts(learn)
     found = in_main(learn, partial(self._find, learn.world.size))
     if found: self._go_on(learn, found)
     else: self.save(learn, 0, 0)
+    self.sigterm.start(loaders_of(learn).values())
 
 @patch
 def _find(self:CheckpointCB, size):
@@ -160,7 +176,8 @@ def _find(self:CheckpointCB, size):
 def _go_on(self:CheckpointCB, learn, found):
     take_own(learn, found)
     load_training_state(learn, found)
-    learn.epoch, self.resumed = found['epoch'], (found['epoch'], found['batch'])
+    learn.epoch = found['epoch']
+    self.resumed = self.saved = found['epoch'], found['batch']
     if found['batch']: self.unfinished = found
     self._say(learn, found['circumstances'])
 
@@ -175,3 +192,28 @@ def before_phase(self:CheckpointCB, learn):
     self.phase_start, learn.iter = found['phase_start'], found['batch']
     set_chance_state(learn, self.phase_start)
     learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
+
+# %% ../nbs/17_checkpoints.ipynb #0ddb5a05
+#| code-fold: true
+#| code-summary: "Code of the end of a fit after a SIGTERM, see below"
+@patch
+def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
+    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
+
+@patch
+def _end(self:CheckpointCB, learn):
+    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
+    kept, came = self.sigterm.kept, self.sigterm.came
+    self.sigterm.stop()
+    self.sigterm.came = False
+    where = _place(learn, *self.saved)
+    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
+    if learn.world.is_main and not self.quiet: print(said, flush=True)
+    if came and callable(kept): kept(signal.SIGTERM, None)
+    raise Terminated(said)
+
+@patch
+def cleanup_fit(self:CheckpointCB, learn):
+    failed = sys.exc_info()[1] is not self.outer
+    if self.sigterm.came and not failed: self._end(learn)
+    self.sigterm.stop()

@@ -173,7 +173,10 @@ def after_loss(self:AccelerateCB, learn):
     loss, own = learn.loss, 0 if self.world.empty else learn.loss_weight()
     n = torch.as_tensor(own, dtype=torch.double, device=loss.device)
     value = loss.detach().double().where(n > 0, 0.)     # without rows that count: 0/0
-    total, self.world.weight = all_sum(torch.stack([value*n, n]))
+    asked = torch.full_like(n, self.world.asked)
+    total, self.world.weight, asked = all_sum(torch.stack([value*n, n, asked]))
+    if n.is_cpu or learn.iter % 10 == 0:                # to look makes a GPU wait
+        self.world.ends = self.world.ends or bool(asked)
     ours = (loss - loss.detach())*self._share(n).to(loss.dtype)
     whole = (total/self.world.weight).to(loss.dtype)
     learn.loss = ours.where(n > 0, 0.) + whole          # our gradient, the value of all

@@ -19,6 +19,8 @@ from uuid import uuid4
 
 import torch
 
+from .results import _cannot_write
+
 def _is_main():  # of several processes that train together, the one that writes
     dist = torch.distributed
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
@@ -32,6 +34,13 @@ def _unfinished(path):  # what a killed `write_whole` left: names that only it g
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
     name = re.compile(rf'\.{stem}\.unfinished-[0-9a-f]{{32}}{suffix}')
     return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+def _sweep(path):  # before a run writes to `path`
+    if not (_is_main() and path.parent.is_dir()): return
+    for left in _unfinished(path): left.unlink(missing_ok=True)
+
+def _save_tensors(state, path):  # through a file of Python, whose errors say why
+    with open(path, 'wb') as f: torch.save(state, f)
 
 def _sync_folder(folder):  # the new name, on the disk; not every system can do it
     if os.name == 'nt': return
@@ -56,7 +65,7 @@ def write_whole(
     path,  # where the file should be
     write  # function of a path: writes the file there
 )->None:
-    "Write a file that nobody ever meets half-written: beside its place, then renamed"
+    "Write a file that nobody ever meets half-written; OSError names it and the reason"
     if not _is_main(): return
     path = _file(path)
     mark = f'.{path.stem}.unfinished-{uuid4().hex}'
@@ -66,4 +75,7 @@ def write_whole(
         _sync(beside, path.name)
         os.replace(beside, path)
         _sync_folder(path.parent)
+    except Exception as e:
+        if (said := _cannot_write(path, e)) is e: raise
+        raise said from e
     finally: _remove(path.parent, mark)

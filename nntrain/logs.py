@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .callback import After, Callback
 from .checks import whole
-from .files import _file, write_whole
+from .files import _file, _sweep, write_whole
 from .history import ColumnsCB
 from .metrics import MetricsCB, to_floats
 from .steering import find_hyper, hyper_names
@@ -114,6 +114,7 @@ class CSVLogCB(Callback):
     def before_fit(self, learn):
         if 'train' not in learn.phases: return            # the file stays as it is
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(self.path)
         old = self.append and self.path.exists()
         self.earlier = _read_log(self.path) if old else []
     def after_epoch(self, learn):

@@ -39,13 +39,29 @@ def _mode(path):
     os.umask(umask)
     return 0o666 & ~umask
 
+# %% ../nbs/93_recording.ipynb #492da23c
+# the error of the disk behind `error`, in words; `error` itself if there is none
+def _cannot_write(path, error):
+    found = error
+    while found is not None and getattr(found, 'errno', None) is None:
+        found = found.__cause__ or found.__context__
+    if found is None: return error
+    said = type(found)(f'{path} could not be written: {found.strerror}')
+    said.errno = found.errno
+    return said
+
 def _write(path, text):  # all or nothing: a reader never meets half a file
-    handle,name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix='.part')
+    name = None
     try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=path.name, suffix='.part')
         with os.fdopen(handle, 'w', encoding='utf-8') as f: f.write(text)
         os.chmod(name, _mode(path))  # a temporary file is private
         os.replace(name, path)
-    except BaseException: os.unlink(name); raise
+    except BaseException as e:
+        if name is not None: os.unlink(name)
+        if (said := _cannot_write(path, e)) is e: raise
+        raise said from e
 
 # %% ../nbs/93_recording.ipynb #6cd8b774
 #| code-fold: true

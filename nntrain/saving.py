@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from .files import _file, write_whole
+from .files import _file, _save_tensors, _sweep, write_whole
 from .monitors import MonitorCB
 
 def _short(name):  # without what torch.compile adds for the module that it wraps
@@ -57,12 +57,13 @@ class SaveBestCB(MonitorCB):
         self.saved = False                                       # in this fit
         super().before_fit(learn)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(self.path)                        # their writer was killed
     def after_epoch(self, learn):
         super().after_epoch(learn)
         # to validate only must not replace the file
         if self.best_epoch != learn.epoch or 'train' not in learn.phases: return
         with self._validated(learn):
-            write_whole(self.path, partial(torch.save, _model_state(learn.model)))
+            write_whole(self.path, partial(_save_tensors, _model_state(learn.model)))
         self.saved = True
     def _validated(self, learn):  # with the weights in the model that were validated
         averages = [cb for cb in learn.active if hasattr(cb, 'averaged')

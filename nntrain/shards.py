@@ -40,7 +40,7 @@ class TensorShard(TensorLoader):
     def order(self, epoch):
         own = super().order
         if self.seed is not None: return own(epoch)
-        return agree(lambda: own(epoch).cpu()).to(self.device)
+        return agree(lambda: own(epoch)).to(self.device)
 
 # %% ../nbs/18_distributed.ipynb #c372f48f
 @patch
@@ -59,10 +59,22 @@ class _BatchShard:
     def __len__(self): return len(self.batches)
     def __iter__(self):   # starts with the first batch: the loader has drawn its seed
         self.empty = []
-        for indices in agree(lambda: [list(b) for b in self.batches]):
+        for indices in _unpacked(agree(lambda: _packed(self.batches))):
             own = indices[part_of(len(indices), self.rank, self.world)]
             self.empty.append(not own)
             yield own or indices[:1]    # never an empty batch: one row, cut off below
+
+def _packed(batches):  # one tensor: how many lists, how long each is, what they hold
+    lists = [list(b) for b in batches]
+    flat = [i for b in lists for i in b]
+    if not all(type(i) is int and abs(i) < 2**63 for i in flat): return lists
+    return torch.tensor([len(lists), *map(len, lists), *flat])
+
+def _unpacked(packed):
+    if not isinstance(packed, Tensor): return packed    # indices of another kind
+    n = int(packed[0])
+    parts = packed[n+1:].split(packed[1:n+1].tolist())
+    return (part.tolist() for part in parts)
 
 class LoaderShard:
     "As `TensorShard`, for torch's DataLoader: each process loads only its own rows"

@@ -12,7 +12,6 @@ import io
 import math
 import os
 import struct
-import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .budgets import budget as find_budget
+from .hub import HELP, hub_dataset
 from .toy import draw_clothes
 
 # %% auto #0
@@ -34,11 +34,6 @@ FASHION_CLASSES = ('T - shirt / top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'S
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of all training pixels, scaled to 0…1
 
 # %% ../nbs/90_pictures.ipynb #f7ba87a1
-_HELP = (
-    "Get the real set: let this machine reach huggingface.co once (it is cached), or "
-    "put the four *-ubyte.gz files of https://github.com/zalandoresearch/fashion-mnist "
-    "into FOLDER/fashion-mnist and set NNTRAIN_DATA=FOLDER.")
-
 def _idx_shape(raw):
     "Lengths of the axes in the header of IDX bytes; None if it is not such a header"
     if raw[:3] != b'\0\0\x08' or len(raw) < 4+4*raw[3]: return None
@@ -51,10 +46,10 @@ def read_idx(
     "Read one gzipped IDX file; raises FileNotFoundError or, if damaged, ValueError"
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} not found in {path.parent}. {_HELP}")
+        raise FileNotFoundError(f"{path.name} not found in {path.parent}. {HELP}")
     def damaged(what):
         return ValueError(
-            f"{path.name} {what}. Delete {path} and download it again. {_HELP}")
+            f"{path.name} {what}. Delete {path} and download it again. {HELP}")
     try: raw = gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as e:
         raise damaged(f"is damaged or cut short: {e}") from e
@@ -84,7 +79,7 @@ def _local_tensors(folder):
     missing = [f for f in _MD5 if not (root/f).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"NNTRAIN_DATA={folder}: {', '.join(missing)} not found in {root}. {_HELP}")
+            f"NNTRAIN_DATA={folder}: {', '.join(missing)} not found in {root}. {HELP}")
     x, y, test_x, test_y = [read_idx(root/f, md5) for f, md5 in _MD5.items()]
     return dict(train=(x[:, None], y.long()),            # N×1×28×28, N
                 test=(test_x[:, None], test_y.long()))
@@ -123,73 +118,19 @@ def toy_fashion(
     return _to_dataset_dict(dict(train=draw_clothes(n_train, [seed, 0]),
                                  test=draw_clothes(n_test, [seed, 1])))
 
-# %% ../nbs/90_pictures.ipynb #530b3d03
-_HUB_ID = 'zalando-datasets/fashion_mnist'
-
-def _ask_hub(timeout):
-    "Why the hub does not answer, or None"
-    import huggingface_hub.constants as hub
-    from huggingface_hub.utils import get_session
-    url = f'{hub.ENDPOINT}/api/datasets/{_HUB_ID}'
-    try: code = get_session().get(url, timeout=timeout).status_code
-    except Exception as e:
-        return f'{hub.ENDPOINT} cannot be reached ({type(e).__name__}: {e})'
-    return None if code == 200 else f'{hub.ENDPOINT} answered with status {code}'
-
-def _hub_problem(
-    timeout=6,   # seconds until the answer is "no answer", even if a name look-up hangs
-):
-    "Why the hub cannot be asked, or None"
-    import huggingface_hub.constants as hub
-    if hub.HF_HUB_OFFLINE:
-        return ('offline mode is on (HF_HUB_OFFLINE) and the data set is not '
-                'in the cache')
-    answer = []
-    def ask(): answer.append(_ask_hub(timeout-1))
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return answer[0] if answer else f'{hub.ENDPOINT} gave no answer within {timeout} s'
-
-# %% ../nbs/90_pictures.ipynb #d0f9b2da
-def _cached_dataset():
-    "The data set from the hub's cache without any network; None if it is not there"
-    import datasets, huggingface_hub.constants as hub
-    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
-    level = datasets.logging.get_verbosity()
-    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
-    datasets.logging.set_verbosity_error()  # else it warns that the hub is out of reach
-    try: return datasets.load_dataset(_HUB_ID)
-    except Exception: return None           # absent or incomplete: we ask the network
-    finally:
-        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
-        datasets.logging.set_verbosity(level)
-
-@functools.lru_cache(1)
-def _hub_dataset():
-    "The data set from the hub or its cache; ConnectionError if neither has it"
-    found = _cached_dataset()
-    if found is not None: return found
-    problem = _hub_problem()
-    if problem:
-        raise ConnectionError(
-            f"no Fashion-MNIST from the Hugging Face hub: {problem}. {_HELP}")
-    import datasets
-    return datasets.load_dataset(_HUB_ID)
-
 # %% ../nbs/90_pictures.ipynb #2ff7db43
 _SOURCES = ('auto', 'local', 'hub', 'toy')
 
 @functools.cache    # one warning per session is enough: `.source` always tells
 def _warn_toy(reason):
     warnings.warn(f"Not Fashion-MNIST but toy_fashion, pictures drawn by code: "
-                  f"{reason} {_HELP}", stacklevel=4)
+                  f"{reason} {HELP}", stacklevel=4)
 
 @functools.cache
 def _no_hub():
     "Why 'auto' cannot use the hub, or None; asked once a session"
-    try: _hub_dataset()
-    except Exception as e: return str(e).removesuffix(_HELP).strip()
+    try: hub_dataset()
+    except Exception as e: return str(e).removesuffix(HELP).strip()
 
 def _resolve(source, budget):
     "Which of local, hub and toy `source` means here, and now"
@@ -198,7 +139,7 @@ def _resolve(source, budget):
             f"unknown source {source!r}: choose one of {', '.join(_SOURCES)}")
     folder = os.environ.get('NNTRAIN_DATA')
     if source == 'local' and not folder:
-        raise ValueError(f"source 'local' needs the variable NNTRAIN_DATA. {_HELP}")
+        raise ValueError(f"source 'local' needs the variable NNTRAIN_DATA. {HELP}")
     if source != 'auto': return source
     if folder: return 'local'
     quick = (budget or find_budget()).name == 'quick'
@@ -222,7 +163,7 @@ def _decoded(split):
 def _tensors(source, folder=None):
     "{split: (x, y)} of a resolved source; kept, since chapters ask again and again"
     if source == 'local': return _local_tensors(folder)
-    if source == 'hub': return {k: _decoded(ds) for k, ds in _hub_dataset().items()}
+    if source == 'hub': return {k: _decoded(ds) for k, ds in hub_dataset().items()}
     return dict(train=draw_clothes(30_000, [0, 0]), test=draw_clothes(5_000, [0, 1]))
 
 class FashionTensors(dict):
@@ -245,5 +186,5 @@ def fashion_mnist(
 ):                      # datasets.DatasetDict: splits train and test of image and label
     "Fashion-MNIST as a Hugging Face data set of PNG files"
     source = _resolve(source, None)
-    if source == 'hub': return _hub_dataset()
+    if source == 'hub': return hub_dataset()
     return _to_dataset_dict(FashionTensors(source))

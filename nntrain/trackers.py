@@ -18,7 +18,7 @@ from functools import partial
 
 from fastcore.basics import patch
 
-from .files import _file, write_whole
+from .files import _file, _sweep, write_whole
 from .logs import _read_log, _write_rows
 
 def _needed(package, module=None):
@@ -53,11 +53,12 @@ class CSVTracker:
     ): self.path = _file(path)
     def open(self, settings, step):
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f'{self.path.stem}.settings.json')
+        for path in self.path, beside: _sweep(path)
         old = _read_log(self.path, 'step') if self.path.exists() else []
         rows = {int(row['step']): row for row in old}
         self.rows = {n: row for n, row in rows.items() if n <= step} if step else {}
         if step: return
-        beside = self.path.with_name(f'{self.path.stem}.settings.json')
         text = json.dumps(settings, indent=1)
         write_whole(beside, lambda path: path.write_text(text))
     def __call__(self, numbers, step):

@@ -33,7 +33,7 @@ def part_of(
     return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
 
 # %% ../nbs/18_distributed.ipynb #ec712901
-#| code-summary: "Code of world_size and is_main"
+#| code-summary: "Code of world_size and is_main, and of a broadcast"
 #| code-fold: true
 def _launched()->bool:  # by torchrun, which `accelerate launch` uses?
     return dist.is_available() and dist.is_torchelastic_launched()
@@ -48,6 +48,14 @@ def is_main()->bool:
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
 
+def _broadcast(t, shape, dtype):   # `t` is that of the main process
+    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
+    device = 'cpu' if near else torch.accelerator.current_accelerator()
+    if t is None: t = torch.empty(shape, dtype=dtype)
+    t = t.detach().to(device).contiguous()
+    dist.broadcast(t, 0)
+    return t.cpu()
+
 # %% ../nbs/18_distributed.ipynb #f5d01b5f
 def all_sum(
     t:Tensor  # of the same shape in all processes
@@ -60,12 +68,15 @@ def all_sum(
 # %% ../nbs/18_distributed.ipynb #cf68f501
 def agree(
     fn  # function without arguments, called in the main process only
-):      # what it gave, in all processes
-    "Let the main process decide"
+):      # what it gave, in all processes; a tensor as one on the CPU
+    "Let the main process decide; a tensor travels as it is, anything else is pickled"
     if world_size() == 1: return fn()
-    box = [fn() if dist.get_rank() == 0 else None]
+    main = dist.get_rank() == 0
+    value = fn() if main else None
+    form = (value.shape, value.dtype) if isinstance(value, Tensor) else None
+    box = [form, None if form else value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return box[1] if box[0] is None else _broadcast(value, *box[0])
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
 #| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"
@@ -79,6 +90,7 @@ class Several(World):
     ):
         self.rank, self.size, self.main_only = rank, size, main_only
         self.weight, self.empty = None, False   # of the whole batch; have we no rows?
+        self.asked = self.ends = False  # is this process asked to end; do all end?
     def sum(self, t): return all_sum(t)
     def n_rows(self, learn):
         return learn.loss_weight() if self.weight is None else self.weight

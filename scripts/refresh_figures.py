@@ -17,6 +17,7 @@ from pathlib import Path
 from nntrain.explore import figure_data
 from nntrain.figure_web import _PREDICT_JS, _script, _style
 from nntrain.figures import _controls, _program
+from nntrain.results import _write
 
 # form: the controls of today; div: those of the first edition, all of them sliders
 EXPLORE = re.compile(
@@ -108,7 +109,7 @@ def main(args):
         if json.dumps(nb) == old: continue
         changed.append(path.name)
         text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)
-        if not check: path.write_text(text + '\n', encoding='utf-8')
+        if not check: _write(path, text + '\n')
     print('out of date:' if check else 'changed:', *changed or ['nothing'])
     return status or int(check and bool(changed))
 

@@ -4,7 +4,8 @@ forks the processes of each life. It reads lines of JSON: {folder, seed, ranks, 
 
 `kill` names who dies and when: [ranks, seconds] after the fork, or [ranks, event, n]
 when the event comes for the nth time: 'write' (half of the file is there), 'rename' (it
-is not renamed), 'gather' (what differs is told to the main process), 'batch'."""
+is not renamed), 'gather' (what differs is told to the main process), 'batch'. With
+`term` it is a SIGTERM, for the process and all that it has started."""
 import json
 import os
 import random
@@ -71,20 +72,28 @@ class EndCB(Callback):
 
 
 class DyingCB(Callback):
-    "Kill this process when its nth batch is done"
+    "Kill this process in its nth batch, or ask it to end"
     order, watches = 2000, True
-    def __init__(self, n): self.left = n
+    def __init__(self, n, term): self.left, self.term = n, term
     def after_batch(self, learn):
         self.left -= 1
-        if not self.left: die()
+        if not self.left and not self.term: die()
+    def after_loss(self, learn):
+        if self.left != 1 or not self.term: return
+        if not os.fork():                   # as somebody outside
+            os.killpg(0, signal.SIGTERM)
+            os._exit(0)
+        time.sleep(.2)                      # a worker that died would be missed by now
 
 
 def learner(cbs, loader='tensors', precision=None):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(),
                           nn.Dropout(.2), nn.Linear(16, 3))
     dls = DataLoaders.from_tensors((x, y), (x[:50], y[:50]), batch_size=16)
-    if loader == 'DataLoader':
-        dls.train = DataLoader(TensorDataset(x, y), 16, shuffle=True)
+    if loader != 'tensors':
+        n = 2 if loader == 'workers' else 0
+        dls.train = DataLoader(TensorDataset(x, y), 16, shuffle=True, num_workers=n)
+        dls.valid = DataLoader(TensorDataset(x[:50], y[:50]), 4, num_workers=n)
     recorder = RecorderCB(lr=lambda learn: learn.opt.param_groups[0]['lr'])
     schedule = ScheduleCB(lr=one_cycle(1e-2), weight_decay=one_cycle(.1))
     if precision:
@@ -96,15 +105,15 @@ def learner(cbs, loader='tensors', precision=None):
     return Learner(model, dls, loss_func, torch.optim.AdamW, .01, cbs)
 
 
-def train(rank, folder, seed, ranks, n_epochs=3, every=2, note=False, **kwargs):
+def train(rank, folder, seed, ranks, n_epochs=3, every=2, calm=False, **kwargs):
     set_seed(seed)
     cbs = [AccelerateCB(cpu=True)]
     learn = learner([*cbs, *kwargs.pop('cbs', ())], **kwargs)
     more = [EndCB(f'{folder}/end{rank}.pt')]
-    if every: more.append(CheckpointCB(f'{folder}/run.pt', every_batches=every))
-    if note: more.append(states := StatesCB())
+    if not calm: more.append(CheckpointCB(f'{folder}/run.pt', every_batches=every))
+    if calm: more.append(states := StatesCB())
     learn.fit(n_epochs, cbs=more)
-    if note: torch.save(states.states, f'{folder}/states{rank}.pt')
+    if calm: torch.save(states.states, f'{folder}/states{rank}.pt')
 
 
 # ---- lives and deaths ----------------------------------------------------------------
@@ -128,9 +137,10 @@ def dies_at(event, n):
     setattr(owner, name, count)
 
 
-def live(rank, kill, folder, seed, ranks=1, **kwargs):
+def live(rank, kill, folder, seed, ranks=1, term=False, **kwargs):
     "What a process of a life does"
     torch.set_num_threads(1)
+    os.setpgid(0, 0)
     if ranks > 1:
         os.environ |= dict(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
@@ -141,7 +151,7 @@ def live(rank, kill, folder, seed, ranks=1, **kwargs):
     cbs = []
     if len(kill) == 3 and rank in kill[0]:
         _, event, n = kill
-        if event == 'batch': cbs = [DyingCB(n)]
+        if event == 'batch': cbs = [DyingCB(n, term)]
         else: dies_at(event, n)
     train(rank, folder, seed, ranks, cbs=cbs, **kwargs)
     if ranks > 1: dist.barrier()

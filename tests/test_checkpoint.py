@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import zipfile
@@ -986,3 +987,106 @@ def test_plain_values():
         plain({'best': {int: 1}})
     state = nn.BatchNorm1d(2).state_dict()
     assert plain(state)._metadata == state._metadata
+
+
+# ---- SIGTERM -------------------------------------------------------------------------
+
+class TermCB(Callback):
+    "SIGTERM in that batch, between its step and its end"
+    order, watches = 30, True
+    def __init__(self, *at): self.at = at
+    def after_loss(self, learn):
+        if (learn.epoch, learn.phase, learn.iter) == self.at:
+            signal.raise_signal(signal.SIGTERM)
+
+def handler(): return signal.getsignal(signal.SIGTERM)
+
+@pytest.mark.parametrize('cbs', [
+    lambda: [], lambda: [GradientAccumulationCB(3), GradientClipCB(.1)],
+    lambda: [WeightAveragingCB(.9), GradientAccumulationCB(2)],
+    lambda: [MixedPrecisionCB(torch.float16), GradientAccumulationCB(2)],
+    lambda: [EarlyStoppingCB(patience=1, min_delta=.5)]],
+    ids=['plain', 'accumulate and clip', 'average', 'float16', 'stop'])
+def test_sigterm_saves_where_it_came(tmp_path, cbs):
+    "In training after that batch, in validation after the epoch; all is exact"
+    whole = learner(*cbs())
+    whole.fit(3)
+    for *at, saved in [
+            *((1, 'train', i, (1, i+1)) for i in range(4)), (0, 'train', 0, (0, 1)),
+            (1, 'valid', 0, (2, 0)), (2, 'valid', 1, (3, 0))]:
+        path, before = tmp_path/'c.pt', handler()
+        path.unlink(missing_ok=True)
+        if saved[0] > len(whole.history): continue       # it has stopped before
+        with pytest.raises(SystemExit) as end:
+            learner(*cbs(), TermCB(*at)).fit(3, cbs=[CheckpointCB(path, quiet=True)])
+        assert end.value.code == 143 and type(end.value).__name__ == 'Terminated'
+        state = read_checkpoint(path)
+        assert (state['epoch'], state['batch']) == saved and handler() == before
+        resumed = learner(*cbs(), seed=5)
+        resumed.fit(3, cbs=[again := CheckpointCB(path)])
+        assert again.resumed == saved
+        same_bits(result(whole), result(resumed), f'{at}')
+
+def test_sigterm_says_where_the_run_stands(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='after 1 of 2 epochs and 2 batches'):
+        learner(TermCB(1, 'train', 1)).fit(2, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    out = capsys.readouterr().out
+    assert out == 'c.pt: saved after 1 of 2 epochs and 2 batches, ended by SIGTERM\n'
+
+class LateCB(Callback):
+    "SIGTERM when everything is saved"
+    order, watches = 2000, True
+    def after_fit(self, learn): signal.raise_signal(signal.SIGTERM)
+
+class FailingCB(Callback):
+    order, watches = 500, True
+    def after_batch(self, learn):
+        signal.raise_signal(signal.SIGTERM)
+        raise PowerFailure()
+
+def test_sigterm_at_the_very_end_and_beside_an_error(tmp_path):
+    before = handler()
+    with pytest.raises(SystemExit):
+        learner(LateCB()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(PowerFailure):                    # not hidden by the signal
+        learner(FailingCB()).fit(1, cbs=[CheckpointCB(tmp_path/'d.pt')])
+    try: raise KeyError()
+    except KeyError:                                     # an error that is not ours
+        with pytest.raises(SystemExit):
+            learner(LateCB()).fit(1, cbs=[CheckpointCB(tmp_path/'e.pt')])
+    assert handler() == before
+    learner().fit(1, cbs=[CheckpointCB(tmp_path/'f.pt')])
+    assert handler() == before
+
+def test_handlers_of_your_own(tmp_path):
+    "It is called when the checkpoint is there; who ignores the signal goes on doing so"
+    heard, path = [], tmp_path/'c.pt'
+    def mine(number, frame): heard.append((number, path.exists() and path.read_bytes()))
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with pytest.raises(SystemExit):
+            learner(TermCB(0, 'train', 1)).fit(1, cbs=[CheckpointCB(path)])
+        assert handler() == mine and heard == [(signal.SIGTERM, path.read_bytes())]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        learner(TermCB(0, 'train', 2)).fit(1, cbs=[CheckpointCB(path)])
+        assert handler() == signal.SIG_IGN
+        changed = learner(TermCB(0, 'train', 1))
+        signal.signal(signal.SIGTERM, mine)
+        class TakeCB(Callback):                          # somebody takes the signal
+            def before_epoch(self, learn): signal.signal(signal.SIGTERM, mine)
+        changed.fit(1, cbs=[TakeCB(), CheckpointCB(tmp_path/'d.pt')])
+        assert handler() == mine and len(heard) == 2
+    finally: signal.signal(signal.SIGTERM, before)
+
+def test_in_another_thread_no_handler_is_put(tmp_path):
+    before, seen = handler(), []
+    class LookCB(Callback):
+        def after_batch(self, learn): seen.append(handler())
+    def work(): learner(LookCB()).fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    thread = threading.Thread(target=work)
+    thread.start(); thread.join()
+    assert len(seen) > 4 and set(seen) == {before}
+    learner(LookCB()).fit(1, train=False, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert set(seen) == {before}
+    learner(LookCB()).fit(1, cbs=[CheckpointCB(tmp_path/'d.pt')])
+    assert before not in seen[-5:]

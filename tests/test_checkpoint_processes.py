@@ -43,7 +43,7 @@ def live():
 
 def calm_run(live, folder, ranks=2, **kwargs):
     "The undisturbed run: {place: state} of each rank, their ends, seconds"
-    codes, seconds = live(folder, ranks, every=None, note=True, **kwargs)
+    codes, seconds = live(folder, ranks, calm=True, **kwargs)
     assert codes == [0]*ranks, errors(folder)
     states = [torch.load(folder/f'states{rank}.pt') for rank in range(ranks)]
     return states, ends(folder, ranks), seconds
@@ -143,3 +143,34 @@ def test_between_epochs_another_number_of_processes_goes_on(live, tmp_path):
             assert f'middle of an epoch by {then} process' in said
             assert f'this run has {now}: go on with {then}' in said
         assert (folder/'run.pt').read_bytes() == content
+
+
+TERMED = 128 + signal.SIGTERM
+
+
+def test_sigterm_for_one_or_all(live, tmp_path):
+    "All save after the same batch, and end; no batch is computed twice"
+    states, expected, _ = calm_run(live, tmp_path/'calm')
+    for who in [0], [1], [0, 1]:
+        folder, place = tmp_path/f'run{who}', (0, 0)
+        while True:
+            kill = [who, 'batch', random.randint(1, 6)]
+            codes, _ = live(folder, every=None, kill=kill, term=True,
+                            patience=60)
+            if codes == [0, 0]: break
+            assert codes == [TERMED]*2, (codes, errors(folder))
+            place, before = check_file(folder, states), place
+            assert place > before
+        same_bits(ends(folder), expected, f'{who}')
+
+
+def test_sigterm_for_a_loaders_workers_as_well(live, tmp_path):
+    "As a scheduler sends it: to every process of the job"
+    states, expected, _ = calm_run(live, tmp_path/'calm', 1, loader='workers')
+    folder, kwargs = tmp_path/'run', {'loader': 'workers', 'every': None}
+    for n, place in (1, (0, 1)), (3, (0, 4)), (5, (1, 0)), (8, (2, 0)):
+        codes, _ = live(folder, 1, kill=[[0], 'batch', n], term=True, **kwargs)
+        assert codes == [TERMED], errors(folder)
+        assert check_file(folder, states) == place     # after validation, if it came in it
+    assert live(folder, 1, **kwargs)[0] == [0], errors(folder)
+    same_bits(ends(folder, 1), expected)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from nntrain import hub
 from nntrain import sources as S
 from nntrain.budgets import Budget, budget, default_device, to_device
 from nntrain.collate import collate, collate_tuple
@@ -37,7 +38,7 @@ def clean(monkeypatch):
     "No variables from outside, no memory of earlier answers"
     for k in ('NNTRAIN_DATA', 'NNTRAIN_BUDGET', 'IN_TEST', 'HF_HUB_OFFLINE'):
         monkeypatch.delenv(k, raising=False)
-    kept = S._hub_dataset, S._no_hub, S._warn_toy, S._tensors
+    kept = hub.hub_dataset, S._no_hub, S._warn_toy, S._tensors
     for f in kept: f.cache_clear()
     yield
     for f in kept: f.cache_clear()
@@ -656,8 +657,8 @@ def test_refused_proxy(monkeypatch, tmp_path):
 
 def test_quick_budget_never_touches_the_network(monkeypatch):
     def fail(*a, **k): raise AssertionError('network')
-    for name in ('_hub_problem', '_hub_dataset', '_cached_dataset'):
-        monkeypatch.setattr(S, name, fail)
+    monkeypatch.setattr(S, 'hub_dataset', fail)
+    for name in 'hub_problem', '_cached_dataset': monkeypatch.setattr(hub, name, fail)
     with pytest.warns(UserWarning, match='quick budget'):
         assert fashion_dls(budget='quick').source == 'toy'
     monkeypatch.setenv('IN_TEST', '1')
@@ -700,7 +701,7 @@ def test_a_filled_cache_needs_no_network(monkeypatch, filled_cache, trouble):
     import datasets
     def fail(*a): raise AssertionError('asked the network')
     if trouble: trouble(monkeypatch)
-    monkeypatch.setattr(S, '_hub_problem', fail)
+    monkeypatch.setattr(hub, 'hub_problem', fail)
     before = datasets.config.HF_HUB_OFFLINE
     data = fashion_tensors()
     assert data.source=='hub' and datasets.config.HF_HUB_OFFLINE==before

@@ -675,6 +675,56 @@ def test_shuffled_without_a_seed_the_main_process_draws(two):
         assert sorted(sum(a + b, [])) == list(range(11)) != sum(a + b, [])
 
 
+def test_the_order_of_an_epoch_travels_as_numbers(two):
+    """What is pickled does not grow with the data, and the dataset meets plain ints;
+    keys of another kind are pickled as before"""
+    def one_epoch(kind, n):
+        met, pickled, send = [], [], dist.broadcast_object_list
+        class Seen(torch.utils.data.Dataset):
+            def __len__(self): return n
+            def __getitem__(self, key): met.append(key); return torch.tensor(int(key))
+        def watched(box, src=0):
+            pickled.append(len(pickle.dumps(box)))
+            send(box, src=src)
+        dist.broadcast_object_list = watched
+        torch.manual_seed(rank)
+        try:
+            if kind == 'tensors':
+                whole = TensorLoader(torch.arange(n), torch.arange(n), 1000, True)
+                got = [v for x, _ in shard(whole, rank, world) for v in x.tolist()]
+                return pickled, got, {int}
+            keys = range(n) if kind == 'ints' else [str(i) for i in range(n)]
+            batches = torch.utils.data.BatchSampler(
+                torch.utils.data.RandomSampler(keys) if kind == 'ints' else keys,
+                7, drop_last=False)
+            whole = DataLoader(Seen(), batch_sampler=batches)
+            got = [v for x in shard(whole, rank, world) for v in x.tolist()]
+            return pickled, got, set(map(type, met))
+        finally: dist.broadcast_object_list = send
+    two.run('import pickle')
+    for kind, n, types in ('tensors', 9999, {int}), ('ints', 9999, {int}), (
+        'names', 20, {str}):
+        (_, a, kind_a), (pickled, b, kind_b) = two.run(one_epoch, kind, n)
+        assert sorted(a + b) == list(range(n)) and kind_a == kind_b == types
+        assert len(pickled) == 1 and (kind == 'names' or pickled[0] < 500), kind
+
+
+def test_a_tensor_that_is_agreed_on_keeps_shape_type_and_bits(two):
+    def agreed():
+        made = []
+        def draw(t): made.append(rank); return t
+        big = torch.arange(6., dtype=torch.double).view(2, 3).t() + rank
+        got = [agree(lambda: draw(t)) for t in (
+            big, torch.tensor(3 + rank), torch.empty(0, 2), torch.tensor([True]))]
+        return made, got, agree(lambda: {'rank': rank}), agree(lambda: None)
+    (made, a, said, nothing), (made_too, b, said_too, nothing_too) = two.run(agreed)
+    assert made == [0]*4 and made_too == [] and said == said_too == {'rank': 0}
+    assert nothing is nothing_too is None
+    want = [torch.arange(6., dtype=torch.double).view(2, 3).t(), torch.tensor(3),
+            torch.empty(0, 2), torch.tensor([True])]
+    for got in a, b: torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('variables', [{'RANK': '8'}, {'RANK': '1', 'WORLD_SIZE': '4'}])
 def test_ranks_left_over_in_the_environment_change_nothing(monkeypatch, variables):
     plain = train()

@@ -207,6 +207,7 @@ def test_a_killed_process_leaves_logs_that_go_on(tmp_path):
     assert max(step for _, step, _ in read_csv(tmp_path)[0]) == 13
     assert max(step for _, step, _ in read_tensorboard(tmp_path, 1)[0]) == 13
     time.sleep(1)          # TensorBoard reads its files in the order of their seconds
+    time.sleep(1)           # TensorBoard tells its files apart by the second
     assert trained(tmp_path) == (1, 4)                   # after 11 steps
     for points, _ in read_csv(tmp_path), read_tensorboard(tmp_path, 1):
         steps = [step for name, step, _ in points if name == 'batch_loss']

@@ -340,7 +340,8 @@ class Walk:
     def each_pair(self):
         for (a, b), answers in self.answers.items():
             answers['steps'] = steps_of(self.asker, a, b)
-            answers['settings'] = self.asker.settings(MAKE[a], MAKE[b], [*changed(a, b)])
+            answers['settings'] = self.asker.settings(
+                MAKE[a], MAKE[b], [*changed(a, b)])
             self.asker.forget(MAKE[a], MAKE[b])
 
     def pooled(self, question, ask):
@@ -357,7 +358,8 @@ class Walk:
             if question not in answers: answers[question] = ask(*map(MAKE.get, pair))
             self.asker.forget(*map(MAKE.get, pair))
 
-    def of(self, a, b): return self.answers[(a, b) if (a, b) in self.answers else (b, a)]
+    def of(self, a, b):
+        return self.answers[(a, b) if (a, b) in self.answers else (b, a)]
 
     def resumed(self):
         "Beside AccelerateCB, runs are interrupted and resumed in two processes"
@@ -384,7 +386,8 @@ def stored(answers):
     asked = dict.fromkeys(question for its in answers.values() for question in its)
     found = {}
     for question in asked:
-        rows = [(pair, its[question]) for pair, its in answers.items() if question in its]
+        rows = [(pair, its[question]) for pair, its in answers.items()
+                if question in its]
         found[question] = {kind: sum(answer.kind == kind for _, answer in rows)
                            for kind in ('equal', 'none')}
         found[question] |= {

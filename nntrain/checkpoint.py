@@ -20,7 +20,9 @@ from .checkpoint_file import plain, read_checkpoint, write_checkpoint
 from .checks import whole as whole_number
 from .callback import Callback
 from .facts import check_facts, counts, training_facts
-from .files import _file, _unfinished
+from .extend import check_extended
+from .files import _file, _is_main, _unfinished
+from .lock import RunLock
 from .ranks import in_main, others_of, take_own
 from .sigterm import Sigterm, Terminated
 from .state import (chance_state, load_training_state, loaders_of,
@@ -51,15 +53,18 @@ class CheckpointCB(Callback):
         path,                    # the file of one run; its folder is made if missing
         every_epochs:int=1,      # save after so many epochs, and after the last
         every_batches:int=None,  # also after so many training batches; None: no
-        resume:bool=True,        # False: start anew and replace the file
+        resume=True,             # False: start anew; 'extend': see `check_extended`
         quiet:bool=False         # True: print only what has changed
     ):
         whole_number('every_epochs', every_epochs)
         if every_batches is not None: whole_number('every_batches', every_batches)
+        if resume not in (True, False, 'extend'):
+            raise ValueError(f"resume must be True, False or 'extend', got {resume!r}")
         self.every_epochs, self.every_batches = every_epochs, every_batches
         self.path, self.resume, self.quiet = _file(path), resume, quiet
         self.resumed = None  # (epochs, batches of the next epoch) that were done
-        self.on, self.sigterm = False, Sigterm()
+        self.on, self.outside, self.sigterm = False, [], Sigterm()
+        self.lock = RunLock(self.path)
 
 @patch
 def save(self:CheckpointCB,
@@ -135,7 +140,8 @@ def _say(self:CheckpointCB, learn, circumstances):
     if self.resumed[0] == learn.n_epochs:
         where = ('this run is finished; its weights and history are back, nothing is '
                  'trained. To train further: fit(n, opt=learn.opt) with a CheckpointCB '
-                 'of another path; to start anew in this file: resume=False')
+                 "of another path, or a longer fit with resume='extend'; to start anew "
+                 'in this file: resume=False')
     if not self.quiet: print(f'{self.path.name}: {where}')
     for what, now in _circumstances(learn).items():
         if (then := circumstances.get(what)) != now:
@@ -146,31 +152,16 @@ def _say(self:CheckpointCB, learn, circumstances):
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 @patch
 def before_fit(self:CheckpointCB, learn):
-    self.on, self.outer = 'train' in learn.phases, sys.exc_info()[1]
-    self.unfinished = self.resumed = None
-    if not self.on: return  # fit(train=False)
+    self.outside.append(self.on)
+    self.on = 'train' in learn.phases and not any(self.outside)
+    if not self.on: return  # fit(train=False), or a fit inside another one
+    self.unfinished, self.resumed, self.outer = None, None, sys.exc_info()[1]
     _check_savable(learn)
     self.facts = training_facts(learn)
-    found = in_main(learn, partial(self._find, learn.world.size))
+    found = in_main(learn, partial(self._find, learn))
     if found: self._go_on(learn, found)
     else: self.save(learn, 0, 0)
     self.sigterm.start(loaders_of(learn).values())
-
-@patch
-def _find(self:CheckpointCB, size):
-    "The checkpoint to go on from, if there is one"
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    for left in _unfinished(self.path):     # their writer was killed
-        left.unlink(missing_ok=True)
-    if not (self.resume and self.path.exists()): return None
-    found = read_checkpoint(self.path)
-    check_facts(found['facts'], self.facts, self.path)
-    n = len(found.get('others', [])) + 1
-    if n == size or not found['batch']: return found
-    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
-                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
-                     f'run has {size}: go on with {n}, or start anew in this file '
-                     f'with resume=False')
 
 @patch
 def _go_on(self:CheckpointCB, learn, found):
@@ -195,7 +186,7 @@ def before_phase(self:CheckpointCB, learn):
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a05
 #| code-fold: true
-#| code-summary: "Code of the end of a fit after a SIGTERM, see below"
+#| code-summary: "Code of _find, which locks and reads the file, and of the end after a SIGTERM"
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
@@ -214,6 +205,27 @@ def _end(self:CheckpointCB, learn):
 
 @patch
 def cleanup_fit(self:CheckpointCB, learn):
+    on, self.on = self.on, self.outside.pop()
+    if not on: return
+    self.lock.release()
     failed = sys.exc_info()[1] is not self.outer
     if self.sigterm.came and not failed: self._end(learn)
     self.sigterm.stop()
+
+@patch
+def _find(self:CheckpointCB, learn):
+    "The checkpoint to go on from, if there is one"
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_main(): self.lock.take()
+    for left in _unfinished(self.path):     # their writer was killed
+        left.unlink(missing_ok=True)
+    if not (self.resume and self.path.exists()): return None
+    found = read_checkpoint(self.path)
+    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
+    else: check_facts(found['facts'], self.facts, self.path)
+    n, size = len(found.get('others', [])) + 1, learn.world.size
+    if n == size or not found['batch']: return found
+    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
+                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
+                     f'run has {size}: go on with {n}, or start anew in this file '
+                     f'with resume=False')

@@ -60,8 +60,8 @@ def _plain_dict(value, name):
     return copied
 
 # %% ../nbs/17_checkpoints.ipynb #23ea48e3
-#| code-summary: "Code of the four checks, and the texts of their errors"
 #| code-fold: true
+#| code-summary: "Code of write_checkpoint, read_checkpoint and its four checks"
 FORMAT = 'nntrain checkpoint 2'
 _FIX = 'take another file, or move this one away to start anew'
 
@@ -94,7 +94,6 @@ def _check_format(path, state):
     raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be '
                      f'{FORMAT!r}): {_FIX}')
 
-# %% ../nbs/17_checkpoints.ipynb #7597c601
 def write_checkpoint(
     state:dict,  # plain values, see `plain`
     path         # the file; its folder must be there

@@ -19,6 +19,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from .engine import PRECISIONS
 from .recipe import (MODELS, OPTIMIZERS, SCHEDULES, resume_fashion,
                             train_fashion)
 
@@ -43,7 +44,8 @@ def _number(kind, text, fits):
 
 _COUNT = _number(int, 'a whole number of at least 1', lambda n: n >= 1)
 _SEED = _number(int, 'a whole number from 0 to 2**64 - 1', lambda n: 0 <= n < 2**64)
-_RATE = _number(float, 'a finite number above 0', lambda lr: 0 < lr < math.inf)
+_ABOVE_0 = _number(float, 'a finite number above 0', lambda x: 0 < x < math.inf)
+_SHARE = _number(float, 'a number from 0 to 1', lambda x: 0 <= x <= 1)
 
 def _add_options(add):
     "All options, each with what it means"
@@ -51,8 +53,8 @@ def _add_options(add):
     times = SCHEDULES['one-cycle'][1]
     add('--epochs', 'rounds through the training data', type=_COUNT)
     add('--lr', f'learning rate; left out: {customary}; {times} times that at the peak '
-        'of one-cycle', type=_RATE)
-    add('--batch-size', 'images per step', type=_COUNT)
+        'of one-cycle', type=_ABOVE_0)
+    add('--batch-size', 'images per batch', type=_COUNT)
     add('--model', 'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with '
         'skip connections', choices=MODELS)
     add('--optimizer', 'how gradients become steps', choices=OPTIMIZERS)
@@ -60,6 +62,14 @@ def _add_options(add):
         'nothing', choices=SCHEDULES)
     add('--augment', 'shift and flip each training image by its own draw',
         action='store_true')
+    add('--precision', 'type in which predictions and loss are computed; the weights '
+        'stay float32', choices=PRECISIONS)
+    add('--accumulate', 'batches per step', type=_COUNT)
+    add('--clip', 'limit of the norm of the gradient; left out: none', type=_ABOVE_0)
+    add('--ema', 'validate, test and keep an average of the weights with this decay, '
+        'such as .99; left out: the weights themselves', type=_SHARE)
+    add('--processes', 'processes of this machine that train as one; left out: one, '
+        'or as many as a launcher (torchrun) has started', type=_COUNT)
     add('--source', 'auto: the folder that NNTRAIN_DATA names, else the Hugging Face '
         'hub, else toy; toy: pictures drawn by code',
         choices=('auto', 'local', 'hub', 'toy'))
@@ -67,8 +77,9 @@ def _add_options(add):
     add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is '
         'there')
     add('--out', "folder in which the run's folder is made")
-    add('--resume', 'go on with the interrupted run of this folder; all other options '
-        'are those of that run', metavar='FOLDER')
+    add('--resume', 'go on with the interrupted run of this folder, with its options; '
+        'only --device may be another, and --epochs more (at a constant rate)',
+        metavar='FOLDER')
 
 def _parser():
     parser = _Parser(
@@ -76,9 +87,11 @@ def _parser():
         argument_default=argparse.SUPPRESS,  # left out: left to train_fashion
         description='Train a small network on Fashion-MNIST. Validates on training '
         'images that are held out, and tests once at the end. Leaves a folder with '
-        'history.csv, curves.png, test.json, checkpoint.pt and options.json.',
-        epilog='Exit status: 0 done, 2 a mistake of yours, 3 the loss was not finite, '
-        '130 interrupted, 141 nobody reads the output.',
+        'history.csv, curves.png, test.json, weights.pt, checkpoint.pt and '
+        'options.json.',
+        epilog='Exit status: 0 done, 1 one of several processes was lost, 2 a mistake '
+        'of yours, 3 the loss was not finite, 130 interrupted, 141 nobody reads the '
+        'output, 143 ended with kill.',
     )
     parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):
@@ -94,11 +107,18 @@ def _parser():
 #| code-summary: "How the command speaks"
 def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
 
-def _say_interrupted(folder):
+def _check_resumable(given):
+    others = [name for name in given if name not in ('device', 'epochs')]
+    words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
+    if words: raise ValueError(
+        f"--resume takes the options from the run's folder, and only --device and "
+        f'--epochs may stand beside it: leave out {words}')
+
+def _say_stopped(how, folder):
     if folder and (Path(folder)/'options.json').is_file():
-        _say(f'interrupted; {folder} holds the last complete epoch, if there was one; '
-             f'go on with: nntrain_fit --resume {shlex.quote(folder)}')
-    else: _say('interrupted before the training began: there is nothing to go on with')
+        _say(f'{how}; {folder} holds the last checkpoint; '
+             f'go on with: nntrain_fit --resume {shlex.quote(str(folder))}')
+    else: _say(f'{how} before the training began: there is nothing to go on with')
 
 def _drop_output():
     """Write to nowhere from now on: Python would try the closed pipe once more when it
@@ -107,10 +127,13 @@ def _drop_output():
     except (OSError, ValueError): pass  # no file behind it, as in a notebook
 
 # %% ../nbs/23_recipe.ipynb #13b5f987
+#| code-fold: true
+#| code-summary: "Code of nntrain_fit"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
-)->int:        # exit status: 0 done, 2 a user's mistake, 3 the loss was not finite,
-               # 130 interrupted, 141 nobody reads the output
+)->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake,
+               # 3 the loss was not finite, 130 interrupted, 141 nobody reads the
+               # output, 143 ended with kill
     "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
     run = None
     try:
@@ -118,25 +141,34 @@ def nntrain_fit(
         run = given.pop('resume', None)
         if run is None:
             train_fashion(**given)
-        elif given:
-            words = ', '.join(f'--{name.replace("_", "-")}' for name in given)
-            raise ValueError(
-                f"--resume takes all options from the run's folder: leave out {words}")
         else:
-            resume_fashion(run)
+            _check_resumable(given)
+            resume_fashion(run, **given)
         sys.stdout.flush()
     except KeyboardInterrupt as e:
         print(file=sys.stderr)
         # before the training there is at most the folder asked for
-        _say_interrupted(str(e) or run)
+        _say_stopped('interrupted', getattr(e, 'folder', run))
         return 130
+    except SystemExit as e:
+        if e.code != 143: raise  # such as that of --help
+        _say_stopped('ended from outside', getattr(e, 'folder', run))
+        return 143
     except BrokenPipeError:
         _drop_output()
         return 141
     except FloatingPointError as e:
         _say(e)
         return 3
-    except (ValueError, OSError) as e:
+    except ChildProcessError as e:
+        _say(e)
+        return 1
+    except (ValueError, OSError, ImportError) as e:
         _say(f'error: {" ".join(str(e).split())}')
         return 2
     return 0
+
+# %% ../nbs/23_recipe.ipynb #e2a0f020
+#| code-fold: true
+#| code-summary: "Also as a module: python -m nntrain.command, torchrun -m nntrain.command"
+if __name__ == '__main__' and __spec__ is not None: sys.exit(nntrain_fit())

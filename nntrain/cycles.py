@@ -13,7 +13,7 @@ __all__ = ['momentum_cycle', 'one_cycle']
 #| code-fold: true
 from .checks import finite, positive, share
 from .hypers import check_hyper
-from .schedule import constant, cosine, join
+from .schedule import _named, constant, cosine, join
 
 def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
     share('pct_start', pct_start)
@@ -36,7 +36,8 @@ def momentum_cycle(
     check_hyper('moms', moms, 0, 1)
     (start, low, end), fractions = moms, _phases(pct_start, three_phase)
     stay = [constant(end)]*three_phase
-    return join(fractions, [anneal(start, low), anneal(low, end), *stay])
+    parts = [anneal(start, low), anneal(low, end), *stay]
+    return _named('momentum_cycle', join(fractions, parts))
 
 # %% ../nbs/15_schedulers.ipynb #3d185501
 #| code-fold: true
@@ -54,4 +55,4 @@ def one_cycle(
     start, end = max_lr/div, max_lr/div_final
     down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
     ways = [anneal(a, b) for a, b in [(start, max_lr), *down]]
-    return join(_phases(pct_start, three_phase), ways)
+    return _named('one_cycle', join(_phases(pct_start, three_phase), ways))

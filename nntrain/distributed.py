@@ -28,7 +28,8 @@ from .events import CANCELS
 from .metrics import MetricsCB
 from .shards import made_up_row, rows_of, shard
 from .tensor_loader import TensorLoader
-from .world import Several, _average, _launched, agree, all_sum, world_size
+from .world import (Several, _average, _launched, _rehearse, agree, all_sum,
+                           world_size)
 
 # %% auto #0
 __all__ = ['AccelerateCB']
@@ -199,6 +200,7 @@ def before_phase(self:AccelerateCB, learn):
     def forward(*inputs):
         self.called = True
         with _evaluating(learn.model) if self.world.empty else contextlib.nullcontext():
+            _rehearse(learn, model, inputs)
             return model(*inputs)
     self.world.forward = forward
 

@@ -233,7 +233,8 @@ def check_facts(
         f'{path} belongs to a run of another length: {some}. A schedule is stretched '
         f'over the whole run, so finish it with fit({then["n_epochs"]}). To '
         f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
-        f'path. To start anew: resume=False (which replaces that file)')
+        f"path, or resume='extend' if no step already taken would be another one. To "
+        f'start anew: resume=False (which replaces that file)')
 
 def training_facts(
     learn  # a learner during a fit

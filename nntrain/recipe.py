@@ -21,27 +21,30 @@ from .adaptive import Adam, AdamW
 from .augment import AugmentCB
 from .blocks import cnn
 from .budgets import default_device
-from .checkpoint import CheckpointCB
+from .callbacks import StopOnNonFiniteCB
+from .checks import whole as whole_number
 from .compare import set_seed
 from .cycles import one_cycle
-from .data import DataLoaders, fashion_dls
-from .learner import Learner
-from .metrics import Accuracy, MetricsCB
+from .data import fashion_dls
+from .engine import _pick, assemble
+from .launch import launch
+from .meeting import _agreed, _only_main_prints, meet, own_device, started
+from .metrics import Accuracy
 from .momentum import Momentum
-from .callbacks import StopOnNonFiniteCB
-from .prepare import DeviceCB, NormalizeCB
-from .progress import ProgressCB
+from .prepare import NormalizeCB
 from .resnet import resnet
-from .run_folder import SaveRunCB, new_run_folder, write_json
+from .run_folder import SaveRunCB, _conclude, new_run_folder
 from .sgd import SGD
 from .sources import FASHION_MEAN, FASHION_STD
-from .steering import ScheduleCB
 from .transforms import RandomCrop, RandomFlip
+from .world import is_main
 
 # %% auto #0
 __all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion']
 
-# %% ../nbs/23_recipe.ipynb #263d3b5c
+# %% ../nbs/23_recipe.ipynb #e2a0f040
+#| code-fold: true
+#| code-summary: "Code of mlp"
 def mlp(
     n_hidden:int=50,   # width of the hidden layer
     n_classes:int=10   # outputs
@@ -51,6 +54,7 @@ def mlp(
         nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(),
         nn.Linear(n_hidden, n_classes))
 
+# %% ../nbs/23_recipe.ipynb #263d3b5c
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'sgd': (SGD, .1),
@@ -64,12 +68,7 @@ SCHEDULES = {
 
 # %% ../nbs/23_recipe.ipynb #b7906ee2
 #| code-fold: true
-#| code-summary: "Checks of the options, loading the data, and the one test at the end"
-def _pick(kind, name, table):
-    if name not in table:
-        raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(table)}')
-    return table[name]
-
+#| code-summary: "Checks of the options, loading the data, and the title line"
 def _pick_device(device):
     try:
         device = torch.device(device) if device else default_device()
@@ -104,83 +103,96 @@ def _titled(options, dls, device):
     words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
     if options['schedule'] != 'constant': words.append(options['schedule'])
     if options['augment']: words.append('augmented')
+    if options['precision'] != 'float32': words.append(options['precision'])
+    if options['accumulate'] != 1: words.append(f"{options['accumulate']} batches/step")
+    if options['clip'] is not None: words.append(f"clipped at {options['clip']:g}")
+    if options['ema'] is not None: words.append(f"average {options['ema']:g}")
+    where = str(device) if started() == 1 else f'{started()} processes, {device.type}'
     return (
         f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held '
         f'out to validate, {dls.test.n:,} for one test at the end; '
-        f'{", ".join(words)}, {device}')
+        f'{", ".join(words)}, {where}')
 
-def _tested(learn, cbs, path):
-    "Loss and accuracy on the test split: measured once, and kept in the file `path`"
-    if path.is_file(): return json.loads(path.read_text(encoding='utf-8'))
-    dls = DataLoaders(learn.dls.train, learn.dls.test)
-    judge = Learner(
-        learn.model, dls, learn.loss_func, cbs=[MetricsCB(Accuracy()), *cbs])
-    judge.fit(1, train=False)
-    row = judge.history[-1]
-    test = {
-        'images': dls.valid.n, 'loss': row['valid_loss'],
-        'accuracy': row['valid_accuracy']}
-    write_json(test, path)
-    return test
+# %% ../nbs/23_recipe.ipynb #e2a0f039
+#| code-fold: true
+#| code-summary: "Code of _parts: from options to the arguments of assemble"
+_ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble`
 
-# %% ../nbs/23_recipe.ipynb #642a54d2
-def _learner(options, device):
-    "The learner that `options` describe, and those of its callbacks that place a batch"
+def _parts(options, device):
+    "The arguments of `assemble` that `options` describe"
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
     _check_seed(options['seed'])
     dls = _load(options, device)
     set_seed(options['seed'])
-    placed, more = [DeviceCB(device)], []
-    if options['augment']:  # first augment, then normalise
-        placed.append(NormalizeCB(FASHION_MEAN, FASHION_STD))
-        more.append(AugmentCB(RandomCrop(1), RandomFlip()))
-    if schedule: more.append(ScheduleCB(lr=schedule(options['lr'])))
-    learn = Learner(
-        make_model(), dls, F.cross_entropy, opt_func, options['lr'],
-        cbs=[*more, *placed, MetricsCB(Accuracy()), ProgressCB()])
-    return learn, placed
+    cbs = [AugmentCB(RandomCrop(1), RandomFlip()),  # first augment, then normalise
+           NormalizeCB(FASHION_MEAN, FASHION_STD)] if options['augment'] else []
+    engine = {name: options[name] for name in _ENGINE}
+    return dict(
+        model=make_model(), dls=dls, loss_func=F.cross_entropy, opt_func=opt_func,
+        lr=options['lr'], schedule=schedule and schedule(options['lr']),
+        device=device, metrics=[Accuracy()], cbs=cbs, **engine)
 
-def _train(options, make_folder, cbs=()):
+# %% ../nbs/23_recipe.ipynb #642a54d2
+def _train(options, make_folder, resume=True, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
-    device, epochs = _pick_device(options['device']), options['epochs']
-    learn, placed = _learner(options, device)
-    dls, finite = learn.dls, StopOnNonFiniteCB()
-    learn.check_fit(epochs, options['lr'])
-    print(_titled(options, dls, device), flush=True)
-    folder = make_folder()
-    used = options | {'source': dls.source, 'device': str(device)}
-    saving = [SaveRunCB(folder, used), CheckpointCB(folder/'checkpoint.pt')]
-    try:
-        learn.fit(epochs, cbs=[finite, *saving, *cbs])
-        if finite.stopped:
-            raise FloatingPointError(
+    device = own_device(_pick_device(options['device']))
+    meet(device.type)
+    with _only_main_prints():
+        parts, epochs = _parts(options, device), options['epochs']
+        learn, dls = assemble(**parts), parts['dls']
+        learn.check_fit(epochs, options['lr'])  # now only the folder may be refused
+        print(_titled(options, dls, device), flush=True)
+        folder = _agreed(make_folder)
+        kept = options | {
+            'source': dls.source, 'device': str(device), 'processes': started()}
+        parts['cbs'] += [SaveRunCB(folder, kept), *cbs]
+        learn = assemble(
+            **parts, checkpoint=folder/'checkpoint.pt', resume=resume)
+        try:
+            learn.fit(epochs)
+            finite = next(cb for cb in learn.cbs if isinstance(cb, StopOnNonFiniteCB))
+            if finite.stopped: raise FloatingPointError(
                 f'{finite.stopped}: the run cannot go on from here; try a smaller '
                 f'learning rate than {options["lr"]:g}; {folder} holds the epochs '
                 'before')
-        test = _tested(learn, placed, folder/'test.json')
-    except KeyboardInterrupt: raise KeyboardInterrupt(str(folder)) from None
-    valid = learn.history[-1]['valid_accuracy']
-    print(
-        f'valid accuracy {valid:.4f} after {epochs} epochs, on {dls.valid.n:,} '
-        'held-out images\n'
-        f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images; '
-        f'everything is in {folder}')
+            if is_main(): _conclude(learn, device, folder)
+        except (KeyboardInterrupt, SystemExit) as e:
+            e.folder = folder
+            raise
     return folder
 
+# %% ../nbs/23_recipe.ipynb #e2a0f016
+#| code-fold: true
+#| code-summary: "Code of _run: in this process, or in new ones"
+def _run(options, make_folder, resume=True):
+    "Train in this process, or in as many new ones as the options ask for"
+    n = options['processes']
+    here = n is None or whole_number('processes', n) == 1 or started() > 1
+    if here: return _train(options, make_folder, resume)
+    threads = max(1, torch.get_num_threads()//n)
+    return launch(n, _train, options, make_folder, resume, threads=threads)
+
 # %% ../nbs/23_recipe.ipynb #642a54d3
+#| code-fold: true
+#| code-summary: "Code of train_fashion"
 def train_fashion(
     epochs:int=5,            # rounds through the training data
     # learning rate, the highest one of a schedule; None: the usual one for optimizer
     # and schedule
     lr:float=None,
-    batch_size:int=256,      # images per step
+    batch_size:int=256,      # images per batch
     model:str='cnn',         # one of `MODELS`
     optimizer:str='adamw',   # one of `OPTIMIZERS`
     schedule:str='one-cycle',# of the learning rate, one of `SCHEDULES`
     augment:bool=False,      # shift and flip the training images, each by its own draw?
+    precision:str='float32', # as in `assemble`, as are the next four
+    accumulate:int=1,        # batches per step
+    clip:float=None,         # limit of the gradient's norm; None: no limit
+    ema:float=None,          # decay of an average of the weights; None: no average
+    processes:int=None,      # on this machine; None: one, or those of a launcher
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
     seed:int=0,              # of the weights and the order, from 0 to 2**64-1
     # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
@@ -196,32 +208,45 @@ def train_fashion(
         lr = customary*times
     options = dict(
         epochs=epochs, lr=lr, batch_size=batch_size, model=model, optimizer=optimizer,
-        schedule=schedule, augment=augment, source=source, seed=seed, device=device)
-    return _train(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
+        schedule=schedule, augment=augment, precision=precision, accumulate=accumulate,
+        clip=clip, ema=ema, processes=processes, source=source, seed=seed,
+        device=device)
+    return _run(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b06
 #| code-fold: true
 #| code-summary: "How the options are read"
 def _read_options(folder):
     path = Path(folder)/'options.json'
-    known = [
-        name for name in inspect.signature(train_fashion).parameters if name != 'out']
+    parameters = inspect.signature(train_fashion).parameters
+    default = {name: p.default for name, p in parameters.items() if name != 'out'}
     if not path.is_file():
         raise ValueError(
             f'{folder} is not the folder of a run: it holds no options.json; '
             f'give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
-    if not isinstance(options, dict) or set(options) != set(known):
+    if isinstance(options, dict):  # before there was an engine, runs went without
+        options = {name: default[name] for name in _ENGINE} | {'processes': 1} | options
+    if not isinstance(options, dict) or set(options) != set(default):
         raise ValueError(
-            f'{path} was not written by nntrain_fit: it should hold {", ".join(known)}')
+            f'{path} was not written by nntrain_fit: it should hold '
+            f'{", ".join(default)}')
     return options
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b02
+#| code-fold: true
+#| code-summary: "Code of resume_fashion"
 def resume_fashion(
-    run         # folder of a run that was interrupted
-)->Path:        # the same folder
+    run,              # folder of a run that was interrupted, or is to be longer
+    device:str=None,  # go on elsewhere: cpu, cuda, mps; None: where it was
+    epochs:int=None   # train until so many are done; None: as many as were planned
+)->Path:              # the same folder
     """Go on with an interrupted run of `train_fashion`; it ends as it would have ended
     without the interruption"""
     options = _read_options(run)
-    return _train(options, lambda: Path(run))
+    planned = options['epochs']
+    if device is not None: options['device'] = device
+    if epochs is not None: options['epochs'] = epochs
+    resume = True if options['epochs'] == planned else 'extend'
+    return _run(options, partial(Path, run), resume)

@@ -17,11 +17,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from .average import WeightAveragingCB
 from .callback import After, Callback
-from .history import plot_history
-from .metrics import MetricsCB
-from .progress import ProgressCB
+from .data import DataLoaders
+from .engine import validated_weights
 from .files import write_whole
+from .history import plot_history
+from .learner import Learner
+from .metrics import Accuracy, MetricsCB
+from .precision import MixedPrecisionCB
+from .prepare import DeviceCB, NormalizeCB
+from .progress import ProgressCB
 
 # %% ../nbs/23_recipe.ipynb #c44798d4
 #| code-fold: true
@@ -52,11 +60,13 @@ def _write_curves(history, path):
 class SaveRunCB(Callback):
     "Write the options into `folder`, and after each epoch history and curves"
     order, needs, watches = After(ProgressCB), (MetricsCB,), True
+    main_only = True
     def __init__(self,
         folder,       # of the run; it must exist
         options:dict  # what was asked for
     ): self.folder, self.options = Path(folder), options
-    def before_fit(self, learn): write_json(self.options, self.folder/'options.json')
+    def before_epoch(self, learn):  # not before_fit: then the fit may still be refused
+        write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
         write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
@@ -88,3 +98,42 @@ def new_run_folder(
     raise OSError(
         f'{out} already has a thousand runs of this second; choose another folder '
         'with --out')
+
+# %% ../nbs/23_recipe.ipynb #e2a0f017
+#| code-fold: true
+#| code-summary: "Code of _conclude: the one test, and the weights"
+def _tested(learn, device):
+    "Loss and accuracy on the test split, measured as the validation was"
+    dls = DataLoaders(learn.dls.train, learn.dls.test)
+    kinds = NormalizeCB, MixedPrecisionCB
+    as_before = [cb for cb in learn.cbs if isinstance(cb, kinds)]
+    judge = Learner(
+        learn.model, dls, learn.loss_func,
+        cbs=[DeviceCB(device), MetricsCB(Accuracy()), *as_before])
+    judge.fit(1, train=False)
+    row = judge.history[-1]
+    return {
+        'images': dls.valid.n, 'loss': row['valid_loss'],
+        'accuracy': row['valid_accuracy']}
+
+def _conclude(
+    learn,  # what `assemble` gave, after its fit; its data have a `test`
+    device, # where to test
+    folder  # of the run; test.json and weights.pt go there
+)->None:
+    "Test once, with the weights that were validated; keep both, and say how it went"
+    path, test = Path(folder)/'test.json', {}
+    if path.is_file(): test = json.loads(path.read_text(encoding='utf-8'))
+    weights = Path(folder)/'weights.pt'
+    if test.get('epochs') != learn.n_epochs or not weights.is_file():
+        with validated_weights(learn) as model:
+            write_whole(weights, partial(torch.save, model.state_dict()))
+            test = {'epochs': learn.n_epochs, **_tested(learn, device)}
+        write_json(test, path)
+    averaged = any(isinstance(cb, WeightAveragingCB) for cb in learn.cbs)
+    print(
+        f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after '
+        f'{learn.n_epochs} epochs, on {learn.dls.valid.n:,} held-out images\n'
+        f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images'
+        + ', both with the average of the weights'*averaged +
+        f'; everything is in {folder}')

@@ -146,6 +146,9 @@ def _parts(fractions, schedules):  # [(fraction, schedule)] of the parts with a 
     # a part without length is never seen
     return [(f, s) for f, s in zip(fractions, schedules) if f > 1e-9]
 
+def _named(name, schedule): schedule.__qualname__ = name; return schedule
+
+
 # %% ../nbs/15_schedulers.ipynb #75a66c01
 #| code-fold: true
 #| code-summary: "join"
@@ -176,7 +179,8 @@ def warm_up(
     "A straight line from `start` to where `schedule` begins, then `schedule`"
     checks.share('share', share)
     _check_schedule(schedule, 'schedule')
-    return join([share, 1-share], [linear(start, schedule(0.)), schedule])
+    parts = [linear(start, schedule(0.)), schedule]
+    return _named('warm_up', join([share, 1-share], parts))
 
 # %% ../nbs/15_schedulers.ipynb #f3d1a901
 #| code-summary: "wsd, repeat, triangular, warm_restarts, inverse_sqrt"
@@ -193,7 +197,7 @@ def wsd(
     checks.share('up', up), checks.share('down', down)
     checks.share('up + down', up + down)
     parts = [linear(0., peak), constant(peak), anneal(peak, end)]
-    return join([up, 1-up-down, down], parts)
+    return _named('wsd', join([up, 1-up-down, down], parts))
 
 def repeat(
     schedule,        # function: progress in [0, 1] -> value
@@ -204,7 +208,8 @@ def repeat(
     whole('n', n)
     positive('growth', growth)
     lengths = [growth**k for k in range(n)]
-    return join([length/math.fsum(lengths) for length in lengths], [schedule]*n)
+    parts = [length/math.fsum(lengths) for length in lengths]
+    return _named('repeat', join(parts, [schedule]*n))
 
 def triangular(
     low:float,   # value at the ends of each cycle
@@ -231,4 +236,12 @@ def inverse_sqrt(
     finite('peak', peak)
     positive('share', checks.share('share', share))
     def falling(p): return peak*math.sqrt(share/(share + (1-share)*p))
-    return warm_up(falling, share)
+    return _named('inverse_sqrt', warm_up(falling, share))
+
+def _planned(schedule, n_steps):  # one in steps has a plan for each length of a run
+    return schedule.plan(n_steps) if hasattr(schedule, 'plan') else schedule
+
+def _values(schedule, n):  # at n steps, besides those that it fixes
+    n += getattr(schedule, 'fixed', 0)
+    return at_steps(_planned(schedule, n), n)
+

@@ -9,8 +9,8 @@ from __future__ import annotations
 __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state', 'load_optimizer', 'with_state', 'loaders_of', 'chance_state', 'set_chance_state', 'training_state', 'load_training_state']
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
-#| code-summary: "Imports of the module"
 #| code-fold: true
+#| code-summary: "Code of random_state, loader_state, and of the functions that put them back"
 import random
 
 import numpy as np
@@ -21,7 +21,6 @@ from .budgets import to_device
 from .checkpoint_file import plain
 from .saving import _load_model_state, _model_state, _short
 
-# %% ../nbs/17_checkpoints.ipynb #ca501c02
 def random_state()->dict:  # plain numbers and uint8 tensors
     "The state of the global generators: Python's, NumPy's, torch's on each device"
     kind, keys, *rest = np.random.get_state()
@@ -32,9 +31,6 @@ def random_state()->dict:  # plain numbers and uint8 tensors
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
-# %% ../nbs/17_checkpoints.ipynb #ca501c03
-#| code-fold: true
-#| code-summary: "Code of set_random_state, loader_state and set_loader_state"
 def set_random_state(
     state:dict  # what `random_state` gave
 )->None:

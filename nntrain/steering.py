@@ -23,7 +23,8 @@ from .cycles import momentum_cycle, one_cycle
 from .learner import Learner
 from .hypers import check_hyper, check_names
 from .optimizer import Optimizer, SCHEDULER_KEYS
-from .schedule import _check_schedule, at_steps, constant, cosine, join
+from .schedule import (_check_schedule, _planned, _values, constant, cosine,
+                              join)
 
 def hyper_names(
     group:dict  # a parameter group of an optimizer
@@ -86,7 +87,7 @@ def _checked_schedules(schedules):
             _check_schedule(one, name)
     return schedules
 
-def _planned(learn):  # steps of the fit
+def _length(learn):  # steps of the fit
     if learn.n_steps is None:
         raise ValueError('the training loader has no length, so the progress of the '
                          'run is unknown: set learn.n_steps in the before_fit of a '
@@ -127,7 +128,9 @@ def before_fit(self:ScheduleCB, learn):
 @patch
 def progress(self:ScheduleCB, learn)->float:
     "Where the fit stands, from 0 in its first step to 1 in its last"
-    return min(learn.n_taken/max(1, _planned(learn)-1), 1.)
+    return _progress(learn.n_taken, _length(learn))
+
+def _progress(n_taken, n_steps): return min(n_taken/max(1, n_steps-1), 1.)
 
 @patch
 def _make_plan(self:ScheduleCB, learn):
@@ -153,7 +156,7 @@ def _add_to_plan(self:ScheduleCB, learn, name, given):
             if (other_k, other_key) == (k, key) and overlap:
                 raise ValueError(f'{other} and {name} would both write {key} of {who}: '
                                  f'keep one of them')
-        self.plan.append((schedule, k, name, (key, i)))
+        self.plan.append((_planned(schedule, learn.n_steps), k, name, (key, i)))
 
 @patch
 def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
@@ -176,12 +179,13 @@ def _along(self:ScheduleCB, look):
             for name, given in self.schedules.items()}
 
 @patch
-def settings(self:ScheduleCB)->dict: return self._along(lambda one: at_steps(one, 257))
+def settings(self:ScheduleCB)->dict: return self._along(lambda one: _values(one, 257))
 
 @patch
 def __repr__(self:ScheduleCB):  # each schedule at five points of the way
     def short(value): return f'{value:.4g}' if isinstance(value, Real) else str(value)
-    looks = self._along(lambda one: ' → '.join(map(short, at_steps(one, 5))))
+    def five(values): return [short(values[i*(len(values)-1)//4]) for i in range(5)]
+    looks = self._along(lambda one: ' → '.join(five(_values(one, 5))))
     shown = ', '.join(f'{name}: {look}' for name, look in looks.items())
     return f'{type(self).__name__}({shown})'
 

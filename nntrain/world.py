@@ -18,6 +18,8 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
 
+from .aside import aside
+from .batches import tensors_of
 from .learner import World
 from .metrics import Mean, MetricsCB
 
@@ -91,6 +93,7 @@ class Several(World):
         self.rank, self.size, self.main_only = rank, size, main_only
         self.weight, self.empty = None, False   # of the whole batch; have we no rows?
         self.asked = self.ends = False  # is this process asked to end; do all end?
+        self.begun = False              # was there a training batch?
     def sum(self, t): return all_sum(t)
     def n_rows(self, learn):
         return learn.loss_weight() if self.weight is None else self.weight
@@ -118,6 +121,17 @@ def _average(tensors):
         total = all_sum(torch.cat([t.flatten() for t in same]))/world_size()
         for t, mean in zip(same, total.split([t.numel() for t in same])):
             t.copy_(mean.view_as(t))
+
+def _rehearse(learn, model, inputs):
+    """By its first backward pass DDP orders the gradients that it adds up. A run that
+    goes on makes that pass before its first batch, and leaves no other trace"""
+    if not learn.training or learn.world.begun: return
+    learn.world.begun = True
+    if learn.world.size < 3 or not (learn.epoch or learn.iter): return   # a + b = b + a
+    with aside(learn):
+        outputs = [t for t in tensors_of(model(*inputs)) if t.requires_grad]
+        sum(t.sum() for t in outputs).backward()
+
 
 # %% ../nbs/18_distributed.ipynb #55a118f9
 #| code-fold: true

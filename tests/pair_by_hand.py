@@ -90,7 +90,7 @@ class ByHand:
                 self.waiting = 0
                 self.step()
         if self.has('AnnealCB'): self.rate *= .9
-        whole = i + 1 == self.per_epoch               # an epoch left early does not count
+        whole = i + 1 == self.per_epoch    # an epoch left early does not count
         if self.has('AutoAnnealCB') and whole: self.look()
         return sum(a*n for a, n in zip(losses, rows))/sum(rows)
 

@@ -239,8 +239,8 @@ def exported():
         module = importlib.import_module(f'nntrain.{info.name}')
         for name in getattr(module, '__all__', ()):
             cls = getattr(module, name)
-            if inspect.isclass(cls) and issubclass(cls, Callback) and cls is not Callback:
-                found[name] = cls
+            kind = inspect.isclass(cls) and issubclass(cls, Callback)
+            if kind and cls is not Callback: found[name] = cls
     return found
 
 

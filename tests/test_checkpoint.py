@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,8 @@ import pytest
 import torch
 from torch import nn
 
+from nntrain import lock
+from nntrain.aside import aside
 from nntrain.augment import AugmentCB
 from nntrain.erase import RandomErase
 from nntrain.soft_targets import MixUpCB
@@ -36,6 +39,8 @@ from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
 from nntrain.saving import SaveBestCB
 from nntrain.checkpoint import CheckpointCB
 from nntrain.checkpoint_file import plain, read_checkpoint, write_checkpoint
+from nntrain.in_steps import InSteps
+from nntrain.lock import RunLock
 from nntrain.facts import check_facts, training_facts
 from nntrain.state import (load_training_state, random_state, set_random_state,
                            training_state)
@@ -55,7 +60,7 @@ from nntrain.progress import ProgressCB
 from nntrain.momentum import Momentum
 from nntrain.sgd import SGD
 from nntrain.cycles import one_cycle
-from nntrain.schedule import step_decay
+from nntrain.schedule import at_steps, constant, cosine, linear, step_decay, wsd
 from nntrain.steering import ScheduleCB
 from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.zoo import LAMB
@@ -180,8 +185,8 @@ def test_killed_at_ten_random_points_and_while_writing(tmp_path):
             if code == 0: break
             assert code == -signal.SIGKILL, code
             n_killed += 1
-            if how != 'random':         # the checkpoint, and what was being written
-                assert len(list(folder.iterdir())) == 2
+            if how != 'random':  # the checkpoint, what was being written, the lock
+                assert len(list(folder.iterdir())) == 3
             if n_killed == 12: assert live(folder, 10_000) == 0; break
         return n_killed, places, delays
     try:
@@ -800,6 +805,39 @@ def test_a_run_of_a_gpu_goes_on_without_one(tmp_path, capsys):
     assert 'device was cuda, is cpu' in capsys.readouterr().out
     assert mixed.scaler.get_scale() == 8. and len(learn.history) == 2
 
+class StartCB(Callback):
+    "The state with which the first batch begins"
+    order, watches = 2000, True
+    def before_fit(self, learn): self.state = None
+    def before_batch(self, learn): self.state = self.state or training_state(learn)
+
+def test_the_parts_of_a_gpus_run_arrive(tmp_path, capsys):
+    """In the middle of an epoch and of an accumulation: the states of optimizer, scaler
+    and average, on the device at hand; its own random generators are left out"""
+    def make(*cbs, seed=0):
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.**9, growth_interval=3)
+        return learner(MixedPrecisionCB(torch.float16, scaler), WeightAveragingCB(.9),
+                       GradientAccumulationCB(2), *cbs, seed=seed,
+                       opt_func=partial(torch.optim.AdamW, fused=True))
+    path = tmp_path/'c.pt'
+    with pytest.raises(PowerFailure):
+        make(CrashCB(2, 'train', 2)).fit(4, cbs=[CheckpointCB(path, every_batches=1)])
+    state = read_checkpoint(path)
+    scale = dict(state['callbacks'])['MixedPrecisionCB']
+    assert scale['scale'] > 2.**9 and state['grads']       # it has grown
+    state['random']['cuda'] = [torch.get_rng_state()]*8
+    state['circumstances'] |= {'device': 'cuda', 'CPU threads': 64}
+    write_checkpoint(state, path)
+    start = StartCB()
+    (resumed := make(start, seed=5)).fit(4, cbs=[CheckpointCB(path)])
+    for part in 'model', 'grads', 'optimizer', 'n_taken', 'history':
+        same_bits(start.state[part], state[part], part)
+    for name in 'MixedPrecisionCB', 'WeightAveragingCB', 'GradientAccumulationCB':
+        same_bits(*(dict(its['callbacks'])[name] for its in (start.state, state)), name)
+    out = capsys.readouterr().out
+    assert 'device was cuda, is cpu: sums may be rounded' in out
+    assert 'CPU threads was 64, is' in out and len(resumed.history) == 4
+
 @pytest.mark.parametrize('name', ['model.pt', 'run[1].pt', 'model'])
 def test_only_leftovers_of_its_own_are_swept_away(tmp_path, name):
     suffix, stem = Path(name).suffix, Path(name).stem
@@ -863,6 +901,22 @@ def test_gpu(tmp_path):
     check_resume(tmp_path, lambda: learner(DeviceCB('cuda')), (1, 'train', 1))
     learner(DeviceCB('cuda')).fit(1, cbs=[CheckpointCB(tmp_path/'g.pt')])
     assert read_checkpoint(tmp_path/'g.pt')['model']['0.weight'].device.type == 'cpu'
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_to_a_gpu_and_back(tmp_path, capsys):
+    path, devices = tmp_path/'c.pt', ['cuda', 'cpu', 'cuda', 'cpu']
+    for i, device in enumerate(devices):
+        mixed = MixedPrecisionCB(torch.float16)
+        cbs = [DeviceCB(device), mixed, GradientAccumulationCB(2),
+               WeightAveragingCB(.9)]
+        learn = learner(*cbs, CrashCB(i, 'train', i), seed=i)
+        with contextlib.suppress(PowerFailure):
+            learn.fit(3, cbs=[CheckpointCB(path, every_batches=1)])
+        assert learn.device.type == device
+        for its in learn.opt.state.values(): assert its['exp_avg'].device.type == device
+        told = f'device was {devices[i-1]}, is {device}' in capsys.readouterr().out
+        assert told == (i > 0)
+    assert len(learn.history) == 3
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
@@ -1090,3 +1144,214 @@ def test_in_another_thread_no_handler_is_put(tmp_path):
     assert set(seen) == {before}
     learner(LookCB()).fit(1, cbs=[CheckpointCB(tmp_path/'d.pt')])
     assert before not in seen[-5:]
+
+
+# ---- resume='extend' -----------------------------------------------------------------
+
+def extended(path, **kwargs): return CheckpointCB(path, resume='extend', **kwargs)
+def momentum(params, lr): return torch.optim.SGD(params, lr, momentum=.9)
+def stable(*lengths, peak=.05):
+    "Up in some steps, and down in some at the end"
+    up, down = lengths
+    parts = linear(0., peak), constant(peak), linear(peak, 0.)
+    return lambda: [ScheduleCB(lr=InSteps([up, None, down], parts))]
+
+PLATEAUS = {
+    'no schedule': (list, list),
+    'constant': (lambda: [ScheduleCB(lr=constant(.05))],)*2,
+    'in steps': (stable(5, 0), stable(5, 0)),
+    'then down': (stable(5, 0), stable(5, 9)),
+    'no warm-up': (lambda: [ScheduleCB(lr=wsd(.05, up=0, down=0))],
+                   lambda: [ScheduleCB(lr=wsd(.05, up=0, down=.3))]),
+    'two groups': (lambda: [ScheduleCB(lr=constant(.05), momentum=constant(.5))],)*2,
+    'gallery': (lambda: [EarlyStoppingCB(patience=9), WeightAveragingCB(.9, every=3),
+                         GradientAccumulationCB(3), ReduceOnPlateauCB(patience=1)],)*2,
+    'decay': (lambda: [AutoAnnealCB(share=.99)],)*2,
+}
+
+@pytest.mark.parametrize('name', PLATEAUS)
+@pytest.mark.parametrize('stop', [None, (2, 'train', 1)], ids=['finished', 'cut'])
+def test_four_epochs_become_eight(tmp_path, name, stop):
+    "A run 4 → 8 on a plateau is that of 8 epochs, bit for bit"
+    then, now = PLATEAUS[name]
+    whole = learner(*now(), opt_func=momentum)
+    whole.fit(8)
+    path, cut = tmp_path/'c.pt', [CrashCB(*stop)] if stop else []
+    with contextlib.suppress(PowerFailure):
+        learner(*then(), *cut, opt_func=momentum).fit(
+            4, cbs=[CheckpointCB(path, every_batches=1)])
+    with pytest.raises(ValueError, match="resume='extend' if no step already taken"):
+        learner(*then(), opt_func=momentum).fit(8, cbs=[CheckpointCB(path)])
+    longer = learner(*now(), opt_func=momentum, seed=9)
+    longer.fit(8, cbs=[again := extended(path)])
+    assert again.resumed == ((2, 2) if stop else (4, 0)) and len(longer.history) == 8
+    same_bits(result(whole), result(longer))
+    assert read_checkpoint(path)['facts']['n_epochs'] == 8
+
+@pytest.mark.parametrize('cbs, said', [
+    (lambda: ScheduleCB(lr=cosine(.05, 0.)),
+     'its cosine of lr would have had 0.04987 in step 1, not 0.04945'),
+    (lambda: ScheduleCB(lr=one_cycle(.05)), 'its one_cycle of lr would have had'),
+    (lambda: ScheduleCB(momentum=wsd(.5)), 'its wsd of momentum would have had'),
+    (lambda: ScheduleCB(lr=step_decay(.1)), 'its step_decay of lr would have had'),
+    (lambda: WeightAveragingCB(.9, start=.2),
+     'start=0.2) starts after a share of the run, so step 4 would'),
+    (lambda: TorchSchedulerCB(partial(torch.optim.lr_scheduler.StepLR, step_size=9)),
+     'TorchSchedulerCB left out its step after the last one'),
+    (lambda: TorchSchedulerCB(lambda opt, n_steps: torch.optim.lr_scheduler.OneCycleLR(
+        opt, .02, total_steps=n_steps)), 'scheduler of TorchSchedulerCB was'),
+    (lambda: GradientClipCB(.1), "callbacks was ['BatchTransformCB', 'GradientClipCB'"),
+])
+def test_what_cannot_be_extended_is_refused_by_name(tmp_path, cbs, said):
+    path = tmp_path/'c.pt'
+    learner(cbs(), opt_func=momentum).fit(4, cbs=[CheckpointCB(path)])
+    content = path.read_bytes()
+    longer = learner(*[cbs()]*('clip' not in said and 'Clip' not in said), seed=1,
+                     opt_func=momentum)
+    before = copy.deepcopy(longer.model.state_dict())
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        longer.fit(8, cbs=[extended(path)])
+    same_bits(dict(before), dict(longer.model.state_dict()))
+    assert path.read_bytes() == content
+    if 'would have had' in said:
+        assert 'planned with 4 epochs and cannot become a run of 8' in str(error.value)
+
+def test_extending_what_is_not_finished(tmp_path):
+    "A scheduler of torch, an average before its start; a plan that is shorter"
+    for i, (cb, n_then, n) in enumerate([
+            (partial(steps, 9), 4, 6), (lambda: GradientClipCB(.1), 6, 3),
+            (partial(WeightAveragingCB, .9, start=.75), 4, 6)]):
+        whole = learner(cb(), opt_func=momentum); whole.fit(n)
+        path = tmp_path/f'{i}.pt'
+        with pytest.raises(PowerFailure):
+            learner(cb(), CrashCB(1, 'train', 2), opt_func=momentum).fit(
+                n_then, cbs=[CheckpointCB(path, every_batches=1)])
+        longer = learner(cb(), opt_func=momentum, seed=9)
+        longer.fit(n, cbs=[extended(path)])
+        same_bits(result(whole), result(longer))
+    with pytest.raises(ValueError, match='become a run of 1: it has done 6 epochs and'):
+        longer.fit(1, cbs=[extended(path)])
+    with pytest.raises(ValueError, match="had schedules, and now .'lr', 'momentum'."):
+        for names in ['lr'], ['lr', 'momentum']:
+            cb = ScheduleCB(**{name: constant(.1) for name in names})
+            learner(cb, opt_func=momentum).fit(
+                1 + len(names), cbs=[extended(tmp_path/'s')])
+    with pytest.raises(ValueError, match="True, False or 'extend', got 'extended'"):
+        CheckpointCB(path, resume='extended')
+
+def test_lengths_in_steps():
+    up_down = InSteps([4, None, 2], [linear(0., 1.), constant(1.), linear(1., 0.)])
+    assert up_down.fixed == 6
+    for n in 7, 8, 50, 1001:
+        values = at_steps(up_down.plan(n), n)
+        assert values == [0., .25, .5, .75] + [1.]*(n-6) + [.5, 0.]
+    one_step = InSteps([0, None], [linear(9., 8.), constant(1.)]).plan(1)
+    assert at_steps(one_step, 1) == [1.]
+    with pytest.raises(ValueError, match='take 6 steps after the first, and .* has 5'):
+        up_down.plan(6)
+    with pytest.raises(TypeError, match='give it to ScheduleCB as it is'): up_down(.5)
+    for lengths in [1, 2], [None, None], [None], [None, -1], [None, .5]:
+        with pytest.raises(ValueError): InSteps(lengths, [constant(1.)]*2)
+    callback = ScheduleCB(lr=up_down)
+    assert repr(callback) == 'ScheduleCB(lr: 0 → 0.5 → 1 → 1 → 0)'
+    learn = learner(callback); learn.fit(2)
+    assert callback.values['lr'] == at_steps(up_down.plan(8), 8)
+    with pytest.raises(ValueError, match='the run has 3'): learn.fit(1)
+
+
+# ---- two runs, one file --------------------------------------------------------------
+
+HOLDER = '''
+import os, sys, time
+from nntrain.lock import RunLock
+lock = RunLock(sys.argv[1]); lock.take()
+child = os.fork()                    # as a loader's worker: it outlives its parent
+if not child: time.sleep(600)
+print(child, flush=True)
+time.sleep(600)
+'''
+
+def test_a_second_run_is_told_who_holds_the_file(tmp_path):
+    path = tmp_path/'c.pt'
+    learner().fit(1, cbs=[CheckpointCB(path)])
+    content = path.read_bytes()
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(path)],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        worker = int(holder.stdout.readline())
+        half = tmp_path/f'.c.unfinished-{"a"*32}.pt'       # it may be writing this
+        half.touch()
+        with pytest.raises(BlockingIOError, match=(
+                f'c.pt is in use by process {holder.pid}: wait for its end or stop it, '
+                'or give this run a path of its own')):
+            learner().fit(1, cbs=[CheckpointCB(path, resume=False)])
+        assert path.read_bytes() == content and half.exists()
+        learner().fit(1, cbs=[CheckpointCB(tmp_path/'d.pt')])     # another file is free
+        learner().fit(1, train=False, cbs=[CheckpointCB(path)])
+        holder.kill(); holder.wait()                      # its worker lives
+        learner().fit(1, cbs=[CheckpointCB(path)])
+        os.kill(worker, signal.SIGKILL)
+    finally: holder.kill(); holder.communicate()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['c.pt', 'd.pt']
+
+class InsideCB(Callback):
+    "Another fit in the middle of this one"
+    order, watches = 500, True
+    def __init__(self, *inner): self.inner, self.done = inner, 0
+    def after_epoch(self, learn):
+        with aside(learn): learn.fit(1, cbs=self.inner)
+        self.done += 1
+
+def test_a_fit_inside_a_fit_leaves_the_file_alone(tmp_path):
+    path = tmp_path/'c.pt'
+    whole = learner(); whole.fit(3)
+    inside = InsideCB()
+    learn = learner(CheckpointCB(path), inside)
+    learn.fit(3)
+    assert inside.done == 3 and [p.name for p in tmp_path.iterdir()] == ['c.pt']
+    same_bits(result(whole), {**result(learn)})
+    lr_find(learn, n_steps=5)
+    other = InsideCB(CheckpointCB(path))                  # another one, for this file
+    path.unlink()
+    with pytest.raises(BlockingIOError, match='in use by another fit of this process'):
+        learner(CheckpointCB(path), other).fit(3)
+    learner(CheckpointCB(path)).fit(3)                    # the lock was given back
+    assert [p.name for p in tmp_path.iterdir()] == ['c.pt']
+
+def test_a_lock_that_is_removed_and_made_anew(tmp_path):
+    "Between opening and locking, its holder may have gone, and another one come"
+    first, second = RunLock(tmp_path/'c.pt'), RunLock(tmp_path/'c.pt')
+    first.take()
+    held, real = first.place, lock._locked
+    def late(handle):
+        if first.handle is not None: first.release()      # it goes, with its file
+        return real(handle)
+    lock._locked = late
+    try: second.take()
+    finally: lock._locked = real
+    with pytest.raises(BlockingIOError): RunLock(tmp_path/'c.pt').take()
+    second.release(); second.release()
+    assert not held.exists()
+
+@pytest.mark.parametrize('held', [False, True])
+def test_locks_where_there_is_no_fcntl(tmp_path, monkeypatch, held):
+    "Windows locks a byte; here a stand-in does, or refuses"
+    asked = []
+    def locking(handle, mode, n):
+        asked.append((mode, n, os.lseek(handle, 0, os.SEEK_CUR)))
+        if held: raise PermissionError(13, 'Permission denied')
+    monkeypatch.setitem(sys.modules, 'msvcrt', types.SimpleNamespace(
+        locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr(lock, 'fcntl', None)
+    mine = RunLock(tmp_path/'c.pt')
+    if held:
+        mine.place.write_text('77 ' + socket.gethostname())
+        with pytest.raises(BlockingIOError, match='in use by process 77:'): mine.take()
+    else: mine.take(); mine.release()
+    assert asked == [(2, 1, 2**20)] and mine.place.exists() == held
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
+    def flock(handle, mode): raise OSError(95, 'Operation not supported')
+    monkeypatch.setattr(lock.fcntl, 'flock', flock)
+    learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    assert [p.name for p in tmp_path.iterdir()] == ['c.pt']

@@ -171,6 +171,19 @@ def test_sigterm_for_a_loaders_workers_as_well(live, tmp_path):
     for n, place in (1, (0, 1)), (3, (0, 4)), (5, (1, 0)), (8, (2, 0)):
         codes, _ = live(folder, 1, kill=[[0], 'batch', n], term=True, **kwargs)
         assert codes == [TERMED], errors(folder)
-        assert check_file(folder, states) == place     # after validation, if it came in it
+        assert check_file(folder, states) == place   # after a validation
     assert live(folder, 1, **kwargs)[0] == [0], errors(folder)
     same_bits(ends(folder, 1), expected)
+
+
+def test_three_processes_add_up_in_the_same_order(live, tmp_path):
+    """DDP orders the gradients by its first backward pass, and three numbers have other
+    last bits in another order: a run that goes on rehearses"""
+    states, expected, _ = calm_run(live, tmp_path/'calm', 3)
+    folder = tmp_path/'run'
+    for n in 1, 3, 8, 2:
+        codes, _ = live(folder, 3, every=1, kill=[[n % 3], 'batch', n])
+        assert KILLED in codes
+        check_file(folder, states)
+    assert live(folder, 3, every=1)[0] == [0]*3, errors(folder)
+    same_bits(ends(folder, 3), expected)

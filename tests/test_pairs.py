@@ -225,7 +225,8 @@ def test_a_model_keeps_what_it_remembers():
     cb = ModelResetCB()
     cb.before_fit(Learn)
     assert cb.state_dict() == {}
-    Learn.model.memory, Learn.model.pair = torch.ones(2), (torch.ones(1), torch.zeros(1))
+    Learn.model.memory = torch.ones(2)
+    Learn.model.pair = torch.ones(1), torch.zeros(1)
     kept = copy.deepcopy(cb.state_dict())
     Learn.model.reset()
     cb.load_state_dict(kept)

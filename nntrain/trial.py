@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
 
-# %% ../nbs/26_pairs.ipynb #5c32924e
+# %% ../nbs/26_pairs.ipynb #a8d7e6d7
 #| code-fold: true
 #| code-summary: "Imports of the module of small runs"
 import contextlib
@@ -32,7 +32,7 @@ from .state import training_state
 from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
-# %% ../nbs/26_pairs.ipynb #f830a184
+# %% ../nbs/26_pairs.ipynb #28276b73
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -51,7 +51,7 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
-# %% ../nbs/26_pairs.ipynb #2ca1e585
+# %% ../nbs/26_pairs.ipynb #f40bb46c
 #| code-fold: true
 #| code-summary: "Code of first_difference"
 def first_difference(
@@ -84,7 +84,7 @@ def _equal(a, b, tol):  # NaN is like NaN
     near = a.is_floating_point() or a.is_complex()
     return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
 
-# %% ../nbs/26_pairs.ipynb #631c43b4
+# %% ../nbs/26_pairs.ipynb #d23c9aa6
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -111,12 +111,13 @@ def failure(
     last = error.__traceback__
     while last.tb_next is not None: last = last.tb_next
     inside = '-packages' in last.tb_frame.f_code.co_filename    # raised by a library
-    worded = isinstance(error, (ValueError, TypeError, RuntimeError))
+    kinds = ValueError, TypeError, RuntimeError, BlockingIOError   # the last: a lock
+    worded = isinstance(error, kinds)
     if worded and not (began or inside) and len(str(error).splitlines()) == 1:
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/26_pairs.ipynb #162e2335
+# %% ../nbs/26_pairs.ipynb #2f586441
 #| code-fold: true
 #| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
 class _Interrupted(Exception): "What `_Interrupt` raises"
@@ -169,7 +170,7 @@ def _without_measured(value):
     if not isinstance(value, (list, tuple)): return value
     return type(value)(_without_measured(v) for v in value)
 
-# %% ../nbs/26_pairs.ipynb #7ab61c9d
+# %% ../nbs/26_pairs.ipynb #565d5095
 #| code-fold: true
 #| code-summary: "Code of without_chance"
 def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …

@@ -247,14 +247,13 @@ def exported():
 @contextlib.contextmanager
 def cheaply():
     """Leave out what takes most of the time and is tested elsewhere: the 1,249 numbers
-    of Python's and NumPy's random states, the pictures of curves, and the search of
-    garbage among what was imported"""
+    of Python's and NumPy's random states, and the pictures of curves. At the end, what
+    was frozen, so that nobody looks for garbage there, is free again"""
     new = {
         (state, 'random_state'): lambda: {'torch': torch.get_rng_state()},
         (state, 'set_random_state'): lambda its: torch.set_rng_state(its['torch']),
         (run_folder, '_write_curves'): lambda history, path: path.touch()}
     old = {place: getattr(*place) for place in new}
-    gc.freeze()
     try:
         for place, fn in new.items(): setattr(*place, fn)
         yield
@@ -308,20 +307,22 @@ class Walk:
         self.asker, self.two = Asker(learner, two), two
         self.answers = {pair: {} for pair in combinations(PAIRS, 2)}
 
-    def alone(self, questions=('steps', 'settings', 'resume')):
+    def alone(self):
         "What is asked in one process"
         with cheaply():
             self.each_alone()
+            gc.freeze()                                  # what was imported so far
             self.each_pair()
             self.pooled('resume', self.asker.resume)
         return self.answers
 
     def together(self):
         "What is asked in two processes"
-        self.two.run(f'import gc, sys; sys.path.insert(0, {str(HERE)!r}); '
-                     'import accelerate, pair_checks; gc.freeze()')
+        self.two.run(f'import gc, sys; sys.path.insert(0, {str(HERE)!r})')
         with cheaply():
             self.each_alone()
+            self.asker.processes(MAKE['GradientClipCB'])     # imports what is needed
+            gc.freeze(), self.two.run('gc.freeze()')
             self.pooled('processes', self.asker.processes)
             self.resumed()
         return self.answers

@@ -6,4 +6,199 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = []
+__all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
+
+# %% ../nbs/26_pairs.ipynb #3c92446c
+#| code-fold: true
+#| code-summary: "Imports of the module of small runs"
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback
+from .compare import set_seed
+from .data import DataLoaders
+from .learner import Learner
+from .metrics import Accuracy, MetricsCB
+from .precision import MixedPrecisionCB
+from .state import training_state
+from .tensor_loader import TensorLoader
+from .world import agree, is_main
+
+# %% ../nbs/26_pairs.ipynb #ae38fbe2
+def small_learner(
+    *cbs      # callbacks; a MetricsCB is added if there is none
+)->Learner:   # the same weights and data in every call
+    "A network for 17 pictures of 4×4 points, in batches of 8, 8 and 1"
+    set_seed(0)
+    half = any(isinstance(cb, MixedPrecisionCB) for cb in cbs)
+    dtype = torch.float32 if half else torch.float64   # autocast leaves float64 alone
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(22, 1, 4, 4).to(dtype)
+    y = (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 0)
+    dls = DataLoaders(TensorLoader(x[:17], y[:17], 8, shuffle=True, seed=1),
+                      TensorLoader(x[17:], y[17:], 8))
+    if not any(isinstance(cb, MetricsCB) for cb in cbs):
+        cbs = (MetricsCB(Accuracy()), *cbs)
+    opt_func = partial(torch.optim.SGD, momentum=.9)
+    loss_func = nn.functional.cross_entropy
+    return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
+
+# %% ../nbs/26_pairs.ipynb #554b863a
+#| code-fold: true
+#| code-summary: "Code of first_difference"
+def first_difference(
+    a,            # tensors, numbers, text or None; lists and dicts of these
+    b,            # the same, to compare with
+    tol=0.,       # how far floats may lie apart: this much, or this share; from 0
+    name='state'  # what they are called
+):                # where they differ first, as text; None: nowhere
+    "Compare two states"
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if (a.shape, a.dtype) != (b.shape, b.dtype): return f'{name} has another shape'
+        if _equal(a, b, tol): return None
+        return f'{name} differs by {(a.double() - b.double()).abs().max().item():.2g}'
+    dicts = isinstance(a, dict) and isinstance(b, dict)
+    if dicts or isinstance(a, (list, tuple)) and type(a) is type(b):
+        keys, others = (a.keys(), b.keys()) if dicts else (range(len(a)), range(len(b)))
+        if keys != others: return f'{name} has {_entries(a, b)}'
+        found = (first_difference(a[k], b[k], tol, f'{name}[{k!r}]') for k in keys)
+        return next(filter(None, found), None)
+    same = type(a) is type(b) and (a == b or a != a and b != b)    # NaN is like NaN
+    if tol and isinstance(a, float) and isinstance(b, float):
+        same = same or abs(a - b) <= tol*(1 + abs(a))
+    return None if same else f'{name}: {a!r:.60} and {b!r:.60}'
+
+def _entries(a, b):
+    if isinstance(a, dict): return f'the keys {[*a]} and {[*b]}'
+    return f'{len(a)} and {len(b)} entries'
+
+def _equal(a, b, tol):  # NaN is like NaN
+    near = a.is_floating_point() or a.is_complex()
+    return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
+
+# %% ../nbs/26_pairs.ipynb #7d7f0cb9
+class Answer(NamedTuple):
+    "What a pair answers to a question"
+    kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
+    says: str = ''  # the sentence of a refusal, what differs, or the error
+    @property
+    def fine(self)->bool: return self.kind in ('equal', 'refused', 'none')
+
+class Left(NamedTuple):
+    "What a fit leaves"
+    state: dict = None     # everything: see `training_state`; None: it was interrupted
+    answer: Answer = None  # why it failed; None: it did not
+
+class _BeganCB(Callback):
+    "Has a batch begun?"
+    order, watches = -1000, True
+    def __init__(self): self.began = False
+    def before_batch(self, learn): self.began = True
+
+def failure(
+    error:Exception,  # that a fit has raised
+    began:bool        # had its first batch begun?
+)->Answer:            # refused in words and in time, or a crash
+    "What kind of an end an error is"
+    last = error.__traceback__
+    while last.tb_next is not None: last = last.tb_next
+    inside = '-packages' in last.tb_frame.f_code.co_filename    # raised by a library
+    kinds = ValueError, TypeError, RuntimeError, BlockingIOError   # the last: a lock
+    worded = isinstance(error, kinds)
+    if worded and not (began or inside) and len(str(error).splitlines()) == 1:
+        return Answer('refused', str(error))
+    return Answer('crash', f'{type(error).__name__}: {error}')
+
+# %% ../nbs/26_pairs.ipynb #87d2bea7
+#| code-fold: true
+#| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
+class _Interrupted(Exception): "What `_InterruptCB` raises"
+
+class _InterruptCB(Callback):
+    "Interrupt the fit behind one batch"
+    order, watches = 2000, True
+    def __init__(self,
+        *at  # epoch, phase and number of the batch; nothing: never
+    ): self.at = at
+    def cleanup_batch(self, learn):
+        if (learn.epoch, learn.phase, learn.iter) == self.at: raise _Interrupted()
+
+@contextlib.contextmanager
+def quiet_folder():
+    "Work in an empty folder, the same in all processes, and print nothing"
+    memory = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None      # spares a disk
+    before, folder = os.getcwd(), agree(lambda: tempfile.mkdtemp(dir=memory))
+    try:
+        os.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()): yield
+    finally:
+        os.chdir(before)
+        agree(lambda: None)                           # nobody needs it any more
+        if is_main(): shutil.rmtree(folder)
+
+def fit_once(
+    learner,  # function of callbacks that makes a learner, the same in every call
+    *makers   # functions without arguments that make callbacks
+)->Left:
+    "Train for three epochs in the present folder"
+    began = _BeganCB()
+    try:
+        learn = learner(*(make() for make in makers), began)
+        learn.fit(3)
+    except _Interrupted: return Left()
+    except Exception as e: return Left(answer=failure(e, began.began))
+    state = training_state(learn) | {'n_steps': learn.n_steps}
+    memories = dict(sorted(state['callbacks'], key=lambda row: row[0]))  # in any order
+    timed = {name for name, memory in memories.items() if 'seconds' in memory}
+    for name in timed: memories.pop(name)             # of an epoch that was left early
+    return Left(_without_measured(state | {'callbacks': memories}))
+
+_MEASURED = {'seconds', 'samples_per_second', 'peak_gb'}   # never twice the same
+
+def _without_measured(value):
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k not in _MEASURED}
+        return {k: _without_measured(v) for k, v in kept.items()}
+    if not isinstance(value, (list, tuple)): return value
+    return type(value)(_without_measured(v) for v in value)
+
+# %% ../nbs/26_pairs.ipynb #2763c885
+#| code-fold: true
+#| code-summary: "Code of without_chance"
+def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …
+    i = torch.arange(n)
+    return torch.where((i ^ 1) < n, i ^ 1, i)
+
+def _full(value):
+    def draw(*size, **kwargs):
+        kwargs.pop('generator', None)
+        return torch.full(tuple(torch.empty(*size, device='meta').shape), value,
+                          **kwargs)
+    return draw
+
+@contextlib.contextmanager
+def without_chance():
+    """Draw the same for every row, so that it does not matter which process draws:
+    shares .7, and as a random order each row changes places with its neighbour"""
+    randperm, beta = torch.randperm, torch.distributions.Beta
+    def order(n, *args, generator=None, **kwargs):
+        if generator is None: return _neighbours(n)
+        return randperm(n, *args, generator=generator, **kwargs)
+    def middle(high, size, **kwargs): return torch.full(tuple(size), high//2)
+    def share(self, shape=()): return torch.full(tuple(shape), .7)
+    new = [(torch, 'randperm', order), (torch, 'rand', _full(.25)),
+           (torch, 'randint', middle), (beta, 'sample', share)]
+    old = [(where, name, getattr(where, name)) for where, name, _ in new]
+    try:
+        for row in new: setattr(*row)
+        yield
+    finally:
+        for row in old: setattr(*row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
 
-# %% ../nbs/26_pairs.ipynb #a8d7e6d7
+# %% ../nbs/26_pairs.ipynb #3c92446c
 #| code-fold: true
 #| code-summary: "Imports of the module of small runs"
 import contextlib
@@ -32,7 +32,7 @@ from .state import training_state
 from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
-# %% ../nbs/26_pairs.ipynb #28276b73
+# %% ../nbs/26_pairs.ipynb #ae38fbe2
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -51,7 +51,7 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
-# %% ../nbs/26_pairs.ipynb #f40bb46c
+# %% ../nbs/26_pairs.ipynb #554b863a
 #| code-fold: true
 #| code-summary: "Code of first_difference"
 def first_difference(
@@ -84,7 +84,7 @@ def _equal(a, b, tol):  # NaN is like NaN
     near = a.is_floating_point() or a.is_complex()
     return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
 
-# %% ../nbs/26_pairs.ipynb #d23c9aa6
+# %% ../nbs/26_pairs.ipynb #7d7f0cb9
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -97,7 +97,7 @@ class Left(NamedTuple):
     state: dict = None     # everything: see `training_state`; None: it was interrupted
     answer: Answer = None  # why it failed; None: it did not
 
-class _Began(Callback):
+class _BeganCB(Callback):
     "Has a batch begun?"
     order, watches = -1000, True
     def __init__(self): self.began = False
@@ -117,12 +117,12 @@ def failure(
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/26_pairs.ipynb #2f586441
+# %% ../nbs/26_pairs.ipynb #87d2bea7
 #| code-fold: true
 #| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
-class _Interrupted(Exception): "What `_Interrupt` raises"
+class _Interrupted(Exception): "What `_InterruptCB` raises"
 
-class _Interrupt(Callback):
+class _InterruptCB(Callback):
     "Interrupt the fit behind one batch"
     order, watches = 2000, True
     def __init__(self,
@@ -149,7 +149,7 @@ def fit_once(
     *makers   # functions without arguments that make callbacks
 )->Left:
     "Train for three epochs in the present folder"
-    began = _Began()
+    began = _BeganCB()
     try:
         learn = learner(*(make() for make in makers), began)
         learn.fit(3)
@@ -170,7 +170,7 @@ def _without_measured(value):
     if not isinstance(value, (list, tuple)): return value
     return type(value)(_without_measured(v) for v in value)
 
-# %% ../nbs/26_pairs.ipynb #565d5095
+# %% ../nbs/26_pairs.ipynb #2763c885
 #| code-fold: true
 #| code-summary: "Code of without_chance"
 def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …

@@ -172,62 +172,68 @@ WATCHES = 'it only watches'
 PLACE = 'a place is no setting'
 NONE = 'it has no arguments'
 PAIRS = {
+    # batches and models
+    'DeviceCB': Entry(partial(DeviceCB, 'cpu'), why=PLACE),
+    'BatchLimitCB': Entry(partial(BatchLimitCB, 2, 1), partial(BatchLimitCB, 1, 1)),
+    'SingleBatchCB': Entry(SingleBatchCB, why=NONE),
+    'BatchTransformCB': Entry(partial(BatchTransformCB, brighter),
+                              partial(BatchTransformCB, partial(brighter, by=.2))),
+    'NormalizeCB': Entry(partial(NormalizeCB, .1, 2.), partial(NormalizeCB, .1, 3.)),
+    'AugmentCB': Entry(augment, partial(augment, .6)),
+    'MixUpCB': Entry(MixUpCB, partial(MixUpCB, .5)),
+    'CutMixCB': Entry(CutMixCB, partial(CutMixCB, .9)),
+    'ModelResetCB': Entry(ModelResetCB, why=NONE),
+    'RNNRegularizerCB': Entry(
+        partial(RNNRegularizerCB, .5, .5), partial(RNNRegularizerCB, .4, .5)),
+    # steps
     'GradientAccumulationCB': Entry(
         partial(GradientAccumulationCB, 3), partial(GradientAccumulationCB, 2)),
-    'ActivationStatsCB': Entry(ActivationStatsCB, why=WATCHES),
-    'UpdateRatioCB': Entry(UpdateRatioCB, why=WATCHES),
+    'MixedPrecisionCB': Entry(
+        partial(MixedPrecisionCB, torch.bfloat16), partial(MixedPrecisionCB)),
+    'MixedPrecisionCB float16': Entry(float16, partial(float16, 2.**7)),
+    'GradientClipCB': Entry(
+        partial(GradientClipCB, max_norm=.3), partial(GradientClipCB, max_norm=.4)),
+    # rates
+    'ScheduleCB': Entry(schedule, partial(schedule, .1)),
+    'TorchSchedulerCB': Entry(steps, partial(steps, 3)),
     'AnnealCB': Entry(partial(AnnealCB, .9, 'epoch'),
                       partial(AnnealCB, .8, 'epoch')),
     'AutoAnnealCB': Entry(partial(AutoAnnealCB, .95), partial(AutoAnnealCB, .9)),
-    'AugmentCB': Entry(augment, partial(augment, .6)),
+    'ReduceOnPlateauCB': Entry(
+        partial(ReduceOnPlateauCB, min_delta=9., patience=1),
+        partial(ReduceOnPlateauCB, min_delta=9., patience=1, factor=.2)),
+    'LRFinderCB': Entry(partial(LRFinderCB, 1e-2, 1., 30, 1e9),
+                        partial(LRFinderCB, 1e-2, 2., 30, 1e9)),
+    # averages
     'WeightAveragingCB': Entry(
         partial(WeightAveragingCB, .9), partial(WeightAveragingCB, .8)),
-    'BatchLimitCB': Entry(partial(BatchLimitCB, 2, 1), partial(BatchLimitCB, 1, 1)),
+    'ScheduleFreeCB': Entry(ScheduleFreeCB, why=NONE),
+    # ends, files and processes
     'StopOnNonFiniteCB': Entry(StopOnNonFiniteCB, why=WATCHES),
+    'EarlyStoppingCB': Entry(
+        partial(EarlyStoppingCB, min_delta=9., patience=1),
+        partial(EarlyStoppingCB, min_delta=9., patience=2)),
+    'MonitorCB': Entry(MonitorCB, partial(MonitorCB, 'train_loss')),
+    'SaveBestCB': Entry(
+        partial(SaveBestCB, 'best.pt', 'train_loss', 'max', restore=True),
+        partial(SaveBestCB, 'best.pt', 'train_loss', 'max')),
     'CheckpointCB': Entry(
         partial(CheckpointCB, 'run.pt', every_batches=2, quiet=True), why=WATCHES),
-    'GradientClipCB': Entry(
-        partial(GradientClipCB, max_norm=.3), partial(GradientClipCB, max_norm=.4)),
-    'ConfusionMatrixCB': Entry(partial(ConfusionMatrixCB, 'abc'), why=WATCHES),
     'AccelerateCB': Entry(AccelerateCB, why=PLACE),
+    # who only watches
+    'MetricsCB': Entry(partial(MetricsCB, Accuracy()), why=WATCHES),
     'RecorderCB': Entry(RecorderCB, why=WATCHES),
     'ColumnsCB': Entry(ColumnsCB, why=WATCHES),
     'LearningRateCB': Entry(LearningRateCB, why=WATCHES),
     'ThroughputCB': Entry(ThroughputCB, partial(ThroughputCB, 1)),
     'CSVLogCB': Entry(partial(CSVLogCB, 'log.csv'), why=WATCHES),
     'TrackerCB': Entry(tracker, why=WATCHES),
-    'LRFinderCB': Entry(partial(LRFinderCB, 1e-2, 1., 30, 1e9),
-                        partial(LRFinderCB, 1e-2, 2., 30, 1e9)),
-    'MetricsCB': Entry(partial(MetricsCB, Accuracy()), why=WATCHES),
-    'EarlyStoppingCB': Entry(
-        partial(EarlyStoppingCB, min_delta=9., patience=1),
-        partial(EarlyStoppingCB, min_delta=9., patience=2)),
-    'MonitorCB': Entry(MonitorCB, partial(MonitorCB, 'train_loss')),
-    'ReduceOnPlateauCB': Entry(
-        partial(ReduceOnPlateauCB, min_delta=9., patience=1),
-        partial(ReduceOnPlateauCB, min_delta=9., patience=1, factor=.2)),
-    'MixedPrecisionCB': Entry(
-        partial(MixedPrecisionCB, torch.bfloat16), partial(MixedPrecisionCB)),
-    'MixedPrecisionCB float16': Entry(float16, partial(float16, 2.**7)),
-    'BatchTransformCB': Entry(partial(BatchTransformCB, brighter),
-                              partial(BatchTransformCB, partial(brighter, by=.2))),
-    'DeviceCB': Entry(partial(DeviceCB, 'cpu'), why=PLACE),
-    'NormalizeCB': Entry(partial(NormalizeCB, .1, 2.), partial(NormalizeCB, .1, 3.)),
-    'SingleBatchCB': Entry(SingleBatchCB, why=NONE),
-    'ProfileCB': Entry(partial(ProfileCB, 0, 1), why=WATCHES),
     'ProgressCB': Entry(ProgressCB, why=WATCHES),
     'SaveRunCB': Entry(partial(SaveRunCB, '.', {}), why=WATCHES),
-    'SaveBestCB': Entry(
-        partial(SaveBestCB, 'best.pt', 'train_loss', 'max', restore=True),
-        partial(SaveBestCB, 'best.pt', 'train_loss', 'max')),
-    'ScheduleFreeCB': Entry(ScheduleFreeCB, why=NONE),
-    'ModelResetCB': Entry(ModelResetCB, why=NONE),
-    'RNNRegularizerCB': Entry(
-        partial(RNNRegularizerCB, .5, .5), partial(RNNRegularizerCB, .4, .5)),
-    'CutMixCB': Entry(CutMixCB, partial(CutMixCB, .9)),
-    'MixUpCB': Entry(MixUpCB, partial(MixUpCB, .5)),
-    'ScheduleCB': Entry(schedule, partial(schedule, .1)),
-    'TorchSchedulerCB': Entry(steps, partial(steps, 3)),
+    'ProfileCB': Entry(partial(ProfileCB, 0, 1), why=WATCHES),
+    'ConfusionMatrixCB': Entry(partial(ConfusionMatrixCB, 'abc'), why=WATCHES),
+    'UpdateRatioCB': Entry(UpdateRatioCB, why=WATCHES),
+    'ActivationStatsCB': Entry(ActivationStatsCB, why=WATCHES),
 }
 
 

@@ -37,7 +37,7 @@ __all__ = ['AccelerateCB']
 # %% ../nbs/18_distributed.ipynb #ba956401
 class AccelerateCB(Callback):
     "Train with all processes that a launcher has started, as one with the whole batch"
-    order = -30
+    order, owns = -30, ('the world',)
     def __init__(self,
         main_only=(),                       # callback classes for the main process
         sync_batchnorm:bool=False,          # BatchNorm over all processes (CUDA only)?

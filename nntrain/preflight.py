@@ -118,6 +118,9 @@ def preflight(
         found, skipped = _looked(trial)
     return Findings(found, LOOKS, skipped, time.monotonic() - start)
 
+# %% ../nbs/25_preflight.ipynb #25f10037
+#| code-fold: true
+#| code-summary: "clear_to_train, for scripts"
 def clear_to_train(
     learn,  # as in `preflight`
     cbs=()  # the same

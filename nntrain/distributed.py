@@ -174,7 +174,7 @@ def after_loss(self:AccelerateCB, learn):
     loss, own = learn.loss, 0 if self.world.empty else learn.loss_weight()
     n = torch.as_tensor(own, dtype=torch.double, device=loss.device)
     value = loss.detach().double().where(n > 0, 0.)     # without rows that count: 0/0
-    asked = torch.full_like(n, self.world.asked)
+    asked = torch.full_like(n, self.world.asked)        # to end: the others hear it
     total, self.world.weight, asked = all_sum(torch.stack([value*n, n, asked]))
     if n.is_cpu or learn.iter % 10 == 0:                # to look makes a GPU wait
         self.world.ends = self.world.ends or bool(asked)

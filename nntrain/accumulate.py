@@ -36,7 +36,7 @@ def _part(part, total):  # numbers or 0-dim tensors; 1 where there is nothing to
 # %% ../nbs/16_callbacks.ipynb #6756be01
 class GradientAccumulationCB(Callback):
     "Step once per `n_batches`, with the gradient of one large batch"
-    order, shows = -4, ('n_batches',)
+    order, shows, owns = -4, ('n_batches',), ('the plan of steps',)
     def __init__(self,
         n_batches:int  # at least 1; if the loader has no length, groups run over epochs
     ):

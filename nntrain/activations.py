@@ -113,6 +113,11 @@ def _note(self:ActivationStatsCB, hook, module, inputs, output):
 # %% ../nbs/07_activations.ipynb #d8c13001
 @patch
 def before_fit(self:ActivationStatsCB, learn):
+    known = isinstance(self, getattr(learn.world, 'main_only', ()))
+    if learn.world.size > 1 and not known:
+        raise ValueError('ActivationStatsCB sees the rows of one process only: say '
+                         'AccelerateCB(main_only=[ActivationStatsCB]) if those of the '
+                         'main process will do, or leave it out')
     found = self._find(learn.model)
     self._reset(found)
     self.hooks = Hooks(found, self._note)

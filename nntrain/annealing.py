@@ -50,7 +50,7 @@ class AnnealCB(Callback):
     owns = ('lr',)
     def __init__(self,
         anneal_rate:float=.97,  # in [0, 1]
-        per:str='step'          # 'step' or 'epoch' (that is, after each training phase)
+        per:str='step'          # 'step' or 'epoch' (also one that is left early)
     ):
         if per not in ('step', 'epoch'):
             raise ValueError(f"per must be 'step' or 'epoch', got {per!r}")
@@ -60,8 +60,8 @@ class AnnealCB(Callback):
         for group in learn.opt.param_groups: group['lr'] = group['lr']*self.anneal_rate
     def after_step(self, learn):
         if self.per == 'step': self._anneal(learn)
-    def after_phase(self, learn):
-        if self.per == 'epoch' and learn.training: self._anneal(learn)
+    def after_epoch(self, learn):  # a phase left early has no `after_phase`
+        if self.per == 'epoch' and 'train' in learn.phases: self._anneal(learn)
 
 # %% ../nbs/15_schedulers.ipynb #ec429371
 #| code-summary: "AutoAnnealCB: cut the rate when the gradient has halved"

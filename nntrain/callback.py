@@ -74,7 +74,7 @@ class Callback(_Arguments):
     needs = ()             # callback classes that must be there as well
     watches = False        # True: only observes (metrics, progress)
     changes_model = False  # True: validation sees another model
-    owns = ()              # hyperparameters that only it may write, such as ('lr',)
+    owns = ()              # what only it may write, such as ('lr',)
     main_only = False      # True, or events: run in one of several processes only
     shows = ()             # names of attributes that `repr` shows
 

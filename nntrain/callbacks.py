@@ -8,14 +8,22 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 from .callback import Callback
 from .checks import whole
-from .events import CancelFit, CancelPhase
+from .events import CancelFit
 from .metrics import to_floats
 
+class _First:
+    "The first `n` batches of a loader"
+    def __init__(self, loader, n): self.loader, self.n = loader, n
+    def __len__(self): return min(self.n, len(self.loader))
+    def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
+    def __iter__(self): return islice(self.loader, self.n)
+
 class BatchLimitCB(Callback):
-    "Leave each phase after a number of batches"
+    "End each phase after a number of batches"
     order = -5
     def __init__(self,
         n_train:int=None,  # training batches per epoch, at least 1; None: all
@@ -28,10 +36,9 @@ class BatchLimitCB(Callback):
         limit = self.limits['train']
         if None in (limit, learn.n_steps): return
         learn.n_steps = learn.n_epochs*min(limit, learn.n_steps//learn.n_epochs)
-    def before_batch(self, learn):
+    def before_phase(self, learn):  # a phase with all its events, only shorter
         limit = self.limits[learn.phase]
-        # one batch more was fetched, but it is not computed
-        if limit is not None and learn.iter >= limit: raise CancelPhase()
+        if limit is not None: learn.dl = _First(learn.dl, limit)
 
 class StopOnNonFiniteCB(Callback):
     "Leave the fit when a loss is NaN or infinite; `stopped` says where"

@@ -22,6 +22,10 @@ class ConfusionMatrixCB(Callback):
     def __init__(self,
         classes  # names of the classes, in the order of their numbers
     ): self.classes, self.new = tuple(classes), []
+    def before_fit(self, learn):
+        if isinstance(self, getattr(learn.world, 'main_only', ())):
+            raise ValueError('ConfusionMatrixCB gathers the rows of all processes, so '
+                             'it runs in all of them: leave it out of main_only')
     def before_phase(self, learn): self.new = []
     def after_loss(self, learn):
         if learn.training: return
@@ -29,7 +33,8 @@ class ConfusionMatrixCB(Callback):
         if len(shape) != 2 or shape[1] != n:
             raise ValueError(f'predictions (N, {n}) are needed for these {n} classes, '
                              f'got {shape}')
-        self.new.append((learn.yb, *learn.preds.detach().float().softmax(1).max(1)))
+        rows = learn.yb, *learn.preds.detach().float().softmax(1).max(1)
+        self.new.append([learn.world.gather(t) for t in rows])
     def cleanup_phase(self, learn):
         if not self.new: return
         targets, confidence, preds = map(torch.cat, zip(*self.new))

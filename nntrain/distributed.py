@@ -37,7 +37,7 @@ __all__ = ['AccelerateCB']
 # %% ../nbs/18_distributed.ipynb #ba956401
 class AccelerateCB(Callback):
     "Train with all processes that a launcher has started, as one with the whole batch"
-    order = -30
+    order, owns = -30, ('the world',)
     def __init__(self,
         main_only=(),                       # callback classes for the main process
         sync_batchnorm:bool=False,          # BatchNorm over all processes (CUDA only)?
@@ -174,7 +174,7 @@ def after_loss(self:AccelerateCB, learn):
     loss, own = learn.loss, 0 if self.world.empty else learn.loss_weight()
     n = torch.as_tensor(own, dtype=torch.double, device=loss.device)
     value = loss.detach().double().where(n > 0, 0.)     # without rows that count: 0/0
-    asked = torch.full_like(n, self.world.asked)
+    asked = torch.full_like(n, self.world.asked)        # to end: the others hear it
     total, self.world.weight, asked = all_sum(torch.stack([value*n, n, asked]))
     if n.is_cpu or learn.iter % 10 == 0:                # to look makes a GPU wait
         self.world.ends = self.world.ends or bool(asked)

@@ -55,6 +55,9 @@ class World:
     def sum(self, t:Tensor)->Tensor:
         "The sum of `t` over the processes"
         return t
+    def gather(self, t:Tensor)->Tensor:
+        "The rows of `t` of all processes, one process after the other"
+        return t
     def n_rows(self, learn):
         "How much the current batch counts in a mean, over all processes"
         return learn.loss_weight()

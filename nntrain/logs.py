@@ -151,6 +151,7 @@ class TrackerCB(Callback):
 
 class LearningRateCB(ColumnsCB):
     "Add the rates and momenta of the epoch's last step to the history"
+    owns = ('the column lr',)
     def before_fit(self, learn): self.rates = {}
     def after_backward(self, learn): self.rates = group_rates(learn.opt)
     def columns(self, learn): return self.rates if 'train' in learn.phases else {}

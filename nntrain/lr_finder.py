@@ -5,6 +5,7 @@
 # %% ../nbs/06_lr_finder.ipynb #82e96b77
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -49,9 +50,11 @@ class LRFinderCB(Callback):
         self.lrs, self.losses = [], []
         self.since, self.per_step = [], 1    # losses since a step; batches per step
     def before_batch(self, learn):
+        if not learn.training: return
         lr = self.lrs_to_try[min(learn.n_taken, len(self.lrs_to_try)-1)]
         for group in learn.opt.param_groups: group['lr'] = lr
     def after_loss(self, learn):
+        if not learn.training: return
         self.since.append(learn.loss.item())
         if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
         if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
@@ -74,6 +77,18 @@ class LRFinderCB(Callback):
     def _stop(self, why):
         self.stopped = f'{why} at lr {self.lrs[-1]:.2g}' if self.lrs else why
         raise CancelFit()
+
+# %% ../nbs/06_lr_finder.ipynb #854ddbf4
+#| code-fold: true
+#| code-summary: "Its memory, for a checkpoint"
+@patch
+def state_dict(self:LRFinderCB)->dict:
+    "What it has seen, which decides when it stops"
+    names = 'lrs', 'losses', 'since', 'per_step', 'stopped'
+    return {name: copy.copy(getattr(self, name)) for name in names}
+
+@patch
+def load_state_dict(self:LRFinderCB, state)->None: vars(self).update(copy.copy(state))
 
 # %% ../nbs/06_lr_finder.ipynb #5a17a459
 @dataclass

@@ -94,7 +94,7 @@ class Accuracy(Mean):
 #| code-summary: "MetricsCB in full"
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
-    order, watches = 10, True
+    order, watches, owns = 10, True, ('the history',)
     def __init__(self,
         *metrics,  # objects with `reset`, `update(preds, targets)`, `compute`
         **named    # the same, under names of your choice

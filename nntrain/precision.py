@@ -85,6 +85,13 @@ def cleanup_batch(self:MixedPrecisionCB, learn):  # left before its loss, or its
     self._again(learn)
 
 @patch
+def settings(self:MixedPrecisionCB)->dict:
+    "The type, and the numbers of a scaler that was given"
+    names = '_init_scale', '_growth_factor', '_backoff_factor', '_growth_interval'
+    numbers = {name[1:]: getattr(self.given, name, None) for name in names}
+    return dict(dtype=self.dtype, scaler=self.given and numbers)
+
+@patch
 def state_dict(self:MixedPrecisionCB)->dict:
     return {} if self.scaler is None else self.scaler.state_dict()
 

@@ -171,6 +171,7 @@ def _peak_gb(device):  # of this process, so far; None where nobody counts it
 
 class ThroughputCB(ColumnsCB):
     "Add training samples per second, and the peak of memory so far, to the history"
+    owns = ('the column samples_per_second',)
     def __init__(self,
         skip:int=0  # training batches at the start of the fit that do not count
     ): self.skip = whole('skip', skip, 0)

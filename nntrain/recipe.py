@@ -61,10 +61,8 @@ OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'momentum': (Momentum, .05),
     'adam': (Adam, 2e-3),
     'adamw': (AdamW, 2e-3)}
-SCHEDULES = {
-    'constant': (None, 1),
-    'one-cycle': (one_cycle, 5),
-}  # name: (highest rate -> schedule, that rate as a multiple of the optimizer's)
+SCHEDULES = {  # name: (highest rate -> schedule, times the optimizer's rate)
+    'constant': (None, 1), 'one-cycle': (one_cycle, 5)}
 
 # %% ../nbs/23_recipe.ipynb #b7906ee2
 #| code-fold: true
@@ -79,9 +77,8 @@ def _pick_device(device):
         'cpu': True, 'cuda': torch.cuda.is_available(),
         'mps': torch.backends.mps.is_available()}
     if not available.get(device.type, False):
-        raise ValueError(
-            f'device {str(device)!r} is not there: choose one of '
-            f'{", ".join(k for k, v in available.items() if v)}')
+        there = ', '.join(k for k, v in available.items() if v)
+        raise ValueError(f'device {str(device)!r} is not there: choose one of {there}')
     return device
 
 def _check_seed(seed):

@@ -17,8 +17,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from .average import WeightAveragingCB
 from .callback import After, Callback
 from .data import DataLoaders

@@ -5,6 +5,10 @@
 # %% ../nbs/91_sequences.ipynb #307b8a9c
 from __future__ import annotations
 
+import torch
+from fastcore.basics import patch
+from torch import Tensor
+
 from .callback import After, Callback
 from .checks import at_least
 from .metrics import MetricsCB
@@ -20,13 +24,43 @@ class ModelResetCB(Callback):
             kind = type(learn.model).__name__
             raise TypeError(f'{kind} has no method reset() that empties its memory: '
                             f'write one, or leave {self} out')
+        self.model = learn.model
     def before_phase(self, learn): learn.model.reset()
 
+# %% ../nbs/91_sequences.ipynb #1c72f045
+#| code-fold: true
+#| code-summary: "The memory is part of a run: what a checkpoint saves and puts back"
+def _memories(model):  # {module and attribute: tensors that are no part of its state}
+    def tensors(value): return value if isinstance(value, (tuple, list)) else [value]
+    return {f'{name}.{key}': value
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if tensors(value) and all(isinstance(t, Tensor) for t in tensors(value))}
+
+@patch
+def state_dict(self:ModelResetCB)->dict:
+    "What the model remembers of the batches so far"
+    return _memories(self.model)
+
+@patch
+def load_state_dict(self:ModelResetCB, state)->None:
+    self.model.reset()
+    for name, value in state.items():
+        module, _, key = name.rpartition('.')
+        setattr(self.model.get_submodule(module), key, value)
+
 # %% ../nbs/91_sequences.ipynb #8f88b801
+def _of_all(mean, learn):
+    "A mean over our rows as the mean over those of all processes; ours has a gradient"
+    if learn.world.size == 1: return mean
+    n = torch.as_tensor(learn.count(), dtype=mean.dtype, device=mean.device)
+    whole, total = learn.world.sum(torch.stack([n, n*mean.detach()]))
+    return (mean - mean.detach())*learn.world.size*n/whole + total/whole
+
 class RNNRegularizerCB(Callback):
     "Take (logits, states, dropped states) apart, and add penalties to the loss"
     order = After(MetricsCB)  # metrics see the loss without the penalties
-    shows = 'alpha', 'beta'
+    shows, owns = ('alpha', 'beta'), ('the predictions',)
     def __init__(self,
         alpha:float=2.,  # weight of the mean square of dropped states (AR), from 0
         beta:float=1.    # weight of the mean square of their change (TAR), from 0
@@ -40,10 +74,10 @@ class RNNRegularizerCB(Callback):
     def after_loss(self, learn):
         if not learn.training: return
         change = self.states[:, 1:] - self.states[:, :-1]  # (N, T-1, H)
-        size = self.alpha*self.dropped.float().pow(2).mean()
-        if self.alpha: learn.loss = learn.loss + size
+        penalty = self.alpha*self.dropped.float().pow(2).mean()
         if self.beta and change.numel():                   # one place: no change
-            learn.loss = learn.loss + self.beta*change.float().pow(2).mean()
+            penalty = penalty + self.beta*change.float().pow(2).mean()
+        if self.alpha or self.beta: learn.loss = learn.loss + _of_all(penalty, learn)
     def cleanup_batch(self, learn):  # keep the values, not the graph
         for name in 'states', 'dropped':
             if hasattr(self, name): setattr(self, name, getattr(self, name).detach())

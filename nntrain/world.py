@@ -131,3 +131,14 @@ def _rehearse(learn, model, inputs):
     with aside(learn):
         outputs = [t for t in tensors_of(model(*inputs)) if t.requires_grad]
         sum(t.sum() for t in outputs).backward()
+
+
+# %% ../nbs/18_distributed.ipynb #55a118f9
+#| code-fold: true
+#| code-summary: "Code of Several.gather"
+@patch
+def gather(self:Several, t):
+    if self.size == 1: return t
+    parts = [None]*self.size
+    dist.all_gather_object(parts, t.detach().cpu())
+    return torch.cat(parts).to(t.device)

@@ -508,7 +508,8 @@ def by_hand(n_epochs, dls, schedule, accumulate=1, clip=None, ema=None):
 
 @pytest.mark.parametrize('options', [
     {}, {'accumulate': 3}, {'clip': .3}, {'ema': .8}, {'schedule': one_cycle(.5)},
-    {'accumulate': 3, 'clip': .3, 'ema': .8, 'schedule': one_cycle(.5)}], ids=str)
+    {'accumulate': 3, 'clip': .3, 'ema': .8, 'schedule': one_cycle(.5)}],
+    ids=lambda options: ' '.join(options) or 'plain')
 def test_the_engine_is_the_loop_that_one_would_write(tmp_path, options):
     learn = assemble(
         toy_model(), toy_loaders(16), F.cross_entropy, torch.optim.SGD, .1,

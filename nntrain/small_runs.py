@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['small_learner', 'first_difference', 'Answer', 'Left', 'failure', 'quiet_folder', 'fit_once', 'without_chance']
 
-# %% ../nbs/26_pairs.ipynb #3c92446c
+# %% ../nbs/26_pairs.ipynb #e5cb8404
 #| code-fold: true
 #| code-summary: "Imports of the module of small runs"
 import contextlib
@@ -32,7 +32,7 @@ from .state import training_state
 from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
-# %% ../nbs/26_pairs.ipynb #ae38fbe2
+# %% ../nbs/26_pairs.ipynb #2ebeb7d0
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -51,7 +51,7 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
-# %% ../nbs/26_pairs.ipynb #554b863a
+# %% ../nbs/26_pairs.ipynb #e684f2ae
 #| code-fold: true
 #| code-summary: "Code of first_difference"
 def first_difference(
@@ -84,7 +84,7 @@ def _equal(a, b, tol):  # NaN is like NaN
     near = a.is_floating_point() or a.is_complex()
     return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
 
-# %% ../nbs/26_pairs.ipynb #7d7f0cb9
+# %% ../nbs/26_pairs.ipynb #e7dc996d
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -117,7 +117,7 @@ def failure(
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/26_pairs.ipynb #87d2bea7
+# %% ../nbs/26_pairs.ipynb #f229ed5d
 #| code-fold: true
 #| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
 class _Interrupted(Exception): "What `_InterruptCB` raises"
@@ -170,7 +170,7 @@ def _without_measured(value):
     if not isinstance(value, (list, tuple)): return value
     return type(value)(_without_measured(v) for v in value)
 
-# %% ../nbs/26_pairs.ipynb #2763c885
+# %% ../nbs/26_pairs.ipynb #3fd54bf4
 #| code-fold: true
 #| code-summary: "Code of without_chance"
 def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …

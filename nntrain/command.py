@@ -76,6 +76,8 @@ def _add_options(add):
     add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
     add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is '
         'there')
+    add('--preflight', 'look for faults first, and stop where there is one',
+        action='store_true')
     add('--out', "folder in which the run's folder is made")
     add('--resume', 'go on with the interrupted run of this folder, with its options; '
         'only --device may be another, and --epochs more (at a constant rate)',

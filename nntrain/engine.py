@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'assemble', 'validated_weights']
+__all__ = ['PRECISIONS', 'assemble', 'validated_weights', 'refuse_faults']
 
 # %% ../nbs/23_recipe.ipynb #e2a0f002
 #| code-fold: true
 #| code-summary: "Imports of the module engine"
 import contextlib
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def assemble(
 
 # %% ../nbs/23_recipe.ipynb #e2a0f011
 #| code-fold: true
-#| code-summary: "Code of validated_weights, and of two checks"
+#| code-summary: "Code of validated_weights and refuse_faults, and of two checks"
 @contextlib.contextmanager
 def validated_weights(
     learn  # what `assemble` gave, after its fit
@@ -82,6 +83,14 @@ def validated_weights(
     with contextlib.ExitStack() as inside:
         if average: inside.enter_context(average[0].averaged(learn.model))
         yield learn.model
+
+def refuse_faults(
+    learn  # what `assemble` gave; it stays as it is
+):
+    "Print what `preflight` of chapter 25 finds; ValueError where it is a fault"
+    if import_module('nntrain.preflight').clear_to_train(learn): return
+    raise ValueError('preflight has found a fault, see above: mend it, or leave out '
+                     '--preflight')
 
 def _pick(kind, name, table):
     if name not in table:

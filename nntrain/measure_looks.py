@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from .data import n_batches
 from .findings import LIMITS
+from .world import world_size
 
 def _find_modes(trial):
     "Is the model in training mode in training, and only there?"
@@ -108,7 +109,7 @@ def _numbers(reported):
 def _find_metric(trial):
     "Is the reported accuracy that of the predictions?"
     hits, losses = list(_judgements(trial)), list(_losses(trial))
-    if not hits: return
+    if not hits or world_size() > 1: return    # the others have rows as well
     each = [(k/n, n) for k, n in hits]
     right = {_mean(each, True), *([_mean(losses, True)] if losses else [])}
     wrong = {_mean(each, False), *([_mean(losses, False)] if losses else [])}

@@ -26,7 +26,7 @@ from .checks import whole as whole_number
 from .compare import set_seed
 from .cycles import one_cycle
 from .data import fashion_dls
-from .engine import _pick, assemble
+from .engine import _pick, assemble, refuse_faults
 from .launch import launch
 from .meeting import _agreed, _only_main_prints, meet, own_device, started
 from .metrics import Accuracy
@@ -132,7 +132,7 @@ def _parts(options, device):
         device=device, metrics=[Accuracy()], cbs=cbs, **engine)
 
 # %% ../nbs/23_recipe.ipynb #642a54d2
-def _train(options, make_folder, resume=True, cbs=()):
+def _train(options, make_folder, resume=True, preflight=False, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
     device = own_device(_pick_device(options['device']))
@@ -142,6 +142,7 @@ def _train(options, make_folder, resume=True, cbs=()):
         learn, dls = assemble(**parts), parts['dls']
         learn.check_fit(epochs, options['lr'])  # now only the folder may be refused
         print(_titled(options, dls, device), flush=True)
+        if preflight: refuse_faults(learn)
         folder = _agreed(make_folder)
         kept = options | {
             'source': dls.source, 'device': str(device), 'processes': started()}
@@ -164,13 +165,13 @@ def _train(options, make_folder, resume=True, cbs=()):
 # %% ../nbs/23_recipe.ipynb #e2a0f016
 #| code-fold: true
 #| code-summary: "Code of _run: in this process, or in new ones"
-def _run(options, make_folder, resume=True):
+def _run(options, make_folder, resume=True, preflight=False):
     "Train in this process, or in as many new ones as the options ask for"
     n = options['processes']
     here = n is None or whole_number('processes', n) == 1 or started() > 1
-    if here: return _train(options, make_folder, resume)
+    if here: return _train(options, make_folder, resume, preflight)
     threads = max(1, torch.get_num_threads()//n)
-    return launch(n, _train, options, make_folder, resume, threads=threads)
+    return launch(n, _train, options, make_folder, resume, preflight, threads=threads)
 
 # %% ../nbs/23_recipe.ipynb #642a54d3
 #| code-fold: true
@@ -192,8 +193,8 @@ def train_fashion(
     processes:int=None,      # on this machine; None: one, or those of a launcher
     source:str='auto',       # as in `fashion_mnist`: auto, local, hub or toy
     seed:int=0,              # of the weights and the order, from 0 to 2**64-1
-    # cpu, cuda, mps; None: the first of cuda, mps, cpu that is there
-    device:str=None,
+    device:str=None,         # cpu, cuda or mps; None: the first of cuda, mps, cpu there
+    preflight:bool=False,    # look for faults first, and stop where there is one?
     out='runs'               # folder in which the run's folder is made
 )->Path:                     # the run's folder
     """Train a small network on Fashion-MNIST, validate on training images that are held
@@ -208,7 +209,8 @@ def train_fashion(
         schedule=schedule, augment=augment, precision=precision, accumulate=accumulate,
         clip=clip, ema=ema, processes=processes, source=source, seed=seed,
         device=device)
-    return _run(options, partial(new_run_folder, out, f'{model}-{optimizer}'))
+    make_folder = partial(new_run_folder, out, f'{model}-{optimizer}')
+    return _run(options, make_folder, preflight=preflight)
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b06
 #| code-fold: true
@@ -216,19 +218,18 @@ def train_fashion(
 def _read_options(folder):
     path = Path(folder)/'options.json'
     parameters = inspect.signature(train_fashion).parameters
-    default = {name: p.default for name, p in parameters.items() if name != 'out'}
+    names = parameters.keys() - {'out', 'preflight'}
+    default = {name: p.default for name, p in parameters.items() if name in names}
     if not path.is_file():
-        raise ValueError(
-            f'{folder} is not the folder of a run: it holds no options.json; '
-            f'give one that nntrain_fit has made')
+        raise ValueError(f'{folder} is not the folder of a run: it holds no '
+                         f'options.json; give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
     if isinstance(options, dict):  # before there was an engine, runs went without
         options = {name: default[name] for name in _ENGINE} | {'processes': 1} | options
     if not isinstance(options, dict) or set(options) != set(default):
-        raise ValueError(
-            f'{path} was not written by nntrain_fit: it should hold '
-            f'{", ".join(default)}')
+        raise ValueError(f'{path} was not written by nntrain_fit: it should hold '
+                         f'{", ".join(default)}')
     return options
 
 # %% ../nbs/23_recipe.ipynb #5e1c0b02

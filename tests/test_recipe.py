@@ -824,3 +824,23 @@ def test_an_error_of_two_processes_is_said_once(tmp_path, env):
         env=env)
     assert done.returncode == 3 and done.stderr.count('\n') == 1, done.stderr
     assert done.stdout.count('stopped:') == 1 and 'smaller' in done.stderr
+
+
+@pytest.mark.parametrize('words', [(), ('--processes', 2)])
+def test_preflight_first_changes_no_bit(tmp_path, env, words):
+    "The run is the one without it, and nothing is alarmed"
+    plain, looked = (
+        command(*TINY, '--epochs', 1, '--out', tmp_path/name, *words, *more, env=env)
+        for name, more in (('a', ()), ('b', ('--preflight',))))
+    assert plain.returncode == looked.returncode == 0, looked.stderr
+    assert 'nothing found' in looked.stdout and 'nothing' not in plain.stdout
+    weights = [torch.load(next((tmp_path/name).glob('*/weights.pt'))) for name in 'ab']
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_preflight_stops_at_a_fault_before_there_is_a_folder(tmp_path, env):
+    made = command(*TINY, '--lr', '1e6', '--preflight', '--out', tmp_path/'runs',
+                   env=env)
+    assert made.returncode == 2 and 'fault: not finite' in made.stdout
+    assert made.stderr.startswith('nntrain_fit: error: preflight has found a fault')
+    assert not (tmp_path/'runs').exists()

@@ -22,6 +22,8 @@ from .small_runs import (Answer, _InterruptCB, first_difference, fit_once,
 __all__ = ['Asker', 'name_of', 'check_pair']
 
 # %% ../nbs/26_pairs.ipynb #c0617e4e
+#| code-fold: true
+#| code-summary: "Code of Asker: it keeps what runs have left"
 class Asker:
     "Asks pairs of callbacks four questions; runs that several pairs share run once"
     def __init__(self,
@@ -60,6 +62,8 @@ def name_of(
     return type(make()).__name__
 
 # %% ../nbs/26_pairs.ipynb #5e9de3f4
+#| code-fold: true
+#| code-summary: "Code of Asker.steps"
 @patch
 def steps(self:Asker,
     first,  # function without arguments that makes a callback
@@ -92,6 +96,8 @@ def _tied(self:Asker, first, second):
     return [type(cb) for cb in sort_callbacks(pair)] != [type(cb) for cb in back]
 
 # %% ../nbs/26_pairs.ipynb #b187741a
+#| code-fold: true
+#| code-summary: "Code of Asker.resume"
 _CHECKPOINT = partial(CheckpointCB, 'run.pt', every_batches=2, quiet=True)
 
 def _with_checkpoint(makers):
@@ -114,6 +120,8 @@ def resume(self:Asker,
     return Answer('silent', f'after an interruption {why}') if why else Answer('equal')
 
 # %% ../nbs/26_pairs.ipynb #a941ecfb
+#| code-fold: true
+#| code-summary: "Code of Asker.settings"
 @patch
 def settings(self:Asker,
     first,      # as in `steps`
@@ -135,6 +143,8 @@ def settings(self:Asker,
     return Answer('equal')
 
 # %% ../nbs/26_pairs.ipynb #069ac395
+#| code-fold: true
+#| code-summary: "Code of Asker.processes"
 def _there(learner, makers):  # in each process
     from nntrain.distributed import AccelerateCB
     from nntrain.small_runs import (fit_once, quiet_folder, small_learner,
@@ -163,6 +173,8 @@ def processes(self:Asker,
     return Answer('silent', f'in two processes {why}') if why else Answer('equal')
 
 # %% ../nbs/26_pairs.ipynb #d1034750
+#| code-fold: true
+#| code-summary: "Code of check_pair"
 def check_pair(
     first,        # function without arguments that makes a callback
     second,       # the same for another one

@@ -33,6 +33,8 @@ from .tensor_loader import TensorLoader
 from .world import agree, is_main
 
 # %% ../nbs/26_pairs.ipynb #2ebeb7d0
+#| code-fold: true
+#| code-summary: "Code of small_learner"
 def small_learner(
     *cbs      # callbacks; a MetricsCB is added if there is none
 )->Learner:   # the same weights and data in every call
@@ -85,6 +87,8 @@ def _equal(a, b, tol):  # NaN is like NaN
     return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
 
 # %% ../nbs/26_pairs.ipynb #e7dc996d
+#| code-fold: true
+#| code-summary: "Code of Answer, Left and failure"
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask

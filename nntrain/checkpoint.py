@@ -48,7 +48,7 @@ class _Rest:
 # %% ../nbs/17_checkpoints.ipynb #821ff301
 class CheckpointCB(Callback):
     "Write checkpoints; when a fit begins, go on from the last one, bit for bit"
-    order, watches = 1000, True
+    order, watches, owns = 1000, True, ('the place in the run',)
     def __init__(self,
         path,                    # the file of one run; its folder is made if missing
         every_epochs:int=1,      # save after so many epochs, and after the last
@@ -123,6 +123,11 @@ def _check_savable(learn):
     if CheckpointCB in getattr(learn.world, 'main_only', ()):
         raise ValueError('CheckpointCB saves what is different in each process, so it '
                          'runs in all of them: leave it out of main_only')
+    for cb in learn.active:
+        if getattr(cb, 'append', False):
+            raise ValueError(f'{type(cb).__name__} keeps the rows in its file '
+                             f'(append=True), and a run that goes on brings its own '
+                             f'back, so they would be there twice: leave append out')
     for name, value in learn.model.state_dict().items():
         if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')
     for phase, loader in loaders_of(learn).items():

@@ -87,7 +87,7 @@ def validated_weights(
 def refuse_faults(
     learn  # what `assemble` gave; it stays as it is
 ):
-    "Print what `preflight` of chapter 25 finds; ValueError where it is a fault"
+    "Print what `preflight` finds; ValueError where it is a fault"
     if import_module('nntrain.preflight').clear_to_train(learn): return
     raise ValueError('preflight has found a fault, see above: mend it, or leave out '
                      '--preflight')

@@ -172,7 +172,8 @@ def counts(
     learn  # a learner during a fit
 )->bool:
     "Must a resumed run have this callback too: does it remember, or act with settings?"
-    return cb in with_state(learn) or not cb.watches and bool(cb.settings())
+    acts = cb.changes_model or not cb.watches and bool(cb.settings())
+    return acts or cb in with_state(learn)
 
 def _callback_facts(learn):
     count = [cb for cb in learn.active if counts(cb, learn)]

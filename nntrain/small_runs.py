@@ -114,7 +114,8 @@ def failure(
     "What kind of an end an error is"
     last = error.__traceback__
     while last.tb_next is not None: last = last.tb_next
-    inside = '-packages' in last.tb_frame.f_code.co_filename    # raised by a library
+    ours = str(last.tb_frame.f_globals.get('__name__')).startswith('nntrain.')
+    inside = not ours and '-packages' in last.tb_frame.f_code.co_filename  # a library
     kinds = ValueError, TypeError, RuntimeError, BlockingIOError   # the last: a lock
     worded = isinstance(error, kinds)
     if worded and not (began or inside) and len(str(error).splitlines()) == 1:

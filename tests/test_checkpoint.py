@@ -42,6 +42,7 @@ from nntrain.checkpoint_file import plain, read_checkpoint, write_checkpoint
 from nntrain.in_steps import InSteps
 from nntrain.lock import RunLock
 from nntrain.facts import check_facts, training_facts
+from nntrain.schedule_free import ScheduleFreeCB, ScheduleFreeSGD
 from nntrain.state import (load_training_state, random_state, set_random_state,
                            training_state)
 from nntrain.adaptive import Adam, AdamW, RMSProp
@@ -1355,3 +1356,23 @@ def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, 'flock', flock)
     learner().fit(1, cbs=[CheckpointCB(tmp_path/'c.pt')])
     assert [p.name for p in tmp_path.iterdir()] == ['c.pt']
+
+
+def test_pairs_that_spoil_a_checkpoint_are_refused(tmp_path):
+    "Two that skip the batches that are done; a log that would hold rows twice"
+    two = [CheckpointCB(tmp_path/f'{name}.pt') for name in 'ab']
+    with pytest.raises(ValueError, match='would both write the place in the run'):
+        learner().fit(1, cbs=two)
+    log = CSVLogCB(tmp_path/'log.csv', append=True)
+    with pytest.raises(ValueError, match='leave append out'):
+        learner(log).fit(1, cbs=two[:1])
+    assert not list(tmp_path.glob('*.pt')) and not (tmp_path/'log.csv').exists()
+
+def test_an_average_that_was_left_out_is_noticed(tmp_path):
+    "Without ScheduleFreeCB the fast weights would be validated"
+    def free(*cbs): return learner(*cbs, opt_func=ScheduleFreeSGD)
+    with pytest.raises(PowerFailure):
+        free(ScheduleFreeCB(), CrashCB(1, 'train', 0)).fit(
+            2, cbs=[CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(ValueError, match='ScheduleFreeCB'):
+        free().fit(2, cbs=[CheckpointCB(tmp_path/'c.pt')])

@@ -493,7 +493,7 @@ def test_columns_are_no_metrics():
     assert history_table([row]).splitlines()[2] == '| 0 | nan | inf |'
 
 def test_two_may_not_give_the_same_column():
-    with pytest.raises(ValueError, match='has a column lr already'):
+    with pytest.raises(ValueError, match='would both write the column lr'):
         learner(MetricsCB(), LearningRateCB(), LearningRateCB()).fit(1)
 
 def test_who_only_looks_on_changes_nothing(tmp_path):

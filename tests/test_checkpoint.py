@@ -1298,9 +1298,9 @@ def test_a_second_run_is_told_who_holds_the_file(tmp_path):
 class InsideCB(Callback):
     "Another fit in the middle of this one"
     order, watches = 500, True
-    def __init__(self, *inner): self.inner, self.done = inner, 0
+    def __init__(self, other=None): self.other, self.done = other, 0
     def after_epoch(self, learn):
-        with aside(learn): learn.fit(1, cbs=self.inner)
+        with aside(learn): (self.other or learn).fit(1)
         self.done += 1
 
 def test_a_fit_inside_a_fit_leaves_the_file_alone(tmp_path):
@@ -1312,7 +1312,7 @@ def test_a_fit_inside_a_fit_leaves_the_file_alone(tmp_path):
     assert inside.done == 3 and [p.name for p in tmp_path.iterdir()] == ['c.pt']
     same_bits(result(whole), {**result(learn)})
     lr_find(learn, n_steps=5)
-    other = InsideCB(CheckpointCB(path))                  # another one, for this file
+    other = InsideCB(learner(CheckpointCB(path)))         # another one, for this file
     path.unlink()
     with pytest.raises(BlockingIOError, match='in use by another fit of this process'):
         learner(CheckpointCB(path), other).fit(3)

@@ -14,6 +14,7 @@ __all__ = ['write_whole']
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,7 +41,12 @@ def _sweep(path):  # before a run writes to `path`
     for left in _unfinished(path): left.unlink(missing_ok=True)
 
 def _save_tensors(state, path):  # through a file of Python, whose errors say why
-    with open(path, 'wb') as f: torch.save(state, f)
+    handled = sys.exc_info()[1]
+    with open(path, 'wb') as f:
+        try: torch.save(state, f)
+        except RuntimeError as e:  # torch closes its half file, which hides the reason
+            if e.__context__ in (None, handled): raise
+            raise e.__context__ from None
 
 def _sync_folder(folder):  # the new name, on the disk; not every system can do it
     if os.name == 'nt': return

@@ -11,7 +11,6 @@ __all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 # %% ../nbs/23_recipe.ipynb #23a0a0f1
 #| code-fold: true
 #| code-summary: "Imports of the module on run folders"
-import csv
 import json
 import time
 from functools import partial
@@ -24,6 +23,7 @@ from .engine import validated_weights
 from .files import _save_tensors, _sweep, write_whole
 from .history import plot_history
 from .learner import Learner
+from .logs import _write_rows
 from .metrics import Accuracy, MetricsCB
 from .precision import MixedPrecisionCB
 from .prepare import DeviceCB, NormalizeCB
@@ -38,13 +38,6 @@ def write_json(
 )->None:
     "Write `values` as JSON, so that the file is never half-written"
     write_whole(path, lambda path: Path(path).write_text(json.dumps(values, indent=1)))
-
-def _write_history(history, path):
-    with open(path, 'w', newline='', encoding='utf-8') as f:
-        names = dict.fromkeys(name for row in history for name in row)
-        writer = csv.DictWriter(f, list(names))
-        writer.writeheader()
-        writer.writerows(history)
 
 def _write_curves(history, path):
     # no pyplot: needs no screen and leaves no figure open
@@ -70,7 +63,7 @@ class SaveRunCB(Callback):
             _sweep(self.folder/name)                  # their writer was killed
         write_json(self.options, self.folder/'options.json')
     def after_epoch(self, learn):
-        write_whole(self.folder/'history.csv', partial(_write_history, learn.history))
+        write_whole(self.folder/'history.csv', partial(_write_rows, learn.history))
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
 
 # %% ../nbs/23_recipe.ipynb #a42f9729

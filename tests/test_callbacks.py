@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+import nntrain.files
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
 from nntrain.clip import GradientClipCB
@@ -471,6 +472,34 @@ def test_write_whole_leaves_nothing_behind(tmp_path):
     def fail(path): path.write_text('half'); raise OSError('disk full')
     with pytest.raises(OSError, match='disk full'): write_whole(tmp_path/'a.txt', fail)
     assert list(tmp_path.iterdir()) == []
+
+class Interrupted:
+    "A file in whose `nth` write somebody presses Ctrl-C, or the disk fails"
+    def __init__(self, error, nth): self.error, self.left = error, nth
+    def __call__(self, path, mode):
+        self.file = open(path, mode)
+        return self
+    def __enter__(self): return self
+    def __exit__(self, *error): self.file.close()
+    def __getattr__(self, name): return getattr(self.file, name)
+    def write(self, data):
+        self.left -= 1
+        if self.left == 0: raise self.error
+        return self.file.write(data)
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'disk full')])
+def test_an_error_while_tensors_are_written_keeps_its_name(
+    tmp_path, monkeypatch, error
+):
+    "torch closes the half file on its way out, and fails a second time"
+    state, ended = nn.Linear(30, 10).state_dict(), 0
+    for nth in range(1, 60):
+        opened = Interrupted(error, nth)
+        monkeypatch.setattr(nntrain.files, 'open', opened, raising=False)
+        try: nntrain.files._save_tensors(state, tmp_path/'a.pt')
+        except type(error) as e: assert e is error
+        else: ended += 1
+    assert 0 < ended < 59
 
 def test_log_has_every_digit_and_every_column(tmp_path):
     learn = learner(MetricsCB(Accuracy()), CSVLogCB(tmp_path/'log.csv'), ProgressCB())

@@ -209,13 +209,13 @@ def test_the_installed_command_is_the_light_one():
 def test_the_history_is_replaced_whole(tmp_path, monkeypatch):
     "A write that fails in the middle leaves the file of the epoch before"
     monkeypatch.setenv('NNTRAIN_BUDGET', 'quick')
-    write = nntrain.run_folder._write_history
+    write = nntrain.run_folder._write_rows
     def fails_in_the_second_epoch(history, path):
         write(history, path)
         if len(history) == 2:
             path.write_text(path.read_text()[:20])
             raise OSError('the disk is full')
-    monkeypatch.setattr(nntrain.run_folder, '_write_history', fails_in_the_second_epoch)
+    monkeypatch.setattr(nntrain.run_folder, '_write_rows', fails_in_the_second_epoch)
     with pytest.raises(OSError, match='disk is full'):
         train_fashion(3, model='mlp', source='toy', device='cpu', out=tmp_path)
     (run,) = tmp_path.iterdir()

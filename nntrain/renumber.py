@@ -23,6 +23,7 @@ from .tools import _dumps, _root
 #| code-summary: "renamed"
 _FILE = re.compile(r'(\d\d)_(\w+)\.ipynb')
 _LABEL = re.compile(r'\[((?:[Cc]hapter )?)\d+\](\((\d\d)_\w+\.ipynb)')
+_STEM = re.compile(r'\[\d\d_\w+\](\((?:\.\./)?(\d\d_\w+)\.ipynb)')
 
 def renamed(
     names:list,    # file names of notebooks: 10_momentum.ipynb, index.ipynb, …
@@ -57,7 +58,8 @@ def relinked(
     def label(m):
         known = m[2][1:] in names.values()
         return f'[{m[1]}{int(m[3])}]{m[2]}' if known else m[0]
-    return _LABEL.sub(label, re.sub(r'(?<!\w)' + _FILE.pattern, file, text))
+    text = _LABEL.sub(label, re.sub(r'(?<!\w)' + _FILE.pattern, file, text))
+    return _STEM.sub(r'[\2]\1', text)
 
 # %% ../nbs/94_tools.ipynb #22e3fcd4
 #| code-fold: true

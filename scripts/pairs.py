@@ -2,7 +2,7 @@
 
     python scripts/pairs.py
 
-writes results/pairs/pairs.json, which nbs/26_pairs.ipynb shows, and which the tests
+writes results/pairs/pairs.json, which nbs/27_pairs.ipynb shows, and which the tests
 compare with what they find. A cell that is silent or crashes ends it with status 1.
 """
 import sys

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from nntrain import museum
 
-NOTEBOOK = json.loads((ROOT / 'nbs/24_bugs.ipynb').read_text(encoding='utf-8'))
+NOTEBOOK = json.loads((ROOT / 'nbs/25_bugs.ipynb').read_text(encoding='utf-8'))
 CELLS = [(c['cell_type'], ''.join(c['source'])) for c in NOTEBOOK['cells']]
 CODE = [src for kind, src in CELLS if kind == 'code']
 TEXT = '\n\n'.join(src for kind, src in CELLS if kind == 'markdown')
@@ -78,7 +78,7 @@ def test_answer_is_folded_and_says_what_to_look_at(n):
     assert sum(len(re.findall(rf'^- \*\*{n}\*\* \S', h, re.M)) for h in hints) == 1
 
 def test_each_exhibit_is_in_the_checklist():
-    nb = json.loads((ROOT/'nbs/25_preflight.ipynb').read_text(encoding='utf-8'))
+    nb = json.loads((ROOT/'nbs/26_preflight.ipynb').read_text(encoding='utf-8'))
     texts = [''.join(c['source']) for c in nb['cells']]
     table = next(text for text in texts if text.startswith('### A checklist'))
     assert set(EXHIBITS) == {

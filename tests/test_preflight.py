@@ -32,7 +32,7 @@ from nntrain.soft_targets import MixUpCB
 from nntrain.tensor_loader import TensorLoader
 
 look = preflight.preflight
-NOTEBOOK = json.loads((ROOT/'nbs/25_preflight.ipynb').read_text(encoding='utf-8'))
+NOTEBOOK = json.loads((ROOT/'nbs/26_preflight.ipynb').read_text(encoding='utf-8'))
 CODE = [''.join(c['source']) for c in NOTEBOOK['cells'] if c['cell_type'] == 'code']
 
 

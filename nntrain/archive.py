@@ -10,7 +10,7 @@ __all__ = ['LARGEST', 'safe_name', 'read_archive', 'unpack_archive', 'Bar', 'che
 
 # %% ../nbs/22_photographs.ipynb #arc00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; safe_name: what may come out of an archive"
 import gzip
 import hashlib
 import os
@@ -26,9 +26,6 @@ from uuid import uuid4
 from .files import write_whole
 from .progress import _NotebookScreen, _TerminalScreen, in_notebook
 
-# %% ../nbs/22_photographs.ipynb #arc00002
-#| code-fold: true
-#| code-summary: "safe_name: what may come out of an archive"
 LARGEST = 2**26                 # bytes of one file that we are ready to read: 64 MB
 
 def _kind(member):
@@ -55,7 +52,7 @@ def safe_name(
 
 # %% ../nbs/22_photographs.ipynb #arc00003
 #| code-fold: true
-#| code-summary: "read_archive and unpack_archive"
+#| code-summary: "read_archive, unpack_archive, check_md5, download, and a bar"
 def read_archive(
     path                          # of a .tgz file
 )->Iterator[tuple[str, bytes]]:   # name and content of each file, in its order
@@ -91,9 +88,6 @@ def unpack_archive(
     finally: shutil.rmtree(beside, ignore_errors=True)
     return folder
 
-# %% ../nbs/22_photographs.ipynb #arc00004
-#| code-fold: true
-#| code-summary: "check_md5 and download, with a bar"
 class Bar:
     "A progress bar in per cent, for a terminal or a notebook"
     def __init__(self,

@@ -6,17 +6,40 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['grad_cam', 'heat_in']
+__all__ = ['heat_in', 'grad_cam']
 
 # %% ../nbs/22_photographs.ipynb #cam00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; the check of the layer; heat_in: the share of a map in a box"
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hooks import Hook
 from .transforms import check_images
+
+def _check_features(kept, logits):
+    if not kept:
+        raise ValueError('the layer did not run: give a part of this very model')
+    if getattr(kept[0], 'ndim', 0) != 4:
+        raise ValueError(f'the layer must give (N, K, h, w), got '
+                         f'{tuple(getattr(kept[0], "shape", ()))}: take one before '
+                         f'the mean over the picture')
+    if logits.ndim != 2:
+        raise ValueError(f'the model must give logits (N, classes), got '
+                         f'{tuple(logits.shape)}')
+
+def heat_in(
+    maps:Tensor,  # (N, H, W), at least 0
+    boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
+)->Tensor:        # (N,) in [0, 1]
+    "Share of each map that lies in its box"
+    h, w = maps.shape[1:]
+    rows, columns = (torch.arange(n, device=maps.device) + .5 for n in (h, w))
+    left, top, right, bottom = boxes.to(maps.device).T[..., None]
+    inside = (((rows >= top) & (rows <= bottom))[:, :, None]
+              & ((columns >= left) & (columns <= right))[:, None])
+    return (maps*inside).sum((1, 2))/maps.sum((1, 2)).clamp(min=1e-12)
 
 # %% ../nbs/22_photographs.ipynb #cam00002
 def grad_cam(
@@ -43,29 +66,3 @@ def grad_cam(
     maps = (weights*kept[0].detach().float()).sum(1, keepdim=True).relu()
     maps = maps/maps.amax((2, 3), keepdim=True).clamp(min=1e-12)
     return F.interpolate(maps, x.shape[2:], mode='bilinear')[:, 0]
-
-# %% ../nbs/22_photographs.ipynb #cam00003
-#| code-fold: true
-#| code-summary: "The check of the layer, and `heat_in`: how much of a map lies in a box"
-def _check_features(kept, logits):
-    if not kept:
-        raise ValueError('the layer did not run: give a part of this very model')
-    if getattr(kept[0], 'ndim', 0) != 4:
-        raise ValueError(f'the layer must give (N, K, h, w), got '
-                         f'{tuple(getattr(kept[0], "shape", ()))}: take one before '
-                         f'the mean over the picture')
-    if logits.ndim != 2:
-        raise ValueError(f'the model must give logits (N, classes), got '
-                         f'{tuple(logits.shape)}')
-
-def heat_in(
-    maps:Tensor,  # (N, H, W), at least 0
-    boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
-)->Tensor:        # (N,) in [0, 1]
-    "Share of each map that lies in its box"
-    h, w = maps.shape[1:]
-    rows, columns = (torch.arange(n, device=maps.device) + .5 for n in (h, w))
-    left, top, right, bottom = boxes.to(maps.device).T[..., None]
-    inside = (((rows >= top) & (rows <= bottom))[:, :, None]
-              & ((columns >= left) & (columns <= right))[:, None])
-    return (maps*inside).sum((1, 2))/maps.sum((1, 2)).clamp(min=1e-12)

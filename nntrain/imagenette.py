@@ -73,7 +73,7 @@ def find_imagenette(
 
 # %% ../nbs/22_photographs.ipynb #ima00004
 #| code-fold: true
-#| code-summary: "imagenette: both splits, decoded"
+#| code-summary: "imagenette: both splits; photo_dls: their loaders"
 @functools.lru_cache(4)
 def _checked(path, changed): return check_md5(path, KNOWN)
 
@@ -99,9 +99,6 @@ def imagenette(
                              expected=400 if quick else N_PICTURES[name], **kwargs)
     return dict(train=split('train'), val=split('val'), source='imagenette')
 
-# %% ../nbs/22_photographs.ipynb #ima00005
-#| code-fold: true
-#| code-summary: "photo_dls: the loaders of this chapter"
 def _mislabelled(y, noise):
     "Labels of which a share names another class, always the same ones"
     rng = torch.Generator().manual_seed(0)

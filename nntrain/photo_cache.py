@@ -10,7 +10,7 @@ __all__ = ['VERSION', 'cache_folder', 'decoded', 'Photos', 'cached_photos']
 
 # %% ../nbs/22_photographs.ipynb #pca00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; cache_folder; decoded: a picture from the bytes of its file"
 import io
 import json
 import math
@@ -28,9 +28,6 @@ from .files import write_whole
 from .lock import RunLock
 from .photo_transforms import squared
 
-# %% ../nbs/22_photographs.ipynb #pca00002
-#| code-fold: true
-#| code-summary: "cache_folder, and decoded: a picture from the bytes of its file"
 def cache_folder()->Path:
     "Where caches go: NNTRAIN_CACHE, or nntrain in the user's folder for caches"
     if given := os.environ.get('NNTRAIN_CACHE'): return Path(given).expanduser()
@@ -78,7 +75,7 @@ class Photos:
 
 # %% ../nbs/22_photographs.ipynb #pca00004
 #| code-fold: true
-#| code-summary: "Decode what is wanted, write it, and sum up its colours"
+#| code-summary: "Decode and write; read a cache, or build it: one process at a time"
 VERSION = 1            # of the form of the files: another one is another cache
 
 def _wanted(archive, split, n):
@@ -126,9 +123,6 @@ def _refuse_damaged(archive, skipped, skip_damaged):
     raise ValueError(f'{archive}: {skipped[0]}{more} cannot be decoded: get another '
                      f'copy, or leave such pictures out with skip_damaged=True')
 
-# %% ../nbs/22_photographs.ipynb #pca00005
-#| code-fold: true
-#| code-summary: "Read a cache, or build it: one process at a time"
 def _read(path, settings):
     "The cache, or None if there is none; ValueError if it is another one"
     if not path.is_file(): return None

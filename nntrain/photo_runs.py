@@ -10,7 +10,7 @@ __all__ = ['OPTIMIZERS', 'N_RATES', 'muon', 'photo_rates', 'photo_run']
 
 # %% ../nbs/22_photographs.ipynb #run00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; OPTIMIZERS: ten of them, each with four rates"
 import math
 import time
 from functools import partial
@@ -41,9 +41,6 @@ from .steering import ScheduleCB
 from .transforms import RandomFlip
 from .zoo import LAMB, Lion
 
-# %% ../nbs/22_photographs.ipynb #run00002
-#| code-fold: true
-#| code-summary: "OPTIMIZERS: ten of them, each with four rates"
 def _usual(opt_func, **hypers):
     return lambda model, lr: opt_func(model.parameters(), lr=lr, **hypers)
 

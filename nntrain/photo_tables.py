@@ -10,7 +10,7 @@ __all__ = ['SOURCE', 'ROWS', 'TEST_SIZES', 'CHOICE_SEED', 'MORE', 'PEAKS', 'smal
 
 # %% ../nbs/22_photographs.ipynb #tab00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; the networks"
 import time
 from functools import partial
 
@@ -30,9 +30,6 @@ from .resnet import resnet
 from .soft_targets import MixUpCB
 from .transforms import PerImage, RandomFlip
 
-# %% ../nbs/22_photographs.ipynb #tab00002
-#| code-fold: true
-#| code-summary: "The networks"
 def small_cnn():
     "Four convolutions with BatchNorm and stride 2: 60 million MACs at 128 pixels"
     return cnn((32, 64, 128, 256), n_in=3)

@@ -10,7 +10,7 @@ __all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'resized', 'RandomResi
 
 # %% ../nbs/22_photographs.ipynb #sha00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; squared: squash, crop or pad, for one picture"
 import math
 
 import torch
@@ -21,9 +21,6 @@ from torch import Tensor
 from . import checks
 from .transforms import ImageTransform, check_images
 
-# %% ../nbs/22_photographs.ipynb #sha00002
-#| code-fold: true
-#| code-summary: "squared: squash, crop or pad, for one picture"
 SHAPES = 'squash', 'crop', 'pad'
 
 def squared(
@@ -79,7 +76,7 @@ def windows_to(
 
 # %% ../nbs/22_photographs.ipynb #sha00005
 #| code-fold: true
-#| code-summary: "resized: all images of a batch, whole"
+#| code-summary: "resized, for whole images; the check of the ranges"
 def resized(
     x:Tensor,            # (N, C, H, W) images
     size:int,            # height and width of the result
@@ -92,9 +89,6 @@ def resized(
     out = F.interpolate(pixels, (size, size), mode='bilinear', antialias=antialias)
     return out if x.is_floating_point() else out.round_().to(x.dtype)
 
-# %% ../nbs/22_photographs.ipynb #sha00006
-#| code-fold: true
-#| code-summary: "The check of the ranges"
 def _range(name, value, high=math.inf):
     "Two numbers, ascending, above 0 and at most `high`"
     pair = tuple(value) if isinstance(value, (tuple, list)) else ()

@@ -10,16 +10,13 @@ __all__ = ['draw_photo', 'ToyPhotos']
 
 # %% ../nbs/22_photographs.ipynb #toy00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; ten kinds of things, drawn in a box"
 import numpy as np
 import torch
 
 from . import checks
 from .photo_transforms import squared
 
-# %% ../nbs/22_photographs.ipynb #toy00002
-#| code-fold: true
-#| code-summary: "Ten kinds of things, drawn in a box"
 class _Pen:
     "Draws in a box whose corners are (0, 0) and (1, 1)"
     def __init__(self, picture, box, rng):
@@ -84,7 +81,7 @@ _KINDS = (_tench, _springer, _cassette, _chain_saw, _church, _horn, _truck, _pum
 
 # %% ../nbs/22_photographs.ipynb #toy00003
 #| code-fold: true
-#| code-summary: "draw_photo: a scene with one thing in it"
+#| code-summary: "draw_photo, and ToyPhotos: many of them"
 def draw_photo(
     label:int,         # which of the ten kinds of things, 0 … 9
     rng,               # NumPy's generator
@@ -111,9 +108,6 @@ def draw_photo(
     _KINDS[label](_Pen(picture, box, rng))
     return picture, box
 
-# %% ../nbs/22_photographs.ipynb #toy00004
-#| code-fold: true
-#| code-summary: "ToyPhotos: many of them, in the form of Photos"
 class ToyPhotos:
     "Pictures drawn by code, squared to one size, with the attributes of `Photos`"
     skipped, n_grey = (), 0

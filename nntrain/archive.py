@@ -13,10 +13,10 @@ __all__ = ['LARGEST', 'safe_name', 'read_archive', 'unpack_archive', 'Bar', 'che
 #| code-summary: "Imports; safe_name: what may come out of an archive"
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -128,18 +128,24 @@ def download(
     known:dict   # {MD5: what the file is}, as in `check_md5`
 )->Path:         # `path`
     "Download a file; it gets its name when it is whole and known, not before"
-    path = Path(path)
+    path, lost = Path(path), []
+    def read(answer, n=2**18):
+        try: return answer.read(n)
+        except (OSError, http.client.HTTPException) as e: lost.append(e); raise
     def fetch(beside):
-        with urllib.request.urlopen(url, timeout=20) as answer, open(beside, 'wb') as f:
+        try: answer = urllib.request.urlopen(url, timeout=20)
+        except OSError as e: lost.append(e); raise
+        with answer, open(beside, 'wb') as f:
             bar = Bar('download', int(answer.headers.get('Content-Length') or 0))
             try:
-                while part := answer.read(2**18): f.write(part), bar.reach(f.tell())
+                while part := read(answer): f.write(part), bar.reach(f.tell())
             finally: bar.close()
         try: check_md5(beside, known)
         except ValueError as e: raise ValueError(f'what {url} sent: {e}') from e
     path.parent.mkdir(parents=True, exist_ok=True)
     try: write_whole(path, fetch)
-    except (urllib.error.URLError, TimeoutError) as e:
-        raise OSError(f'{url} cannot be reached ({e}): download it by other means, '
-                      f'and put it into {path.parent}') from e
+    except Exception:
+        if not lost: raise
+        raise OSError(f'{url} cannot be reached ({lost[0]}): download it by other '
+                      f'means, and put it into {path.parent}') from lost[0]
     return path

@@ -201,6 +201,8 @@ def _row_runs(table, kept, photos, n_seeds, rows):
             if rows is None or name in rows:
                 yield kept.get(f'{table} {name}', seed, lambda: run(name, seed, lr))
 
+def _count(kept): return sum(map(len, kept.found['runs'].values()))
+
 def run_tables(
     tables,               # some of T1 … T5, in the order of running
     path='photographs',   # of the file, as in `KeptRuns`
@@ -223,6 +225,9 @@ def run_tables(
             return found
         runs = (_optimizer_runs(kept, photos, n_seeds, rows) if table == 'T1'
                 else _row_runs(table, kept, photos, n_seeds, rows))
+        n_kept = _count(kept)
         for _ in runs:
+            if _count(kept) == n_kept: continue              # it was there
+            n_kept = _count(kept)
             if seconds is not None and time.perf_counter() - begin > seconds: return kept
     return kept

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LARGEST', 'safe_name', 'read_archive', 'unpack_archive', 'Bar', 'check_md5', 'download']
+__all__ = ['LARGEST', 'safe_name', 'read_archive', 'unpack_archive', 'check_md5', 'download']
 
 # %% ../nbs/22_photographs.ipynb #arc00001
 #| code-fold: true
@@ -17,6 +17,7 @@ import http.client
 import os
 import shutil
 import tarfile
+import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -88,25 +89,20 @@ def unpack_archive(
     finally: shutil.rmtree(beside, ignore_errors=True)
     return folder
 
-class Bar:
-    "A progress bar in per cent, for a terminal or a notebook"
-    def __init__(self,
-        title:str,  # what is going on
-        total:int   # how much of it there is, in any unit
-    ):
-        self.total, self.done = max(1, total), 0
-        self.screen = (_NotebookScreen if in_notebook() else _TerminalScreen)(False)
-        self.screen.start(f'{title}, %', 100, .2)
-    def reach(self,
-        n:int  # how much is done
-    )->None:
-        "Move the bar to `n`"
-        while self.done < min(100, 100*n//self.total):
+class _Bar:
+    "A progress bar in per cent; none for what takes less than a second"
+    def __init__(self, title, total):
+        self.title, self.total, self.done, self.screen = title, max(1, total), 0, None
+        self.begin = time.perf_counter()
+    def reach(self, n):
+        if self.screen is None and time.perf_counter() - self.begin > 1:
+            self.screen = (_NotebookScreen if in_notebook() else _TerminalScreen)(False)
+            self.screen.start(f'{self.title}, %', 100, .2)
+        while self.screen is not None and self.done < min(100, 100*n//self.total):
             self.done += 1
             self.screen.tick()
-    def close(self)->None:
-        "Take the bar away"
-        self.screen.stop(), self.screen.close()
+    def close(self):
+        if self.screen is not None: self.screen.stop(), self.screen.close()
 
 def check_md5(
     path,        # of a file
@@ -136,7 +132,7 @@ def download(
         try: answer = urllib.request.urlopen(url, timeout=20)
         except OSError as e: lost.append(e); raise
         with answer, open(beside, 'wb') as f:
-            bar = Bar('download', int(answer.headers.get('Content-Length') or 0))
+            bar = _Bar('download', int(answer.headers.get('Content-Length') or 0))
             try:
                 while part := read(answer): f.write(part), bar.reach(f.tell())
             finally: bar.close()

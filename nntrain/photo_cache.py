@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['VERSION', 'cache_folder', 'decoded', 'Photos', 'cached_photos']
+__all__ = ['cache_folder', 'decoded', 'Photos', 'cached_photos']
 
 # %% ../nbs/22_photographs.ipynb #pca00001
 #| code-fold: true
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from . import checks
-from .archive import Bar, read_archive
+from .archive import _Bar, read_archive
 from .files import write_whole
 from .lock import RunLock
 from .photo_transforms import squared
@@ -43,7 +43,8 @@ def decoded(
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(content))
-            grey = picture.mode in ('1', 'L', 'LA', 'I', 'F') or picture.mode[:2] == 'I;'
+            mode = picture.mode
+            grey = mode in ('1', 'L', 'LA', 'I', 'F') or mode.startswith('I;')
             return ImageOps.exif_transpose(picture).convert('RGB'), grey
     except Exception as e:       # PIL raises many kinds, also SyntaxError
         raise ValueError(f'{type(e).__name__}: {e}') from e
@@ -76,7 +77,7 @@ class Photos:
 # %% ../nbs/22_photographs.ipynb #pca00004
 #| code-fold: true
 #| code-summary: "Decode and write; read a cache, or build it: one process at a time"
-VERSION = 1            # of the form of the files: another one is another cache
+_VERSION = 1            # of the form of the files: another one is another cache
 
 def _wanted(archive, split, n):
     "(name, bytes) of a split; of the first `n` for each class only, if n is given"
@@ -91,7 +92,7 @@ def _write_pixels(file, archive, settings, classes, skip_damaged, expected):
     "Append the pixels of each picture to `file`; what is known about them"
     about = dict(settings=settings, names=[], labels=[], skipped=[], n_grey=0)
     total, squares = np.zeros(3), np.zeros(3)
-    bar = Bar(f'decode {settings["split"]}', expected)
+    bar = _Bar(f'decode {settings["split"]}', expected)
     try:
         for i, (name, folder, content) in enumerate(
                 _wanted(archive, settings['split'], settings['per_class'])):
@@ -175,7 +176,7 @@ def cached_photos(
     expected:int=None       # how many pictures, for the progress bar
 )->Photos:
     "The pictures of an archive, decoded once; ValueError says what is wrong with them"
-    settings = dict(version=VERSION, split=split, size=checks.whole('size', size),
+    settings = dict(version=_VERSION, split=split, size=checks.whole('size', size),
                     shape=shape, per_class=per_class, archive=key)
     few = '' if per_class is None else f'-{checks.whole("per_class", per_class)}'
     name = f'{Path(archive).stem}-{split}-{size}-{shape}{few}.json'

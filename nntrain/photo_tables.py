@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SOURCE', 'ROWS', 'TEST_SIZES', 'CHOICE_SEED', 'MORE', 'PEAKS', 'small_cnn', 'photo_resnet', 'quick_resnet', 'ProgressiveCB', 'tried', 'best_of', 'run_tables']
+__all__ = ['SOURCE', 'ROWS', 'CHOICE_SEED', 'PEAKS', 'small_cnn', 'photo_resnet', 'quick_resnet', 'tried', 'best_of', 'run_tables']
 
 # %% ../nbs/22_photographs.ipynb #tab00001
 #| code-fold: true
@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from .augment import AugmentCB
 from .blocks import cnn, conv_block
 from .callback import Callback
 from .erase import RandomErase
@@ -25,7 +24,6 @@ from .imagenette import imagenette
 from .kept import KeptRuns
 from .photo_runs import OPTIMIZERS, photo_rates, photo_run
 from .photo_transforms import RandomResizedCrop, resized
-from .predict import get_preds
 from .resnet import resnet
 from .soft_targets import MixUpCB
 from .transforms import PerImage, RandomFlip
@@ -56,7 +54,7 @@ def quick_resnet(**kwargs):
 class ProgressiveCB(Callback):
     "Let the crops grow from epoch to epoch: small pictures first, large ones last"
     def __init__(self,
-        crop:RandomResizedCrop,  # one of the transforms of `AugmentCB`; changed in place
+        crop:RandomResizedCrop,  # one of the transforms; changed in place
         sizes                    # of an epoch each, in pixels; the last one stays
     ): self.crop, self.sizes = crop, tuple(sizes)
     def before_epoch(self, learn):
@@ -123,8 +121,7 @@ def _labels():
 #| code-summary: "What is left to do, and all of it"
 SOURCE = dict(T1=128, T2=160, T3=96, T4=160, T5=96)     # pixels in the cache
 ROWS = dict(T2=_networks, T3=_augmentations, T4=_sizes, T5=_labels)
-TEST_SIZES = 64, 96, 128, 160                           # table 4 looks at all
-CHOICE_SEED, MORE = 100, 2
+CHOICE_SEED, _MORE = 100, 2
 PEAKS = .003, .01, .03               # rates that the ResNet of table 2 tries, with Muon
 
 def tried(
@@ -149,7 +146,7 @@ def _next(found, rates):
         if f'{lr:g}' not in found: return lr
     known, best = sorted(map(float, found)), best_of(found)
     edge = best in (known[0], known[-1])
-    if not edge or len(found) >= len(rates) + MORE: return None
+    if not edge or len(found) >= len(rates) + _MORE: return None
     return float(f'{best*10**(.5 if best == known[-1] else -.5):.2g}')
 
 def _choose(kept, who, rates, photos, **kwargs):
@@ -175,23 +172,11 @@ def _optimizer_runs(kept, photos, n_seeds, rows):
             yield kept.get(f'T1 {name}', seed, lambda: photo_run(
                 photos(), lr=lr, seed=seed, **given(name))[0])
 
-def _seen_at_sizes(learn, sizes):
-    "Accuracy on test pictures of several sizes"
-    learn.cbs = [cb for cb in learn.cbs
-                 if not (isinstance(cb, AugmentCB) and cb.on_valid)]
-    found = {}
-    for size in sizes:
-        preds, y = get_preds(learn, tfms=(partial(resized, size=size),))
-        found[f'at {size}'] = (preds.argmax(1) == y).float().mean().item()
-    return found
-
 def _row_runs(table, kept, photos, n_seeds, rows):
     muon = dict(optimizer=OPTIMIZERS['Muon'][0])
     def run(name, seed, lr):
         given = muon | dict(lr=lr) | ROWS[table]()[name]     # fresh transforms
-        made, learn = photo_run(photos(), seed=seed, **given)
-        if table == 'T4': made |= _seen_at_sizes(learn, TEST_SIZES)
-        return made
+        return photo_run(photos(), seed=seed, **given)[0]
     first = muon | ROWS['T2']()['ResNet'] | dict(n_epochs=2)  # enough for a rate
     if table == 'T2': yield from _choose(kept, 'ResNet', PEAKS, photos, **first)
     found = tried(kept, 'ResNet')
@@ -229,5 +214,6 @@ def run_tables(
         for _ in runs:
             if _count(kept) == n_kept: continue              # it was there
             n_kept = _count(kept)
-            if seconds is not None and time.perf_counter() - begin > seconds: return kept
+            passed = time.perf_counter() - begin
+            if seconds is not None and passed > seconds: return kept
     return kept

@@ -1,6 +1,7 @@
 """Run the tables of the chapter on photographs; stop it at any time, it goes on later.
 
-    python scripts/photographs.py [--table T2 T1 …] [--rows NAME …] [--seconds S] [--seeds N]
+    python scripts/photographs.py [--table T2 T1 …] [--rows NAME …] [--seconds S]
+                                  [--seeds N]
 
 What was run is in results/runs/photographs.json, and only what is missing is run.
 The pictures come from NNTRAIN_DATA or by a download. The page is

@@ -236,7 +236,8 @@ def test_damaged_pictures_are_never_passed_over_in_silence(tmp_path):
                                     'set/train/kind1/torn.png': b'x'})
     cache = partial(cached_photos, bad, 'train', KINDS, 8, folder=tmp_path/'cache')
     with pytest.raises(ValueError, match='kind0/torn.png .*skip_damaged=True'): cache()
-    assert not [p for p in (tmp_path/'cache').iterdir() if p.suffix in ('.bin', '.json')]
+    left = (tmp_path/'cache').iterdir()
+    assert not [p for p in left if p.suffix in ('.bin', '.json')]
     for _ in range(2):                                 # built, then read
         with pytest.warns(UserWarning, match='2 pictures.*kind1/torn.png'):
             photos = cache(skip_damaged=True)
@@ -373,7 +374,8 @@ def test_grad_cam_leaves_no_trace():
     assert model.training and not model[2]._forward_hooks
     assert all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items(): assert_close(value, before[name])
-    with pytest.raises(ValueError, match='before the mean'): grad_cam(model, x, model[4])
+    with pytest.raises(ValueError, match='before the mean'):
+        grad_cam(model, x, model[4])
     assert model.training and not model[4]._forward_hooks
 
 
@@ -389,7 +391,6 @@ def pretend(monkeypatch):
                     seconds=0.), None
     monkeypatch.setattr(photo_tables, 'photo_run', run)
     monkeypatch.setattr(photo_tables, 'imagenette', lambda *a, **k: dict(source='x'))
-    monkeypatch.setattr(photo_tables, '_seen_at_sizes', lambda *a: {})
     return calls
 
 def test_tables_choose_on_held_out_pictures_then_go_on_where_they_were(

@@ -72,11 +72,13 @@ def _networks():
                     test_size=144, **kwargs)
     return {
         'ResNet': row(photo_resnet),
+        'ResNet, no crops': row(photo_resnet) | dict(
+            tfms=(RandomFlip(), partial(resized, size=128)), test_size=128),
         'small CNN': row(small_cnn),
         'ResNet, AdamW': row(photo_resnet, optimizer=OPTIMIZERS['AdamW'][0], lr=3e-3),
         'ResNet, deep stem': row(partial(photo_resnet, deep_stem=True)),
         'ResNet, γ = 1': row(partial(photo_resnet, zero_init=False)),
-        'wider, fewer stages': row(partial(photo_resnet, (40, 40, 80, 160)))}
+        'wider, fewer stages': row(partial(photo_resnet, (36, 36, 72, 144)))}
 
 def _augmentations():
     from torchvision.transforms import v2

@@ -144,16 +144,14 @@ def _next_rate(racer, tried):
     return float(f'{best*10**(.5 if best == known[-1] else -.5):.2g}')
 
 def _jobs(race, racers):
-    "What is left to do, racer by racer for the choice, then seed by seed"
+    "What is left to do: racer by racer for the choice, then share by share"
     for name in racers:
         tried = race['tried'].setdefault(name, {})
         while (lr := _next_rate(name, tried)) is not None:
             yield 'tried', name, lr, None, None
-    for seed in SEEDS:
-        for share in SHARES:
-            for name in racers:
-                done = race['final'].setdefault(name, {}).setdefault(str(share), {})
-                if str(seed) not in done: yield 'final', name, None, share, seed
+    for share, seed, name in itertools.product(SHARES, SEEDS, racers):
+        done = race['final'].setdefault(name, {}).setdefault(str(share), {})
+        if str(seed) not in done: yield 'final', name, None, share, seed
 
 def run_race(
     path,               # of the JSON file: its name is a key of `NETWORKS`

@@ -47,7 +47,7 @@ def safe_name(
         reason = 'a name that leads out of the folder, or could'
     elif member.size > LARGEST:
         reason = f'{member.size:,} bytes long, and pictures have at most {LARGEST:,}'
-    if reason is None and parts: return '/'.join(parts)
+    if reason is None and (parts or member.isdir()): return '/'.join(parts)
     raise ValueError(f'the archive holds {name!r}, which is {reason or "no name"}: '
                      f'nothing is taken from such an archive, so get another copy')
 

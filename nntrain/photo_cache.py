@@ -154,10 +154,13 @@ def _build(path, archive, *given):
 
 def _alone(path, work, every=.2):
     "Call `work()` while no other process works on `path`"
-    lock = RunLock(path)
+    lock, told = RunLock(path), False
     while True:
         try: lock.take(); break
-        except BlockingIOError: time.sleep(every)    # its work will be ours as well
+        except BlockingIOError:                      # its work will be ours as well
+            if not told: print(f'waiting for another process, which builds {path.name}')
+            told = True
+            time.sleep(every)
     try: return work()
     finally: lock.release()
 

@@ -74,6 +74,11 @@ def test_bad_entries_are_refused_by_name(tmp_path, bad):
         with pytest.raises(ValueError, match=re.escape(repr(bad.name))): use()
     assert [p.name for p in tmp_path.iterdir()] == ['a.tgz']      # nothing is left
 
+def test_folders_and_dots_are_fine(tmp_path):
+    path = pack(tmp_path/'a.tgz', {'./a/./b': b'x'}, entry('./', tarfile.DIRTYPE),
+                entry('./a', tarfile.DIRTYPE))
+    assert list(read_archive(path)) == [('a/b', b'x')]
+
 def test_a_huge_entry_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, 'LARGEST', 1000)
     path = pack(tmp_path/'a.tgz', {}, entry('a', size=1001))

@@ -25,6 +25,8 @@ from .toy_photos import ToyPhotos
 __all__ = ['IMAGENETTE', 'URL', 'KNOWN', 'N_PICTURES', 'find_imagenette', 'imagenette', 'photo_dls']
 
 # %% ../nbs/22_photographs.ipynb #ima00002
+#| code-fold: true
+#| code-summary: "IMAGENETTE, URL, KNOWN: the classes, and the archives that we know"
 IMAGENETTE = {            # folder of a class: what it shows
     'n01440764': 'tench', 'n02102040': 'English springer',
     'n02979186': 'cassette player', 'n03000684': 'chain saw', 'n03028079': 'church',

@@ -50,6 +50,8 @@ def decoded(
         raise ValueError(f'{type(e).__name__}: {e}') from e
 
 # %% ../nbs/22_photographs.ipynb #pca00003
+#| code-fold: true
+#| code-summary: "Photos: pixels in a file that is read as needed"
 class Photos:
     "Decoded pictures of one size: `x` in a file that is read as needed, and labels `y`"
     def __init__(self,

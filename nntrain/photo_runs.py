@@ -75,6 +75,8 @@ def photo_rates(
     return [float(f'{lowest*10**(k/2):.2g}') for k in range(N_RATES)]
 
 # %% ../nbs/22_photographs.ipynb #run00003
+#| code-fold: true
+#| code-summary: "photo_run: train once"
 def photo_run(
     photos:dict,              # from `imagenette`
     make_model,               # () -> network

@@ -167,6 +167,8 @@ def _alone(path, work, every=.2):
     finally: lock.release()
 
 # %% ../nbs/22_photographs.ipynb #pca00006
+#| code-fold: true
+#| code-summary: "cached_photos: read, or built"
 def cached_photos(
     archive,                # path of the .tgz file
     split:str,              # 'train' or 'val', as its folders are called

@@ -16,16 +16,33 @@ from .recipe_data import Recipe, run_recipe
 # %% auto #0
 __all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'SEEDS', 'try_recipe', 'find_recipe', 'challenge_jobs', 'run_challenge']
 
-# %% ../nbs/23_challenge.ipynb #23878581
+# %% ../nbs/23_challenge.ipynb #23cbc89d
 CHOICE_SEED = 100
 TRIES = {  # name: (the try that it changes, what changes)
     'start': (None, {}),
     'Muon': ('start', dict(optimizer='muon')),
-    'Muon, three times the rate': ('Muon', dict(lr=.03)),
-    'twice (32, 64, 128), 28 pixels': (
-        'Muon', dict(widths=(32, 64, 128), strides=(1, 2, 2), n_blocks=2)),
-    '(64, 128, 256), 28 pixels': (
+    '(64, 128, 256) from 14 pixels': (
+        'Muon', dict(widths=(64, 128, 256), strides=(2, 2, 2))),
+    '(64, 128, 256) from 28 pixels': (
         'Muon', dict(widths=(64, 128, 256), strides=(1, 2, 2))),
+    'twice (32, 64, 128) from 28 pixels': (
+        'Muon', dict(widths=(32, 64, 128), strides=(1, 2, 2), n_blocks=2)),
+    'a third of the rate': ('Muon', dict(lr=.003)),
+    'three times the rate': ('Muon', dict(lr=.03)),
+    'soft targets': ('Muon', dict(smoothing=.1)),
+    'GELU': ('Muon', dict(act='gelu')),
+    'blocks that start at work': ('Muon', dict(zero_init=False)),
+    'flips in turn': ('Muon', dict(flip='alternating')),
+    'random flips': ('Muon', dict(flip='random')),
+    'moved by a pixel': ('Muon', dict(move=1)),
+    'averaged weights': ('Muon', dict(average=.99)),
+    'straight up and down': ('Muon', dict(schedule='triangle')),
+    'batches of 512': ('Muon', dict(batch=512)),
+    'growing pictures': ('Muon', dict(grow=((.4, 20),))),
+    'Nesterov': ('start', dict(optimizer='nesterov', lr=.1, decay=.001)),
+    'Schedule-Free': (
+        'start', dict(optimizer='schedule-free', lr=.01, schedule='steady')),
+    'SOAP': ('start', dict(optimizer='soap')),
 }
 
 def try_recipe(
@@ -35,8 +52,8 @@ def try_recipe(
     before, changed = TRIES[name]
     return replace(Recipe() if before is None else try_recipe(before), **changed)
 
-# %% ../nbs/23_challenge.ipynb #2306239b
-RECIPES = {'challenge-5': try_recipe('(64, 128, 256), 28 pixels')}
+# %% ../nbs/23_challenge.ipynb #23b0c1b2
+RECIPES = {'challenge-5': try_recipe('(64, 128, 256) from 28 pixels')}
 RECIPES['challenge-20'] = replace(
     RECIPES['challenge-5'], epochs=20, move=1, flip='alternating', smoothing=.1,
     looks='six')

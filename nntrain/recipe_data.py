@@ -123,10 +123,10 @@ def recipe_callbacks(
     if has_bfloat16(device): cbs.append(MixedPrecisionCB(torch.bfloat16))
     return cbs
 
-# %% ../nbs/23_challenge.ipynb #232c244c
+# %% ../nbs/23_challenge.ipynb #2321128a
 def recipe_parts(
     recipe:Recipe,     # what to train
-    dls:DataLoaders,   # its data; the training loader is made anew
+    dls:DataLoaders,   # its data; gets another training loader, if the recipe has one
     device,            # where to train
     seed:int=0         # of the weights, the order and all draws; sets the global ones
 )->dict:               # arguments of `Learner`
@@ -135,13 +135,14 @@ def recipe_parts(
     set_seed(seed)
     model = NETWORKS[r.network](r, n_in)
     model = model.to(device, memory_format=torch.channels_last)
-    train = dls.train
     if r.grow or r.flip == 'alternating':
+        train = dls.train
         sizes = [(round(share*r.epochs), pixels) for share, pixels in r.grow]
-        train = EpochLoader(train.x, train.y, r.batch, r.flip == 'alternating', sizes,
-                            draw=seed, shuffle=True)
+        dls.train = EpochLoader(
+            train.x, train.y, r.batch, r.flip == 'alternating', sizes, draw=seed,
+            shuffle=True)
     return dict(
-        model=model, dls=DataLoaders(train, dls.valid, dls.test, dls.source, dls.classes),
+        model=model, dls=dls,
         loss_func=partial(F.cross_entropy, label_smoothing=r.smoothing),
         opt_func=OPT_FUNCS[r.optimizer](model, r.decay), lr=r.lr,
         cbs=recipe_callbacks(r, device))

@@ -1,6 +1,6 @@
 """Run the tries and the final rows of the challenge; stop it at any time.
 
-    python scripts/challenge.py [--seconds S] [--names 'Muon,challenge-5']
+    python scripts/challenge.py [--seconds S] [--names 'Muon; challenge-5']
         [--list] [--runs FILE]
 
 What was run is in results/runs/challenge.json, and only what is missing is run: first
@@ -19,8 +19,8 @@ def main(words=None):
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument('--seconds', type=float,
                      help='stop after the first run that ends later')
-    ask.add_argument('--names', help='of tries and recipes, with commas between them '
-                     'that no space follows; default: all')
+    ask.add_argument('--names', help='of tries and recipes, with semicolons between '
+                     'them; default: all')
     ask.add_argument('--list', action='store_true', help='only say what is missing')
     ask.add_argument('--runs', default='challenge',
                      help='file that keeps the runs; default: '
@@ -28,7 +28,7 @@ def main(words=None):
     given = ask.parse_args(words)
     try:
         kept = KeptRuns(given.runs)
-        names = None if given.names is None else split_names(given.names)
+        names = given.names and [name.strip() for name in given.names.split(';')]
         if given.list:
             for name, _, seed, _ in challenge_jobs(kept, names): print(name, seed)
         else: run_challenge(kept, given.seconds, names)
@@ -36,12 +36,6 @@ def main(words=None):
     except KeyboardInterrupt:
         print('stopped: the same command goes on with what is missing', file=sys.stderr)
         sys.exit(130)
-
-
-def split_names(text):
-    "Names at commas; a comma with a space after it is part of a name"
-    return [name.strip() for name in text.replace(', ', '\0').split(',')
-            for name in [name.replace('\0', ', ')]]
 
 
 if __name__ == '__main__': main()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['FLIPS', 'Recipe', 'changes', 'recipe_callbacks', 'recipe_parts', 'run_recipe']
+__all__ = ['Recipe', 'changes', 'recipe_callbacks', 'recipe_parts', 'run_recipe']
 
 # %% ../nbs/23_challenge.ipynb #234606c5
 #| code-fold: true
@@ -73,14 +73,14 @@ class Recipe:
     looks:str='mirror'     # the second looks, one of `LOOKS`
     def __post_init__(self): _check_recipe(self)
 
-# %% ../nbs/23_challenge.ipynb #23ee3dd5
+# %% ../nbs/23_challenge.ipynb #23b10098
 #| code-fold: true
 #| code-summary: "The check of a recipe, and its changes in words"
-FLIPS = 'none', 'random', 'alternating'
+_FLIPS = 'none', 'random', 'alternating'
 
 def _check_recipe(r):
     tables = dict(data=DATA, network=NETWORKS, act=ACTS, optimizer=OPT_FUNCS,
-                  schedule=SHAPES, flip=FLIPS, looks=LOOKS)
+                  schedule=SHAPES, flip=_FLIPS, looks=LOOKS)
     for name, table in tables.items():
         value = getattr(r, name)
         if not isinstance(value, str) or value not in table:

@@ -77,8 +77,8 @@ def _add_options(add):
     add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
     add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is '
         'there')
-    add('--recipe', 'a recipe of the challenge, which decides all but --seed, --source, '
-        '--device and --out; trains on all images and tests once', choices=RECIPES)
+    add('--recipe', 'a recipe of the challenge; it decides all but --seed, --source, '
+        '--device and --out, trains on all images and tests once', choices=RECIPES)
     add('--preflight', 'look for faults first, and stop where there is one',
         action='store_true')
     add('--out', "folder in which the run's folder is made")

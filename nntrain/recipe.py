@@ -77,7 +77,8 @@ _ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble
 
 def _parts(options, device):
     "The arguments of `assemble` that `options` describe"
-    if 'recipe' in options: return _recipe_parts(options, _load(options, device), device)
+    if 'recipe' in options:
+        return _recipe_parts(options, _load(options, device), device)
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)

@@ -64,7 +64,7 @@ def _titled(options, dls, device):
 #| code-fold: true
 #| code-summary: "The same for a recipe of the challenge"
 def _recipe_data(options, device):
-    "All pictures to train on, and the test split, which nothing looks at before the end"
+    "All pictures to train on, and the test split, not looked at before the end"
     r = find_recipe(options['recipe'])
     dls = DATA[r.data][0](r.batch, 'test', options['source'], device)
     dls.test, dls.valid = dls.valid, None

@@ -165,7 +165,7 @@ def test_a_stopped_search_goes_on_with_what_is_missing(pretended, tmp_path, caps
     splits = [(seed, valid) for _, seed, valid in pretended.made]
     assert set(splits) == {(CHOICE_SEED, 'split'), *((s, 'test') for s in SEEDS)}
     last_try = max(i for i, (_, valid) in enumerate(splits) if valid == 'split')
-    assert last_try == len(TRIES)        # first all tries (and the one that was stopped)
+    assert last_try == len(TRIES)        # all tries (one was stopped) come first
 
 
 def test_the_script_of_the_challenge(pretended, tmp_path, capsys):
@@ -215,7 +215,7 @@ def test_an_interrupted_recipe_goes_on(tiny, tmp_path, capsys, monkeypatch):
         with pytest.raises(KeyboardInterrupt) as e:
             train_recipe(tiny, 'toy', 1, 'cpu', tmp_path/'stopped')
     run = e.value.folder
-    with pytest.raises(ValueError, match='holds a run of recipe tiny, not of challenge'):
+    with pytest.raises(ValueError, match='a run of recipe tiny, not of challenge'):
         resume_fashion(run, recipe='challenge-5')
     with pytest.raises(ValueError, match='recipe tiny takes 2 epochs: leave out'):
         resume_fashion(run, epochs=3)

@@ -16,7 +16,9 @@ from .recipe_data import Recipe, run_recipe
 # %% auto #0
 __all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'SEEDS', 'try_recipe', 'find_recipe', 'challenge_jobs', 'run_challenge']
 
-# %% ../nbs/23_challenge.ipynb #23cbc89d
+# %% ../nbs/23_challenge.ipynb #23646489
+#| code-fold: true
+#| code-summary: "TRIES: what changes; and try_recipe"
 CHOICE_SEED = 100
 TRIES = {  # name: (the try that it changes, what changes)
     'start': (None, {}),

@@ -90,7 +90,7 @@ def before_fit(self:AccelerateCB, learn):
     acc, self.outer = self.accelerator, sys.exc_info()[1]
     self.kept, self.wrapped, self.device = (learn.model, learn.dls), None, acc.device
     self.world = Several(acc.process_index, acc.num_processes, self.main_only)
-    learn.world = self.world
+    learn.world, self.world.device = self.world, acc.device
     if self.world.size > 1: self._join(learn)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # broadcast_buffers was renamed

@@ -49,6 +49,7 @@ class Learner:
 class World:
     "The processes that train together; here there is just one"
     rank, size = 0, 1
+    device = None      # where the model of this process is placed; None: anywhere
     forward = None     # what `predict` calls; None: the model itself
     @property
     def is_main(self)->bool: return self.rank == 0

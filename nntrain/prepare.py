@@ -28,7 +28,12 @@ class DeviceCB(Callback):
     def __init__(self,
         device=None  # a device or its name; None: the first of cuda, mps, cpu
     ): self.device = default_device() if device is None else torch.device(device)
-    def before_fit(self, learn): learn.model.to(self.device)
+    def before_fit(self, learn):
+        there = learn.world.device
+        if there is not None and self.device not in (there, torch.device(there.type)):
+            raise ValueError(f'this process has its model on {there}, and DeviceCB '
+                             f'would move it to {self.device}: leave DeviceCB out')
+        learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
 class BatchTransformCB(Callback):

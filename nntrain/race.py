@@ -96,7 +96,10 @@ def race_run(
         opt.zero_grad()
         loss.backward()
         try: opt.step()
-        except ValueError: loss = loss*math.nan; break        # a gradient overflowed
+        except ValueError as e:
+            if 'infinite or missing' not in str(e): raise
+            loss = loss*math.nan                              # a gradient overflowed
+            break
     if device.type != 'cpu': torch.accelerator.synchronize()   # wait for the last step
     seconds = time.perf_counter() - begin
     if not loss.isfinite(): right = .1
@@ -126,13 +129,16 @@ def _check(network, seconds, racers):
         raise ValueError(f'seconds must be at least 0, got {seconds:g}')
 
 def _so_far(path, budget):
-    "What was run so far, which only runs of the same budget may extend"
+    "What was run so far, which only runs of the same budget and length may extend"
     name = getattr(budget, 'name', None) or named_budget(budget).name
-    race = read_race(path)
+    race, epochs = read_race(path), NETWORKS[path.stem][2]
     if race.setdefault('budget', name) != name:
         raise ValueError(f'{path} holds runs of the {race["budget"]} budget, and those '
                          f'of the {name} one cannot be compared with them: say '
                          f'budget={race["budget"]!r}, or take another folder')
+    if race.setdefault('epochs', epochs) != epochs:       # older files do not say it
+        raise ValueError(f'{path} holds runs of {race["epochs"]} epochs, and those of '
+                         f'{epochs} cannot be compared with them: take another folder')
     return race
 
 def _next_rate(racer, tried):
@@ -144,16 +150,14 @@ def _next_rate(racer, tried):
     return float(f'{best*10**(.5 if best == known[-1] else -.5):.2g}')
 
 def _jobs(race, racers):
-    "What is left to do, racer by racer for the choice, then seed by seed"
+    "What is left to do: racer by racer for the choice, then share by share"
     for name in racers:
         tried = race['tried'].setdefault(name, {})
         while (lr := _next_rate(name, tried)) is not None:
             yield 'tried', name, lr, None, None
-    for seed in SEEDS:
-        for share in SHARES:
-            for name in racers:
-                done = race['final'].setdefault(name, {}).setdefault(str(share), {})
-                if str(seed) not in done: yield 'final', name, None, share, seed
+    for share, seed, name in itertools.product(SHARES, SEEDS, racers):
+        done = race['final'].setdefault(name, {}).setdefault(str(share), {})
+        if str(seed) not in done: yield 'final', name, None, share, seed
 
 def run_race(
     path,               # of the JSON file: its name is a key of `NETWORKS`

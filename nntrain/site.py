@@ -12,12 +12,14 @@ __all__ = ['TakeAwayProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc']
 #| code-fold: true
 #| code-summary: "TakeAwayProc"
 import copy
+import functools
 import re
 import subprocess
 from pathlib import Path
 
 from .drawing import draw_diagram
 from .listing import _prose, _top
+from .reference import reference_names
 
 
 def _changed(root, path):  # day of a file's last change; None if git does not know
@@ -63,6 +65,22 @@ class TakeAwayProc:
 #| code-fold: true
 #| code-summary: "TitleProc"
 _linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links
+@functools.cache
+def _inner():
+    "Where nbdev's links to names lead that only their own module uses"
+    from nntrain import _modidx
+    public = {f'nntrain.{module}.{name}' for name, module
+              in reference_names(Path(_modidx.__file__).parent).items()}
+    inner = {}
+    for names in _modidx.d['syms'].values():
+        for full, (place, _) in names.items():
+            top = '.'.join(full.split('.')[:3])
+            if top in names and top not in public: inner[place] = full
+    return inner                        # a patched method's class is another module's
+
+def _to_public(m):  # a link of nbdev: as it is, or only its name
+    return m[1] if m[0].rsplit('/', 1)[1][:-1] in _inner() else m[0]
+
 _title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
 
 
@@ -109,6 +127,7 @@ class TitleProc:
     def __call__(self, cell):
         if cell.cell_type == 'markdown':
             text = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', cell.source)
+            text = _linked.sub(_to_public, text)
             text = re.sub(r'\[([^][]*)\[(`[^`]+`)\]\([^)]*\)([^][]*)\]\(',
                           r'[\1\2\3](', text)
             if '| here |' in text:  # right of our names stand those of others

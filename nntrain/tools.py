@@ -23,7 +23,7 @@ __all__ = ['nntrain_execute', 'start_fit']
 
 # %% ../nbs/94_tools.ipynb #c06e7f7c
 #| code-fold: true
-#| code-summary: "_root, _settings, _dumps, _small_png, _clean_output, _clean"
+#| code-summary: "_root, _settings, _dumps, _small_png, _clean_output, _joined, _clean"
 def _root():
     root = _checkout()
     if root is None:
@@ -63,6 +63,16 @@ def _clean_output(o):  # None for noise that no reader needs
     if 'execution_count' in o: o['execution_count'] = None
     return o
 
+# a kernel sends what a cell prints in pieces, as time cuts them: one piece again
+def _joined(outputs):
+    joined = []
+    for o in outputs:
+        if joined and o.get('name') == joined[-1].get('name', '') == 'stdout':
+            text = ''.join(joined[-1]['text']) + ''.join(o['text'])
+            joined[-1] = {**joined[-1], 'text': text.splitlines(keepends=True)}
+        else: joined.append(o)
+    return joined
+
 # a notebook as it is committed: cells and outputs, nothing about the run
 def _clean(nb):
     nb['metadata'] = {
@@ -72,7 +82,7 @@ def _clean(nb):
         c['metadata'] = {}
         if c['cell_type']!='code': continue
         c['execution_count'] = None
-        c['outputs'] = [o for o in map(_clean_output, c['outputs']) if o]
+        c['outputs'] = _joined(o for o in map(_clean_output, c['outputs']) if o)
     return nb
 
 # %% ../nbs/94_tools.ipynb #5f01da7e

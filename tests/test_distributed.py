@@ -32,6 +32,7 @@ from nntrain.lr_finder import lr_find
 from nntrain.compare import set_seed
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
+from nntrain.prepare import DeviceCB
 from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
 from nntrain.matrix import Muon
@@ -648,6 +649,14 @@ def test_accelerates_own_float16_is_refused(monkeypatch):
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'fp16')
     with pytest.raises(ValueError, match='put MixedPrecisionCB.torch.float16. beside'):
         train(cbs=[AccelerateCB()])
+
+
+def test_a_device_callback_that_moves_the_model_elsewhere_is_refused():
+    "On several GPUs `DeviceCB('cuda:0')` would bring all models to the first one"
+    said = 'model on cpu, and DeviceCB would move it to meta: leave DeviceCB out'
+    with pytest.raises(ValueError, match=said):
+        train(cbs=[AccelerateCB(), DeviceCB('meta')])
+    train(cbs=[AccelerateCB(), DeviceCB('cpu')])
 
 
 def test_synchronised_batchnorm_asks_for_cuda(two):

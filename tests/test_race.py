@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from nntrain import race
 from nntrain.budgets import budget
 from nntrain.intervals import paired_difference
-from nntrain.race import MORE, N_RATES, RACERS, rates, run_race
+from nntrain.race import (MORE, N_RATES, NETWORKS, RACERS, race_run, rates,
+                          run_race)
 from nntrain.races import race_row, race_table, read_race, usable
 
 SCRIPT = Path(__file__).parents[1]/'scripts'/'race.py'
@@ -93,6 +95,30 @@ def test_runs_of_two_budgets_are_not_mixed(runs, tmp_path):
     with pytest.raises(ValueError, match="unknown budget 'tiny'"):
         run_race(tmp_path/'resnet.json', 0, budget='tiny')
     assert len(runs) == 2 and [p.name for p in tmp_path.iterdir()] == ['cnn.json']
+
+
+def test_runs_of_two_lengths_are_not_mixed(runs, tmp_path):
+    path = tmp_path/'cnn.json'
+    run_race(path, 0, ['AdamW'])
+    race = json.loads(path.read_text())
+    assert race['epochs'] == NETWORKS['cnn'][2]
+    path.write_text(json.dumps(race | {'epochs': 9}))
+    with pytest.raises(ValueError, match=r'cnn\.json holds runs of 9 epochs'):
+        run_race(path, 0, ['AdamW'])
+
+
+def test_a_fault_in_a_step_is_no_overflow(monkeypatch):
+    "An infinite gradient counts as chance; any other refusal ends the race"
+    def refusing(said):
+        class Refusing(torch.optim.SGD):
+            def step(self): raise ValueError(said)
+        return lambda model, lr: Refusing(model.parameters(), lr)
+    overflow = 'a gradient of shape (3,) has infinite or missing numbers, so …'
+    monkeypatch.setitem(RACERS, 'SGD', (refusing(overflow), 1))
+    assert race_run('mlp-1024', 'SGD', .1, 0, budget='quick')['accuracy'] == .1
+    monkeypatch.setitem(RACERS, 'SGD', (refusing('lr must be a number'), 1))
+    with pytest.raises(ValueError, match='lr must be'):
+        race_run('mlp-1024', 'SGD', .1, 0, budget='quick')
 
 
 def test_a_race_that_does_not_say_its_budget_was_a_full_one(runs, tmp_path):

@@ -68,7 +68,9 @@ def find_recipe(
     if name in RECIPES: return RECIPES[name]
     raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(RECIPES)}')
 
-# %% ../nbs/23_challenge.ipynb #232bdb82
+# %% ../nbs/23_challenge.ipynb #23263dda
+#| code-fold: true
+#| code-summary: "Code of challenge_jobs and run_challenge"
 SEEDS = range(3)
 
 def challenge_jobs(

@@ -123,7 +123,9 @@ def recipe_callbacks(
     if has_bfloat16(device): cbs.append(MixedPrecisionCB(torch.bfloat16))
     return cbs
 
-# %% ../nbs/23_challenge.ipynb #2321128a
+# %% ../nbs/23_challenge.ipynb #23d2b953
+#| code-fold: true
+#| code-summary: "Code of recipe_parts: model, loaders, loss, optimizer, rate, callbacks"
 def recipe_parts(
     recipe:Recipe,     # what to train
     dls:DataLoaders,   # its data; gets another training loader, if the recipe has one

@@ -14,7 +14,9 @@ __all__ = ['GOALS', 'LENGTHS', 'SPRINTS', 'enough', 'speed_runs']
 from .challenge import CHOICE_SEED
 from .recipe_data import Recipe
 
-# %% ../nbs/23_challenge.ipynb #237f792a
+# %% ../nbs/23_challenge.ipynb #232a4ec7
+#| code-fold: true
+#| code-summary: "Code of the protocol: enough, speed_runs"
 GOALS = .90, .92, .94
 LENGTHS = 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20      # epochs that a way may take
 
@@ -45,7 +47,9 @@ def speed_runs(
                  lambda seed=seed: run(n, seed, 'test', goal) | dict(epochs=n))
     return name
 
-# %% ../nbs/23_challenge.ipynb #236372ca
+# %% ../nbs/23_challenge.ipynb #23262faa
+#| code-fold: true
+#| code-summary: "SPRINTS: a recipe for each goal"
 SPRINTS = {  # goal: recipe; its epochs are those that it needs
     .90: Recipe(network='cnn', widths=(16, 32, 64, 128), optimizer='muon', lr=.03,
                 batch=512, schedule='triangle', warm_up=.2),

@@ -230,8 +230,8 @@ def resume_fashion(
     options = _read_options(run)
     planned, its = options['epochs'], options.get('recipe')
     if recipe not in (None, its): raise ValueError(
-        f'{run} holds a run {f"of recipe {its}" if its else "without a recipe"}, not of '
-        f'{recipe}: leave out --recipe')
+        f'{run} holds a run {f"of recipe {its}" if its else "without a recipe"}, not '
+        f'of {recipe}: leave out --recipe')
     if its and epochs not in (None, planned): raise ValueError(
         f'recipe {its} takes {planned} epochs: leave out --epochs')
     if device is not None: options['device'] = device

@@ -103,7 +103,9 @@ def changes(
     start = asdict(Recipe() if start is None else start)
     return {k: v for k, v in asdict(recipe).items() if v != start[k]}
 
-# %% ../nbs/23_challenge.ipynb #232bab2a
+# %% ../nbs/23_challenge.ipynb #23a8b019
+#| code-fold: true
+#| code-summary: "Code of recipe_callbacks: one line for each field"
 def recipe_callbacks(
     recipe:Recipe,  # what to bring together
     device          # where to train

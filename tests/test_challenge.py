@@ -177,6 +177,10 @@ def test_the_script_of_the_challenge(pretended, tmp_path, capsys):
     main([*runs, '--list'])
     missing = capsys.readouterr().out.splitlines()
     assert f'start {CHOICE_SEED}' in missing and f'Muon {CHOICE_SEED}' not in missing
+    main([*runs, '--tries', '--list'])                  # no row of the test
+    missing = capsys.readouterr().out.splitlines()
+    assert len(missing) == len(TRIES) - 1
+    assert all(line.endswith(f' {CHOICE_SEED}') for line in missing)
     with pytest.raises(SystemExit, match="challenge.py: no 'challenge-6': choose from"):
         main([*runs, '--names', 'challenge-6'])
     (tmp_path/'bad.json').write_text('{')

@@ -19,9 +19,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from .challenge import RECIPES
 from .engine import PRECISIONS
 from .recipe import (MODELS, OPTIMIZERS, SCHEDULES, resume_fashion,
-                            train_fashion)
+                            train_fashion, train_recipe)
 
 # %% ../nbs/24_recipe.ipynb #d0f3e11f
 #| code-fold: true
@@ -76,6 +77,8 @@ def _add_options(add):
     add('--seed', 'same seed, same run (on the same machine)', type=_SEED)
     add('--device', 'cpu, cuda, mps; left out: the first of cuda, mps, cpu that is '
         'there')
+    add('--recipe', 'a recipe of the challenge; it decides all but --seed, --source, '
+        '--device and --out, trains on all images and tests once', choices=RECIPES)
     add('--preflight', 'look for faults first, and stop where there is one',
         action='store_true')
     add('--out', "folder in which the run's folder is made")
@@ -110,11 +113,19 @@ def _parser():
 def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
 
 def _check_resumable(given):
-    others = [name for name in given if name not in ('device', 'epochs')]
+    others = [name for name in given if name not in ('device', 'epochs', 'recipe')]
     words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
     if words: raise ValueError(
         f"--resume takes the options from the run's folder, and only --device and "
         f'--epochs may stand beside it: leave out {words}')
+
+def _check_beside_recipe(given):
+    allowed = 'out', 'device', 'seed', 'source', 'resume'
+    others = [name for name in given if name not in allowed]
+    words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
+    if words: raise ValueError(
+        f'--recipe decides the result, and only --{", --".join(allowed)} may stand '
+        f'beside it: leave out {words}')
 
 def _say_stopped(how, folder):
     if folder and (Path(folder)/'options.json').is_file():
@@ -140,9 +151,11 @@ def nntrain_fit(
     run = None
     try:
         given = vars(_parser().parse_args(argv))
-        run = given.pop('resume', None)
+        run, by_recipe = given.pop('resume', None), 'recipe' in given
+        if by_recipe:
+            _check_beside_recipe({k: v for k, v in given.items() if k != 'recipe'})
         if run is None:
-            train_fashion(**given)
+            (train_recipe if by_recipe else train_fashion)(**given)
         else:
             _check_resumable(given)
             resume_fashion(run, **given)

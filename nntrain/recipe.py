@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +19,11 @@ from torch import nn
 from .adaptive import Adam, AdamW
 from .augment import AugmentCB
 from .blocks import cnn
-from .budgets import default_device
 from .callbacks import StopOnNonFiniteCB
+from .challenge import find_recipe
 from .checks import whole as whole_number
 from .compare import set_seed
 from .cycles import one_cycle
-from .data import fashion_dls
 from .engine import _pick, assemble, refuse_faults
 from .launch import launch
 from .meeting import _agreed, _only_main_prints, meet, own_device, started
@@ -34,13 +32,21 @@ from .momentum import Momentum
 from .prepare import NormalizeCB
 from .resnet import resnet
 from .run_folder import SaveRunCB, _conclude, new_run_folder
+from nntrain.run_options import (
+    _check_seed,
+    _load,
+    _pick_device,
+    _recipe_looks,
+    _recipe_parts,
+    _titled,
+)
 from .sgd import SGD
 from .sources import FASHION_MEAN, FASHION_STD
 from .transforms import RandomCrop, RandomFlip
 from .world import is_main
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion']
+__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'train_recipe', 'resume_fashion']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f040
 #| code-fold: true
@@ -64,52 +70,6 @@ OPTIMIZERS = {  # name: (factory, learning rate when none is given)
 SCHEDULES = {  # name: (highest rate -> schedule, times the optimizer's rate)
     'constant': (None, 1), 'one-cycle': (one_cycle, 5)}
 
-# %% ../nbs/24_recipe.ipynb #b7906ee2
-#| code-fold: true
-#| code-summary: "Checks of the options, loading the data, and the title line"
-def _pick_device(device):
-    try:
-        device = torch.device(device) if device else default_device()
-    except RuntimeError as e:
-        raise ValueError(
-            f'unknown device {device!r}: choose cpu, cuda, cuda:1, … or mps') from e
-    available = {
-        'cpu': True, 'cuda': torch.cuda.is_available(),
-        'mps': torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        there = ', '.join(k for k, v in available.items() if v)
-        raise ValueError(f'device {str(device)!r} is not there: choose one of {there}')
-    return device
-
-def _check_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(
-            f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
-
-def _load(options, device):
-    "Training, held-out and test data; says when it is not the set that was asked for"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        dls = fashion_dls(
-            options['batch_size'], valid='split', source=options['source'],
-            device=device, normalize=not options['augment'])
-    for w in caught: print(f'notice: {w.message}')
-    return dls
-
-def _titled(options, dls, device):
-    words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
-    if options['schedule'] != 'constant': words.append(options['schedule'])
-    if options['augment']: words.append('augmented')
-    if options['precision'] != 'float32': words.append(options['precision'])
-    if options['accumulate'] != 1: words.append(f"{options['accumulate']} batches/step")
-    if options['clip'] is not None: words.append(f"clipped at {options['clip']:g}")
-    if options['ema'] is not None: words.append(f"average {options['ema']:g}")
-    where = str(device) if started() == 1 else f'{started()} processes, {device.type}'
-    return (
-        f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held '
-        f'out to validate, {dls.test.n:,} for one test at the end; '
-        f'{", ".join(words)}, {where}')
-
 # %% ../nbs/24_recipe.ipynb #e2a0f039
 #| code-fold: true
 #| code-summary: "Code of _parts: from options to the arguments of assemble"
@@ -117,6 +77,8 @@ _ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble
 
 def _parts(options, device):
     "The arguments of `assemble` that `options` describe"
+    if 'recipe' in options:
+        return _recipe_parts(options, _load(options, device), device)
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
@@ -156,7 +118,8 @@ def _train(options, make_folder, resume=True, preflight=False, cbs=()):
                 f'{finite.stopped}: the run cannot go on from here; try a smaller '
                 f'learning rate than {options["lr"]:g}; {folder} holds the epochs '
                 'before')
-            if is_main(): _conclude(learn, device, folder)
+            if is_main(): _conclude(
+                learn, device, folder, _recipe_looks(options))
         except (KeyboardInterrupt, SystemExit) as e:
             e.folder = folder
             raise
@@ -212,9 +175,28 @@ def train_fashion(
     make_folder = partial(new_run_folder, out, f'{model}-{optimizer}')
     return _run(options, make_folder, preflight=preflight)
 
+# %% ../nbs/24_recipe.ipynb #642a54d4
+#| code-fold: true
+#| code-summary: "Code of train_recipe"
+def train_recipe(
+    recipe:str,         # name of one of `RECIPES`
+    source:str='auto',  # as in `train_fashion`, as are the next three
+    seed:int=0,
+    device:str=None,
+    out='runs'
+)->Path:                # the run's folder
+    """Train by a recipe of the challenge on all training pictures, and test once at the
+    end, with one look and with second looks"""
+    r = find_recipe(recipe)
+    options = dict(recipe=recipe, epochs=r.epochs, lr=r.lr, processes=1, source=source,
+                   seed=seed, device=device)
+    return _run(options, partial(new_run_folder, out, recipe))
+
 # %% ../nbs/24_recipe.ipynb #5e1c0b06
 #| code-fold: true
 #| code-summary: "How the options are read"
+_BY_RECIPE = 'recipe', 'epochs', 'lr', 'processes', 'source', 'seed', 'device'
+
 def _read_options(folder):
     path = Path(folder)/'options.json'
     parameters = inspect.signature(train_fashion).parameters
@@ -225,7 +207,9 @@ def _read_options(folder):
                          f'options.json; give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
-    if isinstance(options, dict):  # before there was an engine, runs went without
+    by_recipe = isinstance(options, dict) and 'recipe' in options
+    if by_recipe: default = dict.fromkeys(_BY_RECIPE)
+    elif isinstance(options, dict):  # before there was an engine, runs went without
         options = {name: default[name] for name in _ENGINE} | {'processes': 1} | options
     if not isinstance(options, dict) or set(options) != set(default):
         raise ValueError(f'{path} was not written by nntrain_fit: it should hold '
@@ -238,12 +222,18 @@ def _read_options(folder):
 def resume_fashion(
     run,              # folder of a run that was interrupted, or is to be longer
     device:str=None,  # go on elsewhere: cpu, cuda, mps; None: where it was
-    epochs:int=None   # train until so many are done; None: as many as were planned
+    epochs:int=None,  # train until so many are done; None: as many as were planned
+    recipe:str=None   # that the run must have; None: any, or none
 )->Path:              # the same folder
-    """Go on with an interrupted run of `train_fashion`; it ends as it would have ended
-    without the interruption"""
+    """Go on with an interrupted run of `train_fashion` or `train_recipe`; it ends as it
+    would have ended without the interruption"""
     options = _read_options(run)
-    planned = options['epochs']
+    planned, its = options['epochs'], options.get('recipe')
+    if recipe not in (None, its): raise ValueError(
+        f'{run} holds a run {f"of recipe {its}" if its else "without a recipe"}, not '
+        f'of {recipe}: leave out --recipe')
+    if its and epochs not in (None, planned): raise ValueError(
+        f'recipe {its} takes {planned} epochs: leave out --epochs')
     if device is not None: options['device'] = device
     if epochs is not None: options['epochs'] = epochs
     resume = True if options['epochs'] == planned else 'extend'

@@ -20,6 +20,7 @@ from .average import WeightAveragingCB
 from .callback import After, Callback
 from .data import DataLoaders
 from .engine import validated_weights
+from .ensembles import ensemble
 from .files import _save_tensors, _sweep, write_whole
 from .history import plot_history
 from .learner import Learner
@@ -97,7 +98,7 @@ def new_run_folder(
 # %% ../nbs/24_recipe.ipynb #e2a0f017
 #| code-fold: true
 #| code-summary: "Code of _conclude: the one test, and the weights"
-def _tested(learn, device):
+def _tested(learn, device, looks=()):
     "Loss and accuracy on the test split, measured as the validation was"
     dls = DataLoaders(learn.dls.train, learn.dls.test)
     kinds = NormalizeCB, MixedPrecisionCB
@@ -107,14 +108,18 @@ def _tested(learn, device):
         cbs=[DeviceCB(device), MetricsCB(Accuracy()), *as_before])
     judge.fit(1, train=False)
     row = judge.history[-1]
-    return {
-        'images': dls.valid.n, 'loss': row['valid_loss'],
-        'accuracy': row['valid_accuracy']}
+    test = {'images': dls.valid.n, 'loss': row['valid_loss'],
+            'accuracy': row['valid_accuracy']}
+    if looks:
+        preds, targets = ensemble([judge], looks)
+        test['looks'] = (preds.argmax(1) == targets).float().mean().item()
+    return test
 
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test
-    folder  # of the run; test.json and weights.pt go there
+    folder, # of the run; test.json and weights.pt go there
+    looks=()# transforms, each for a further look at the test pictures
 )->None:
     "Test once, with the weights that were validated; keep both, and say how it went"
     path, test = Path(folder)/'test.json', {}
@@ -124,12 +129,15 @@ def _conclude(
         with validated_weights(learn) as model:
             for left in weights, path: _sweep(left)   # its writer was killed
             write_whole(weights, partial(_save_tensors, model.state_dict()))
-            test = {'epochs': learn.n_epochs, **_tested(learn, device)}
+            test = {'epochs': learn.n_epochs, **_tested(learn, device, looks)}
         write_json(test, path)
     averaged = any(isinstance(cb, WeightAveragingCB) for cb in learn.cbs)
-    print(
+    if learn.dls.valid is not None: print(
         f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after '
-        f'{learn.n_epochs} epochs, on {learn.dls.valid.n:,} held-out images\n'
-        f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images'
-        + ', both with the average of the weights'*averaged +
+        f'{learn.n_epochs} epochs, on {learn.dls.valid.n:,} held-out images')
+    again = f', {test["looks"]:.4f} with second looks' if 'looks' in test else ''
+    both = 'both '*(learn.dls.valid is not None)
+    print(
+        f'test accuracy {test["accuracy"]:.4f} on {test["images"]:,} images{again}'
+        + f', {both}with the average of the weights'*averaged +
         f'; everything is in {folder}')

@@ -18,6 +18,7 @@ from conftest import ROOT
 
 import nntrain.recipe
 import nntrain.run_folder
+import nntrain.run_options
 from nntrain.callback import Callback, sort_callbacks
 from nntrain.checkpoint_file import read_checkpoint, write_checkpoint
 from nntrain.command import nntrain_fit
@@ -101,7 +102,7 @@ def test_validates_on_training_images_and_opens_the_test_split_once(
         for name in 'train', 'valid', 'test':
             setattr(dls, name, Watched(name, getattr(dls, name)))
         return dls
-    monkeypatch.setattr(nntrain.recipe, 'fashion_dls', watched)
+    monkeypatch.setattr(nntrain.run_options, 'fashion_dls', watched)
     run = train_fashion(3, model='mlp', source='toy', device='cpu', out=tmp_path)
     assert seen == ['train', 'valid']*3 + ['test']
     out, test = capsys.readouterr().out, json.loads((run/'test.json').read_text())

@@ -14,7 +14,7 @@ __all__ = ['KeptRuns']
 import json
 from pathlib import Path
 
-from .results import _results_dir, _write
+from .results import _checkout, _results_dir, _write
 
 def _read_runs(path, budget):
     "{'budget': name, 'runs': {name: {seed: numbers}}}; ValueError if it cannot be"
@@ -41,8 +41,8 @@ class KeptRuns:
         budget:str='full'  # that all runs of the file have
     ):
         path = Path(path)
-        if path.parent == Path() and not path.suffix:
-            path = _results_dir()/'runs'/f'{path}.json'
+        self.ours = path.parent == Path() and not path.suffix
+        if self.ours: path = _results_dir()/'runs'/f'{path}.json'
         self.path, self.budget = path, budget
         self.found = _read_runs(path, budget)
     def __contains__(self, key):
@@ -55,6 +55,10 @@ class KeptRuns:
     )->dict:       # the numbers
         "The numbers of a run; a missing one is run, and kept before you get it"
         if (name, seed) not in self:
+            if self.ours and _checkout() is None:
+                raise ValueError(f'{name}, seed {seed} is not among the runs that came '
+                                 'with the package, and to keep new ones outside of a '
+                                 'checkout, give KeptRuns a path of your own')
             made = {key: float(value) for key, value in run().items()}
             # another process may have added runs meanwhile
             self.found = _read_runs(self.path, self.budget)

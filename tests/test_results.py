@@ -8,6 +8,7 @@ import pytest
 from nntrain import intervals
 from nntrain import results as store
 from nntrain.intervals import in_band, paired_difference
+from nntrain.kept import KeptRuns
 from nntrain.results import record, result, results
 
 KW = dict(split='test', seconds=1., source='real')
@@ -121,3 +122,22 @@ def test_recorded_rows_are_complete():
         assert (
             row.experiment == name and row.n == len(row['values']) == len(row.seeds)
             and row.hardware and row.versions['torch'])
+
+
+def test_kept_runs_need_a_checkout_or_a_path(monkeypatch, tmp_path):
+    "Nothing is written into an installed package"
+    monkeypatch.setattr('nntrain.kept._checkout', lambda: None)
+    monkeypatch.setattr('nntrain.kept._results_dir', lambda: tmp_path)
+    with pytest.raises(ValueError, match='cnn, seed 3 is not among the runs that came'):
+        KeptRuns('night').get('cnn', 3, lambda: dict(accuracy=.9))
+    assert not list(tmp_path.iterdir())
+    kept = KeptRuns(tmp_path/'own.json')
+    assert kept.get('cnn', 3, lambda: dict(accuracy=.9)) == dict(accuracy=.9)
+
+
+def test_two_programs_may_keep_runs_in_one_file(tmp_path):
+    one, two = (KeptRuns(tmp_path/'own.json') for _ in range(2))
+    one.get('a', 0, lambda: dict(loss=1))
+    two.get('b', 0, lambda: dict(loss=2))
+    found = KeptRuns(tmp_path/'own.json')
+    assert [found.row(name, 'loss')['values'] for name in 'ab'] == [[1.], [2.]]

@@ -99,8 +99,8 @@ def refuse_if_busy(limit=.2):
     "End the program if others keep more than `limit` processors busy"
     busy = others_busy()
     if busy is not None and busy > limit:
-        raise SystemExit(f'other programs keep {busy:.1f} processors busy, and rows are '
-                         'recorded on an idle machine only: end them, or leave out '
+        raise SystemExit(f'other programs keep {busy:.1f} processors busy, and rows '
+                         'are recorded on an idle machine only: end them, or leave out '
                          '--record')
 
 

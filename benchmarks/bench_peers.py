@@ -1,5 +1,5 @@
-"""One epoch of training with loss and accuracy: our Learner, a bare loop that counts the
-same, and the peers that are installed (fastai, Lightning, accelerate, skorch)"""
+"""One epoch of training with loss and accuracy: our Learner, a bare loop that counts
+the same, and the peers that are installed (fastai, Lightning, accelerate, skorch)"""
 import argparse
 import contextlib
 import io

@@ -33,7 +33,7 @@ def ratios(text):
 
 def run(name, record):
     "One script: its output, shown as it comes, and its exit status"
-    command = [sys.executable, str(HERE/f'{name}.py'), *(['--record'] if record else [])]
+    command = [sys.executable, str(HERE/f'{name}.py')] + ['--record']*record
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(
         filter(None, [str(HERE.parent), os.environ.get('PYTHONPATH')]))}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as p:

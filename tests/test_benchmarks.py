@@ -114,10 +114,12 @@ def test_run_all_reads_the_tables_of_compare(clock, capsys):
     _timing.compare(
         {'torch, plain': lambda: clock(2e-5), 'Ours': lambda: clock(3e-5),
          'ours, folded': lambda: clock(1e-7)},
-        rounds=3, limits={'Ours': 1.2, 'ours, folded': .5}, title='a test: of 1× [1, 1]')
+        rounds=3, limits={'Ours': 1.2, 'ours, folded': .5},
+        title='a test: of 1× [1, 1]')
     rows = run_all.ratios(capsys.readouterr().out)
     assert [(r['name'], r['ratio'], r['verdict']) for r in rows] == [
-        ('torch, plain', 1, None), ('Ours', 1.5, 'MISSED'), ('ours, folded', .005, 'ok')]
+        ('torch, plain', 1, None), ('Ours', 1.5, 'MISSED'),
+        ('ours, folded', .005, 'ok')]
 
 
 def test_run_all_shows_targets_and_failures(monkeypatch, tmp_path, capsys):
@@ -131,6 +133,7 @@ def test_run_all_shows_targets_and_failures(monkeypatch, tmp_path, capsys):
     assert 'MISSED  1.5× (limit 1.2×)  bench_import: Ours' in shown
     assert 'FAILED  bench_data: see above' in shown
     kept = json.loads(file.read_text(encoding='utf-8'))
-    assert kept['others_busy'] == .25 and kept['ratios']['bench_import'][0]['low'] == 1.4
+    assert kept['others_busy'] == .25
+    assert kept['ratios']['bench_import'][0]['low'] == 1.4
     with pytest.raises(SystemExit): run_all.main(['--only', 'nothing'])
     assert 'no script bench_nothing: choose from bench_' in capsys.readouterr().err

@@ -11,7 +11,7 @@ import platform
 import re
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 
 def compare(
@@ -80,6 +80,28 @@ def describe_machine():
         else os.cpu_count())
     return (f'{_processor()}, {cores} cores, {platform.system()}, '
             f'Python {platform.python_version()}')
+
+
+def others_busy(seconds=1.):
+    """How many processors other programs keep busy, measured while we wait; None where
+    the system does not say (no /proc/stat)"""
+    def used():
+        with open('/proc/stat') as f: user, nice, system, *_ = f.readline().split()[1:]
+        return (int(user) + int(nice) + int(system))/os.sysconf('SC_CLK_TCK')
+    try:
+        before = used()
+        sleep(seconds)
+        return (used() - before)/seconds
+    except OSError: return None
+
+
+def refuse_if_busy(limit=.2):
+    "End the program if others keep more than `limit` processors busy"
+    busy = others_busy()
+    if busy is not None and busy > limit:
+        raise SystemExit(f'other programs keep {busy:.1f} processors busy, and rows '
+                         'are recorded on an idle machine only: end them, or leave out '
+                         '--record')
 
 
 def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, source):

@@ -5,7 +5,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _timing import compare
+from _timing import compare, refuse_if_busy
 from torchvision.transforms import v2
 
 from nntrain.erase import RandomCopy, RandomErase
@@ -54,6 +54,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     result = compare(
         candidates(args.device), rounds=args.rounds,
         number=1 if args.device == 'cpu' else 20, per=1024, unit='image', warmup=2,

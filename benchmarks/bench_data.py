@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nntrain.collate import collate_tuple
 from nntrain.tensor_loader import TensorLoader
 from nntrain.sources import fashion_mnist, fashion_tensors
-from _timing import compare
+from _timing import compare, refuse_if_busy
 
 
 def consume(loader):
@@ -51,6 +51,7 @@ if __name__=='__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     result = main(rounds=args.rounds, record='data' if args.record else '')
     print(
         f"TensorLoader is {1 / result['TensorLoader']['ratio']:.0f}× faster than "

@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-from _timing import compare
+from _timing import compare, refuse_if_busy
 
 
 def fresh(code): return lambda: subprocess.run([sys.executable, '-c', code], check=True)
@@ -36,6 +36,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     sys.exit(
         not main(args.rounds, 'import' if args.record else '')[
             'import nntrain.learner']['ok']

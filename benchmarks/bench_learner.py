@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import torch
 import torch.nn.functional as F
-from _timing import compare
+from _timing import compare, refuse_if_busy
 from torch import nn
 
 from nntrain.learner import Learner
@@ -53,6 +53,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     result = compare(
         {
             'bare PyTorch loop': bare_loop,

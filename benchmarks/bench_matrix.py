@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import torch
-from _timing import compare
+from _timing import compare, refuse_if_busy
 from torch import nn
 
 from nntrain.adaptive import AdamW
@@ -58,6 +58,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     torch.set_num_threads(args.threads)
     keep_freed_memory()                     # as the `Learner` does on a CPU
     networks = dict(mlp=mlp, resnet=resnet)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 import torch
-from _timing import compare
+from _timing import compare, refuse_if_busy
 from torch import nn
 
 from nntrain.adaptive import Adam
@@ -109,6 +109,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     torch.set_num_threads(args.threads)
     shapes = [torch.Size(s) for s in resnet_shapes()]
     print(

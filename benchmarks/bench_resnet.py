@@ -6,7 +6,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _timing import compare
+from _timing import compare, refuse_if_busy
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
@@ -121,6 +121,7 @@ if __name__ == '__main__':
         '--record', action='store_true',
         help='write rows to results/ (on an idle machine)')
     args = parser.parse_args()
+    if args.record: refuse_if_busy()
     tensors = fashion_tensors()
     dataset, (x, y) = fashion_mnist()['train'], tensors['train']
     n = min(len(y), args.batches*args.batch_size or len(y))

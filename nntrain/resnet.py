@@ -11,6 +11,7 @@ import math
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aside import aside
@@ -18,7 +19,29 @@ from .blocks import conv_block
 from .checks import whole
 
 # %% auto #0
-__all__ = ['pool_conv', 'strided_conv', 'ResBlock', 'ResNet', 'resnet', 'dead_weights']
+__all__ = ['Stack', 'pool_conv', 'strided_conv', 'ResBlock', 'ResNet', 'resnet', 'dead_weights']
+
+# %% ../nbs/19_resnet.ipynb #b0c57901
+def _pair(n):
+    first, second = conv_block(n, n, stride=1), conv_block(n, n, stride=1, act=None)
+    return nn.Sequential(first, second)
+
+class Stack(nn.Module):
+    "Pairs of 3×3 convolutions on 16 channels, plain or with skip connections"
+    def __init__(self,
+        n_pairs:int,     # two convolutions each
+        skip:bool=False  # a skip connection around each pair?
+    ):
+        super().__init__()
+        self.stem = nn.Sequential(conv_block(1, 16), conv_block(16, 16))  # 7×7
+        self.pairs = nn.ModuleList([_pair(16) for _ in range(n_pairs)])
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                  nn.Linear(16, 10))
+        self.skip = skip
+    def forward(self, x:Tensor)->Tensor:
+        x = self.stem(x)
+        for pair in self.pairs: x = F.relu(x + pair(x) if self.skip else pair(x))
+        return self.head(x)
 
 # %% ../nbs/19_resnet.ipynb #669a9f01
 def pool_conv(

@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 import _timing
+import run_all
 from project_checks import bad_result
 
 
@@ -93,3 +94,46 @@ def test_nothing_is_recorded_unless_asked(clock, tmp_path):
 def test_every_script_can_record(script):
     text = script.read_text(encoding='utf-8')
     assert "'--record'" in text and 'record=' in text
+
+
+def test_recorded_rows_come_from_an_idle_machine_only(monkeypatch):
+    monkeypatch.setattr(_timing, 'others_busy', lambda: 1.5)
+    with pytest.raises(SystemExit, match='other programs keep 1.5 processors busy'):
+        _timing.refuse_if_busy()
+    for quiet in .1, None:                               # None: the system does not say
+        monkeypatch.setattr(_timing, 'others_busy', lambda: quiet)
+        _timing.refuse_if_busy()
+
+
+def test_every_script_refuses_a_busy_machine():
+    for script in Path(_timing.__file__).parent.glob('bench_*.py'):
+        assert 'if args.record: refuse_if_busy()' in script.read_text(encoding='utf-8')
+
+
+def test_run_all_reads_the_tables_of_compare(clock, capsys):
+    _timing.compare(
+        {'torch, plain': lambda: clock(2e-5), 'Ours': lambda: clock(3e-5),
+         'ours, folded': lambda: clock(1e-7)},
+        rounds=3, limits={'Ours': 1.2, 'ours, folded': .5},
+        title='a test: of 1× [1, 1]')
+    rows = run_all.ratios(capsys.readouterr().out)
+    assert [(r['name'], r['ratio'], r['verdict']) for r in rows] == [
+        ('torch, plain', 1, None), ('Ours', 1.5, 'MISSED'),
+        ('ours, folded', .005, 'ok')]
+
+
+def test_run_all_shows_targets_and_failures(monkeypatch, tmp_path, capsys):
+    table = ('Ours   3 ms [3 ms, 3 ms]   1.5× [1.4, 1.6]  {} (limit 1.2×)\n')
+    answers = {'bench_import': (table.format('MISSED'), 1), 'bench_data': ('oh', 1)}
+    monkeypatch.setattr(run_all, 'run', lambda name, record: answers[name])
+    monkeypatch.setattr(run_all, 'others_busy', lambda: .25)
+    file = tmp_path/'all.json'
+    assert run_all.main(['--only', 'import', 'data', '--json', str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert 'MISSED  1.5× (limit 1.2×)  bench_import: Ours' in shown
+    assert 'FAILED  bench_data: see above' in shown
+    kept = json.loads(file.read_text(encoding='utf-8'))
+    assert kept['others_busy'] == .25
+    assert kept['ratios']['bench_import'][0]['low'] == 1.4
+    with pytest.raises(SystemExit): run_all.main(['--only', 'nothing'])
+    assert 'no script bench_nothing: choose from bench_' in capsys.readouterr().err

@@ -51,6 +51,8 @@ def try_recipe(
     name:str   # one of `TRIES`
 )->Recipe:     # with the changes of all tries on the way
     "The recipe of a try"
+    if name not in TRIES:
+        raise ValueError(f'unknown try {name!r}: choose one of {", ".join(TRIES)}')
     before, changed = TRIES[name]
     return replace(Recipe() if before is None else try_recipe(before), **changed)
 
@@ -65,7 +67,7 @@ def find_recipe(
     name:str   # such as 'challenge-20'
 )->Recipe:     # one of `RECIPES`
     "The recipe of this name; ValueError with all names if there is none"
-    if name in RECIPES: return RECIPES[name]
+    if isinstance(name, str) and name in RECIPES: return RECIPES[name]
     raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(RECIPES)}')
 
 # %% ../nbs/23_challenge.ipynb #23263dda
@@ -91,6 +93,7 @@ def run_challenge(
     names=None           # as in `challenge_jobs`
 )->int:                  # how many runs were made
     "Run what is missing"
+    if isinstance(names, str): names = [names]
     if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
         raise ValueError(f'no {", ".join(unknown)}: choose from '
                          f'{", ".join([*TRIES, *RECIPES])}')

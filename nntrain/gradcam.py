@@ -58,6 +58,9 @@ def grad_cam(
             logits = model(x.detach().clone().requires_grad_())
             _check_features(kept, logits)
             if classes is None: classes = logits.argmax(1)
+            if not (0 <= classes.min() and classes.max() < logits.shape[1]):
+                raise ValueError(f'classes must be from 0 to {logits.shape[1] - 1}, '
+                                 f'got {classes.tolist()}')
             score = logits.gather(1, classes[:, None]).sum()
             grad, = torch.autograd.grad(score, kept[0])
     finally:

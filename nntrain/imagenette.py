@@ -127,7 +127,8 @@ def photo_dls(
         train_i, valid_i = stratified_split(y, len(y)//9)
         (x, y), val = (x[train_i], y[train_i]), (x[valid_i], y[valid_i])
     if checks.share('share', checks.positive('share', share)) < 1:
-        few = stratified_split(y, round(share*len(y)))[1].repeat(round(1/share))
+        few = stratified_split(y, max(1, round(share*len(y))))[1]
+        few = few[torch.arange(len(y)) % len(few)]
         x, y = x[few], y[few]
     if checks.share('noise', noise) > 0: y = _mislabelled(y, noise)
     device = default_device() if device is None else device

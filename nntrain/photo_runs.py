@@ -111,7 +111,7 @@ def photo_run(
         row = learn.history[-1]
         right, loss = row['valid_accuracy'], row['valid_loss']
     except ValueError as e:                # an optimizer refused what had overflowed
-        if 'finite' not in str(e): raise
+        if 'infinite or missing' not in str(e): raise
         right, loss = .1, math.nan
     made = dict(accuracy=right, loss=loss if math.isfinite(loss) else 99., rate=lr,
                 seconds=time.perf_counter() - begin)

@@ -47,6 +47,10 @@ def resample(
     antialias:bool=True  # average over all that falls into a new pixel?
 )->Tensor:               # (N, size, n): rows of weights that sum to 1
     "The matrices that turn a window of `n` pixels into `size` new ones"
+    if (length <= 0).any() or (start < 0).any() or (start + length > n + 1e-3).any():
+        raise ValueError(f'each window must lie inside the image of {n} pixels and be '
+                         'wider than 0: start at least 0, start + length at most '
+                         f'{n}')
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     step = length/size                                   # old pixels per new one
     centre = start + step*(torch.arange(size, device=start.device)[:, None] + .5)

@@ -91,6 +91,21 @@ def _check_recipe(r):
     for name in 'decay', 'mixup': checks.at_least(name, getattr(r, name))
     for name in 'erase', 'smoothing': checks.share(name, getattr(r, name))
     for name in 'average', 'warm_up': checks.share(name, getattr(r, name), one=False)
+    _check_tuples(r)
+
+def _check_tuples(r):
+    if not isinstance(r.widths, tuple) or len(r.widths) < 2:
+        raise ValueError('widths must be a tuple of at least two numbers of channels, '
+                         f'stem and stages; got {r.widths!r}')
+    for n in r.widths: checks.whole('widths: channels', n)
+    if r.strides is not None and (not isinstance(r.strides, tuple)
+                                  or len(r.strides) != len(r.widths)):
+        raise ValueError(f'strides must be None or a tuple of {len(r.widths)} numbers, '
+                         f'one for each of widths; got {r.strides!r}')
+    if not isinstance(r.grow, tuple) or not all(
+            isinstance(part, tuple) and len(part) == 2 for part in r.grow):
+        raise ValueError('grow must be a tuple of pairs (share of the epochs, pixels), '
+                         f'such as ((.4, 20),); got {r.grow!r}')
     for part in r.grow:
         checks.share('grow: share of the epochs', part[0])
         checks.whole('grow: pixels', part[1])
@@ -178,6 +193,9 @@ def run_recipe(
 )->dict:                # accuracy, mirror, six, loss; seconds and cpu
     "Train by a recipe, and judge once, at the end"
     r = recipe
+    if not isinstance(r, Recipe):
+        raise TypeError(f'run_recipe needs a Recipe, got {r!r}: find_recipe gives one '
+                        'by its name')
     plan = budget if isinstance(budget, Budget) else find_budget(budget)
     device = default_device() if device is None else torch.device(device)
     dls = DATA[r.data][0](r.batch, valid, source, device, plan)

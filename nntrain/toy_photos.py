@@ -90,6 +90,8 @@ def draw_photo(
 )->tuple:              # PIL picture; (left, top, right, bottom) of the thing in it
     "Draw a coloured picture of any aspect ratio: sky, ground, clutter, and one thing"
     from PIL import Image
+    if label not in range(10): raise ValueError(f'label must be 0 … 9, got {label!r}')
+    if not longest >= 1: raise ValueError(f'longest must be at least 1, got {longest}')
     side = round(short*rng.uniform(1, longest))
     w, h = (side, short) if rng.random() < .5 else (short, side)
     sky, ground = rng.integers(60, 230, (2, 3))

@@ -289,3 +289,26 @@ def test_the_networks_of_others_are_as_they_were_published():
     rows = patches.transpose(0, 1).flatten(1)
     square = rows.detach() @ rows.detach().T/rows.shape[1]
     assert_close(square, torch.eye(4), rtol=0, atol=.02)
+
+
+@pytest.mark.parametrize('fields, said', [
+    (dict(widths=5), 'widths must be a tuple of at least two'),
+    (dict(widths=()), 'widths must be a tuple of at least two'),
+    (dict(widths=(8, .5)), 'widths: channels'),
+    (dict(strides=(1, 2)), 'strides must be None or a tuple of 4 numbers'),
+    (dict(grow=3), 'grow must be a tuple of pairs'),
+    (dict(grow=((.4,),)), 'grow must be a tuple of pairs'),
+    (dict(grow=((1.4, 20),)), 'grow: share of the epochs'),
+])
+def test_a_recipe_says_what_is_wrong_with_its_tuples(fields, said):
+    with pytest.raises(ValueError, match=said): Recipe(**fields)
+
+
+def test_names_in_place_of_recipes_are_answered(tmp_path):
+    with pytest.raises(TypeError, match="got 'challenge-5': find_recipe gives one"):
+        run_recipe('challenge-5', 0)
+    with pytest.raises(ValueError, match="unknown try 'x': choose one of start"):
+        try_recipe('x')
+    with pytest.raises(ValueError, match='unknown recipe'): find_recipe(['a'])
+    with pytest.raises(ValueError, match="no 'strat': choose from start"):
+        run_challenge(KeptRuns(tmp_path/'challenge.json'), names='strat')

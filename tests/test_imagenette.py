@@ -7,6 +7,7 @@ import re
 import tarfile
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from nntrain import archive, imagenette, photo_cache, photo_runs, photo_tables
+from nntrain import (archive, imagenette, photo_cache, photo_runs, photo_tables,
+                     photo_transforms, toy_photos)
 from nntrain.archive import check_md5, download, read_archive, unpack_archive
 from nntrain.gradcam import grad_cam
 from nntrain.imagenette import find_imagenette, photo_dls
@@ -440,3 +442,26 @@ def test_every_row_can_be_made(table):
         x = torch.rand(2, 3, 96, 96)
         for tfm in given['tfms']: x = tfm(x)
         assert x.shape[2] == x.shape[3] and x.shape[2] in (64, 96, 128, 160)
+
+
+@pytest.mark.parametrize('start, length', [(-3., 4.), (8., 4.), (0., 0.)])
+def test_a_window_outside_the_image_is_refused(start, length):
+    with pytest.raises(ValueError, match='inside the image of 10 pixels'):
+        photo_transforms.resample(torch.tensor([start]), torch.tensor([length]), 10, 4)
+
+
+def test_a_toy_picture_has_one_of_ten_things():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match='label must be 0 … 9, got 10'):
+        toy_photos.draw_photo(10, rng)
+    with pytest.raises(ValueError, match='longest must be at least 1, got 0.5'):
+        toy_photos.draw_photo(0, rng, longest=.5)
+
+
+@pytest.mark.parametrize('share', [.05, .3, .66, .9])
+def test_an_epoch_of_few_pictures_is_as_long(share, tmp_path):
+    x, y = torch.zeros(100, 4, 4, 3, dtype=torch.uint8), torch.arange(100) % 10
+    split = SimpleNamespace(x=x.permute(0, 3, 1, 2), y=y, mean=0., std=1.)
+    photos = dict(train=split, val=split, source='toy')
+    dls = imagenette.photo_dls(photos, 10, share=share, device='cpu')
+    assert dls.train.n == 100

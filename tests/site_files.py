@@ -76,7 +76,7 @@ def build(top):
     "`nbdev_docs` in a copy of the checkout without what git ignores -> its pages"
     shutil.copytree(ROOT, top, symlinks=True, ignore=shutil.ignore_patterns(
         '.git', '.hypothesis', '.pytest_cache', '.ruff_cache', '.ipynb_checkpoints',
-        '.venv', 'venv', '_proc', '_docs', '__pycache__', 'node_modules', 'runs'))
+        '.venv', 'venv', '_proc', '_docs', '__pycache__', 'node_modules'))
     done = subprocess.run(['nbdev_docs'], cwd=top, capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(top)})
     said = done.stdout + done.stderr

@@ -38,7 +38,7 @@ def install(top):
     from project_checks import run
     source = top/'source'
     skip = shutil.ignore_patterns(
-        '.*', '__pycache__', 'build', '*.egg-info', 'runs', '_proc', '_docs', 'tests',
+        '.*', '__pycache__', 'build', '*.egg-info', '_proc', '_docs', 'tests',
         'node_modules', 'venv')  # '.*': caches, which other workers change
     shutil.copytree(ROOT, source, ignore=skip)
     done = run(
@@ -81,8 +81,11 @@ def execute(venv, path, where, **more):
             transport='ipc' if sys.platform != 'win32' else 'tcp',
             connection_file=f'{sockets}/k.json')
         km.kernel_spec.argv[0] = str(python(venv))
-        NotebookClient(nbformat.read(path, as_version=4), km=km, timeout=300,
-                       resources={'metadata': {'path': str(where)}}).execute(env=env)
+        client = NotebookClient(nbformat.read(path, as_version=4), km=km, timeout=300,
+                                resources={'metadata': {'path': str(where)}})
+        try: client.execute(env=env)
+        finally:                        # the client leaves a manager of ours alone, and
+            if km.has_kernel: km.shutdown_kernel(now=True)   # 30 kernels fill a memory
 
 
 def write(path, *sources):

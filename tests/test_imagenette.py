@@ -428,7 +428,8 @@ def test_tables_refuse_toys_and_unknown_tables(tmp_path, monkeypatch):
 def test_a_run_that_overflows_counts_as_a_guess(toys):
     def refusing(model, lr):
         made = photo_runs.OPTIMIZERS['Adam'][0](model, lr)
-        def step(*args): raise ValueError('a gradient of shape (3,) has infinite or missing numbers')
+        def step(*args):
+            raise ValueError('a gradient of shape (3,) has infinite or missing numbers')
         made.step = step
         return made
     made, _ = photo_runs.photo_run(toys, photo_tables.small_cnn, refusing, 1e-3, 0, 1)

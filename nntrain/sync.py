@@ -148,7 +148,7 @@ def _llms(text, s, nbs):
             re.search('^> (.*)', first, re.M),
         )
         number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
-        chapter = f'{number} ' if number and name<'90' else ''
+        chapter = f'{number} ' if number and name<'80' else ''
         res.append(
             f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)"
             + (f': {promise[1]}' if promise else ''))

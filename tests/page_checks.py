@@ -173,7 +173,7 @@ def title_problems(nb, name):
     bad = []
     if not title.endswith(' {.unnumbered}') or 'title' in front_matter(nb):
         bad.append('Quarto would number this page')
-    if name < '90' and not title.startswith(number[1] + ' '):
+    if name < '80' and not title.startswith(number[1] + ' '):
         bad.append(f'no chapter number in the title {title!r}')
     return bad
 

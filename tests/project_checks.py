@@ -25,7 +25,8 @@ FASTCORE = {
     'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr',
     'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 # Appendices whose modules any chapter may import; they import no chapter
-SHARED_PAGES = {'80_tape', '81_xray', '82_cards', '90_pictures', '92_figures', '93_recording', '94_tools', '98_site'}
+SHARED_PAGES = {'81_xray', '82_cards', '90_pictures', '92_figures', '93_recording',
+                '94_tools', '98_site'}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
 # ruff: undefined and unused names, mutable defaults, useless comparisons and

@@ -64,7 +64,9 @@ class TapeCB(Callback):
         if self._due(learn.n_taken + 1): self._before = self._look_before(learn)
 
     def after_step(self, learn):
-        if self._due(learn.n_taken): self._note(learn)
+        if not self._due(learn.n_taken): return
+        self._note(learn)
+        self._thin()
 
 # %% ../nbs/80_tape.ipynb #c61091f4
 #| code-fold: true
@@ -167,7 +169,6 @@ def _note(self:TapeCB, learn):
         values=values, shares=shares, filters=self._look_at_filters(learn.model)))
     self._loss = self._n = 0
     self._before = None
-    self._thin()
     if self._screen is not None: self._screen.draw_sometimes(self)
     self.seconds += time.perf_counter() - started
 

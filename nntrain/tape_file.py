@@ -15,8 +15,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .results import _checkout, _results_dir, _write
-from .tape_pack import _check
+from .tape_pack import _check, _shares
 from .tape_view import tape_view
 
 # %% ../nbs/80_tape.ipynb #b1f8b4a3
@@ -34,6 +36,14 @@ class Tape:
     def steps(self)->list:
         "Steps taken at each moment"
         return list(self.data['steps'])
+
+    @property
+    def right(self)->list:
+        "How many of the samples are right at each moment; [] without predictions"
+        if not (part := self.data['pictures']): return []
+        shares = _shares(part['shares']).reshape(-1, part['n'], len(part['classes']))
+        hits = shares.argmax(2) == np.array(part['targets'])
+        return (hits & np.isfinite(shares).all(2)).sum(1).tolist()
 
     def save(self,
         path  # of the file to write; a file that is there is replaced as a whole

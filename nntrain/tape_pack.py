@@ -161,6 +161,7 @@ def _check_parts(data):
     for part in data['values']: _check_values(part, t)
     if data['pictures']: _check_pictures(data['pictures'], t)
     if part := data['filters']:
+        _need(isinstance(part['name'], str), 'its filters have no name')
         _need(all(m in range(t) for m in part['moments']), 'filters of no moment')
         n = _check_strip(part, 'the filters')
         _need(n == len(part['moments']), 'filters are missing')

@@ -14,6 +14,7 @@ __all__ = []
 import html
 import math
 import re
+from decimal import ROUND_HALF_UP, Context
 
 import numpy as np
 
@@ -23,13 +24,18 @@ from .tape_pack import BINS, _levels
 _COLOURS = '#0072B2', '#D55E00'          # of the first and the second tape
 _DASHES = 'none', '6 3'
 
+def _round(v): return math.floor(v + .5)  # halves up, as in a browser
+
+def _digits(v, n): return float(Context(n, ROUND_HALF_UP).create_decimal(v))
+
 def _short(v):  # three digits; `short` in tape.js writes the same
     if v is None: return '–'
-    if v and (abs(v) < .001 or abs(v) >= 1e5):
-        return re.sub(r'e([+-])0*(\d)', r'e\1\2', f'{v:.1e}').replace('e+', 'e')
-    return f'{v:.0f}' if abs(v) >= 100 else f'{v:#.3g}'.rstrip('.')
-
-def _round(v): return math.floor(v + .5)  # as Math.round in a browser
+    size = abs(v)
+    if v and (size < .001 or size >= 1e5):
+        text = f'{_digits(v, 2):.1e}'
+        return re.sub(r'e([+-])0*(\d)', r'e\1\2', text).replace('e+', 'e')
+    if size >= 100: return '-'*(v < 0) + str(_round(size))
+    return f'{_digits(v, 3):#.3g}'.rstrip('.')
 
 # %% ../nbs/80_tape.ipynb #0468116b
 #| code-fold: true
@@ -50,7 +56,8 @@ def _wants_log(values):
     v = [x for x in values if x is not None]
     return bool(v) and min(v) > 0 and max(v) > 30*min(v)
 
-def _x(step, last): return round(_LEFT + _WIDE*step/max(1, last), 1)
+def _x(step, last):
+    return f'{_round(10*(_LEFT + _WIDE*step/max(1, last)))/10:g}'
 
 def _curve(points, last, scale, log):  # [(step, value)] -> path, gaps lift the pen
     path, pen = '', 'M'

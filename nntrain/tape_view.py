@@ -16,6 +16,7 @@ import html
 import json
 import re
 
+import numpy as np
 from fastcore.basics import patch
 
 from .figure_web import _script, _style
@@ -30,8 +31,9 @@ _TAPE_JS = 'once.js', 'numbers.js', 'tape.js'
 #| code-summary: "A moment in words"
 def _n_right(tape):  # of the pictures, at the last moment
     part = tape['pictures']
-    return part and sum(int(_last_shares(part, i).argmax()) == target
-                        for i, target in enumerate(part['targets']))
+    shares = [_last_shares(part, i) for i in range(part['n'])]
+    return sum(int(s.argmax()) == target and not np.isnan(s).any()
+               for s, target in zip(shares, part['targets']))
 
 def _told(tape):  # the last moment of a tape; `told` in tape.js says the same
     said = [f"training loss {_short(tape['loss'][-1])}"]

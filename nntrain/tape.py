@@ -18,10 +18,10 @@ from .checks import whole
 from .figures import _live
 from .tape_file import Tape
 from .tape_layers import _filters_of, _first_filters, _moving
-from .tape_pack import (FORMAT, _four, _pack_filters, _pack_pictures,
+from .tape_pack import (_FORMAT, _four, _pack_filters, _pack_pictures,
                                _pack_values, _pairs)
 from .tape_probe import Probe
-from .tape_screen import Screen
+from .tape_screen import _Screen
 
 # %% auto #0
 __all__ = ['moments', 'TapeCB']
@@ -134,7 +134,7 @@ def _begin(self:TapeCB, learn):
     self._about = dict(
         model=type(getattr(learn.model, '_orig_mod', learn.model)).__name__,
         classes=self.classes or getattr(learn.dls, 'classes', None))
-    if self.show and _live(): self._screen = Screen(self.beside)
+    if self.show and _live(): self._screen = _Screen(self.beside)
     lazy = nn.parameter.UninitializedParameter
     if not any(isinstance(p, lazy) for p in learn.model.parameters()):
         self._note(learn)                                  # before the first step
@@ -196,7 +196,7 @@ def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
              for name in self._moving}
     valid = [[step, _number(float(loss))] for step, loss in self.valid]
     return Tape(dict(
-        format=FORMAT, model=self._about['model'], steps=[r['step'] for r in rows],
+        format=_FORMAT, model=self._about['model'], steps=[r['step'] for r in rows],
         **numbers, valid=valid, values=self._packed_values(),
         ratios=[dict(name=name, moved=v) for name, v in moved.items()],
         pictures=self._packed_pictures(), filters=self._packed_filters(),

@@ -49,7 +49,7 @@ def _filters(key, tapes, names):
 def _verdict(shares, target, classes):  # `verdict` in tape.js says the same
     if np.isnan(shares).any(): return '✗ no number'
     best = int(np.argmax(shares))
-    share = f'{_round(100*float(shares[best]))} %'
+    share = f'{_round(100*float(shares[best]))}\u00a0%'
     if best == target: return f'✓ right, {share}'
     return f'✗ wrong: {classes[best]}, {share}'
 
@@ -72,8 +72,8 @@ def _card(key, tapes, who, i, names):  # a sample and what each tape says of it
         name = f'{html.escape(names[t])}: ' if len(tapes) > 1 else ''
         at = f'data-tape="{t}" data-at="{i}"'
         said = html.escape(_verdict(shares, target, classes))
-        out += (f'<svg viewBox="0 0 {10*len(classes)} 34" class="sh" aria-hidden="true" '
-                f'preserveAspectRatio="none"><path class="ax" d="M0 30h'
+        out += (f'<svg viewBox="0 0 {10*len(classes)} 34" class="sh" '
+                f'aria-hidden="true" preserveAspectRatio="none"><path class="ax" d="M0 30h'
                 f'{10*len(classes)}"/><path data-key="shares" {at} d="'
                 f'{_share_bars(shares)}" stroke="{_COLOURS[t]}"/><path class="tr" d="M'
                 f'{10*target} 32.5h10"/></svg><span>{name}<span data-key="says" {at}>'

@@ -75,19 +75,22 @@ class Tape:
 # %% ../nbs/80_tape.ipynb #1a88f685
 def keep_tape(
     tape,      # a `Tape`
-    name:str   # topic of the chapter that recorded it
+    name:str,  # topic of the chapter that recorded it
+    folder=None  # write here in any case (for trying out)
 )->None:
     "Put a tape among those of the book, in a full run under `nntrain_execute` only"
-    if not os.environ.get('NNTRAIN_RECORD') or _checkout() is None: return
-    folder = _results_dir()/'tapes'
+    full_run = os.environ.get('NNTRAIN_RECORD') and _checkout() is not None
+    if not full_run and folder is None: return
+    folder = Path(folder or _results_dir()/'tapes')
     folder.mkdir(parents=True, exist_ok=True)
     tape.save(folder/f'{name}.json')
 
 def book_tape(
-    name:str   # topic of a chapter: learner, activations, schedulers, resnet or bugs
+    name:str,  # topic of a chapter: learner, activations, schedulers, resnet or bugs
+    folder=None  # as in `keep_tape`; None: the tapes that travel with the package
 )->Tape:
     "The tape that the book recorded in a chapter, to lay your own over it"
-    folder = _results_dir()/'tapes'
+    folder = Path(folder or _results_dir()/'tapes')
     names = sorted(path.stem for path in folder.glob('*.json'))
     if name not in names:
         raise ValueError(f'the book has no tape {name!r}; it has {", ".join(names)}')

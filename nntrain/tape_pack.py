@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['BINS', 'FORMAT']
+__all__ = []
 
 # %% ../nbs/80_tape.ipynb #00bd0a89
 #| code-fold: true
@@ -45,7 +45,7 @@ def _four(v):                         # four digits, or None: JSON knows no NaN
 # %% ../nbs/80_tape.ipynb #6aff61d3
 #| code-fold: true
 #| code-summary: "Histograms of a layer: the same bins at every moment"
-BINS = 24
+_BINS = 24
 
 def _range_of(kept):  # of the values that are not 0; a few far ones may lie outside
     pooled = np.concatenate(kept)
@@ -58,7 +58,7 @@ def _range_of(kept):  # of the values that are not 0; a few far ones may lie out
 
 def _pack_values(name, kept):  # kept: the values seen at each moment
     low, high = _range_of(kept)
-    edges = np.linspace(low, high, BINS + 1)
+    edges = np.linspace(low, high, _BINS + 1)
     def counted(v):
         v = v[np.isfinite(v)]
         counts = np.histogram(v[v != 0].clip(low, high), edges)[0]
@@ -111,7 +111,7 @@ def _pack_filters(name, kept, which):  # weights by moment, all on one scale
 # %% ../nbs/80_tape.ipynb #93caf1d4
 #| code-fold: true
 #| code-summary: "What a tape must hold: the check of a file"
-FORMAT = 'nntrain tape 1'
+_FORMAT = 'nntrain tape 1'
 _BASE64 = re.compile(r'[A-Za-z0-9+/]+=*')
 
 def _need(ok, what):
@@ -144,7 +144,7 @@ def _check_pictures(part, t):
 def _check_values(part, t):
     _need(_is_numbers([part['low'], part['high'], part['most']], 3) and
           part['low'] < part['high'] and part['most'] > 0, 'a histogram has no range')
-    _need(_is_numbers(part['zeros'], t) and _is_letters(part['bars'], t*BINS),
+    _need(_is_numbers(part['zeros'], t) and _is_letters(part['bars'], t*_BINS),
           'a histogram is cut short')
 
 def _check_parts(data):
@@ -169,8 +169,8 @@ def _check_parts(data):
     _need(all(isinstance(text, str) for text in texts), 'its words are no texts')
 
 def _check(data):  # ValueError: what is wrong with the content of a tape
-    _need(isinstance(data, dict) and data.get('format') == FORMAT,
-          f'it does not say {FORMAT!r}')
+    _need(isinstance(data, dict) and data.get('format') == _FORMAT,
+          f'it does not say {_FORMAT!r}')
     try: _check_parts(data)
     except KeyError as e: raise ValueError(f'it has no {e}') from None
     except (TypeError, AttributeError, IndexError, OSError) as e:

@@ -19,7 +19,7 @@ from decimal import ROUND_HALF_UP, Context
 import numpy as np
 
 from .figure_axes import _ticks
-from .tape_pack import BINS, _levels
+from .tape_pack import _BINS, _levels
 
 _COLOURS = '#0072B2', '#D55E00'          # of the first and the second tape
 _DASHES = 'none', '6 3'
@@ -40,7 +40,7 @@ def _short(v):  # three digits; `short` in tape.js writes the same
 # %% ../nbs/80_tape.ipynb #0468116b
 #| code-fold: true
 #| code-summary: "A curve and its moving mark"
-_W, _H = 300, 150                        # of a chart; the plot lies inside of it
+_W, _H = 300, 150                        # of a chart, and of the plot in it
 _LEFT, _TOP, _WIDE, _HIGH = 46, 10, 246, 112
 
 def _scale(values, log):  # (lo, hi) of the axis, in tens if it is logarithmic
@@ -129,8 +129,8 @@ def _ratio_rows(tapes):
         bars = ''.join(
             f'<span><svg viewBox="0 0 200 10" preserveAspectRatio="none" aria-hidden='
             f'"true"><path class="gr" d="M100 0V10"/><path class="bar" data-key="bar" '
-            f'data-tape="{t}" data-name="{html.escape(name)}" d="{_bar(v["moved"][-1])}"'
-            f' stroke="{_COLOURS[t]}"/></svg>{_named("moved", t, name, v["moved"][-1])}'
+            f'data-tape="{t}" data-name="{html.escape(name)}" '
+            f'd="{_bar(v["moved"][-1])}" stroke="{_COLOURS[t]}"/></svg>{_named("moved", t, name, v["moved"][-1])}'
             '</span>' for t, v in found)
         rows += f'<li><em>{html.escape(name)}</em>{bars}</li>'
     return f'<ul class="nnt-r">{rows}</ul>' if rows else ''
@@ -152,11 +152,11 @@ def _placed(found):  # (x of the first bin, width of a bin, height of a level) o
 def _outline(bars, place):  # of one histogram; `outline` in tape.js draws the same
     d = f"M{place['x']} 300"
     for i, level in enumerate(bars):
-        right = place['x'] + _round(place['wide']*(i + 1)/BINS)
+        right = place['x'] + _round(place['wide']*(i + 1)/_BINS)
         d += f"V{300 - _round(place['high']*int(level)/63)}H{right}"
     return d + 'V300'
 
-def _zeros(v): return '' if not v else f'{_round(100*v)} % zeros'
+def _zeros(v): return '' if not v else f'{_round(100*v)}\u00a0% zeros'
 
 def _histograms(tapes):  # -> (HTML, where each lies: for the script)
     panels, places = '', {}
@@ -164,7 +164,7 @@ def _histograms(tapes):  # -> (HTML, where each lies: for the script)
         lines = now = ''
         for (t, layer), place in zip(found, _placed(found)):
             places[f'{t} {name}'] = place
-            d = _outline(_levels(layer['bars'])[-BINS:], place)
+            d = _outline(_levels(layer['bars'])[-_BINS:], place)
             lines += (f'<path class="hist" data-key="hist" data-tape="{t}" data-name="'
                       f'{html.escape(name)}" d="{d}" stroke="{_COLOURS[t]}" '
                       f'stroke-dasharray="{"none" if t == 0 else "30 15"}"/>')

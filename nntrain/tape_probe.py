@@ -94,7 +94,7 @@ def _class_numbers(batch):  # (N,) class numbers of a batch, or None
     if not isinstance(target, Tensor) or target.ndim != 1: return None
     return None if target.is_floating_point() or target.dtype == torch.bool else target
 
-def _as_pictures(batch, n):  # (n, H, W) or (n, H, W, 3), or None if they are none
+def _as_pictures(batch, n):  # (n, H, W) or (n, H, W, 3); None: not pictures
     x = next(tensors_of(batch), None)
     if x is None or x.is_complex(): return None
     x = x[:n].detach().float().cpu()
@@ -118,7 +118,7 @@ class Probe:
         with _same_luck(learn.device): self._find(learn, pictures, n_probe)
 
     def ask(self)->tuple:  # (n_shown, C) probabilities or None, {label: values}
-        "Show the samples; nothing of the model, its mode or the luck of the run changes"
+        "Show the samples; the model, its mode and the random numbers stay as they are"
         if self.learner is None: return None, {}
         model, seen = self.learner.model, {}
         def note(label, module, inputs, output):

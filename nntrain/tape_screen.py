@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Screen']
+__all__ = []
 
 # %% ../nbs/80_tape.ipynb #2c7d8ef9
 #| code-fold: true
@@ -17,8 +17,8 @@ from .tape_view import tape_view
 
 # %% ../nbs/80_tape.ipynb #ad858b97
 #| code-fold: true
-#| code-summary: "Screen: the tape in a notebook while the run goes on"
-class Screen:
+#| code-summary: "_Screen: the tape in a notebook while the run goes on"
+class _Screen:
     "One output of a notebook that shows the newest tape"
     def __init__(self, beside=None, every=3.):
         self.beside, self.every, self.shown, self.handle = beside, every, 0., None

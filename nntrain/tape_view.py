@@ -89,8 +89,8 @@ def _slider(view):
     return (f'<form class="nnt-s" hidden><label for="{key}">moment of the run</label>'
             f'<input type="range" id="{key}" min="0" max="{len(view.at) - 1}" step="1" '
             f'value="{len(view.at) - 1}" autocomplete="off" aria-valuetext="step '
-            f'{last} of {last}"><output for="{key}">step {last} of {last}</output>{play}'
-            '</form>')
+            f'{last} of {last}"><output for="{key}">step {last} of {last}</output>'
+            f'{play}</form>')
 
 def _part(head, body, small=''):
     small = small and f' <small>{small}</small>'
@@ -106,7 +106,7 @@ def tape_view(
     tape,          # a `Tape`
     other=None,    # a second one: both runs in the same panels
     names=None,    # what the two runs are called, such as ('sick', 'healthy')
-    title:str='',  # above the view; '' is none
+    title:str='',  # above the view; '' leaves it out
     play:bool=False  # a button that runs through the moments by itself?
 )->TapeView:
     "One or two tapes as panels that one slider moves; needs no kernel"
@@ -125,7 +125,7 @@ def tape_view(
 #| code-fold: true
 #| code-summary: "The whole view as HTML"
 @patch
-def panels(self:TapeView)->tuple:  # (HTML of the last moment, what the script needs)
+def _panels(self:TapeView)->tuple:  # (HTML of the last moment, what the script needs)
     "The still picture: all panels at the last moment"
     tapes, names, last = self.tapes, self.names, self.at[-1]
     charts = _chart('loss', 'loss', tapes, last, 'valid') + _chart(
@@ -152,7 +152,7 @@ def _lean(tape):  # without the strips, which stand in the HTML: '' in their pla
 @patch
 def to_html(self:TapeView)->str:
     "Style, last moment, slider, data and script in one piece; loads nothing"
-    body, places = self.panels()
+    body, places = self._panels()
     data = dict(id=self.id, at=self.at, names=self.names, title=self.title,
                 play=self.play, places=places, tapes=[_lean(t) for t in self.tapes])
     text = json.dumps(data, separators=(',', ':'), allow_nan=False)
@@ -164,7 +164,8 @@ def to_html(self:TapeView)->str:
     return (
         f'<div class="nnt" id="{self.id}" role="group" aria-label="{label}">'
         f'{_style("tape.css")}<p class="nnx-n">{about}. Run this cell to see it, or '
-        f'trust the notebook.</p><div class="nnt-d" style="display:none">{title}{legend}'
+        'trust the notebook.</p><div class="nnt-d" style="display:none">'
+        f'{title}{legend}'
         f'{_slider(self)}<p class="nnt-w" role="status">{said}</p>{body}</div>'
         f'{_script(_TAPE_JS, "tape", f"/*tape*/{text}/*end*/")}</div>')
 

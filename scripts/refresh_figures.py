@@ -3,10 +3,10 @@
     python scripts/refresh_figures.py [--check] [NOTEBOOK …]     default: nbs/*.ipynb
 
 A figure of `explore` or `predict`, or a training tape, holds everything it shows, so
-nothing is executed: the picture, frames and words stay as they are stored. Do this after a change of
-nbs/figures (and `nntrain_sync`). With --check nothing is written. Exit status 1:
-something is out of date (--check), or a figure cannot be read and its cell must be
-executed again.
+nothing is executed: the picture, frames and words stay as they are stored. Do this
+after a change of nbs/figures (and `nntrain_sync`). With --check nothing is written.
+Exit status 1: something is out of date (--check), or a figure cannot be read and its
+cell must be executed again.
 """
 import ast
 import json

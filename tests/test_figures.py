@@ -566,7 +566,8 @@ def lint(text):
                   if not before.startswith('//')]
 
 # called by Python or by another file
-ONCE = {'explore', 'graph', 'predict', 'tape', 'once', 'inFrame', 'paths', 'toHash', 'fromHash',
+ONCE = {'explore', 'graph', 'predict', 'tape', 'once', 'inFrame', 'paths', 'toHash',
+        'fromHash',
         'drag', 'place', 'LOW', 'SPAN', 'GAP'}
 
 @pytest.mark.parametrize('name', SCRIPTS)

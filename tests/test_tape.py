@@ -31,7 +31,7 @@ from nntrain.cycles import one_cycle
 from nntrain.tape import TapeCB, moments
 from nntrain.tape_cards import _share_bars, _verdict
 from nntrain.tape_file import Tape, book_tape, keep_tape
-from nntrain.tape_pack import BINS, _levels, _pairs, _shares
+from nntrain.tape_pack import _BINS, _levels, _pairs, _shares
 from nntrain.tape_panels import _bar, _outline, _short
 from nntrain.tape_view import _TAPE_JS, TapeView, stored_view, tape_view
 
@@ -121,8 +121,8 @@ def test_that_test_can_fail():
         torch.testing.assert_close(a.model.state_dict(), b.model.state_dict())
 
 def n_hooks(model):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
-               for m in model.modules())
+    return sum(len(hooks) for m in model.modules() for hooks in (
+        m._forward_hooks, m._forward_pre_hooks, m._backward_hooks))
 
 class Failing(nn.Module):
     "Fails at its forward pass number `at`"
@@ -482,7 +482,7 @@ def test_both_languages_write_the_same_numbers(javascript):
 
 def test_both_languages_draw_the_same_histogram_and_bars(javascript, recorded):
     part, place = recorded.data['values'][0], dict(x=7, wide=933, high=287)
-    bars = part['bars'][-BINS:]
+    bars = part['bars'][-_BINS:]
     assert javascript(f"outline('{bars}', {json.dumps(place)})") == _outline(
         _levels(bars), place)
     shares = np.random.default_rng(0).dirichlet(np.ones(5), 12)
@@ -512,10 +512,10 @@ def open_page(browser, tmp_path):
     def go(body, width=800, dark=False, **kw):
         colours = '#181a1f;color:#dcdfe4' if dark else '#fff;color:#222'
         (tmp_path/'page.html').write_text(
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-            'content="width=device-width"><title>t</title><link rel="icon" '
-            f'href="data:,"><style>body{{margin:8px;background:{colours}}}</style><main>'
-            f'<h1>t</h1>{body}</main>', encoding='utf-8')
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta '
+            'name="viewport" content="width=device-width"><title>t</title><link '
+            f'rel="icon" href="data:,"><style>body{{margin:8px;background:{colours}}}'
+            f'</style><main><h1>t</h1>{body}</main>', encoding='utf-8')
         context = browser.new_context(viewport=dict(width=width, height=900), **kw)
         contexts.append(context)
         page = context.new_page()
@@ -540,7 +540,7 @@ def cut(data, n):  # the tape of a run that ended at moment n
     for name in 'epochs', 'loss', 'rate', 'gradient': data[name] = data[name][:t]
     for part in data['ratios']: part['moved'] = part['moved'][:t]
     for part in data['values']:
-        part['zeros'], part['bars'] = part['zeros'][:t], part['bars'][:t*BINS]
+        part['zeros'], part['bars'] = part['zeros'][:t], part['bars'][:t*_BINS]
     k = 2*data['pictures']['n']*len(data['pictures']['classes'])
     data['pictures']['shares'] = data['pictures']['shares'][:t*k]
     data['valid'] = [v for v in data['valid'] if v[0] <= data['steps'][-1]]
@@ -559,7 +559,8 @@ def test_javascript_draws_what_python_draws(open_page, recorded, hot):
     for n in 0, 7:                                  # and in the middle
         page.keyboard.press('Home')
         for _ in range(n): page.keyboard.press('ArrowRight')
-        short = TapeView([cut(t.data, n) for t in (recorded, hot)], ['a', 'b'], '', False)
+        tapes = [cut(t.data, n) for t in (recorded, hot)]
+        short = TapeView(tapes, ['a', 'b'], '', False)
         says = page.locator('.nnt-w').text_content()
         assert re.search(r'role="status">(.*?)</p>', short.to_html())[1] == says
         want = re.findall(r'data-key="shares"[^>]* d="([^"]*)"', short.to_html())
@@ -649,7 +650,8 @@ def test_shows_itself_in_a_live_kernel(recorded, monkeypatch):
     assert len(shown) < 5
 
 def test_importing_the_tape_stays_light():
-    code = 'import sys, nntrain.tape; print({"matplotlib", "PIL", "IPython"} & {*sys.modules})'
+    heavy = {'matplotlib', 'PIL', 'IPython'}
+    code = f'import sys, nntrain.tape; print({heavy} & {{*sys.modules}})'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           cwd=ROOT, timeout=300)
     assert done.stdout.strip() == 'set()', done.stderr

@@ -52,7 +52,7 @@ function shareBars(shares) {
 // What the network says of a sample, as words.
 function verdict(shares, target, classes) {
   if (shares.some(isNaN)) return '✗ no number';
-  const best = bestOf(shares), share = Math.round(100 * shares[best]) + ' %';
+  const best = bestOf(shares), share = Math.round(100 * shares[best]) + '\u00a0%';
   return best === target ? '✓ right, ' + share
     : '✗ wrong: ' + classes[best] + ', ' + share;
 }
@@ -87,7 +87,7 @@ const PANELS = {
   },
   zeros: (tape, moment, el) => {
     const share = layer(tape.values, el).zeros[moment];
-    return share ? Math.round(100 * share) + ' % zeros' : '';
+    return share ? Math.round(100 * share) + '\u00a0% zeros' : '';
   },
   filters: (tape, moment, el) => {
     const at = momentAt(tape.filters.moments, moment);

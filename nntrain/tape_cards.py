@@ -73,9 +73,9 @@ def _card(key, tapes, who, i, names):  # a sample and what each tape says of it
         at = f'data-tape="{t}" data-at="{i}"'
         said = html.escape(_verdict(shares, target, classes))
         out += (f'<svg viewBox="0 0 {10*len(classes)} 34" class="sh" '
-                f'aria-hidden="true" preserveAspectRatio="none"><path class="ax" d="M0 30h'
-                f'{10*len(classes)}"/><path data-key="shares" {at} d="'
-                f'{_share_bars(shares)}" stroke="{_COLOURS[t]}"/><path class="tr" d="M'
+                'aria-hidden="true" preserveAspectRatio="none">'
+                f'<path class="ax" d="M0 30h{10*len(classes)}"/><path data-key="shares" '
+                f'{at} d="{_share_bars(shares)}" stroke="{_COLOURS[t]}"/><path class="tr" d="M'
                 f'{10*target} 32.5h10"/></svg><span>{name}<span data-key="says" {at}>'
                 f'{said}</span></span>')
     return f'<li>{out}</li>'

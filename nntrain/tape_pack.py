@@ -79,9 +79,8 @@ def _strip(tiles):  # (K, H, W) shades 0 … 63, or (K, H, W, 3) bytes -> base64
     tiles = np.pad(tiles, edges, mode='edge')
     return _png(tiles.reshape(-1, *tiles.shape[2:]), _palette('image', 64))
 
-def _shaded(x, low, high):  # floats (…, H, W) or (…, H, W, 3) -> what `_strip` takes
+def _shaded(x, low, high, colour):  # floats -> the shades or bytes of `_strip`
     share = np.nan_to_num((x - low)/((high - low) or 1), nan=.5, posinf=1, neginf=0)
-    colour = x.ndim > 3 and x.shape[-1] == 3
     return np.round(share.clip(0, 1)*(255 if colour else 63)).astype(np.uint8)
 
 def _grid_of(filters, n_columns):  # (T, n, h, w[, 3]) -> a tile a moment, with gaps
@@ -96,7 +95,7 @@ def _grid_of(filters, n_columns):  # (T, n, h, w[, 3]) -> a tile a moment, with 
     return tiles
 
 def _pack_pictures(x):  # (n, H, W) or (n, H, W, 3) floats of any range
-    tiles = _shaded(x, np.nanmin(x), np.nanmax(x))
+    tiles = _shaded(x, np.nanmin(x), np.nanmax(x), colour=x.ndim == 4)
     return dict(n=len(x), height=x.shape[1], width=x.shape[2], png=_strip(tiles))
 
 def _pack_filters(name, kept, which):  # weights by moment, all on one scale
@@ -104,7 +103,7 @@ def _pack_filters(name, kept, which):  # weights by moment, all on one scale
     finite = np.abs(x[np.isfinite(x)])
     high = float(finite.max()) if finite.size else 1.
     n_columns = math.ceil(x.shape[1]/2) if x.shape[1] > 4 else x.shape[1]
-    tiles = _grid_of(_shaded(x, -high, high), n_columns)
+    tiles = _grid_of(_shaded(x, -high, high, colour=x.ndim == 5), n_columns)
     return dict(name=name, n=x.shape[1], moments=which, high=_four(high),
                 height=tiles.shape[1], width=tiles.shape[2], png=_strip(tiles))
 

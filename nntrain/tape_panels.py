@@ -130,8 +130,8 @@ def _ratio_rows(tapes):
             f'<span><svg viewBox="0 0 200 10" preserveAspectRatio="none" aria-hidden='
             f'"true"><path class="gr" d="M100 0V10"/><path class="bar" data-key="bar" '
             f'data-tape="{t}" data-name="{html.escape(name)}" '
-            f'd="{_bar(v["moved"][-1])}" stroke="{_COLOURS[t]}"/></svg>{_named("moved", t, name, v["moved"][-1])}'
-            '</span>' for t, v in found)
+            f'd="{_bar(v["moved"][-1])}" stroke="{_COLOURS[t]}"/></svg>'
+            f'{_named("moved", t, name, v["moved"][-1])}</span>' for t, v in found)
         rows += f'<li><em>{html.escape(name)}</em>{bars}</li>'
     return f'<ul class="nnt-r">{rows}</ul>' if rows else ''
 

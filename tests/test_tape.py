@@ -1,9 +1,12 @@
 """The training tape: it changes nothing, says what is missing, survives damage, and
 shows in a browser what Python draws."""
+import base64
 import copy
+import io
 import json
 import random
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from PIL import Image
 from site_checks import axe_problems, axe_source, slider_problems, start_browser
 from torch import nn
 
@@ -221,6 +225,25 @@ def test_predictions_and_validation_loss_at_the_end():
     assert cb.tape.right[-1] == hits
     valid = cb.tape.data['valid'][-1][1]
     assert valid == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-3)
+
+def test_filters_and_pictures_are_what_they_were():
+    "A kernel of three columns is no colour"
+    cb = TapeCB()
+    learn = fitted(cb)
+    part = cb.tape.data['filters']
+    image = np.array(Image.open(io.BytesIO(base64.b64decode(part['png']))))
+    tiles = image.reshape(len(part['moments']), part['height'] + 2, part['width'])
+    w = learn.model[0].weight.detach()[:, 0].numpy()
+    want = np.round((w/part['high'] + 1)/2*63)
+    last = tiles[-1, 1:-1]
+    assert part['moments'][-1] == len(cb.tape.steps) - 1 and part['height'] == 7
+    for i, kernel in enumerate(want):           # two rows of three, with gaps
+        y, x = i//3*4, i % 3*4
+        assert np.abs(last[y:y+3, x:x+3] - kernel).max() <= 1, i
+    shown = cb.tape.data['pictures']
+    image = np.array(Image.open(io.BytesIO(base64.b64decode(shown['png']))))
+    first = pictures(40, 1)[0][0, 0].numpy()
+    assert np.corrcoef(image[1:9].ravel(), first.ravel())[0, 1] > .99
 
 def test_accumulated_batches_are_one_step():
     cb = TapeCB()
@@ -626,6 +649,45 @@ def test_slider_has_a_name_and_says_its_value(open_page, recorded):
     slider.focus()
     page.keyboard.press('Home')
     assert slider.get_attribute('aria-valuetext') == 'step 0 of 24'
+
+
+# ---- stored in the notebooks ---------------------------------------------------------
+
+def stored(path):
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    return [text for cell in nb['cells'] for out in cell.get('outputs', ())
+            if 'class="nnt"' in (text := ''.join(
+                out.get('data', {}).get('text/html', '')))]
+
+STORED = [p for p in sorted((ROOT/'nbs').glob('*.ipynb')) if stored(p)]
+
+def test_the_chapters_have_their_tapes():
+    topics = {p.stem[3:] for p in STORED}
+    assert {'learner', 'activations', 'schedulers', 'resnet', 'bugs', 'tape'} <= topics
+    assert {p.stem for p in (ROOT/'results/tapes').glob('*.json')} == topics - {'tape'}
+
+@pytest.mark.parametrize('path', STORED, ids=lambda p: p.name)
+def test_stored_tapes(open_page, path):
+    views = stored(path)
+    for html in views:
+        again = stored_view(html)
+        assert again.to_html() == html, 'run scripts/refresh_figures.py'
+        for data in again.tapes: Tape(data)             # as if it came from a file
+        assert len(html.encode()) < 200_000
+    assert len(set(views)) == len(views)
+    page = open_page(''.join(views), 360)
+    assert slider_problems(page) == page.problems == []
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+
+def test_stored_tapes_take_todays_script(recorded):
+    tool = runpy.run_path(str(ROOT/'scripts/refresh_figures.py'))
+    html = tape_view(recorded).to_html()
+    old = html.replace('function momentAt', 'function jadis')
+    out = [dict(data={'text/html': old})]
+    cell = dict(cell_type='code', source=['cb.tape'], outputs=out)
+    found = list(tool['refresh'](dict(cells=[cell])))
+    assert out[0]['data']['text/html'] == html != old
+    assert found[0][1].startswith('tape-')
 
 
 # ---- while the run goes on -----------------------------------------------------------

@@ -62,6 +62,9 @@ RECIPES['challenge-20'] = replace(
     RECIPES['challenge-5'], epochs=20, move=1, flip='alternating', smoothing=.1,
     looks='six')
 RECIPES['challenge-50'] = replace(RECIPES['challenge-20'], epochs=50, erase=.5)
+RECIPES['imagenette-5'] = Recipe(
+    data='imagenette', widths=(32, 32, 64, 128, 256), strides=(2, 1, 2, 2, 2),
+    batch=64, optimizer='muon', lr=.03, flip='random', crop=128, size=144)
 
 def find_recipe(
     name:str   # such as 'challenge-20'

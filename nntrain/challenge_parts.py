@@ -19,6 +19,7 @@ from .adaptive import AdamW, adam_direction
 from .blocks import cnn
 from .compose import compose
 from .data import fashion_dls
+from .imagenette import imagenette, photo_dls
 from .kronecker import SOAP
 from .matrix import Muon, inner_weights
 from .momentum import Momentum
@@ -33,7 +34,6 @@ from .cycles import one_cycle
 from .resnet import resnet
 from .schedule import constant, join, linear
 from .schedule_free import ScheduleFreeAdamW
-from .sources import FASHION_MEAN, FASHION_STD
 from .split import split
 from .tensor_loader import TensorLoader
 from .transforms import ImageTransform
@@ -56,8 +56,12 @@ def _triangle(lr, up):
 SHAPES = {  # name: (highest rate, share of the steps on the way up) -> schedule
     'one-cycle': one_cycle, 'triangle': _triangle, 'steady': _steady}
 
-DATA = {  # name: (function that makes loaders, channels, mean, standard deviation)
-    'fashion': (fashion_dls, 1, FASHION_MEAN, FASHION_STD)}
+def _photographs(batch, valid='test', source='auto', device=None, budget=None):
+    photos = imagenette(160, source=source, budget=budget)
+    return photo_dls(photos, batch, valid, device=device)
+
+DATA = {  # name: (function that makes loaders, channels)
+    'fashion': (fashion_dls, 1), 'imagenette': (_photographs, 3)}
 
 # %% ../nbs/23_challenge.ipynb #23dad8f1
 #| code-fold: true

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
+from . import checks
 from .recipe_data import Recipe, run_recipe
 
 # %% auto #0
@@ -83,6 +84,10 @@ def challenge_jobs(
     names=None   # tries and recipes; None: all
 ):               # yields (name, recipe, seed, what to judge on)
     "What is missing: tries first, then seed by seed the final rows"
+    if isinstance(names, str): names = [names]
+    if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
+        raise ValueError(f'no {", ".join(unknown)}: choose from '
+                         f'{", ".join([*TRIES, *RECIPES])}')
     tries = [(name, try_recipe(name), CHOICE_SEED, 'split') for name in TRIES]
     finals = [(name, recipe, seed, 'test') for seed in SEEDS
               for name, recipe in RECIPES.items()]
@@ -96,10 +101,7 @@ def run_challenge(
     names=None           # as in `challenge_jobs`
 )->int:                  # how many runs were made
     "Run what is missing"
-    if isinstance(names, str): names = [names]
-    if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
-        raise ValueError(f'no {", ".join(unknown)}: choose from '
-                         f'{", ".join([*TRIES, *RECIPES])}')
+    if seconds is not None: checks.at_least('seconds', seconds)
     begin, n = time.perf_counter(), 0
     for name, recipe, seed, valid in challenge_jobs(kept, names):
         run = partial(run_recipe, recipe, seed, valid, kept.budget)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checks
 from .adaptive import AdamW, adam_direction
 from .blocks import cnn
 from .compose import compose
@@ -105,7 +106,7 @@ class EpochLoader(TensorLoader):
         super().__init__(x, y, batch_size, **kwargs)
         g = torch.Generator().manual_seed(draw)
         self.half = (torch.rand(len(self.x), generator=g) < .5).to(self.device)
-        self.turns, self.sizes = turns, tuple(sizes)
+        self.turns, self.sizes = turns, _checked_sizes(sizes)
     def _batch(self, order, i):
         x, y = super()._batch(order, i)
         part, epoch = self._part(i), self.epoch - 1   # `__iter__` has counted it
@@ -119,7 +120,17 @@ class EpochLoader(TensorLoader):
 
 # %% ../nbs/23_challenge.ipynb #23dca07f
 #| code-fold: true
-#| code-summary: "How pictures are made smaller"
+#| code-summary: "How pictures are made smaller; the check of their sizes"
+def _checked_sizes(sizes):
+    pairs = isinstance(sizes, (tuple, list)) and all(
+        isinstance(part, (tuple, list)) and len(part) == 2 for part in sizes)
+    if not pairs:
+        raise ValueError('sizes must be pairs (before this epoch, pixels), such as '
+                         f'[(2, 20)]; got {sizes!r}')
+    for end, pixels in sizes:
+        checks.whole('sizes: epoch', end, 0), checks.whole('sizes: pixels', pixels)
+    return tuple(sizes)
+
 def _shrunk(x, pixels):
     "Smaller pictures: each new pixel is a mean over those that it covers"
     return F.interpolate(x, (pixels, pixels), mode='bilinear', antialias=True,
@@ -134,6 +145,9 @@ class Look(ImageTransform):
         right:int=0        # pixels; below 0: left; what comes in is 0
     ):
         super().__init__()
+        for name, n in dict(down=down, right=right).items():
+            if isinstance(n, bool) or not isinstance(n, int):
+                raise ValueError(f'{name} must be a whole number of pixels, got {n!r}')
         self.mirror, self.down, self.right = mirror, down, right
     def apply(self, x:Tensor)->Tensor:   # (N, C, H, W) -> the same shape and type
         if self.mirror: x = x.flip(-1)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from . import checks
 from .augment import AugmentCB
 from .average import WeightAveragingCB
-from .budgets import Budget, budget as find_budget, default_device
+from .budgets import Budget, budget as find_budget, find_device
 from nntrain.challenge_parts import (
     ACTS,
     DATA,
@@ -207,7 +207,7 @@ def run_recipe(
         raise TypeError(f'run_recipe needs a Recipe, got {r!r}: find_recipe gives one '
                         'by its name')
     plan = budget if isinstance(budget, Budget) else find_budget(budget)
-    device = default_device() if device is None else torch.device(device)
+    device = find_device(device)
     dls = DATA[r.data][0](r.batch, valid, source, device, plan)
     parts = recipe_parts(r, dls, device, seed)
     parts['cbs'] += [DeviceCB(device)]

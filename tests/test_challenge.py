@@ -339,3 +339,15 @@ def test_photographs_have_a_recipe():
     Learner(**parts).fit(1)
     assert set(sides) == {(True, recipe.crop), (False, recipe.size)}
 
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: EpochLoader(torch.rand(4, 1, 8, 8), torch.arange(4), 4, sizes=3), 'pairs'),
+    (lambda: EpochLoader(torch.rand(4, 1, 8, 8), torch.arange(4), 4, sizes=[(1, 0)]),
+     'sizes: pixels must be a whole number'),
+    (lambda: Look(down=.5), 'down must be a whole number of pixels, got 0.5'),
+    (lambda: list(challenge_jobs({}, ['Muoon'])), "no 'Muoon'"),
+    (lambda: run_challenge({}, -1), 'seconds must be a finite number of at least 0'),
+    (lambda: run_recipe(TINY, 0, device='gpu'), "unknown device 'gpu'")])
+def test_wrong_input_gets_a_sentence(make, says):
+    with pytest.raises(ValueError, match=says): make()

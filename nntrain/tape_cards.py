@@ -72,12 +72,12 @@ def _card(key, tapes, who, i, names):  # a sample and what each tape says of it
         name = f'{html.escape(names[t])}: ' if len(tapes) > 1 else ''
         at = f'data-tape="{t}" data-at="{i}"'
         said = html.escape(_verdict(shares, target, classes))
-        out += (f'<svg viewBox="0 0 {10*len(classes)} 34" class="sh" '
-                'aria-hidden="true" preserveAspectRatio="none">'
-                f'<path class="ax" d="M0 30h{10*len(classes)}"/><path data-key="shares" '
-                f'{at} d="{_share_bars(shares)}" stroke="{_COLOURS[t]}"/><path class="tr" d="M'
-                f'{10*target} 32.5h10"/></svg><span>{name}<span data-key="says" {at}>'
-                f'{said}</span></span>')
+        k, ink = 10*len(classes), _COLOURS[t]
+        out += (f'<svg viewBox="0 0 {k} 34" class="sh" aria-hidden="true" '
+                f'preserveAspectRatio="none"><path class="ax" d="M0 30h{k}"/>'
+                f'<path data-key="shares" {at} d="{_share_bars(shares)}" '
+                f'stroke="{ink}"/><path class="tr" d="M{10*target} 32.5h10"/></svg>'
+                f'<span>{name}<span data-key="says" {at}>{said}</span></span>')
     return f'<li>{out}</li>'
 
 def _cards(key, tapes, names):

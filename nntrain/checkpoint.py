@@ -66,6 +66,7 @@ class CheckpointCB(Callback):
         self.on, self.outside, self.sigterm = False, [], Sigterm()
         self.lock = RunLock(self.path)
 
+# %% ../nbs/17_checkpoints.ipynb #385940e2
 @patch
 def save(self:CheckpointCB,
     learn,         # the learner, during a fit

@@ -219,6 +219,8 @@ def _find(self:CheckpointCB, learn):
                      f'with resume=False')
 
 # %% ../nbs/17_checkpoints.ipynb #0ab5f859
+#| code-fold: true
+#| code-summary: "CheckpointCB after a SIGTERM: tell the others, leave the fit"
 @patch
 def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
     if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came

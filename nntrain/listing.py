@@ -10,7 +10,7 @@ __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
 #| code-fold: true
-#| code-summary: "A cell of prose; the settings; which names a cell defines"
+#| code-summary: "The place of a heading; which names a cell defines"
 import ast
 import re
 from pathlib import Path
@@ -32,6 +32,21 @@ def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook 
     return root, _settings(root), path.relative_to(root).as_posix()
 
 
+def _slug(heading):  # the place that pandoc gives to a heading
+    given = re.search(r'\{[^}]*#([\w.-]+)', heading)
+    if given: return given[1]
+    text = re.sub(r'\s*\{[^}]*\}\s*$', '', heading)
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
+    text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
+    return re.sub(r'\s', '-', re.sub('^[^a-z]+', '', text)) or 'section'
+
+
+def _headings(cells):
+    text = '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
+    text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
+
+
 def _defined(source):  # names that a cell defines -> (on top, methods inside)
     top, inside = [], []
     try: body = ast.parse(source).body
@@ -47,21 +62,6 @@ def _defined(source):  # names that a cell defines -> (on top, methods inside)
             inside += [f'{n.name}.{f.name}' for f in n.body
                        if isinstance(f, ast.FunctionDef)]
     return top, inside
-
-# %% ../nbs/98_site.ipynb #600485e0
-def _slug(heading):  # the place that pandoc gives to a heading
-    given = re.search(r'\{[^}]*#([\w.-]+)', heading)
-    if given: return given[1]
-    text = re.sub(r'\s*\{[^}]*\}\s*$', '', heading)
-    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
-    text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
-    return re.sub(r'\s', '-', re.sub('^[^a-z]+', '', text)) or 'section'
-
-
-def _headings(cells):
-    text = '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
-    text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
-    return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
 
 # %% ../nbs/98_site.ipynb #16e8fd5d
 def _only_imports(source):

@@ -38,9 +38,13 @@ def _web_parts(): return _raw(_style('cards.css') + _script(['cards.js'],
                                                             'startCards', ''))
 
 
+def _for_pandoc(text):  # code in a summary is HTML: its stars and lines are no Markdown
+    return re.sub('<code>.*?</code>', r'`\g<0>`{=html}', text)
+
+
 def _folded(card, hidden=False):  # a card in Markdown, with its buttons
     return (f'<details class="recall-card" data-card="{card.id}"{" hidden"*hidden}>'
-            f'<summary>{card.question}<span class="recall-mark"></span></summary>\n\n'
+            f'<summary>{_for_pandoc(card.question)}<span class="recall-mark"></span></summary>\n\n'
             f'{card.answer}\n\n→ [{card.heading}]({card.file}#{card.place})\n\n'
             f'{_raw(_BUTTONS)}\n\n</details>')
 
@@ -61,7 +65,7 @@ def _list(cards):  # the page of all cards
     options = ''.join(f'<option value="{cs[0].topic}">{int(f[:2])} {cs[0].title}'
                       '</option>' for f, cs in of.items())
     out = [_raw(_FILTER.format(options=options)), _raw(f'<div>{_SAYS}<p '
-           f'class="recall-end">{_KEPT}</p></div>'),
+           f'class="recall-end" hidden>{_KEPT}</p></div>'),
            'For Anki: [all cards](cards/nntrain.csv){download="nntrain.csv"}, or the '
            'file of a chapter below.']
     for f, cs in of.items():
@@ -81,6 +85,10 @@ class CardsProc:
     def begin(self):
         name, cells = self.path.name, self.nb.cells
         if not re.match(r'[0-7]\d|82_cards', name): return
+        for c in cells:
+            if c.cell_type == 'markdown' and '## Remember' in c.source:
+                c.source = re.sub('^<details><summary>.*', lambda m: _for_pandoc(m[0]),
+                                  c.source, flags=re.M)
         cards = read_cards(self.path.parent)
         if name == '82_cards.ipynb':
             at = self.after('## All cards')

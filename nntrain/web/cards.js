@@ -7,6 +7,7 @@ const memory = {
   lasts: true,
 
   read() {
+    if (!this.lasts) return this.kept;
     try {
       const kept = JSON.parse(localStorage.getItem(CARDS));
       this.kept = kept instanceof Object && !Array.isArray(kept) ? kept : {};
@@ -70,7 +71,7 @@ function chooseCards(box) {
     const [p, i] = order.get(a), [q, j] = order.get(b);
     return p - q || i - j;
   });
-  const end = box.querySelector('.recall-end');
+  const end = box.querySelector('.recall-says');
   cards.forEach((card, i) => {
     card.hidden = i >= show;
     end.before(card);  // the order of the keyboard is that of the eye
@@ -95,7 +96,7 @@ function filterCards(page) {
 }
 
 function startCards() {
-  const says = document.querySelector('.recall-says');
+  const says = document.querySelector('.recall-says');  // of a box or of the page
   const page = document.querySelector('.recall-filter');
   const cards = [...document.querySelectorAll('.recall-card')];
   const tell = words => {
@@ -120,7 +121,7 @@ function startCards() {
   });
 
   // without this script a card is folded text, and nothing is kept
-  document.querySelectorAll('.recall [hidden]:not(.recall-card), .recall-filter')
+  document.querySelectorAll('.recall-knew, .recall-end, .recall-filter')
     .forEach(part => { part.hidden = false; });
   document.querySelectorAll('.recall').forEach(chooseCards);
   refresh();

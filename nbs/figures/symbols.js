@@ -1,0 +1,171 @@
+// The key of a sign in a formula, as the table writes it: β_1, hat m, n_in; or ''.
+function keyOf(e) {
+  const [first, second] = e.children;
+  if (e.localName === 'mi' || e.localName === 'mtext') return e.textContent.trim();
+  if (e.localName === 'mover' && '^\u0302'.includes(second.textContent.trim()))
+    return 'hat ' + keyOf(first);
+  if (e.localName === 'msub' || e.localName === 'msubsup')
+    return keyOf(first) + '_' + second.textContent.trim();
+  return '';
+}
+
+// As text writes it: β₁, m̂. Letters of the alphabet would also be words.
+function writtenAs(key) {
+  const low = '₀₁₂₃₄₅₆₇₈₉';
+  const text = key.replace(/^hat (.)/, '$1\u0302').replace(/_(\d)$/, (_, n) => low[n]);
+  return /[^\x00-\x7f]/.test(text) ? text : '';
+}
+
+function escaped(text) { return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'); }
+
+// Which sign of the table does this key mean at this place? A sign that means it in
+// this section goes before one that means it in the whole chapter.
+function signAt(signs, test, place) {
+  const here = signs.filter(s => test(s) && s.scopes.some(e => e.contains(place)));
+  return here.sort((a, b) => b.places.length - a.places.length)[0];
+}
+
+function markFormula(e, signs) {
+  const key = keyOf(e);
+  const sign = key && signAt(signs, s => s.key === key, e);
+  if (sign) {
+    const whole = e.localName !== 'msubsup';  // its power is not a part of the sign
+    const parts = whole ? [e] : [e.children[0], e.children[1]];
+    parts.forEach(part => { part.dataset.sym = sign.i; });
+    if (whole) return;
+  }
+  for (const child of e.children) {
+    const skip = child.dataset.sym !== undefined || child.localName === 'annotation';
+    if (!skip) markFormula(child, signs);
+  }
+}
+
+// Names in a line of code: wrapped in place, so that the text stays the same.
+function markLine(line, signs, find) {
+  const nodes = document.createTreeWalker(line, NodeFilter.SHOW_TEXT), parts = [];
+  for (let at = 0, node; (node = nodes.nextNode()); at += node.length)
+    parts.push({node, at});
+  const hits = [...line.textContent.matchAll(find)].reverse();
+  for (const hit of hits) {
+    const end = hit.index + hit[0].length;
+    const part = parts.find(
+      p => p.at <= hit.index && end <= p.at + p.node.length);
+    const sign = signAt(signs, s => s.words.includes(hit[0]), line);
+    if (!part || !sign) continue;
+    const name = part.node.splitText(hit.index - part.at);
+    name.splitText(hit[0].length);
+    const mark = document.createElement('span');
+    mark.dataset.sym = sign.i;
+    name.replaceWith(mark);
+    mark.append(name);
+  }
+}
+
+function markCode(main, signs) {
+  const words = [...new Set(signs.flatMap(s => s.words))];
+  if (!words.length) return;
+  words.sort((a, b) => b.length - a.length);
+  const any = words.map(escaped).join('|');
+  // no part of a longer name, and of attributes only those of `self`
+  const find = new RegExp(`(?<![\\w]|(?<!self)\\.)(?:${any})(?![\\w\u0302₀-₉])`, 'g');
+  main.querySelectorAll('pre code.sourceCode > span')
+    .forEach(line => markLine(line, signs, find));
+  main.querySelectorAll('code:not(pre code, .sym code)').forEach(code => {
+    const sign = signAt(signs, s => s.words.includes(code.textContent), code);
+    if (sign) code.dataset.sym = sign.i;
+  });
+}
+
+// Sliders by the name of their parameter, legends and labels by their words.
+function markFigures(main, signs) {
+  const says = (text, s) => s.figures.includes(text) ||
+    (s.written && new RegExp(`${escaped(s.written)}(?![₀-₉])`).test(text));
+  main.querySelectorAll('.nnx-d > ul li, .nnx-c > label, .nnx-c > span[id]')
+    .forEach(part => {
+      const id = part.htmlFor || part.id.replace(/-n$/, '');
+      const name = id.slice(id.lastIndexOf('-') + 1), text = part.textContent.trim();
+      const sign = signAt(signs, s => s.names.includes(name) || says(text, s), part);
+      if (sign) part.dataset.sym = sign.i;
+    });
+}
+
+function startSymbols(table) {
+  const main = document.querySelector('main');
+  const signs = table.map((sign, i) => {
+    const places = sign.places.map(id => document.getElementById(id)).filter(Boolean);
+    const written = writtenAs(sign.key);
+    const words = written ? [...sign.names, written] : sign.names;
+    return {...sign, i, written, words, scopes: sign.places.length ? places : [main]};
+  });
+  let lit, pinned, ready;
+
+  function mark() {  // at the first touch, so that nobody waits for it
+    if (ready) return;
+    ready = true;
+    main.querySelectorAll('math').forEach(math => {
+      if (!math.closest('.sym-list')) markFormula(math, signs);
+    });
+    markCode(main, signs);
+    markFigures(main, signs);
+  }
+
+  function light(i) {
+    if (i === lit) return;
+    lit = i;
+    main.querySelectorAll('.sym-on').forEach(e => e.classList.remove('sym-on'));
+    if (i === undefined) return;
+    main.querySelectorAll(`[data-sym="${i}"]`).forEach(e => e.classList.add('sym-on'));
+  }
+
+  function pin(i) {
+    pinned = i;
+    main.querySelectorAll('button.sym').forEach(button => {
+      button.setAttribute('aria-pressed', String(button.dataset.sym === i));
+    });
+    light(i);
+  }
+
+  const says = document.createElement('p');
+  says.className = 'visually-hidden';
+  says.setAttribute('aria-live', 'polite');
+  main.append(says);
+  function tell(i) {
+    const of = `[data-sym="${i}"]`;
+    const count = holder => [...main.querySelectorAll(holder)].filter(
+      e => e.matches(of) || e.querySelector(of)).length;
+    says.textContent = `Marked in ${count('math')} formulas, ` +
+      `${count('pre code > span, code:not(pre code, .sym code)')} lines of code and ` +
+      `${count('.nnx')} figures.`;
+  }
+
+  // without this script the list is plain text
+  main.querySelectorAll('.sym-list .sym').forEach(text => {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.className = 'sym';
+    button.dataset.sym = text.dataset.sym;
+    button.setAttribute('aria-pressed', 'false');
+    button.append(...text.childNodes);
+    text.replaceWith(button);
+    button.addEventListener('focus', () => { mark(); light(button.dataset.sym); });
+    button.addEventListener('blur', () => light(pinned));
+  });
+  const signOf = e => e.target.closest && e.target.closest('[data-sym]');
+  main.addEventListener('pointerover', e => {
+    mark();
+    const sign = signOf(e);
+    light(sign && e.pointerType === 'mouse' ? sign.dataset.sym : pinned);
+  });
+  main.addEventListener('click', e => {
+    mark();
+    const sign = signOf(e);
+    if (sign && sign.closest('.nnx')) return;  // a slider's label moves the focus
+    if (!sign) { if (pinned !== undefined) pin(undefined); return; }
+    const same = sign.dataset.sym === pinned;
+    pin(same ? undefined : sign.dataset.sym);
+    if (same) says.textContent = 'No longer marked.'; else tell(pinned);
+  });
+  document.addEventListener('keydown', e => {
+    if (e.key === 'Escape' && pinned !== undefined) pin(undefined);
+  });
+}

@@ -22,7 +22,7 @@ from .listing import _prose, _slug
 # %% ../nbs/98_site.ipynb #5b010003
 @dataclass(frozen=True)
 class Symbol:
-    "A sign of a chapter's formulas, and what it is called elsewhere"
+    "A symbol of a chapter's formulas, and what it is called elsewhere"
     tex:str        # as formulas write it: 'β_1', '\\\\hat m'
     names:tuple    # in code: ('beta1',)
     figures:tuple  # words of legends and labels: ('compass',)
@@ -31,22 +31,22 @@ class Symbol:
     places:tuple   # anchors of sections where it means this; none: the whole chapter
 
 
-_TABLE = re.compile(r'<details><summary>The signs of this chapter</summary>\n\n'
+_TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
 
 def read_symbols(
     text:str,  # Markdown of a chapter
 )->list:       # `Symbol`s; empty if there is no table
-    "The table of signs of a chapter; ValueError for a row that cannot be read"
+    "The table of symbols of a chapter; ValueError for a row that cannot be read"
     table = _TABLE.search(text)
     found = []
     for row in table[1].splitlines() if table else ():
         cells = [c.strip() for c in row.strip('|').split('|')]
         tex = re.fullmatch(r'\$([^$]+)\$', cells[0])
         if len(cells) != 5 or not tex or not cells[2]:
-            raise ValueError(f'not a row of signs: {row!r}; write | $sign$ | `name`, '
-                             '“word” | meaning | values | [Section](#place) |')
+            raise ValueError(f'not a row of symbols: {row!r}; write | $symbol$ | '
+                             '`name`, “word” | meaning | values | [Section](#place) |')
         found.append(Symbol(
             tex[1], tuple(re.findall('`([^`]+)`', cells[1])),
             tuple(re.findall('“([^”]+)”', cells[1])), *cells[2:4],
@@ -60,7 +60,7 @@ _ATOM = re.compile(
     r'(?:_(?:\{(?P<group>[^{}]*)\}|\\text\{(?P<low>\w+)\}|(?P<index>[^\W_])))?')
 
 
-def _keys(tex):  # of a formula: for each sign [with its index, without], in order
+def _keys(tex):  # of a formula: for each symbol [with its index, without], in order
     found = []
     for m in _ATOM.finditer(tex):
         base = m['word'] or m['one']
@@ -77,7 +77,7 @@ def symbols_in(
     symbols:list,  # of `Symbol`, those of the chapter
     places=(),     # anchors of the section, and of the one around it
 )->list:           # those that stand in it, each once, in the order of the formula
-    "The signs of a formula; what a sign means in this section goes before the rest"
+    "The symbols of a formula; what a symbol means in this section goes before the rest"
     here = [s for s in symbols if not s.places or set(s.places) & set(places)]
     known = {_keys(s.tex)[0][0]: s
              for s in sorted(here, key=lambda s: len(s.places) > 0)}
@@ -98,7 +98,7 @@ def _legend(found, symbols, told):  # the list under a formula
 
 
 class SymbolsProc:
-    "nbdev docs processor: signs under formulas, which light up in code and figures"
+    "nbdev docs processor: symbols under formulas, which light up in code and figures"
     def __init__(self, nb): self.nb = nb
 
     def begin(self):
@@ -126,7 +126,7 @@ class SymbolsProc:
 def symbols_table(
     folder,  # of the notebooks
 )->str:      # a Markdown table
-    "The signs of all chapters that have a table of them"
+    "The symbols of all chapters that have a table of them"
     rows = ['| symbol | meaning | values | in code | chapter |', '|---|---|---|---|---|']
     for path in sorted(Path(folder).glob('[0-7][0-9]*_*.ipynb')):
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']

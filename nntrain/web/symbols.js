@@ -1,4 +1,4 @@
-// The key of a sign in a formula, as the table writes it: β_1, hat m, n_in; or ''.
+// The key of a symbol in a formula, as the table writes it: β_1, hat m, n_in; or ''.
 function keyOf(e) {
   const [first, second] = e.children;
   if (e.localName === 'mi' || e.localName === 'mtext') return e.textContent.trim();
@@ -16,32 +16,38 @@ function writtenAs(key) {
   return /[^\x00-\x7f]/.test(text) ? text : '';
 }
 
+// For those who hear the button: a formula has no name of its own.
+function nameOf(symbol) {
+  const read = symbol.written || symbol.key.replace(/^hat (.)/, '$1 hat');
+  return [read.replace('_', ' '), ...symbol.names.slice(0, 2)].join(' ');
+}
+
 function escaped(text) { return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'); }
 
-// Which sign of the table does this key mean at this place? A sign that means it in
+// Which symbol of the table does this key mean at this place? A symbol that means it in
 // this section goes before one that means it in the whole chapter.
-function signAt(signs, test, place) {
-  const here = signs.filter(s => test(s) && s.scopes.some(e => e.contains(place)));
+function symbolAt(symbols, test, place) {
+  const here = symbols.filter(s => test(s) && s.scopes.some(e => e.contains(place)));
   return here.sort((a, b) => b.places.length - a.places.length)[0];
 }
 
-function markFormula(e, signs) {
+function markFormula(e, symbols) {
   const key = keyOf(e);
-  const sign = key && signAt(signs, s => s.key === key, e);
-  if (sign) {
-    const whole = e.localName !== 'msubsup';  // its power is not a part of the sign
+  const symbol = key && symbolAt(symbols, s => s.key === key, e);
+  if (symbol) {
+    const whole = e.localName !== 'msubsup';  // its power is not a part of the symbol
     const parts = whole ? [e] : [e.children[0], e.children[1]];
-    parts.forEach(part => { part.dataset.sym = sign.i; });
+    parts.forEach(part => { part.dataset.sym = symbol.i; });
     if (whole) return;
   }
   for (const child of e.children) {
     const skip = child.dataset.sym !== undefined || child.localName === 'annotation';
-    if (!skip) markFormula(child, signs);
+    if (!skip) markFormula(child, symbols);
   }
 }
 
 // Names in a line of code: wrapped in place, so that the text stays the same.
-function markLine(line, signs, find) {
+function markLine(line, symbols, find) {
   const nodes = document.createTreeWalker(line, NodeFilter.SHOW_TEXT), parts = [];
   for (let at = 0, node; (node = nodes.nextNode()); at += node.length)
     parts.push({node, at});
@@ -50,52 +56,54 @@ function markLine(line, signs, find) {
     const end = hit.index + hit[0].length;
     const part = parts.find(
       p => p.at <= hit.index && end <= p.at + p.node.length);
-    const sign = signAt(signs, s => s.words.includes(hit[0]), line);
-    if (!part || !sign) continue;
+    const symbol = symbolAt(symbols, s => s.words.includes(hit[0]), line);
+    if (!part || !symbol) continue;
     const name = part.node.splitText(hit.index - part.at);
     name.splitText(hit[0].length);
     const mark = document.createElement('span');
-    mark.dataset.sym = sign.i;
+    mark.dataset.sym = symbol.i;
     name.replaceWith(mark);
     mark.append(name);
   }
 }
 
-function markCode(main, signs) {
-  const words = [...new Set(signs.flatMap(s => s.words))];
+function markCode(main, symbols) {
+  const words = [...new Set(symbols.flatMap(s => s.words))];
   if (!words.length) return;
   words.sort((a, b) => b.length - a.length);
   const any = words.map(escaped).join('|');
   // no part of a longer name, and of attributes only those of `self`
   const find = new RegExp(`(?<![\\w]|(?<!self)\\.)(?:${any})(?![\\w\u0302₀-₉])`, 'g');
   main.querySelectorAll('pre code.sourceCode > span')
-    .forEach(line => markLine(line, signs, find));
+    .forEach(line => markLine(line, symbols, find));
   main.querySelectorAll('code:not(pre code, .sym code)').forEach(code => {
-    const sign = signAt(signs, s => s.words.includes(code.textContent), code);
-    if (sign) code.dataset.sym = sign.i;
+    const symbol = symbolAt(symbols, s => s.words.includes(code.textContent), code);
+    if (symbol) code.dataset.sym = symbol.i;
   });
 }
 
 // Sliders by the name of their parameter, legends and labels by their words.
-function markFigures(main, signs) {
+function markFigures(main, symbols) {
   const says = (text, s) => s.figures.includes(text) ||
     (s.written && new RegExp(`${escaped(s.written)}(?![₀-₉])`).test(text));
   main.querySelectorAll('.nnx-d > ul li, .nnx-c > label, .nnx-c > span[id]')
     .forEach(part => {
       const id = part.htmlFor || part.id.replace(/-n$/, '');
       const name = id.slice(id.lastIndexOf('-') + 1), text = part.textContent.trim();
-      const sign = signAt(signs, s => s.names.includes(name) || says(text, s), part);
-      if (sign) part.dataset.sym = sign.i;
+      const test = s => s.names.includes(name) || says(text, s);
+      const symbol = symbolAt(symbols, test, part);
+      if (symbol) part.dataset.sym = symbol.i;
     });
 }
 
 function startSymbols(table) {
   const main = document.querySelector('main');
-  const signs = table.map((sign, i) => {
-    const places = sign.places.map(id => document.getElementById(id)).filter(Boolean);
-    const written = writtenAs(sign.key);
-    const words = written ? [...sign.names, written] : sign.names;
-    return {...sign, i, written, words, scopes: sign.places.length ? places : [main]};
+  const symbols = table.map((symbol, i) => {
+    const places = symbol.places.map(id => document.getElementById(id)).filter(Boolean);
+    const written = writtenAs(symbol.key);
+    const words = written ? [...symbol.names, written] : symbol.names;
+    const scopes = symbol.places.length ? places : [main];
+    return {...symbol, i, written, words, scopes};
   });
   let lit, pinned, ready;
 
@@ -103,10 +111,10 @@ function startSymbols(table) {
     if (ready) return;
     ready = true;
     main.querySelectorAll('math').forEach(math => {
-      if (!math.closest('.sym-list')) markFormula(math, signs);
+      if (!math.closest('.sym-list')) markFormula(math, symbols);
     });
-    markCode(main, signs);
-    markFigures(main, signs);
+    markCode(main, symbols);
+    markFigures(main, symbols);
   }
 
   function light(i) {
@@ -131,11 +139,15 @@ function startSymbols(table) {
   main.append(says);
   function tell(i) {
     const of = `[data-sym="${i}"]`;
-    const count = holder => [...main.querySelectorAll(holder)].filter(
-      e => e.matches(of) || e.querySelector(of)).length;
-    says.textContent = `Marked in ${count('math')} formulas, ` +
-      `${count('pre code > span, code:not(pre code, .sym code)')} lines of code and ` +
-      `${count('.nnx')} figures.`;
+    const count = (holder, one, many) => {
+      const n = [...main.querySelectorAll(holder)].filter(
+        e => e.matches(of) || e.querySelector(of)).length;
+      return `${n} ${n === 1 ? one : many}`;
+    };
+    const lines = 'pre code > span, code:not(pre code, .sym code)';
+    says.textContent = `Marked in ${count('math', 'formula', 'formulas')}, ` +
+      `${count(lines, 'line of code', 'lines of code')} and ` +
+      `${count('.nnx', 'figure', 'figures')}.`;
   }
 
   // without this script the list is plain text
@@ -145,24 +157,25 @@ function startSymbols(table) {
     button.className = 'sym';
     button.dataset.sym = text.dataset.sym;
     button.setAttribute('aria-pressed', 'false');
+    button.setAttribute('aria-label', nameOf(symbols[text.dataset.sym]));
     button.append(...text.childNodes);
     text.replaceWith(button);
     button.addEventListener('focus', () => { mark(); light(button.dataset.sym); });
     button.addEventListener('blur', () => light(pinned));
   });
-  const signOf = e => e.target.closest && e.target.closest('[data-sym]');
+  const symbolOf = e => e.target.closest && e.target.closest('[data-sym]');
   main.addEventListener('pointerover', e => {
     mark();
-    const sign = signOf(e);
-    light(sign && e.pointerType === 'mouse' ? sign.dataset.sym : pinned);
+    const symbol = symbolOf(e);
+    light(symbol && e.pointerType === 'mouse' ? symbol.dataset.sym : pinned);
   });
   main.addEventListener('click', e => {
     mark();
-    const sign = signOf(e);
-    if (sign && sign.closest('.nnx')) return;  // a slider's label moves the focus
-    if (!sign) { if (pinned !== undefined) pin(undefined); return; }
-    const same = sign.dataset.sym === pinned;
-    pin(same ? undefined : sign.dataset.sym);
+    const symbol = symbolOf(e);
+    if (symbol && symbol.closest('.nnx')) return;  // a slider's label moves the focus
+    if (!symbol) { if (pinned !== undefined) pin(undefined); return; }
+    const same = symbol.dataset.sym === pinned;
+    pin(same ? undefined : symbol.dataset.sym);
     if (same) says.textContent = 'No longer marked.'; else tell(pinned);
   });
   document.addEventListener('keydown', e => {

@@ -19,7 +19,7 @@ function writtenAs(key) {
 // For those who hear the button: a formula has no name of its own.
 function nameOf(symbol) {
   const read = symbol.written || symbol.key.replace(/^hat (.)/, '$1 hat');
-  return [read.replace('_', ' '), ...symbol.names.slice(0, 2)].join(' ');
+  return [read.replace('_', ''), ...symbol.names.slice(0, 2)].join(' ');
 }
 
 function escaped(text) { return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'); }

@@ -95,7 +95,7 @@ def deck_csv(
     cards:list,  # of `Card`
     site:str,    # address of the book's pages, for links back: 'https://…/nntrain'
 )->str:          # lines for Anki: front, back, tags
-    "A deck as text that Anki imports: HTML, formulas as \\\\(…\\\\), a link to the section"
+    "A deck as text that Anki imports: HTML, with formulas and a link to the section"
     out = io.StringIO(_HEAD)
     out.seek(0, io.SEEK_END)
     rows = csv.writer(out, lineterminator='\n')
@@ -111,7 +111,7 @@ def write_decks(
     folder,      # where to write; made if it is missing
     site:str,    # address of the book's pages, for links back
 )->list:         # paths: nntrain.csv with all cards, and one file per chapter
-    "Write decks for Anki; ValueError, before anything is written, if a file is not ours"
+    "Write decks for Anki; ValueError, and nothing is written, if a file is not ours"
     folder = Path(folder)
     topics = dict.fromkeys(c.topic for c in cards)
     decks = {folder/'nntrain.csv': cards}

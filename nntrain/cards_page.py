@@ -26,7 +26,8 @@ _SAYS = '<p class="recall-says" aria-live="polite"></p>'
 _KEPT = ('What you answer is kept in this browser only; nothing is sent anywhere. '
          '<button type="button" class="recall-forget">Delete all my progress</button>')
 _FILTER = ('<div class="recall-filter" hidden><label>Chapter <select '
-           'class="recall-topic"><option value="">all</option>{options}</select></label>'
+           'class="recall-topic"><option value="">all</option>{options}</select>'
+           '</label>'
            '<label><input type="checkbox" class="recall-open"> only what I do not know '
            'yet</label><span class="recall-n" role="status"></span></div>')
 
@@ -43,8 +44,9 @@ def _for_pandoc(text):  # code in a summary is HTML: its stars and lines are no 
 
 
 def _folded(card, hidden=False):  # a card in Markdown, with its buttons
+    mark = '<span class="recall-mark"></span>'
     return (f'<details class="recall-card" data-card="{card.id}"{" hidden"*hidden}>'
-            f'<summary>{_for_pandoc(card.question)}<span class="recall-mark"></span></summary>\n\n'
+            f'<summary>{_for_pandoc(card.question)}{mark}</summary>\n\n'
             f'{card.answer}\n\n→ [{card.heading}]({card.file}#{card.place})\n\n'
             f'{_raw(_BUTTONS)}\n\n</details>')
 
@@ -104,5 +106,6 @@ class CardsProc:
         cells.insert(self.after('## ') - 1, _prose(_box(asked), 'recall'))
 
     def after(self, start):  # the place behind the first cell that starts like this
-        return 1 + next((i for i, c in enumerate(self.nb.cells)
-                         if c.cell_type == 'markdown' and c.source.startswith(start)), 0)
+        found = (i for i, c in enumerate(self.nb.cells)
+                 if c.cell_type == 'markdown' and c.source.startswith(start))
+        return 1 + next(found, 0)

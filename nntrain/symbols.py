@@ -85,7 +85,8 @@ def symbols_in(
                               for s in [known.get(k) for k in keys if k in known][:1]))
 
 # %% ../nbs/98_site.ipynb #5b010009
-_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$', re.M | re.S)
+_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
+                     re.M | re.S)
 
 
 def _legend(found, symbols, told):  # the list under a formula
@@ -93,7 +94,8 @@ def _legend(found, symbols, told):  # the list under a formula
     for s in found:
         names = ''.join(f' `<code>{n}</code>`{{=html}}' for n in s.names[:2])
         says = '' if s in told else f' {s.meaning}' + f', {s.values}'*bool(s.values)
-        items.append(f'- [${s.tex}${names}]{{.sym data-sym="{symbols.index(s)}"}}{says}')
+        mark = f'.sym data-sym="{symbols.index(s)}"'
+        items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
     return '\n'.join(['', '', '::: {.sym-list}', '', *items, '', ':::', ''])
 
 
@@ -127,7 +129,8 @@ def symbols_table(
     folder,  # of the notebooks
 )->str:      # a Markdown table
     "The symbols of all chapters that have a table of them"
-    rows = ['| symbol | meaning | values | in code | chapter |', '|---|---|---|---|---|']
+    rows = ['| symbol | meaning | values | in code | chapter |',
+            '|---|---|---|---|---|']
     for path in sorted(Path(folder).glob('[0-7][0-9]*_*.ipynb')):
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
         text = '\n\n'.join(''.join(c['source']) for c in cells

@@ -58,7 +58,7 @@ def slugs(text):
     bare = re.sub(r'\[([^][]*)\]\([^)]*\)', r'\1', text)
     headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', bare, re.M)
     return set(re.findall(r'\{#([\w.-]+)', text)) | {
-        re.sub(r'[^\w\s-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
+        re.sub(r'[^\w\s.-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
 
 
 def link_problems(nb, folder, known):
@@ -194,7 +194,7 @@ def plain(text):
     "Letters and digits alone: a page writes links, boxes and folds in another way"
     text = re.sub(r'^```mermaid.*?^```', '', text, flags=re.M | re.S)
     text = re.sub(r'\]\([^)\s]*\)(?:\{[^}]*\})?', ']', text)
-    text = re.sub(r'</?(details|summary)>|\{(#|\.(?!callout))[^}]*\}', '', text)
+    text = re.sub(r'</?(details|summary)>|\{(=html|#|\.(?!callout))[^}]*\}', '', text)
     return re.sub(r'[^\w]|_', '', text)
 
 

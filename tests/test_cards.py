@@ -24,7 +24,8 @@ BASE = 'https://nntrain.example/book/'
 # ---- what a card says ----------------------------------------------------------------
 
 NUMBER = re.compile(r'(?<![\w.])(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:e-?\d+)?')
-POINTS = r'\b(?:(?:see|shown|as) (?:above|below)|(?:this|the) (?:figure|chapter|section))\b'
+POINTS = (r'\b(?:(?:see|shown|as) (?:above|below)|'
+          r'(?:this|the) (?:figure|chapter|section))\b')
 
 def words(html): return re.sub('<[^>]+>', '', html)
 
@@ -140,8 +141,8 @@ def as_page(text):
     text = text.replace('recall .recall-box', 'recall recall-box')
     text = re.sub(r'\[([^\]\n]*)\]\(([^)\n]*)\)(\{[^}\n]*\})?', r'<a href="\2">\1</a>',
                   text)
-    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><meta '
-            'name="viewport" content="width=device-width"><link rel="icon" href='
+    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>'
+            '<meta name="viewport" content="width=device-width"><link rel="icon" href='
             f'"data:,"><main><h1>t</h1><section>{text}</section></main>')
 
 ASKED = [c for c in CARDS if c.topic == 'momentum']
@@ -191,7 +192,7 @@ def test_what_you_did_not_know_comes_first_next_time(visit):
     answer(page, 0, knew=True)
     says = page.locator('.recall-says')
     assert says.inner_text() == 'Noted: known.'
-    assert page.evaluate('document.activeElement.getAttribute("aria-pressed")') == 'true'
+    assert page.locator(':focus').get_attribute('aria-pressed') == 'true'
     page.reload()
     again = questions(page)
     assert again[0] == first[1] and first[0] not in again
@@ -201,7 +202,8 @@ def test_what_you_did_not_know_comes_first_next_time(visit):
     assert kept[ASKED[0].id][0] == 1 and kept[ASKED[1].id][0] == 0
     answer(page, 0, knew=True)
     answer(page, 0, knew=True)  # the same card: twice in a row
-    assert page.evaluate('JSON.parse(localStorage["nntrain-cards"])')[ASKED[1].id][0] == 2
+    kept = page.evaluate('JSON.parse(localStorage["nntrain-cards"])')
+    assert kept[ASKED[1].id][0] == 2
     assert not page.problems
 
 def test_all_progress_can_be_deleted(visit):

@@ -140,7 +140,7 @@ def as_list(tex, place):
 
 def as_code(*lines):
     rows = '\n'.join(f'<span id="cb{i}">{line}</span>' for i, line in enumerate(lines))
-    return f'<pre class="sourceCode"><code class="sourceCode python">{rows}</code></pre>'
+    return f'<pre><code class="sourceCode python">{rows}</code></pre>'
 
 FIGURE = ('<div class="nnx"><div class="nnx-d"><ul><li>compass</li><li>size</li></ul>'
           '<form class="nnx-c"><label for="nnx-f-1-beta1">decay of the mean β₁</label>'
@@ -190,8 +190,8 @@ def test_a_symbol_lights_up_where_it_is_meant(visit):
     page.locator('#one > math').first.locator('mi', has_text='β').hover()
     # the formula, its button, code with a comment, inline code, the slider; β₁ above
     # a power; not my_beta1, x.beta1, β₂
-    assert lit(page) == ['β1', 'β_1 beta1', 'beta1', 'β₁', 'beta1', 'decay of the mean β₁',
-                     'β', '1']
+    assert lit(page) == ['β1', 'β_1 beta1', 'beta1', 'β₁', 'beta1',
+                         'decay of the mean β₁', 'β', '1']
     assert page.locator('pre').all_inner_texts() == before
     page.locator('h1').hover()
     assert page.locator('.sym-on').count() == 0

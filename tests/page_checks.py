@@ -64,8 +64,9 @@ def slugs(text):
 def link_problems(nb, folder, known):
     """Relative links and pictures must exist, anchors in the same page and in pages of
     the reference must have a target; `known`: names of the pages"""
-    text = '\n'.join(prose(nb))
-    ids, bad = slugs(text), []
+    text, bad = '\n'.join(prose(nb)), []
+    ids = slugs('\n'.join(re.sub(r'^```.*?^```', '', source(c), flags=re.M | re.S)
+                          for c in nb['cells'] if c['cell_type'] == 'markdown'))
     for target in re.findall(r'\]\(([^)\s]+)[^)]*\)|src="([^"]+)"', text):
         target = ''.join(target)
         if re.match(r'[a-z]+:', target): continue

@@ -79,6 +79,12 @@ def _list(cards):  # the page of all cards
     return '\n\n'.join([*out, _web_parts()])
 
 # %% ../nbs/82_cards.ipynb #6dc52d10
+def _with_deck(text, topic):  # the section of a chapter, with its file for Anki
+    text = re.sub('^<details><summary>.*', lambda m: _for_pandoc(m[0]), text, flags=re.M)
+    link = f'[These cards for Anki](cards/{topic}.csv){{download="nntrain-{topic}.csv"}}'
+    return re.sub(r'(^## Remember\n)', rf'\1\n{link}\n', text, count=1, flags=re.M)
+
+
 class CardsProc:
     """nbdev docs processor: a chapter asks some cards of two chapters before, the page
     of the cards shows all, with decks for Anki"""
@@ -88,9 +94,8 @@ class CardsProc:
         name, cells = self.path.name, self.nb.cells
         if not re.match(r'[0-7]\d|82_cards', name): return
         for c in cells:
-            if c.cell_type == 'markdown' and '## Remember' in c.source:
-                c.source = re.sub('^<details><summary>.*', lambda m: _for_pandoc(m[0]),
-                                  c.source, flags=re.M)
+            if c.cell_type == 'markdown' and '## Remember\n' in c.source:
+                c.source = _with_deck(c.source, re.sub(r'^\d+_|\.ipynb', '', name))
         cards = read_cards(self.path.parent)
         if name == '82_cards.ipynb':
             at = self.after('## All cards')

@@ -80,8 +80,10 @@ def _list(cards):  # the page of all cards
 
 # %% ../nbs/82_cards.ipynb #6dc52d10
 def _with_deck(text, topic):  # the section of a chapter, with its file for Anki
-    text = re.sub('^<details><summary>.*', lambda m: _for_pandoc(m[0]), text, flags=re.M)
-    link = f'[These cards for Anki](cards/{topic}.csv){{download="nntrain-{topic}.csv"}}'
+    text = re.sub('^<details><summary>.*', lambda m: _for_pandoc(m[0]), text,
+                  flags=re.M)
+    link = (f'[These cards for Anki](cards/{topic}.csv)'
+            f'{{download="nntrain-{topic}.csv"}}')
     return re.sub(r'(^## Remember\n)', rf'\1\n{link}\n', text, count=1, flags=re.M)
 
 

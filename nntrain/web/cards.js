@@ -1,4 +1,5 @@
-const CARDS = 'nntrain-cards';  // the name under which a browser keeps what you knew
+// The name under which a browser keeps what you knew.
+const CARDS = 'nntrain-cards';
 
 // What is kept: {card: [how often in a row you knew it, day of the last answer]}.
 // A browser may refuse to keep anything; then `kept` lasts as long as the page.
@@ -42,6 +43,7 @@ function turn(card, kept) {
   return times ? kept[card.dataset.card][1] + 2 ** Math.min(times, 10) : -1;
 }
 
+// Note an answer.
 function answered(card, knew) {
   const kept = memory.read(), times = timesKnown(card, kept) || 0;
   const today = Math.floor(Date.now() / 864e5);
@@ -61,7 +63,7 @@ function showAnswer(card, kept) {
   });
 }
 
-// A box shows a few of its cards, a list shows all that its filter lets through.
+// A box shows a few of its cards, those whose turn it is.
 function chooseCards(box) {
   const kept = memory.read(), show = Number(box.dataset.show);
   const cards = [...box.querySelectorAll('.recall-card')];
@@ -74,10 +76,12 @@ function chooseCards(box) {
   const end = box.querySelector('.recall-says');
   cards.forEach((card, i) => {
     card.hidden = i >= show;
-    end.before(card);  // the order of the keyboard is that of the eye
+    // the order of the keyboard is that of the eye
+    end.before(card);
   });
 }
 
+// The list shows the cards that its filter lets through.
 function filterCards(page) {
   const topic = page.querySelector('.recall-topic').value, kept = memory.read();
   const open = page.querySelector('.recall-open').checked;
@@ -92,11 +96,12 @@ function filterCards(page) {
     (box.closest('section') || box).hidden = !shown;
     n += shown ? here : 0;
   });
-  page.querySelector('.recall-n').textContent = n === 1 ? '1 card' : `${n} cards`;
+  page.querySelector('.recall-n').textContent = n === 1 ? '1 card' : n + ' cards';
 }
 
+// Start the cards of a page: those of a box, or of the list of all cards.
 function startCards() {
-  const says = document.querySelector('.recall-says');  // of a box or of the page
+  const says = document.querySelector('.recall-says');
   const page = document.querySelector('.recall-filter');
   const cards = [...document.querySelectorAll('.recall-card')];
   const tell = words => {

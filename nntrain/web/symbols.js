@@ -22,6 +22,7 @@ function nameOf(symbol) {
   return [read.replace('_', ''), ...symbol.names.slice(0, 2)].join(' ');
 }
 
+// Text as a part of a regular expression.
 function escaped(text) { return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'); }
 
 // Which symbol of the table does this key mean at this place? A symbol that means it in
@@ -31,11 +32,13 @@ function symbolAt(symbols, test, place) {
   return here.sort((a, b) => b.places.length - a.places.length)[0];
 }
 
+// Mark the symbols in a formula, or in a part of one.
 function markFormula(e, symbols) {
   const key = keyOf(e);
   const symbol = key && symbolAt(symbols, s => s.key === key, e);
   if (symbol) {
-    const whole = e.localName !== 'msubsup';  // its power is not a part of the symbol
+    // a power is not a part of the symbol
+    const whole = e.localName !== 'msubsup';
     const parts = whole ? [e] : [e.children[0], e.children[1]];
     parts.forEach(part => { part.dataset.sym = symbol.i; });
     if (whole) return;
@@ -67,13 +70,15 @@ function markLine(line, symbols, find) {
   }
 }
 
+// Names in blocks of code, and in the text.
 function markCode(main, symbols) {
   const words = [...new Set(symbols.flatMap(s => s.words))];
   if (!words.length) return;
   words.sort((a, b) => b.length - a.length);
   const any = words.map(escaped).join('|');
   // no part of a longer name, and of attributes only those of `self`
-  const find = new RegExp(`(?<![\\w]|(?<!self)\\.)(?:${any})(?![\\w\u0302₀-₉])`, 'g');
+  const find = new RegExp(
+    '(?<!\\w|(?<!self)\\.)(?:' + any + ')(?![\\w\u0302₀-₉])', 'g');
   main.querySelectorAll('pre code.sourceCode > span')
     .forEach(line => markLine(line, symbols, find));
   main.querySelectorAll('code:not(pre code, .sym code)').forEach(code => {
@@ -85,7 +90,7 @@ function markCode(main, symbols) {
 // Sliders by the name of their parameter, legends and labels by their words.
 function markFigures(main, symbols) {
   const says = (text, s) => s.figures.includes(text) ||
-    (s.written && new RegExp(`${escaped(s.written)}(?![₀-₉])`).test(text));
+    (s.written && new RegExp(escaped(s.written) + '(?![₀-₉])').test(text));
   main.querySelectorAll('.nnx-d > ul li, .nnx-c > label, .nnx-c > span[id]')
     .forEach(part => {
       const id = part.htmlFor || part.id.replace(/-n$/, '');
@@ -96,6 +101,25 @@ function markFigures(main, symbols) {
     });
 }
 
+// The elements that are marked as symbol number i.
+function of(i) { return '[data-sym="' + i + '"]'; }
+
+// The symbols of a formula's list become buttons; without this script they are text.
+function makeButtons(main, symbols) {
+  main.querySelectorAll('.sym-list .sym').forEach(text => {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.className = 'sym';
+    button.dataset.sym = text.dataset.sym;
+    button.setAttribute('aria-pressed', 'false');
+    button.setAttribute('aria-label', nameOf(symbols[text.dataset.sym]));
+    button.append(...text.childNodes);
+    text.replaceWith(button);
+  });
+  return main.querySelectorAll('button.sym');
+}
+
+// Start the symbols of a page; table: their keys, names, words in figures and places.
 function startSymbols(table) {
   const main = document.querySelector('main');
   const symbols = table.map((symbol, i) => {
@@ -107,7 +131,8 @@ function startSymbols(table) {
   });
   let lit, pinned, ready;
 
-  function mark() {  // at the first touch, so that nobody waits for it
+  // at the first touch, so that nobody waits for it
+  function mark() {
     if (ready) return;
     ready = true;
     main.querySelectorAll('math').forEach(math => {
@@ -122,7 +147,7 @@ function startSymbols(table) {
     lit = i;
     main.querySelectorAll('.sym-on').forEach(e => e.classList.remove('sym-on'));
     if (i === undefined) return;
-    main.querySelectorAll(`[data-sym="${i}"]`).forEach(e => e.classList.add('sym-on'));
+    main.querySelectorAll(of(i)).forEach(e => e.classList.add('sym-on'));
   }
 
   function pin(i) {
@@ -138,28 +163,18 @@ function startSymbols(table) {
   says.setAttribute('aria-live', 'polite');
   main.append(says);
   function tell(i) {
-    const of = `[data-sym="${i}"]`;
     const count = (holder, one, many) => {
       const n = [...main.querySelectorAll(holder)].filter(
-        e => e.matches(of) || e.querySelector(of)).length;
-      return `${n} ${n === 1 ? one : many}`;
+        e => e.matches(of(i)) || e.querySelector(of(i))).length;
+      return n + ' ' + (n === 1 ? one : many);
     };
     const lines = 'pre code > span, code:not(pre code, .sym code)';
-    says.textContent = `Marked in ${count('math', 'formula', 'formulas')}, ` +
-      `${count(lines, 'line of code', 'lines of code')} and ` +
-      `${count('.nnx', 'figure', 'figures')}.`;
+    says.textContent = 'Marked in ' + count('math', 'formula', 'formulas') + ', ' +
+      count(lines, 'line of code', 'lines of code') + ' and ' +
+      count('.nnx', 'figure', 'figures') + '.';
   }
 
-  // without this script the list is plain text
-  main.querySelectorAll('.sym-list .sym').forEach(text => {
-    const button = document.createElement('button');
-    button.type = 'button';
-    button.className = 'sym';
-    button.dataset.sym = text.dataset.sym;
-    button.setAttribute('aria-pressed', 'false');
-    button.setAttribute('aria-label', nameOf(symbols[text.dataset.sym]));
-    button.append(...text.childNodes);
-    text.replaceWith(button);
+  makeButtons(main, symbols).forEach(button => {
     button.addEventListener('focus', () => { mark(); light(button.dataset.sym); });
     button.addEventListener('blur', () => light(pinned));
   });
@@ -172,7 +187,8 @@ function startSymbols(table) {
   main.addEventListener('click', e => {
     mark();
     const symbol = symbolOf(e);
-    if (symbol && symbol.closest('.nnx')) return;  // a slider's label moves the focus
+    // the label of a slider moves the focus
+    if (symbol && symbol.closest('.nnx')) return;
     if (!symbol) { if (pinned !== undefined) pin(undefined); return; }
     const same = symbol.dataset.sym === pinned;
     pin(same ? undefined : symbol.dataset.sym);

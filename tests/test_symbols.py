@@ -166,7 +166,9 @@ def site(tmp_path):
     (tmp_path/'page.html').write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><meta '
         'name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-        '<style>body.quarto-dark {background: #181a1f; color: #ddd} .visually-hidden '
+        '<style>body {--bs-body-color: #222} .co {color: #696969} body.quarto-dark '
+        '{background: #181a1f; color: #ddd; --bs-body-color: #ddd} .quarto-dark .co '
+        '{color: #999} .visually-hidden '
         '{position: absolute; clip-path: inset(50%)} ul {padding: 0}</style><main><h1>t'
         f'</h1><section id="one"><h2>One</h2>{one}</section><section id="two"><h2>Two'
         f'</h2>{two}</section>{_style("symbols.css")}{script}</main>', encoding='utf-8')

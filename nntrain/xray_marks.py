@@ -77,7 +77,11 @@ class Marks(ast.NodeTransformer):
         return node
 
     def visit_AnnAssign(self, node):
-        return self.visit_Assign(node) if node.value is not None else node
+        self.generic_visit(node)
+        name = _one([node.target])
+        if name is not None and not _plain(node.value):
+            node.value = self.call(node.value, node.lineno, name, node.value)
+        return node
 
     def visit_AugAssign(self, node):
         self.generic_visit(node)
@@ -181,9 +185,8 @@ class Trace:
 
     def rows(self):
         "[(line, name, what it made, how often)], from top to bottom"
-        return [(self.places[i][0], self.places[i][1], text, n)
-                for i, (_, n, text) in sorted(self.seen.items(),
-                                              key=lambda x: (self.places[x[0]][0], x[0]))]
+        found = [(*self.places[i][:2], text, n) for i, (_, n, text) in self.seen.items()]
+        return sorted(found, key=lambda row: row[0])   # within a line: as it came
 
 def _probe(key, place, *value):  # `__xray__` in marked code
     if not torch.compiler.is_compiling() and (trace := _open.get(key)):

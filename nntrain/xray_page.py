@@ -54,7 +54,9 @@ class XrayProc:
             rows = traced.get(cell_key(c.source))
             if rows: cells.append(_raw(shape_list(rows), f'{c.get("id")}-shapes'))
         if len(cells) == len(self.nb.cells): return
-        at = 1 + next((i for i, c in enumerate(cells) if c.get('id') == 'take-away'), 0)
+        places = [i for i, c in enumerate(cells)
+                  if c.cell_type == 'raw' or c.get('id') == 'take-away']
+        at = 1 + max(places, default=-1)
         cells.insert(at, _raw(_style('xray.css') + _SWITCH, 'shapes'))
         cells.append(_raw(_script(['xray.js'], 'xray', ''), 'shapes-script'))
         self.nb.cells[:] = cells

@@ -29,7 +29,7 @@ def _number(v): return f'{v:.4g}' if isinstance(v, float) else f'{v}'
 def _quietly():  # nobody who listens to torch's calls hears ours
     from torch.utils import _python_dispatch as dispatch
     silent = getattr(dispatch, '_disable_current_modes', contextlib.nullcontext)
-    with torch.no_grad(), torch._C.DisableTorchFunction(), silent(): yield
+    with torch._C.DisableTorchFunction(), silent(), torch.no_grad(): yield
 
 def _busy():     # a CUDA graph is being recorded: it would break if we read a number
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -19,6 +19,7 @@ function xray() {
     Object.assign(button, { type: 'button', className: 'nn-x-b' });
     button.textContent = 'shapes';
     button.title = 'Show what each line makes';
+    block.classList.add('nn-x-block');
     block.append(button);
     list.hidden = true;
     const set = on => {

@@ -53,7 +53,7 @@ class Shapes:
         for i, line in enumerate(self.code.splitlines(), 1):
             note = f'<i>{html.escape(said[i])}</i>' if i in said else ''
             lines.append(f'<div><code>{html.escape(line) or " "}</code>{note}</div>')
-        return (f'{_style("xray.css")}<div class="nn-xray-live" role="group" '
+        return (f'{_style("xray_live.css")}<div class="nn-xray-live" role="group" '
                 f'aria-label="Code with what its lines make">{"".join(lines)}</div>')
 
 # %% ../nbs/81_xray.ipynb #81a00025

@@ -210,7 +210,7 @@ def start_trace(
 _FUTURES = sum({getattr(__future__, n).compiler_flag
                 for n in __future__.all_feature_names})
 
-def _inner(code):  # a code object and all inside of it
+def _inner(code):  # a code object and all inside it
     yield code
     for c in code.co_consts:
         if isinstance(c, CodeType): yield from _inner(c)

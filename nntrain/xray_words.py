@@ -71,7 +71,7 @@ def _tensor(t):    # '64×784 float32 cuda:0, 0.286 ± 0.353'
     said = f"{_times(t.shape)} {str(t.dtype).removeprefix('torch.')}{where}"
     if type(t) not in (Tensor, nn.Parameter): return said
     try: return said + _spread(t)
-    except RuntimeError: return said  # a tensor without numbers, inside of vmap
+    except RuntimeError: return said  # a tensor without numbers, inside vmap
 
 def _array(a):     # of NumPy
     said = f'{_times(a.shape)} {a.dtype}'

@@ -483,7 +483,8 @@ def test_the_package_carries_the_files_of_the_notebook():
     assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
     for name in WEB:
         assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
-    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS}
+    ours = {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS}
+    assert set(SCRIPTS) == ours | {'xray.js'}
     assert 'pointerdown' in roll_figure().to_html()
     assert 'pointerdown' not in waves_figure().to_html()  # only where it is needed
 
@@ -565,7 +566,7 @@ def lint(text):
 
 # called by Python or by another file
 ONCE = {'explore', 'graph', 'predict', 'once', 'inFrame', 'paths', 'toHash', 'fromHash',
-        'drag', 'place', 'LOW', 'SPAN', 'GAP'}
+        'drag', 'place', 'LOW', 'SPAN', 'GAP', 'xray'}
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_scripts_keep_the_rules(name): assert lint(_web(name)) == []

@@ -114,7 +114,7 @@ def test_nobody_who_listens_to_torch_hears_us():
     with Hears(): assert in_words(plain).startswith('3 float32, ')
     with HearsOps(): assert in_words(plain).startswith('3 float32, ')
 
-def test_inside_of_vmap_there_are_no_numbers():
+def test_inside_vmap_there_are_no_numbers():
     space = dict(torch=torch)
     shapes = xray('def f(x):\n    y = x*2\n    return y.sum()\n'
                   'out = torch.func.vmap(torch.func.grad(f))(torch.ones(2, 3))', space)

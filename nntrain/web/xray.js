@@ -1,6 +1,6 @@
-// A button "shapes" for each traced block of code, and one switch for the page. The
-// notes wait in folded lists; each is handed to its line as an attribute, which the
-// style sheet shows: the text of the code stays clean.
+// A button "shapes" for each traced block of code, and one switch for the page. Notes
+// wait in folded lists; each is handed to its line as an attribute, which the style
+// sheet shows: the text of the code stays clean.
 function xray() {
   const all = document.querySelector('.nn-x-all');
   const box = all.querySelector('input'), says = all.querySelector('span');
@@ -36,7 +36,8 @@ function xray() {
     const on = blocks.filter(block => block.isOn()).length;
     box.checked = on === blocks.length;
     box.indeterminate = on > 0 && on < blocks.length;
-    says.textContent = on ? `Shapes are shown in ${on} of ${blocks.length} blocks.` : '';
+    const words = 'Shapes are shown in ' + on + ' of ' + blocks.length + ' blocks.';
+    says.textContent = on ? words : '';
   }
 
   document.querySelectorAll('details.nn-x').forEach(prepare);

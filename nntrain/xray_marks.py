@@ -51,7 +51,7 @@ class Marks(ast.NodeTransformer):
         key:int,   # which cell it is
     ):
         self.key, self.places = key, []      # places: (line, name, function)
-        self.inside = self.functions = 0     # number of the function we are in; how many
+        self.inside = self.functions = 0     # which function we are in; how many so far
 
     def call(self, at, line, name, *value):
         self.places.append((line, name, self.inside))
@@ -185,7 +185,8 @@ class Trace:
 
     def rows(self):
         "[(line, name, what it made, how often)], from top to bottom"
-        found = [(*self.places[i][:2], text, n) for i, (_, n, text) in self.seen.items()]
+        found = [(*self.places[i][:2], text, n)
+                 for i, (_, n, text) in self.seen.items()]
         return sorted(found, key=lambda row: row[0])   # within a line: as it came
 
 def _probe(key, place, *value):  # `__xray__` in marked code

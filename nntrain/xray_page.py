@@ -12,7 +12,6 @@ __all__ = ['shape_list', 'XrayProc']
 #| code-fold: true
 #| code-summary: "Imports; the list of a block, the switch of the page"
 import html
-from pathlib import Path
 
 from .figure_web import _script, _style
 from .listing import _prose

@@ -104,7 +104,8 @@ def in_words(
     left out of mean and std; above 2²⁷ elements there are none."""
     if value is None or isinstance(value, type): return None
     if isinstance(value, (Tensor, np.ndarray)):
-        with _quietly(): return (_tensor if isinstance(value, Tensor) else _array)(value)
+        say = _tensor if isinstance(value, Tensor) else _array
+        with _quietly(): return say(value)
     if isinstance(value, nn.Module):
         n = sum(p.numel() for p in value.parameters())
         return f'{type(value).__name__}, {n:,} parameters'

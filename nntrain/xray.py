@@ -123,7 +123,7 @@ class _Watch:  # one for each IPython shell
 
 # %% ../nbs/81_xray.ipynb #81a00031
 #| code-fold: true
-#| code-summary: "%load_ext nntrain.xray"
+#| code-summary: "load_ipython_extension, unload_ipython_extension"
 def _unusual(line, cell=''):  # `%%xray` where it is not the line alone, on top
     from IPython.core.error import UsageError
     raise UsageError(f'%%xray stands alone on the first line of a cell, '

@@ -241,6 +241,24 @@ def test_words_explain_themselves(visit):
     assert '#term-' in term.get_attribute('href')
 
 
+# ---- shapes beside the code ----------------------------------------------------------
+
+def test_shapes_are_shown_at_their_lines(visit):
+    page = visit('data.html')
+    notes, lines = (page.locator(s).count() for s in ('.nn-x i', 'code [data-x]'))
+    assert notes == lines > 50
+    clean = page.locator('main').evaluate('e => e.textContent')
+    page.locator('.nn-x-all input').click()
+    assert page.locator('code.nn-x-on').count() == page.locator('.nn-x').count()
+    page.locator('.nn-x-all span').evaluate('e => { e.textContent = "" }')
+    assert page.locator('main').evaluate('e => e.textContent') == clean
+    assert site_checks.width_problems(page) == [] == page.problems
+    page.set_viewport_size(dict(width=360, height=800))
+    assert site_checks.width_problems(page) == []
+    bad = site_checks.axe_problems(page, site_checks.axe_source())
+    assert not bad, '\n'.join(bad)
+
+
 # ---- offline -------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')

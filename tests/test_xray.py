@@ -466,6 +466,29 @@ def test_the_chapters_that_matter_most_are_traced():
     assert names >= {'data', 'learner', 'activations', 'initialization', 'resnet',
                      'augmentation'}
 
+def misplaced(chapter, cells):
+    "Notes that stand at a line which does not hold the name that they speak of"
+    nb = json.loads(chapter.read_text(encoding='utf-8'))
+    sources = {cell_key(text): text for c in nb['cells'] if c['cell_type'] == 'code'
+               for text in [''.join(c['source'])]}
+    bad = []
+    for key, rows in cells.items():
+        text = sources[key].splitlines()
+        lines = {n: text[i - 1] for i, n in traces._lines(sources[key]).items()}
+        for line, name, *_ in rows:
+            words = r'return|yield' if name == '→' else re.match(r'\w*', name)[0]
+            if not re.search(f'({words})', lines[line]):
+                bad.append((name, lines[line]))
+    return bad
+
+def test_a_misplaced_note_is_noticed(tmp_path):
+    path = tmp_path/'07_seven.ipynb'
+    write_notebook(path, notebook('# T\n\n> P', '#| export\na = f(1)\nb = f(2)'))
+    key = cell_key('a = f(1)\nb = f(2)')
+    assert misplaced(path, {key: [[1, 'a', '2', 1], [2, '', '3', 1]]}) == []
+    assert misplaced(path, {key: [[2, 'a', '2', 1], [1, '→', '2', 1]]}) == [
+        ('a', 'b = f(2)'), ('→', 'a = f(1)')]
+
 @pytest.mark.parametrize('path', TRACED, ids=lambda p: p.stem)
 def test_trace_of_a_chapter(path):
     chapter = NBS/f'{path.stem}.ipynb'
@@ -474,6 +497,7 @@ def test_trace_of_a_chapter(path):
     cells, text = read_trace(chapter), path.read_text(encoding='utf-8')
     assert len(text.encode()) <= 40_000 and len(cells) > 3
     assert list(cells) == sorted(cells) and text == traces._text('quick', cells)
+    assert misplaced(chapter, cells) == []
     html = ''.join(map(shape_list, cells.values()))
     assert len(html.encode()) <= 27_000, 'a page may grow by 30 KB; script and style: 3'
 

@@ -24,7 +24,7 @@ def shape_list(
     rows:list,  # (line, name, what it made, how often) of one cell
 )->str:         # HTML
     "A folded list of notes, which xray.js hands to the lines of the block before it"
-    lines = ''.join(f'<i data-n="{line}" data-x="{html.escape(said)}"></i>'
+    lines = ''.join(f'<i data-x="{line} · {html.escape(said)}"></i>'
                     for line, said in notes(rows).items())
     return f'<details class="nn-x"><summary>Shapes</summary>{lines}</details>'
 

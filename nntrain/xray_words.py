@@ -86,7 +86,8 @@ def _array(a):     # of NumPy
 def _loader(v):  # number of batches, and their shapes if it says so without a draw
     try: said = f'{len(v):,} batches'
     except (TypeError, NotImplementedError): return None
-    x, y, n = (getattr(v, name, None) for name in ('x', 'y', 'batch_size'))
+    own = getattr(v, '__dict__', {})
+    x, y, n = (own.get(name) for name in ('x', 'y', 'batch_size'))
     if not all(type(t) is Tensor for t in (x, y)) or not isinstance(n, int): return said
     n = min(n, len(x))
     return f'{said}: {_times((n, *x.shape[1:]))} and {_times((n, *y.shape[1:]))}'

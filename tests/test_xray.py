@@ -532,7 +532,7 @@ def test_traced_blocks_get_a_list(tmp_path):
                        '#| echo: false\nx = f(1)\ny = f(2)')
     assert [c.id for c in cells] == ['shapes', '0', '0-shapes', '1', '2',
                                      'shapes-script']
-    assert 'data-x="&lt;4&gt; (×9, the last)"' in cells[2].source
+    assert 'data-x="2 · &lt;4&gt; (×9, the last)"' in cells[2].source
     assert page_cells(tmp_path, 'other = 1') == [dict(
         cell_type='code', id='0', source='other = 1')]
 

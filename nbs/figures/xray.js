@@ -12,8 +12,9 @@ function xray() {
     if (!code) return;
     const lines = code.querySelectorAll(':scope > span');
     for (const note of list.querySelectorAll('i')) {
-      const line = lines[note.dataset.n - 1];
-      if (line) line.dataset.x = note.dataset.x;
+      const [number, ...said] = note.dataset.x.split(' · ');
+      const line = lines[number - 1];
+      if (line) line.dataset.x = said.join(' · ');
     }
     const button = document.createElement('button');
     Object.assign(button, { type: 'button', className: 'nn-x-b' });

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from nntrain import traces, xray as live
+from nntrain.renumber import renumber
 from nntrain.tensor_loader import TensorLoader
 from nntrain.traces import cell_key, nntrain_xray, read_trace, stale_cells
 from nntrain.xray import Shapes, notes, xray
@@ -442,6 +443,18 @@ def test_a_chapter_is_traced(mini_trace):
     text = (mini_trace.parent/'xray/07_seven.json').read_text(encoding='utf-8')
     assert json.loads(text)['budget'] == 'quick'
     assert text == traces._text('quick', stored) and text.endswith('\n')
+
+def test_a_trace_moves_with_its_chapter(tmp_path):
+    (tmp_path/'nbs/xray').mkdir(parents=True)
+    for name, code in (('07_seven', 'a = f(1)'), ('08_eight', 'b = f(1)')):
+        write_notebook(tmp_path/f'nbs/{name}.ipynb', notebook('# T\n\n> P', code))
+        text = traces._text('quick', {cell_key(code): [[1, code[0], '2', 1]]})
+        (tmp_path/f'nbs/xray/{name}.json').write_text(text)
+    renumber(tmp_path, dict(seven=8, eight=7))
+    names = {p.name for p in (tmp_path/'nbs/xray').iterdir()}
+    assert names == {'08_seven.json', '07_eight.json'}
+    for name in ('08_seven', '07_eight'):
+        assert stale_cells(tmp_path/f'nbs/{name}.ipynb') == []
 
 def test_a_chapter_that_fails_keeps_its_trace(mini_trace, capsys):
     path = mini_trace.parent/'08_bad.ipynb'

@@ -1,8 +1,8 @@
 // The view of `draw_view`: a pad, what the network sees of it, and what it answers.
 
-const percent = p => p > 0 && p < 0.01 ? 'below 1 %' : `${Math.round(100 * p)} %`;
+const percent = p => `${Math.round(100 * p)} %`;
 
-// Paint numbers as grey levels, from the smallest to the largest or from 0 to 1.
+// Paint numbers as grey levels from `low` to `high`; what is lower is transparent.
 function paintLevels(canvas, values, wide, [low, high]) {
   canvas.width = wide;
   canvas.height = values.length / wide;
@@ -10,21 +10,21 @@ function paintLevels(canvas, values, wide, [low, high]) {
   const image = pen.createImageData(canvas.width, canvas.height);
   values.forEach((v, i) => {
     image.data.fill(255 * (v - low) / (high - low || 1), 4 * i, 4 * i + 3);
-    image.data[4 * i + 3] = 255;
+    image.data[4 * i + 3] = v < low ? 0 : 255;
   });
   pen.putImageData(image, 0, 0);
 }
 
-// All maps of a layer in one picture, up to 16 in a row, with a point between them.
+// All maps of a layer in one picture, up to 16 in a row, with a gap between them.
 function paintMaps(canvas, { data, shape: [n, h, w] }) {
   const columns = Math.min(n, 16), rows = Math.ceil(n / columns);
   const wide = columns * (w + 1) - 1;
-  const sheet = new Float32Array(wide * (rows * (h + 1) - 1));
+  const sheet = new Float32Array(wide * (rows * (h + 1) - 1)).fill(-1);
   const most = data.reduce((a, v) => Math.max(a, v), 0);
   data.forEach((v, i) => {
     const x = i % w, y = Math.floor(i / w) % h, map = Math.floor(i / (w * h));
     const left = map % columns * (w + 1), top = Math.floor(map / columns) * (h + 1);
-    sheet[(top + y) * wide + left + x] = v;
+    sheet[(top + y) * wide + left + x] = Math.max(v, 0);
   });
   paintLevels(canvas, sheet, wide, [0, most]);
 }
@@ -40,7 +40,7 @@ function inWords(classes, probabilities) {
   const order = classes.map((_, i) => i)
     .sort((a, b) => probabilities[b] - probabilities[a]);
   const [first, second] = order.map(i => `${classes[i]}, ${percent(probabilities[i])}`);
-  return second ? `${first}; then ${second}.` : `${first}.`;
+  return !(probabilities[order[1]] >= 0.005) ? `${first}.` : `${first}; then ${second}.`;
 }
 
 function drawing({ id, network, pictures }) {
@@ -120,11 +120,13 @@ function drawing({ id, network, pictures }) {
       const name = known.classes[top];
       const ask = picture => softmax(known.logits(picture));
       part('covered').hidden = false;
+      part('falls').hidden = true;
       part('about').textContent = 'Covering …';
       coverAll(old, ask, top, () => mine === job,
         share => { part('about').textContent = `Covering … ${percent(share)}`; },
         (falls, places) => {
           paintFalls(part('falls'), old, falls, places);
+          part('falls').hidden = false;
           const least = falls.indexOf(Math.max(...falls)), fall = falls[least];
           const now = percent(answer[top]), then = percent(answer[top] - fall);
           part('about').textContent = fall < 0.005

@@ -9,8 +9,11 @@ function bytesOf(base64) {
 
 const floatsOf = base64 => new Float32Array(bytesOf(base64));
 
+// An error that a reader can understand; all others mean that a file is damaged.
+class Refused extends Error {}
+
 function need(is, says) {
-  if (!is) throw new Error(says);
+  if (!is) throw new Refused(says);
 }
 
 // Whole numbers of 8 bits times the scale of their output channel, as floats again.
@@ -58,6 +61,7 @@ function conv({ weight, bias, sizes: [many, n, high, wide], stride, padding }, x
   const from = padded(x, padding), [down, right] = stride;
   const h = windows(from.h, high, down, 0), w = windows(from.w, wide, right, 0);
   const out = new Float32Array(many * h * w);
+  const { data } = from;
   let at = 0;
   for (let o = 0; o < many; o++) {
     const first = o * h * w;
@@ -71,7 +75,7 @@ function conv({ weight, bias, sizes: [many, n, high, wide], stride, padding }, x
             let source = (i * from.h + y * down + dy) * from.w + dx;
             const row = first + y * w;
             for (let to = row; to < row + w; to++, source += right)
-              out[to] += times * from.data[source];
+              out[to] += times * data[source];
           }
         }
   }
@@ -163,11 +167,20 @@ function softmax(logits) {
 // A file as a function: grey levels from 0 to 1 -> logits. It throws an error that ends
 // the sentence “This file cannot be used: …”.
 function readNetwork(file) {
+  try { return networkOf(file); }
+  catch (error) {
+    if (error instanceof Refused) throw error;
+    throw new Refused('its content is damaged');
+  }
+}
+
+function networkOf(file) {
   need(file && file.format === 'nntrain network', 'it is not a network of this book');
   need(file.version === 1, `its version is ${file.version}, and this page reads 1`);
   const { shape, mean, std, classes } = file;
   need(Array.isArray(shape) && shape.join() === '1,28,28',
     `it wants pictures of the shape ${shape}, and this page makes 1,28,28`);
+  need(Number.isFinite(mean) && std > 0, 'its mean and its spread are not numbers');
   const layers = file.layers.map(made);
   const logits = (levels, seen) =>
     run(layers, { data: levels.map(v => (v - mean) / std), shape }, seen).data;

@@ -61,11 +61,11 @@ def _as_bytes(pictures, names):
 # %% ../nbs/28_browser.ipynb #2843506f
 #| code-fold: true
 #| code-summary: "The parts of the page: pad, tools, bars, pictures"
-def _choices(name, legend, options):
-    "Radio buttons; the first is chosen"
+def _choices(name, legend, options, at=0):
+    "Radio buttons; number `at` is chosen"
     buttons = ''.join(
         f'<label><input type="radio" name="{name}" value="{value}" autocomplete="off"'
-        f'{"" if i else " checked"}>{html.escape(text)}</label>'
+        f'{" checked" if i == at else ""}>{html.escape(text)}</label>'
         for i, (value, text) in enumerate(options.items()))
     return (f'<fieldset data-part="{name}" data-live hidden><legend>{legend}</legend>'
             f'<div class="nnd-row">{buttons}</div></fieldset>')
@@ -85,7 +85,7 @@ def _pad(still, alt):
         f'tabindex="0" role="application" aria-label="{_KEYS}"></canvas>'
         '<span class="nnd-cursor" data-part="cursor"></span></div>'
         + _choices('tool', 'Tool', dict(draw='pen', erase='eraser'))
-        + _choices('size', 'Width', {16: 'medium', 9: 'thin', 28: 'thick'})
+        + _choices('size', 'Width', {9: 'thin', 16: 'medium', 28: 'thick'}, 1)
         + '<p data-live hidden>' + _button('fill', 'fill the outline')
         + _button('clear', 'clear') + '</p>')
 

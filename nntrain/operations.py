@@ -134,7 +134,7 @@ def with_weights(
     operations,  # from `to_operations`
     change       # function: weight -> what takes its place
 ):               # the same operations with other weights; `operations` stays as it is
-    "Replace each weight, also inside of the paths of a sum"
+    "Replace each weight, also inside the paths of a sum"
     if isinstance(operations, list):
         return [with_weights(each, change) for each in operations]
     if not isinstance(operations, Mapping): return operations

@@ -17,7 +17,6 @@ import html
 import json
 
 import torch
-from torch import Tensor
 
 from .explore import _check_alt
 from .figure_web import _script, _style

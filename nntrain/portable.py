@@ -22,12 +22,12 @@ from .operations import (_RUN, dequantize, quantize, run_operations,
 from .results import _write
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'PortableNetwork', 'make_portable', 'export_network', 'load_network']
+__all__ = ['PortableNetwork', 'make_portable', 'export_network', 'load_network']
 
 # %% ../nbs/28_browser.ipynb #28372ea0
 #| code-fold: true
 #| code-summary: "Numbers as text, and what cannot be written"
-FORMAT, VERSION = 'nntrain network', 1
+_FORMAT, _VERSION = 'nntrain network', 1
 
 def _text(values, dtype):  # numbers -> base64, little end first
     return base64.b64encode(values.numpy().astype(dtype).tobytes()).decode()
@@ -89,11 +89,11 @@ def _known(layers):
 
 def _read(data):
     "Operations of a file; ValueError in one sentence if it is not one of ours"
-    if not isinstance(data, Mapping) or data.get('format') != FORMAT:
+    if not isinstance(data, Mapping) or data.get('format') != _FORMAT:
         raise ValueError('this is not a network file: export_network writes one')
-    if data.get('version') != VERSION:
+    if data.get('version') != _VERSION:
         raise ValueError(f"this network file has version {data.get('version')!r}, and "
-                         f'this package reads {VERSION}: write it again')
+                         f'this package reads {_VERSION}: write it again')
     try:
         _known(data['layers'])
         operations = _unpacked(data['layers'])
@@ -147,7 +147,7 @@ def make_portable(
     n_out = _check_answer(model, operations, shape)
     _check_names(classes, shape, n_out)
     return PortableNetwork(dict(
-        format=FORMAT, version=VERSION, classes=list(classes), shape=list(shape),
+        format=_FORMAT, version=_VERSION, classes=list(classes), shape=list(shape),
         mean=float(mean), std=float(std), layers=_packed(operations)))
 
 # %% ../nbs/28_browser.ipynb #283b134b

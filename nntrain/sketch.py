@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SIDE', 'FAINT', 'fit_drawing', 'dilated', 'eroded', 'RandomSketch']
+__all__ = ['fit_drawing', 'dilated', 'eroded', 'RandomSketch']
 
 # %% ../nbs/28_browser.ipynb #28266f0b
 #| code-fold: true
@@ -18,11 +18,11 @@ from torch import Tensor
 from . import checks
 from .transforms import ImageTransform
 
-SIDE, FAINT = 28, .1  # points of a side, and grey levels that are no ink yet
+_SIDE, _FAINT = 28, .1  # points of a side, and grey levels that are no ink yet
 
 def _shares(start, size, n):
-    "(SIDE, n): the share of each pixel in cells of `size` pixels, from `start` on"
-    pixel, cell = torch.arange(n), start + size*torch.arange(SIDE)[:, None]
+    "(28, n): the share of each pixel in cells of `size` pixels, from `start` on"
+    pixel, cell = torch.arange(n), start + size*torch.arange(_SIDE)[:, None]
     both = torch.minimum(pixel + 1, cell + size) - torch.maximum(pixel, cell)
     return both.clamp(min=0)/size
 
@@ -34,12 +34,12 @@ def fit_drawing(
     if levels.ndim != 2 or levels.shape[0] != levels.shape[1]:
         raise ValueError('a drawing must be a square of grey levels (n, n), got shape '
                          f'{tuple(levels.shape)}')
-    n, ink = len(levels), levels > FAINT
-    if not ink.any(): return torch.zeros(SIDE, SIDE)
+    n, ink = len(levels), levels > _FAINT
+    if not ink.any(): return torch.zeros(_SIDE, _SIDE)
     rows, columns = (ink.any(axis).nonzero()[:, 0] for axis in (1, 0))
     ends = [(int(at[0]), int(at[-1]) + 1) for at in (rows, columns)]
-    size = max(*(high - low for low, high in ends), n/4)/SIDE
-    down, across = (_shares((low + high - size*SIDE)/2, size, n) for low, high in ends)
+    size = max(*(high - low for low, high in ends), n/4)/_SIDE
+    down, across = (_shares((low + high - size*_SIDE)/2, size, n) for low, high in ends)
     return down @ levels.float() @ across.T
 
 # %% ../nbs/28_browser.ipynb #283e8626

@@ -308,8 +308,8 @@ def browser():
 def as_page(body, dark=False):
     colours = 'background:#181a1f;color:#dcdfe4' if dark else (
         'background:#fff;color:#222')
-    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><meta '
-            'name="viewport" content="width=device-width"><link rel="icon" '
+    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>'
+            '<meta name="viewport" content="width=device-width"><link rel="icon" '
             'href="data:,">'
             f'<style>body{{margin:8px;{colours}}}</style><body><main><h1>t</h1>{body}'
             '</main>')

@@ -27,7 +27,8 @@ from .sources import _pngs
 # %% ../nbs/28_browser.ipynb #288eb7d7
 #| code-fold: true
 #| code-summary: "The files, and what draw_view refuses"
-_DRAW_JS = ('once.js', 'network.js', 'ink.js', 'pad.js', 'covering.js', 'drawing.js')
+_DRAW_JS = ('once.js', 'network.js', 'ink.js', 'pad.js', 'paint.js', 'covering.js',
+            'drawing.js')
 _DRAW_CSS = 'figure.css', 'drawing.css'
 _MOST = 1_500_000  # letters of a network in a page
 
@@ -139,6 +140,8 @@ def _page(key, title, about, picture, alt, bars, names, program):
             + _shielded(f'Interactive figure: {about}', body) + '</div>')
 
 # %% ../nbs/28_browser.ipynb #2870570d
+#| code-fold: true
+#| code-summary: "Code of draw_view"
 class DrawView:
     "What `draw_view` returns; shown as HTML, or as its text"
     def __init__(self, alt, says, page):

@@ -130,6 +130,8 @@ _RUN = dict(conv=_convolve, linear=_fully, relu=lambda x, op: x.clamp(min=0), ad
             gelu=lambda x, op: F.gelu(x, approximate=op['form']))
 
 # %% ../nbs/28_browser.ipynb #2807389a
+#| code-fold: true
+#| code-summary: "Code of with_weights and round_operations"
 def with_weights(
     operations,  # from `to_operations`
     change       # function: weight -> what takes its place

@@ -53,6 +53,8 @@ def _check_names(classes, shape, n_out):
                          f'{len(classes)} names in classes: {classes}')
 
 # %% ../nbs/28_browser.ipynb #287aca22
+#| code-fold: true
+#| code-summary: "From operations to JSON, and back"
 def _packed(operations):
     "Operations as JSON can hold them"
     if isinstance(operations, list): return [_packed(each) for each in operations]
@@ -106,6 +108,8 @@ def _read(data):
     return operations
 
 # %% ../nbs/28_browser.ipynb #2818d9f0
+#| code-fold: true
+#| code-summary: "Code of PortableNetwork"
 class PortableNetwork:
     "A network as a file holds it; called with pictures, it answers with logits"
     def __init__(self,
@@ -131,6 +135,8 @@ class PortableNetwork:
                 f'{len(self.classes)} classes, {len(self.to_json())/1000:.0f} KB)')
 
 # %% ../nbs/28_browser.ipynb #283adce5
+#| code-fold: true
+#| code-summary: "Code of make_portable"
 def make_portable(
     learn_or_model,      # a Learner, or a network; on any device, and only read
     classes,             # names of the outputs, in order
@@ -151,6 +157,8 @@ def make_portable(
         mean=float(mean), std=float(std), layers=_packed(operations)))
 
 # %% ../nbs/28_browser.ipynb #283b134b
+#| code-fold: true
+#| code-summary: "Code of export_network and load_network"
 def export_network(
     learn_or_model,  # as in `make_portable`
     path,            # of the file to write, such as 'boots.json'

@@ -68,6 +68,8 @@ def _check_grey(x):
             f'{x.amax():.3g}: use it before NormalizeCB')
 
 # %% ../nbs/28_browser.ipynb #285f01e7
+#| code-fold: true
+#| code-summary: "Code of RandomSketch"
 class RandomSketch(ImageTransform):
     "Turn an image into a drawing by a shaky hand, with probability `p`"
     def __init__(self,

@@ -1,9 +1,11 @@
 // A canvas to draw on with mouse, pen, finger or keys: white ink on black, as in the
-// data set. `tool()` says { size, erase }; `changed()` is called after each piece of a
-// stroke, `say` with what the keys did.
-function drawingPad(canvas, cursor, tool, changed, say) {
+// data set.
+
+// The canvas and its pen. `tool()` says { size, erase }; `changed()` is called after
+// each piece of a stroke.
+function drawingPad(canvas, tool, changed) {
   const pen = canvas.getContext('2d', { willReadFrequently: true });
-  const side = canvas.width, at = { x: side / 2, y: side / 2, down: false };
+  const side = canvas.width, at = { x: side / 2, y: side / 2 };
   pen.lineCap = pen.lineJoin = 'round';
 
   function clear() {
@@ -34,35 +36,45 @@ function drawingPad(canvas, cursor, tool, changed, say) {
     pen.putImageData(image, 0, 0);
   }
 
-  function place(event) {
-    const box = canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) * side / box.width,
-      (event.clientY - box.top) * side / box.height];
-  }
+  clear();
+  return { at, side, clear, line, put, levels: () => levelsOf(canvas) };
+}
 
+// Let a mouse, a pen or a finger draw.
+function followPointer(canvas, pad) {
   let held = null;
+  const place = event => {
+    const box = canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) * pad.side / box.width,
+      (event.clientY - box.top) * pad.side / box.height];
+  };
   canvas.addEventListener('pointerdown', event => {
     if (event.button) return;
     held = event.pointerId;
     canvas.setPointerCapture(held);
-    [at.x, at.y] = place(event);
-    line(at.x, at.y);
+    [pad.at.x, pad.at.y] = place(event);
+    pad.line(pad.at.x, pad.at.y);
   });
   canvas.addEventListener('pointermove', event => {
     if (event.pointerId !== held) return;
     const all = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
-    for (const one of all.length ? all : [event]) line(...place(one));
+    for (const one of all.length ? all : [event]) pad.line(...place(one));
   });
   for (const end of ['pointerup', 'pointercancel'])
     canvas.addEventListener(end, () => { held = null; });
+}
 
-  // The keys: arrows move a cursor, space lowers the pen or lifts it.
-  const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1],
-    ArrowDown: [0, 1] };
+const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1],
+  ArrowDown: [0, 1] };
+
+// Let keys draw: arrows move a cursor, space lowers the pen or lifts it; `say` is told.
+function followKeys(canvas, cursor, pad, say) {
+  const { at, side } = pad;
+  let down = false;
   function show() {
-    cursor.style.left = `${100 * at.x / side}%`;
-    cursor.style.top = `${100 * at.y / side}%`;
-    cursor.dataset.down = at.down;
+    cursor.style.left = 100 * at.x / side + '%';
+    cursor.style.top = 100 * at.y / side + '%';
+    cursor.dataset.down = down;
   }
   canvas.addEventListener('keydown', event => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
@@ -71,19 +83,16 @@ function drawingPad(canvas, cursor, tool, changed, say) {
       const step = event.shiftKey ? 30 : 10;
       const [x, y] = [at.x + way[0] * step, at.y + way[1] * step]
         .map(v => Math.min(Math.max(v, 5), side - 5));
-      if (at.down) line(x, y);
+      if (down) pad.line(x, y);
       else Object.assign(at, { x, y });
     } else if (event.key === ' ') {
-      at.down = !at.down;
-      if (at.down) line(at.x, at.y);
-      say(at.down ? 'The pen is down.' : 'The pen is up.');
+      down = !down;
+      if (down) pad.line(at.x, at.y);
+      say(down ? 'The pen is down.' : 'The pen is up.');
     } else return;
     event.preventDefault();
     show();
   });
   canvas.addEventListener('focus', show);
-  canvas.addEventListener('blur', () => { at.down = false; show(); });
-
-  clear();
-  return { clear, put, side, levels: () => levelsOf(canvas) };
+  canvas.addEventListener('blur', () => { down = false; show(); });
 }

@@ -21,8 +21,9 @@ function coverAll(levels, ask, top, alive, progress, done) {
           j * SIDE + Math.min(x + SQUARE, SIDE));
       falls[next++] = before - ask(covered)[top];
     }
-    if (next < falls.length) { progress(next / falls.length); setTimeout(slice); }
-    else done(falls, places);
+    if (next === falls.length) { done(falls, places); return; }
+    progress(next / falls.length);
+    requestAnimationFrame(slice);
   }
   slice();
 }
@@ -50,4 +51,23 @@ function whereIs(at, places) {
   const column = ['left', 'middle', 'right'][third(at % places)];
   if (row === column) return 'middle';
   return [row, column].filter(word => word !== 'middle').join(' ');
+}
+
+// Cover the picture and show what falls; `name` and `share`: of the likeliest class.
+function showFalls(part, levels, ask, { top, name, share }, alive) {
+  const about = part('about');
+  part('covered').hidden = false;
+  part('falls').hidden = true;
+  about.textContent = 'Covering …';
+  const progress = p => { about.textContent = 'Covering … ' + percent(p); };
+  coverAll(levels, ask, top, alive, progress, (falls, places) => {
+    paintFalls(part('falls'), levels, falls, places);
+    part('falls').hidden = false;
+    const most = falls.indexOf(Math.max(...falls)), fall = falls[most];
+    const none = 'No square takes anything from ' + name + ' (' + percent(share) + ').';
+    const some = ['Orange: without it,', name, 'loses. A square at the',
+      whereIs(most, places), 'costs most: from', percent(share), 'to',
+      percent(share - fall) + '.'].join(' ');
+    about.textContent = fall < 0.005 ? none : some;
+  });
 }

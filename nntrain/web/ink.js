@@ -97,7 +97,8 @@ async function inkOf(file, side) {
   pen.drawImage(picture, 0, 0, w, h);
   const { data } = pen.getImageData(0, 0, w, h), across = Math.floor(w);
   const grey = Float32Array.from({ length: data.length / 4 }, (_, i) => {
-    const share = data[4 * i + 3] / 255; // what is transparent shows white paper
+    // what is transparent shows white paper
+    const share = data[4 * i + 3] / 255;
     const [r, g, b] = data.subarray(4 * i, 4 * i + 3);
     return 1 - share + share * (0.299 * r + 0.587 * g + 0.114 * b) / 255;
   });

@@ -1,6 +1,7 @@
 // A trained network without Python: its file becomes arrays, and six operations run it.
 // What flows through is { data: Float32Array, shape: [channels, height, width] }.
 
+// The bytes that a text of base64 stands for.
 function bytesOf(base64) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
@@ -12,6 +13,7 @@ const floatsOf = base64 => new Float32Array(bytesOf(base64));
 // An error that a reader can understand; all others mean that a file is damaged.
 class Refused extends Error {}
 
+// Refuse a file in words unless something is as it must be.
 function need(is, says) {
   if (!is) throw new Refused(says);
 }
@@ -25,9 +27,10 @@ function weightsOf({ codes, scale, shape }) {
   return Float32Array.from(whole, (code, i) => code * scales[Math.floor(i / each)]);
 }
 
+// A layer of the file with its numbers as arrays.
 function made(layer) {
   need(layer && Object.hasOwn(OPERATIONS, layer.op),
-    `it holds the operation “${layer && layer.op}”, which this page does not know`);
+    'it holds the operation “' + (layer && layer.op) + '”, which this page does not know');
   if (layer.op === 'add') return { ...layer, paths: layer.paths.map(p => p.map(made)) };
   if (!layer.weight) return layer;
   const weight = weightsOf(layer.weight), bias = floatsOf(layer.bias);
@@ -56,8 +59,9 @@ function padded({ data, shape: [n, h, w] }, [down, right]) {
   return { data: out, h: high, w: wide };
 }
 
+// Each weight of each window is multiplied with a whole row of points at a time.
 function conv({ weight, bias, sizes: [many, n, high, wide], stride, padding }, x) {
-  need(x.shape[0] === n, `a convolution wants ${n} channels, not ${x.shape[0]}`);
+  need(x.shape[0] === n, 'a convolution does not fit to the channels before it');
   const from = padded(x, padding), [down, right] = stride;
   const h = windows(from.h, high, down, 0), w = windows(from.w, wide, right, 0);
   const out = new Float32Array(many * h * w);
@@ -82,8 +86,9 @@ function conv({ weight, bias, sizes: [many, n, high, wide], stride, padding }, x
   return { data: out, shape: [many, h, w] };
 }
 
+// Multiply and add.
 function linear({ weight, bias, sizes: [many, n] }, x) {
-  need(x.data.length === n, `a linear layer wants ${n} numbers, not ${x.data.length}`);
+  need(x.data.length === n, 'a linear layer does not fit to the numbers before it');
   const out = new Float32Array(many);
   for (let o = 0; o < many; o++) {
     let sum = bias[o];
@@ -110,7 +115,8 @@ function pool({ op, size, stride, padding, ceil, whole }, { data, shape: [n, h, 
             sum += value;
             if (value > most) most = value;
           }
-        if (whole) // zeros of the rim count, but not what lies beyond
+        // zeros of the rim count, but not what lies beyond
+        if (whole)
           count = (Math.min(top + size[0], h + padding[0]) - top)
             * (Math.min(left + size[1], w + padding[1]) - left);
         out[to] = largest ? most : sum / count;
@@ -157,6 +163,7 @@ function run(layers, x, seen) {
   return x;
 }
 
+// Logits as probabilities.
 function softmax(logits) {
   const most = Math.max(...logits);
   const powers = Array.from(logits, v => Math.exp(v - most));
@@ -174,19 +181,21 @@ function readNetwork(file) {
   }
 }
 
+// The same without a guard.
 function networkOf(file) {
   need(file && file.format === 'nntrain network', 'it is not a network of this book');
-  need(file.version === 1, `its version is ${file.version}, and this page reads 1`);
+  need(file.version === 1, 'its version is ' + file.version + ', and this page reads 1');
   const { shape, mean, std, classes } = file;
   need(Array.isArray(shape) && shape.join() === '1,28,28',
-    `it wants pictures of the shape ${shape}, and this page makes 1,28,28`);
+    'it wants pictures of the shape ' + shape + ', and this page makes 1,28,28');
   need(Number.isFinite(mean) && std > 0, 'its mean and its spread are not numbers');
   const layers = file.layers.map(made);
   const logits = (levels, seen) =>
     run(layers, { data: levels.map(v => (v - mean) / std), shape }, seen).data;
-  const out = logits(new Float32Array(28 * 28)); // an error shows here, if there is one
+  // an error shows here, if there is one
+  const out = logits(new Float32Array(28 * 28));
   need(out.length === classes.length,
-    `it gives ${out.length} numbers for ${classes.length} classes`);
+    'it gives ' + out.length + ' numbers for ' + classes.length + ' classes');
   need(out.every(Number.isFinite), 'its numbers are not finite');
   return { logits, classes };
 }

@@ -29,8 +29,8 @@ function weightsOf({ codes, scale, shape }) {
 
 // A layer of the file with its numbers as arrays.
 function made(layer) {
-  need(layer && Object.hasOwn(OPERATIONS, layer.op),
-    'it holds the operation “' + (layer && layer.op) + '”, which this page does not know');
+  need(Object.hasOwn(OPERATIONS, layer.op),
+    'it holds the operation “' + layer.op + '”, which this page does not know');
   if (layer.op === 'add') return { ...layer, paths: layer.paths.map(p => p.map(made)) };
   if (!layer.weight) return layer;
   const weight = weightsOf(layer.weight), bias = floatsOf(layer.bias);
@@ -184,7 +184,8 @@ function readNetwork(file) {
 // The same without a guard.
 function networkOf(file) {
   need(file && file.format === 'nntrain network', 'it is not a network of this book');
-  need(file.version === 1, 'its version is ' + file.version + ', and this page reads 1');
+  need(file.version === 1,
+    'its version is ' + file.version + ', and this page reads 1');
   const { shape, mean, std, classes } = file;
   need(Array.isArray(shape) && shape.join() === '1,28,28',
     'it wants pictures of the shape ' + shape + ', and this page makes 1,28,28');

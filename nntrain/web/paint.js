@@ -43,8 +43,8 @@ function showMaps(box, seen) {
     h > 1 && !['relu', 'gelu'].includes(seen[i + 1] && seen[i + 1].op));
   box.replaceChildren(...layers.map((layer, i) => {
     const sheet = element('canvas'), frame = element('figure'), [n, h, w] = layer.shape;
-    const words = 'Layer ' + (i + 1) + ': ' + n + (n > 1 ? ' maps' : ' map') + ' of ' + h
-      + '×' + w;
+    const words = ['Layer', i + 1 + ':', n, n > 1 ? 'maps' : 'map', 'of', h + '×' + w]
+      .join(' ');
     sheet.setAttribute('role', 'img');
     sheet.setAttribute('aria-label', words + ', the brighter the larger');
     paintMaps(sheet, layer);

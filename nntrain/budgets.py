@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Budget', 'budget', 'default_device', 'to_device']
+__all__ = ['Budget', 'budget', 'default_device', 'find_device', 'to_device']
 
 # %% ../nbs/90_pictures.ipynb #eabaaf16
 import os
@@ -65,12 +65,27 @@ def budget(
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
 #| code-fold: true
-#| code-summary: "default_device, to_device, announce"
+#| code-summary: "default_device, find_device, to_device, announce"
 def default_device()->torch.device:  # cuda, else mps, else cpu
     "The fastest device of this machine, looked up when called"
     if torch.cuda.is_available(): return torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
+
+def find_device(
+    device=None    # a device, or its name: 'cpu', 'cuda', 'cuda:1', 'mps'; None: the
+)->torch.device:   # fastest one
+    "A device that this machine has; ValueError says which there are"
+    try: device = default_device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'unknown device {device!r}: choose cpu, cuda, cuda:1, … or '
+                         f'mps') from e
+    there = dict(cpu=1, cuda=torch.cuda.device_count(),
+                 mps=int(torch.backends.mps.is_available()))
+    if (device.index or 0) < there.get(device.type, 0): return device
+    found = ', '.join(f'{k} ({n} of them)' if n > 1 else k
+                      for k, n in there.items() if n)
+    raise ValueError(f'device {str(device)!r} is not there: choose from {found}')
 
 def to_device(
     batch,        # tensors in tuples, lists, dicts; objects with `to`; others stay

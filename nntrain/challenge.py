@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
+from . import checks
 from .recipe_data import Recipe, run_recipe
 
 # %% auto #0
@@ -62,6 +63,9 @@ RECIPES['challenge-20'] = replace(
     RECIPES['challenge-5'], epochs=20, move=1, flip='alternating', smoothing=.1,
     looks='six')
 RECIPES['challenge-50'] = replace(RECIPES['challenge-20'], epochs=50, erase=.5)
+RECIPES['imagenette-5'] = Recipe(
+    data='imagenette', widths=(32, 32, 64, 128, 256), strides=(2, 1, 2, 2, 2),
+    batch=64, optimizer='muon', lr=.03, flip='random', crop=128, size=144)
 
 def find_recipe(
     name:str   # such as 'challenge-20'
@@ -80,6 +84,10 @@ def challenge_jobs(
     names=None   # tries and recipes; None: all
 ):               # yields (name, recipe, seed, what to judge on)
     "What is missing: tries first, then seed by seed the final rows"
+    if isinstance(names, str): names = [names]
+    if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
+        raise ValueError(f'no {", ".join(unknown)}: choose from '
+                         f'{", ".join([*TRIES, *RECIPES])}')
     tries = [(name, try_recipe(name), CHOICE_SEED, 'split') for name in TRIES]
     finals = [(name, recipe, seed, 'test') for seed in SEEDS
               for name, recipe in RECIPES.items()]
@@ -93,10 +101,7 @@ def run_challenge(
     names=None           # as in `challenge_jobs`
 )->int:                  # how many runs were made
     "Run what is missing"
-    if isinstance(names, str): names = [names]
-    if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
-        raise ValueError(f'no {", ".join(unknown)}: choose from '
-                         f'{", ".join([*TRIES, *RECIPES])}')
+    if seconds is not None: checks.at_least('seconds', seconds)
     begin, n = time.perf_counter(), 0
     for name, recipe, seed, valid in challenge_jobs(kept, names):
         run = partial(run_recipe, recipe, seed, valid, kept.budget)

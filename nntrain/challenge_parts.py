@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checks
 from .adaptive import AdamW, adam_direction
 from .blocks import cnn
 from .compose import compose
 from .data import fashion_dls
+from .imagenette import imagenette, photo_dls
 from .kronecker import SOAP
 from .matrix import Muon, inner_weights
 from .momentum import Momentum
@@ -33,7 +35,6 @@ from .cycles import one_cycle
 from .resnet import resnet
 from .schedule import constant, join, linear
 from .schedule_free import ScheduleFreeAdamW
-from .sources import FASHION_MEAN, FASHION_STD
 from .split import split
 from .tensor_loader import TensorLoader
 from .transforms import ImageTransform
@@ -56,8 +57,12 @@ def _triangle(lr, up):
 SHAPES = {  # name: (highest rate, share of the steps on the way up) -> schedule
     'one-cycle': one_cycle, 'triangle': _triangle, 'steady': _steady}
 
-DATA = {  # name: (function that makes loaders, channels, mean, standard deviation)
-    'fashion': (fashion_dls, 1, FASHION_MEAN, FASHION_STD)}
+def _photographs(batch, valid='test', source='auto', device=None, budget=None):
+    photos = imagenette(160, source=source, budget=budget)
+    return photo_dls(photos, batch, valid, device=device)
+
+DATA = {  # name: (function that makes loaders, channels)
+    'fashion': (fashion_dls, 1), 'imagenette': (_photographs, 3)}
 
 # %% ../nbs/23_challenge.ipynb #23dad8f1
 #| code-fold: true
@@ -101,7 +106,7 @@ class EpochLoader(TensorLoader):
         super().__init__(x, y, batch_size, **kwargs)
         g = torch.Generator().manual_seed(draw)
         self.half = (torch.rand(len(self.x), generator=g) < .5).to(self.device)
-        self.turns, self.sizes = turns, tuple(sizes)
+        self.turns, self.sizes = turns, _checked_sizes(sizes)
     def _batch(self, order, i):
         x, y = super()._batch(order, i)
         part, epoch = self._part(i), self.epoch - 1   # `__iter__` has counted it
@@ -115,7 +120,17 @@ class EpochLoader(TensorLoader):
 
 # %% ../nbs/23_challenge.ipynb #23dca07f
 #| code-fold: true
-#| code-summary: "How pictures are made smaller"
+#| code-summary: "How pictures are made smaller; the check of their sizes"
+def _checked_sizes(sizes):
+    pairs = isinstance(sizes, (tuple, list)) and all(
+        isinstance(part, (tuple, list)) and len(part) == 2 for part in sizes)
+    if not pairs:
+        raise ValueError('sizes must be pairs (before this epoch, pixels), such as '
+                         f'[(2, 20)]; got {sizes!r}')
+    for end, pixels in sizes:
+        checks.whole('sizes: epoch', end, 0), checks.whole('sizes: pixels', pixels)
+    return tuple(sizes)
+
 def _shrunk(x, pixels):
     "Smaller pictures: each new pixel is a mean over those that it covers"
     return F.interpolate(x, (pixels, pixels), mode='bilinear', antialias=True,
@@ -130,6 +145,9 @@ class Look(ImageTransform):
         right:int=0        # pixels; below 0: left; what comes in is 0
     ):
         super().__init__()
+        for name, n in dict(down=down, right=right).items():
+            if isinstance(n, bool) or not isinstance(n, int):
+                raise ValueError(f'{name} must be a whole number of pixels, got {n!r}')
         self.mirror, self.down, self.right = mirror, down, right
     def apply(self, x:Tensor)->Tensor:   # (N, C, H, W) -> the same shape and type
         if self.mirror: x = x.flip(-1)

@@ -19,7 +19,7 @@ from torch import nn
 
 from .accumulate import GradientAccumulationCB
 from .average import WeightAveragingCB
-from .budgets import default_device
+from .budgets import find_device
 from .callbacks import StopOnNonFiniteCB
 from .checkpoint import CheckpointCB
 from .clip import GradientClipCB
@@ -57,7 +57,7 @@ def assemble(
 )->Learner:                  # call its `fit`
     "A learner with the parts that the options ask for, each in its place"
     _check_processes(processes)
-    device = default_device() if device is None else torch.device(device)
+    device = find_device(device)
     dtype = _pick('precision', precision, PRECISIONS)
     several, cpu = started() > 1, device.type == 'cpu'
     parts = [AccelerateCB(cpu=cpu) if several else DeviceCB(device)]

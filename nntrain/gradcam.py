@@ -34,6 +34,9 @@ def heat_in(
     boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
 )->Tensor:        # (N,) in [0, 1]
     "Share of each map that lies in its box"
+    if maps.ndim != 3 or boxes.shape != (len(maps), 4):
+        raise ValueError('need maps (N, H, W) and boxes (N, 4); got '
+                         f'{tuple(maps.shape)} and {tuple(boxes.shape)}')
     h, w = maps.shape[1:]
     rows, columns = (torch.arange(n, device=maps.device) + .5 for n in (h, w))
     left, top, right, bottom = boxes.to(maps.device).T[..., None]
@@ -50,6 +53,9 @@ def grad_cam(
 )->Tensor:               # (N, H, W) in [0, 1]; 0 where nothing speaks for the class
     "Where the channels of `layer` speak for a class: Grad-CAM"
     check_images(x, 'grad_cam')
+    if not x.is_floating_point():
+        raise ValueError(f'grad_cam needs float images, got {x.dtype}: give them as '
+                         'the model takes them, divided and normalised')
     kept, training = [], model.training
     hook = Hook(layer, lambda hook, module, inputs, out: kept.append(out))
     try:

@@ -19,6 +19,7 @@ from torch import nn
 from .adaptive import Adam, AdamW
 from .augment import AugmentCB
 from .blocks import cnn
+from .budgets import find_device
 from .callbacks import StopOnNonFiniteCB
 from .challenge import find_recipe
 from .checks import whole as whole_number
@@ -35,7 +36,6 @@ from .run_folder import SaveRunCB, _conclude, new_run_folder
 from nntrain.run_options import (
     _check_seed,
     _load,
-    _pick_device,
     _recipe_looks,
     _recipe_parts,
     _titled,
@@ -97,7 +97,7 @@ def _parts(options, device):
 def _train(options, make_folder, resume=True, preflight=False, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
-    device = own_device(_pick_device(options['device']))
+    device = own_device(find_device(options['device']))
     meet(device.type)
     with _only_main_prints():
         parts, epochs = _parts(options, device), options['epochs']

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from . import checks
 from .augment import AugmentCB
 from .average import WeightAveragingCB
-from .budgets import Budget, budget as find_budget, default_device
+from .budgets import Budget, budget as find_budget, find_device
 from nntrain.challenge_parts import (
     ACTS,
     DATA,
@@ -37,11 +37,13 @@ from .data import DataLoaders
 from .ensembles import mean_predictions
 from .erase import RandomErase
 from .learner import Learner
+from .photo_transforms import RandomResizedCrop, resized
 from .precision import MixedPrecisionCB, has_bfloat16
 from .predict import get_preds
 from .prepare import DeviceCB, NormalizeCB
 from .schedule_free import ScheduleFreeCB
 from .soft_targets import MixUpCB
+from .sources import FASHION_MEAN, FASHION_STD
 from .steering import ScheduleCB
 from .transforms import RandomCrop, RandomFlip
 
@@ -65,6 +67,8 @@ class Recipe:
     warm_up:float=.25      # share of the steps before the highest rate
     move:int=0             # pixels that a picture may move, each way
     flip:str='none'        # or 'random', or 'alternating'
+    crop:int=0             # pixels a side of random resized crops; 0: none
+    size:int=0             # pixels a side at the end, if other; 0: as they are
     erase:float=0.         # probability of an erased rectangle
     mixup:float=0.         # its alpha; 0: none
     smoothing:float=0.     # of the targets, in [0, 1]
@@ -86,7 +90,7 @@ def _check_recipe(r):
         if not isinstance(value, str) or value not in table:
             raise ValueError(f'{name} must be one of {", ".join(table)}; got {value!r}')
     for name in 'epochs', 'batch', 'n_blocks': checks.whole(name, getattr(r, name))
-    checks.whole('move', r.move, 0)
+    for name in 'move', 'crop', 'size': checks.whole(name, getattr(r, name), 0)
     checks.positive('lr', r.lr)
     for name in 'decay', 'mixup': checks.at_least(name, getattr(r, name))
     for name in 'erase', 'smoothing': checks.share(name, getattr(r, name))
@@ -122,18 +126,23 @@ def changes(
 #| code-fold: true
 #| code-summary: "Code of recipe_callbacks: one line for each field"
 def recipe_callbacks(
-    recipe:Recipe,  # what to bring together
-    device          # where to train
-)->list:            # callbacks for a Learner, without metrics
+    recipe:Recipe,     # what to bring together
+    device,            # where to train
+    mean=FASHION_MEAN, # of the pixels, one number or one per channel
+    std=FASHION_STD    # the same
+)->list:               # callbacks for a Learner, without metrics
     "Augmentation, schedule, precision and averages of a recipe"
-    r, (_, _, mean, std) = recipe, DATA[recipe.data]
+    r = recipe
     cycle = dict(momentum=momentum_cycle(pct_start=r.warm_up)) if (
         r.schedule == 'one-cycle' and r.optimizer == 'adamw') else {}
     cbs = [NormalizeCB(mean, std), ScheduleCB(lr=SHAPES[r.schedule](r.lr, r.warm_up),
                                               **cycle)]
     tfms = [RandomCrop(r.move)]*bool(r.move) + [RandomFlip()]*(r.flip == 'random')
+    if r.crop: tfms.append(RandomResizedCrop(r.crop))
     if r.erase: tfms.append(RandomErase(r.erase, .36, 1, fill=0.))
     if tfms: cbs.append(AugmentCB(*tfms))
+    if r.size: cbs.append(AugmentCB(partial(resized, size=r.size), on_train=False,
+                                    on_valid=True))
     if r.mixup: cbs.append(MixUpCB(r.mixup))
     if r.average: cbs.append(WeightAveragingCB(r.average))
     if r.optimizer == 'schedule-free': cbs.append(ScheduleFreeCB())
@@ -160,11 +169,12 @@ def recipe_parts(
         dls.train = EpochLoader(
             train.x, train.y, r.batch, r.flip == 'alternating', sizes, draw=seed,
             shuffle=True)
+    pixels = {k: getattr(dls, k) for k in ('mean', 'std') if hasattr(dls, k)}
     return dict(
         model=model, dls=dls,
         loss_func=partial(F.cross_entropy, label_smoothing=r.smoothing),
         opt_func=OPT_FUNCS[r.optimizer](model, r.decay), lr=r.lr,
-        cbs=recipe_callbacks(r, device))
+        cbs=recipe_callbacks(r, device, **pixels))
 
 # %% ../nbs/23_challenge.ipynb #23ea33b6
 #| code-fold: true
@@ -197,7 +207,7 @@ def run_recipe(
         raise TypeError(f'run_recipe needs a Recipe, got {r!r}: find_recipe gives one '
                         'by its name')
     plan = budget if isinstance(budget, Budget) else find_budget(budget)
-    device = default_device() if device is None else torch.device(device)
+    device = find_device(device)
     dls = DATA[r.data][0](r.batch, valid, source, device, plan)
     parts = recipe_parts(r, dls, device, seed)
     parts['cbs'] += [DeviceCB(device)]

@@ -13,9 +13,6 @@ __all__ = []
 #| code-summary: "Imports of the module on the options of a run"
 import warnings
 
-import torch
-
-from .budgets import default_device
 from .challenge import find_recipe
 from .challenge_parts import DATA, LOOKS
 from .data import fashion_dls
@@ -26,20 +23,6 @@ from .recipe_data import recipe_parts
 # %% ../nbs/24_recipe.ipynb #b7906ee2
 #| code-fold: true
 #| code-summary: "Checks of the options, and the title line"
-def _pick_device(device):
-    try:
-        device = torch.device(device) if device else default_device()
-    except RuntimeError as e:
-        raise ValueError(
-            f'unknown device {device!r}: choose cpu, cuda, cuda:1, … or mps') from e
-    available = {
-        'cpu': True, 'cuda': torch.cuda.is_available(),
-        'mps': torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        there = ', '.join(k for k, v in available.items() if v)
-        raise ValueError(f'device {str(device)!r} is not there: choose one of {there}')
-    return device
-
 def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(

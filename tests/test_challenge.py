@@ -2,6 +2,7 @@
 import json
 import runpy
 import sys
+import warnings
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
@@ -21,11 +22,18 @@ from nntrain.challenge import (
     run_challenge,
     try_recipe,
 )
-from nntrain.challenge_parts import LOOKS, OPT_FUNCS, SHAPES, EpochLoader, Look
+from nntrain.challenge_parts import DATA, LOOKS, OPT_FUNCS, SHAPES, EpochLoader, Look
 from nntrain.command import nntrain_fit
 from nntrain.kept import KeptRuns
+from nntrain.learner import Learner
 from nntrain.recipe import resume_fashion, train_recipe
-from nntrain.recipe_data import Recipe, changes, recipe_parts, run_recipe
+from nntrain.recipe_data import (
+    Recipe,
+    changes,
+    recipe_callbacks,
+    recipe_parts,
+    run_recipe,
+)
 from nntrain.speed_run import GOALS, SPRINTS, speed_runs
 from nntrain.tensor_loader import TensorLoader
 
@@ -312,3 +320,34 @@ def test_names_in_place_of_recipes_are_answered(tmp_path):
     with pytest.raises(ValueError, match='unknown recipe'): find_recipe(['a'])
     with pytest.raises(ValueError, match="no 'strat': choose from start"):
         run_challenge(KeptRuns(tmp_path/'challenge.json'), names='strat')
+
+
+def test_photographs_have_a_recipe():
+    recipe = find_recipe('imagenette-5')
+    dls = DATA['imagenette'][0](32, 'split', 'toy', torch.device('cpu'), 'quick')
+    cbs = {type(cb).__name__ for cb in recipe_callbacks(recipe, torch.device('cpu'))}
+    assert dls.train.n == 356 and {'AugmentCB', 'NormalizeCB'} <= cbs
+    sides = []
+    class Sides(Callback):
+        def after_batch(self, learn):
+            sides.append((learn.training, learn.xb[0].shape[-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        parts = recipe_parts(replace(recipe, widths=(4, 8), strides=(2, 2)), dls,
+                             torch.device('cpu'))
+    parts['cbs'].append(Sides())
+    Learner(**parts).fit(1)
+    assert set(sides) == {(True, recipe.crop), (False, recipe.size)}
+
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: EpochLoader(torch.rand(4, 1, 8, 8), torch.arange(4), 4, sizes=3), 'pairs'),
+    (lambda: EpochLoader(torch.rand(4, 1, 8, 8), torch.arange(4), 4, sizes=[(1, 0)]),
+     'sizes: pixels must be a whole number'),
+    (lambda: Look(down=.5), 'down must be a whole number of pixels, got 0.5'),
+    (lambda: list(challenge_jobs({}, ['Muoon'])), "no 'Muoon'"),
+    (lambda: run_challenge({}, -1), 'seconds must be a finite number of at least 0'),
+    (lambda: run_recipe(TINY, 0, device='gpu'), "unknown device 'gpu'")])
+def test_wrong_input_gets_a_sentence(make, says):
+    with pytest.raises(ValueError, match=says): make()

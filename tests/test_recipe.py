@@ -396,9 +396,7 @@ def test_ctrl_c_names_a_folder_only_where_a_run_can_go_on(
         (['--processes', '0'], 'at least 1'),
         (['--device', 'toaster'], 'choose cpu, cuda'),
         (['--device', 'meta'], 'is not there'),
-        (
-            ['--device', 'cuda:99'],
-            'choose one of' if not torch.cuda.is_available() else 'cuda'),
+        (['--device', 'cuda:99'], "'cuda:99' is not there: choose from"),
         (['--source', 'local'], 'NNTRAIN_DATA'),
         (['extra'], 'unrecognized'),
     ],

@@ -44,13 +44,13 @@ function paintFalls(canvas, levels, falls, places) {
   pen.putImageData(image, 0, 0);
 }
 
-// “top left” and the like, of a place in a square of `places`
+// “at the top left” and the like, of a place in a square of `places`
 function whereIs(at, places) {
   const third = v => Math.min(2, Math.floor(3 * v / places));
   const row = ['top', 'middle', 'bottom'][third(Math.floor(at / places))];
   const column = ['left', 'middle', 'right'][third(at % places)];
-  if (row === column) return 'middle';
-  return [row, column].filter(word => word !== 'middle').join(' ');
+  if (row === column) return 'in the middle';
+  return 'at the ' + [row, column].filter(word => word !== 'middle').join(' ');
 }
 
 // Cover the picture and show what falls; `name` and `share`: of the likeliest class.
@@ -65,7 +65,7 @@ function showFalls(part, levels, ask, { top, name, share }, alive) {
     part('falls').hidden = false;
     const most = falls.indexOf(Math.max(...falls)), fall = falls[most];
     const none = 'No square takes anything from ' + name + ' (' + percent(share) + ').';
-    const some = ['Orange: without it,', name, 'loses. A square at the',
+    const some = ['Orange: without it,', name, 'loses. A square',
       whereIs(most, places), 'costs most: from', percent(share), 'to',
       percent(share - fall) + '.'].join(' ');
     about.textContent = fall < 0.005 ? none : some;

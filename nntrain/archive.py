@@ -53,7 +53,7 @@ def safe_name(
 
 # %% ../nbs/22_photographs.ipynb #arc00003
 #| code-fold: true
-#| code-summary: "read_archive, unpack_archive, check_md5, download, and a bar"
+#| code-summary: "read_archive and unpack_archive"
 def read_archive(
     path                          # of a .tgz file
 )->Iterator[tuple[str, bytes]]:   # name and content of each file, in its order
@@ -89,6 +89,9 @@ def unpack_archive(
     finally: shutil.rmtree(beside, ignore_errors=True)
     return folder
 
+# %% ../nbs/22_photographs.ipynb #53726d1c
+#| code-fold: true
+#| code-summary: "check_md5, download, and a progress bar"
 class _Bar:
     "A progress bar in per cent; none for what takes less than a second"
     def __init__(self, title, total):

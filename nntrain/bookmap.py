@@ -16,7 +16,7 @@ from pathlib import Path
 
 # %% ../nbs/94_tools.ipynb #1afad1b1
 #| code-fold: true
-#| code-summary: "Chapter, said, read_chapters, behind"
+#| code-summary: "Chapter, and what a chapter says about itself"
 @dataclass
 class Chapter:
     "What the home page says about a chapter"
@@ -54,6 +54,9 @@ def said(
     return (list(needs), [t for t in helps if t not in needs],
             int(minutes[1]) if minutes else 0)
 
+# %% ../nbs/94_tools.ipynb #010e49af
+#| code-fold: true
+#| code-summary: "read_chapters and behind"
 def read_chapters(
     text:str,     # one line per chapter: topic | column row | short name
     folder='.',   # where the notebooks are
@@ -85,7 +88,7 @@ def behind(book, topic):
 
 # %% ../nbs/94_tools.ipynb #adb99c94
 #| code-fold: true
-#| code-summary: "arrows"
+#| code-summary: "Which arrows, and along which path"
 _BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
 _STYLE = '''
 .nn-map { display: block; width: 100%; max-width: 44em; height: auto; margin: auto }
@@ -127,7 +130,7 @@ def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
 
 # %% ../nbs/94_tools.ipynb #d939aa00
 #| code-fold: true
-#| code-summary: "draw_map"
+#| code-summary: "draw_map: boxes, legend, and the drawing"
 def _box(c, fill, linked):  # one chapter
     (x, y), (w, h) = _corner(c), _BOX
     shape = (f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="{fill}"/>'

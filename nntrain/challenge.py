@@ -46,6 +46,8 @@ TRIES = {  # name: (the try that it changes, what changes)
     'Schedule-Free': (
         'start', dict(optimizer='schedule-free', lr=.01, schedule='steady')),
     'SOAP': ('start', dict(optimizer='soap')),
+    'turns, rate, soft targets': ('flips in turn', dict(lr=.03, smoothing=.1)),
+    'turns, rate, moves': ('flips in turn', dict(lr=.03, move=1)),
 }
 
 def try_recipe(
@@ -58,10 +60,9 @@ def try_recipe(
     return replace(Recipe() if before is None else try_recipe(before), **changed)
 
 # %% ../nbs/23_challenge.ipynb #23b0c1b2
-RECIPES = {'challenge-5': try_recipe('(64, 128, 256) from 28 pixels')}
+RECIPES = {'challenge-5': try_recipe('turns, rate, moves')}
 RECIPES['challenge-20'] = replace(
-    RECIPES['challenge-5'], epochs=20, move=1, flip='alternating', smoothing=.1,
-    looks='six')
+    RECIPES['challenge-5'], epochs=20, smoothing=.1, looks='six')
 RECIPES['challenge-50'] = replace(RECIPES['challenge-20'], epochs=50, erase=.5)
 RECIPES['imagenette-5'] = Recipe(
     data='imagenette', widths=(32, 32, 64, 128, 256), strides=(2, 1, 2, 2, 2),

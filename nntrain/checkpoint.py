@@ -66,6 +66,7 @@ class CheckpointCB(Callback):
         self.on, self.outside, self.sigterm = False, [], Sigterm()
         self.lock = RunLock(self.path)
 
+# %% ../nbs/17_checkpoints.ipynb #385940e2
 @patch
 def save(self:CheckpointCB,
     learn,         # the learner, during a fit
@@ -156,7 +157,7 @@ def _say(self:CheckpointCB, learn, circumstances):
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 #| code-fold: true
-#| code-summary: "Code of the way back into a run, and of the end after a SIGTERM"
+#| code-summary: "The way back into a run, and out of it"
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.outside.append(self.on)
@@ -192,22 +193,6 @@ def before_phase(self:CheckpointCB, learn):
     learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
 
 @patch
-def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
-    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
-
-@patch
-def _end(self:CheckpointCB, learn):
-    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
-    kept, came = self.sigterm.kept, self.sigterm.came
-    self.sigterm.stop()
-    self.sigterm.came = False
-    where = _place(learn, *self.saved)
-    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
-    if learn.world.is_main and not self.quiet: print(said, flush=True)
-    if came and callable(kept): kept(signal.SIGTERM, None)
-    raise Terminated(said)
-
-@patch
 def cleanup_fit(self:CheckpointCB, learn):
     on, self.on = self.on, self.outside.pop()
     if not on: return
@@ -232,3 +217,22 @@ def _find(self:CheckpointCB, learn):
                      f'process{"es"*(n > 1)}, each with counts of its own, and this '
                      f'run has {size}: go on with {n}, or start anew in this file '
                      f'with resume=False')
+
+# %% ../nbs/17_checkpoints.ipynb #0ab5f859
+#| code-fold: true
+#| code-summary: "CheckpointCB after a SIGTERM: tell the others, leave the fit"
+@patch
+def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
+    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
+
+@patch
+def _end(self:CheckpointCB, learn):
+    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
+    kept, came = self.sigterm.kept, self.sigterm.came
+    self.sigterm.stop()
+    self.sigterm.came = False
+    where = _place(learn, *self.saved)
+    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
+    if learn.world.is_main and not self.quiet: print(said, flush=True)
+    if came and callable(kept): kept(signal.SIGTERM, None)
+    raise Terminated(said)

@@ -26,7 +26,7 @@ from .recipe import (MODELS, OPTIMIZERS, SCHEDULES, resume_fashion,
 
 # %% ../nbs/24_recipe.ipynb #d0f3e11f
 #| code-fold: true
-#| code-summary: "The options, with their help"
+#| code-summary: "A parser that raises errors; numbers with a range"
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(message)
     def exit(self, status=0, message=None):  # after --help
@@ -48,6 +48,9 @@ _SEED = _number(int, 'a whole number from 0 to 2**64 - 1', lambda n: 0 <= n < 2*
 _ABOVE_0 = _number(float, 'a finite number above 0', lambda x: 0 < x < math.inf)
 _SHARE = _number(float, 'a number from 0 to 1', lambda x: 0 <= x <= 1)
 
+# %% ../nbs/24_recipe.ipynb #fea5b41d
+#| code-fold: true
+#| code-summary: "The options, with their help"
 def _add_options(add):
     "All options, each with what it means"
     customary = ', '.join(f'{lr:g} for {name}' for name, (_, lr) in OPTIMIZERS.items())
@@ -141,7 +144,7 @@ def _drop_output():
 
 # %% ../nbs/24_recipe.ipynb #13b5f987
 #| code-fold: true
-#| code-summary: "Code of nntrain_fit"
+#| code-summary: "Code of nntrain_fit, also as a module: torchrun -m nntrain.command"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake,
@@ -183,7 +186,5 @@ def nntrain_fit(
         return 2
     return 0
 
-# %% ../nbs/24_recipe.ipynb #e2a0f020
-#| code-fold: true
-#| code-summary: "Also as a module: python -m nntrain.command, torchrun -m nntrain.command"
+# also as a module: python -m nntrain.command, torchrun -m nntrain.command
 if __name__ == '__main__' and __spec__ is not None: sys.exit(nntrain_fit())

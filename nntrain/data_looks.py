@@ -10,7 +10,7 @@ __all__ = ['DATA_LOOKS']
 
 # %% ../nbs/26_preflight.ipynb #25f1001f
 #| code-fold: true
-#| code-summary: "The looks at data"
+#| code-summary: "Looks at data: finite numbers, labels"
 import random
 import zlib
 
@@ -77,6 +77,9 @@ def _find_labels(trial):
         f'{scores[0]:.0%}, the nearest neighbour {scores[1]:.0%}, and always the same '
         f'answer {chance:.0%}: do the labels belong to their inputs?')
 
+# %% ../nbs/26_preflight.ipynb #679a50b3
+#| code-fold: true
+#| code-summary: "Looks at data: order and scale"
 def _find_order(trial):
     "Are classes mixed, and is the order new in each epoch?"
     if not trial.train: return
@@ -121,6 +124,9 @@ def _find_scale(trial):
             f'validation inputs {v.mean():.3f} and {v.std():.3f}: prepare both with '
             f'the same numbers.')
 
+# %% ../nbs/26_preflight.ipynb #85b82d3f
+#| code-fold: true
+#| code-summary: "Looks at data: neighbouring pixels, and workers"
 def _roughness(x):  # of pictures: how much neighbours differ, compared with all pixels
     along = (x[..., 1:] - x[..., :-1]).abs().mean()
     down = (x[..., 1:, :] - x[..., :-1, :]).abs().mean()

@@ -131,7 +131,7 @@ def read_diagram(
 
 # %% ../nbs/98_site.ipynb #2458c847
 #| code-fold: true
-#| code-summary: "_rows, _spread, _arranged, _stack"
+#| code-summary: "Rows, and places for long arrows"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):
@@ -147,7 +147,9 @@ def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
         ways.append([a, *(f'{i}@{row}' for row in passed), b])
     return ways
 
-
+# %% ../nbs/98_site.ipynb #0f712196
+#| code-fold: true
+#| code-summary: "Places within a row, and heights"
 def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart by `gap`
     xs = []
     for a, b in zip([None, *row], row):

@@ -10,7 +10,7 @@ __all__ = ['draw_diagram']
 
 # %% ../nbs/98_site.ipynb #ff085417
 #| code-fold: true
-#| code-summary: "_words, _rect, _curve, _arrow"
+#| code-summary: "Words, frames, and arrows as smooth lines"
 import html
 import re
 

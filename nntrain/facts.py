@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['kept_arguments', 'describe', 'counts', 'check_facts', 'training_facts']
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f01
-#| code-summary: "Code of describe: how each kind of setting becomes text"
+#| code-summary: "describe, with one function for each kind of setting"
 #| code-fold: true
 import dis
 import inspect
@@ -130,7 +130,7 @@ def _constants(code):
             if isinstance(i.argval, (int, float, complex, tuple)): yield i.argval
 
 # %% ../nbs/17_checkpoints.ipynb #626d9f04
-#| code-summary: "Code of the facts of data, callbacks, optimizer and model, and of their comparison"
+#| code-summary: "The facts of data, callbacks, optimizer and model, and their comparison"
 #| code-fold: true
 def _sample(data):
     "Checksum of up to 64 rows of a tensor, an array or a list, spread evenly"

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['write_whole']
 
 # %% ../nbs/16_callbacks.ipynb #6b697553
-#| code-summary: "write_whole, and its helpers for files and folders"
+#| code-summary: "Helpers: who writes, what is left over, what must be on the disk"
 #| code-fold: true
 import contextlib
 import os
@@ -67,6 +67,7 @@ def _sync(path, name):  # on the disk first
                                 f'a path that has it already, not {name!r}')
     with open(path, 'rb+') as f: os.fsync(f.fileno())
 
+# %% ../nbs/16_callbacks.ipynb #30a437fb
 def write_whole(
     path,  # where the file should be
     write  # function of a path: writes the file there

@@ -10,7 +10,7 @@ __all__ = ['FAMILIES', 'LIMITS', 'KINDS', 'page', 'Finding', 'Findings']
 
 # %% ../nbs/26_preflight.ipynb #25f10016
 #| code-fold: true
-#| code-summary: "Families, limits, Finding and Findings"
+#| code-summary: "The families, and the limits"
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -79,6 +79,9 @@ LIMITS = {
     'leak': .01,                 # share of the validation samples
     'average': .8}               # of the size of the weights
 
+# %% ../nbs/26_preflight.ipynb #d8e96357
+#| code-fold: true
+#| code-summary: "Finding and Findings"
 KINDS = {name: (family, *rest) for family, names in FAMILIES.items()
          for name, rest in names.items()}
 

@@ -10,7 +10,7 @@ __all__ = ['LOSSES', 'Call', 'LossCall', 'Step', 'Flight', 'row_keys']
 
 # %% ../nbs/26_preflight.ipynb #25f1000d
 #| code-fold: true
-#| code-summary: "What is recorded: calls, losses, steps"
+#| code-summary: "What is recorded: a call, and a loss"
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +46,9 @@ class LossCall:
     calls:list       # the calls of the model that it judges
     factor:float=1.  # what it was multiplied by before `backward`
 
+# %% ../nbs/26_preflight.ipynb #6ffe3a5e
+#| code-fold: true
+#| code-summary: "What is recorded: a step, and the whole flight"
 @dataclass(eq=False)
 class Step:
     "An optimizer took a step"
@@ -94,7 +97,7 @@ def row_keys(
 
 # %% ../nbs/26_preflight.ipynb #25f1000e
 #| code-fold: true
-#| code-summary: "Gradients: what a backward pass adds, and what a step takes"
+#| code-summary: "Gradients: what a backward pass adds"
 def _norm(grads):
     grads = [g for g in grads if g is not None]
     return torch.stack([g.norm() for g in grads]).norm().item() if grads else 0.
@@ -129,6 +132,9 @@ def _after_backward(self, loss):
              for p, g in grads.items()}
     self.backs.append((fresh, self.last[1]))
 
+# %% ../nbs/26_preflight.ipynb #9a887781
+#| code-fold: true
+#| code-summary: "Gradients: what a step takes, and what it moves"
 def _before_step(self, opt, args, kwargs):
     params = [p for g in opt.param_groups for p in g['params']]
     grads = [p.grad for p in params if p.grad is not None]

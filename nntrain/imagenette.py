@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_photographs.ipynb #ima00001
 #| code-fold: true
-#| code-summary: "Imports"
+#| code-summary: "Imports; IMAGENETTE, URL, KNOWN: the classes, and the archives that we know"
 from __future__ import annotations
 
 import functools
@@ -21,12 +21,6 @@ from .data import DataLoaders, stratified_split
 from .photo_cache import cache_folder, cached_photos
 from .toy_photos import ToyPhotos
 
-# %% auto #0
-__all__ = ['IMAGENETTE', 'URL', 'KNOWN', 'N_PICTURES', 'find_imagenette', 'imagenette', 'photo_dls']
-
-# %% ../nbs/22_photographs.ipynb #ima00002
-#| code-fold: true
-#| code-summary: "IMAGENETTE, URL, KNOWN: the classes, and the archives that we know"
 IMAGENETTE = {            # folder of a class: what it shows
     'n01440764': 'tench', 'n02102040': 'English springer',
     'n02979186': 'cassette player', 'n03000684': 'chain saw', 'n03028079': 'church',
@@ -37,6 +31,9 @@ KNOWN = {                 # MD5: what it is
     'e793b78cc4c9e9a4ccc0c1155377a412': "fast.ai's Imagenette of 160 pixels",
     '5fcc0803947e753ea67819c8619c357f': 'a copy of it with square pictures'}
 N_PICTURES = dict(train=9469, val=3925)
+
+# %% auto #0
+__all__ = ['IMAGENETTE', 'URL', 'KNOWN', 'N_PICTURES', 'find_imagenette', 'imagenette', 'photo_dls']
 
 # %% ../nbs/22_photographs.ipynb #ima00003
 #| code-fold: true

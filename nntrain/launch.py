@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['STORE', 'launch']
 
-# %% ../nbs/24_recipe.ipynb #e2a0f001
+# %% ../nbs/24_recipe.ipynb #e2a0f013
 #| code-fold: true
-#| code-summary: "Imports of the module that starts processes (no torch: they start at once)"
+#| code-summary: "Imports of the module (no torch: they start at once); a process that was started"
 import contextlib
 import os
 import pickle
@@ -26,9 +26,6 @@ from pathlib import Path
 
 STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
 
-# %% ../nbs/24_recipe.ipynb #e2a0f013
-#| code-fold: true
-#| code-summary: "Code of a process that was started: it leaves what came out, and ends with its parent"
 _MEMBER = 'from nntrain.launch import _member; _member()'
 
 def _member():
@@ -60,7 +57,7 @@ def _pickled(outcome):
 
 # %% ../nbs/24_recipe.ipynb #e2a0f014
 #| code-fold: true
-#| code-summary: "Code of the parent: start them, pass signals on, show what the main process prints"
+#| code-summary: "The parent: start the processes, and leave none behind"
 @contextlib.contextmanager
 def _members(n, folder, threads):
     "Start `n` processes; when this is left, none of them is there any more"
@@ -83,6 +80,9 @@ def _members(n, folder, threads):
             with contextlib.suppress(OSError): p.stdin.close()
         if members: members[0].stdout.close()
 
+# %% ../nbs/24_recipe.ipynb #d0a22c4a
+#| code-fold: true
+#| code-summary: "The parent: pass signals on, show what the main process prints, wait for all"
 @contextlib.contextmanager
 def _passing_on(members):
     "Pass Ctrl-C and SIGTERM on to all; a second Ctrl-C ends them at once"
@@ -122,8 +122,6 @@ def _follow(members, patience=5.):
     return stuck
 
 # %% ../nbs/24_recipe.ipynb #e2a0f015
-#| code-fold: true
-#| code-summary: "Code of launch"
 def launch(
     n:int,         # how many processes
     function,      # a function of a module, called in each of them
@@ -146,6 +144,9 @@ def launch(
                 p.stdin.buffer.write(job), p.stdin.buffer.flush()
         return _result(members, _follow(members), folder, heard)
 
+# %% ../nbs/24_recipe.ipynb #6cf0a1d9
+#| code-fold: true
+#| code-summary: "Which result, or which error"
 def _result(members, stuck, folder, heard):
     "What the main process returned, or the error that came first"
     ended = {rank: pickle.loads((folder/str(rank)).read_bytes())

@@ -10,7 +10,7 @@ __all__ = ['listen']
 
 # %% ../nbs/26_preflight.ipynb #25f1000f
 #| code-fold: true
-#| code-summary: "Modes, and imports"
+#| code-summary: "Imports; does a module behave differently in training?"
 import contextlib
 import copy
 import sys
@@ -39,8 +39,6 @@ def _modes(model):
     return {('', 'model'): model.training} | watched
 
 # %% ../nbs/26_preflight.ipynb #25f10010
-#| code-fold: true
-#| code-summary: "The listener"
 class _Listener(TorchFunctionMode):
     "Notes what a program does while this is active"
     def __init__(self, flight, keep):
@@ -66,6 +64,9 @@ class _Listener(TorchFunctionMode):
         except Exception as e: self.flight.troubles.append(f'{fn.__name__}: {e!r}')
         finally: self.busy = False
 
+# %% ../nbs/26_preflight.ipynb #a486039d
+#| code-fold: true
+#| code-summary: "Calls of the model, and the targets that belong to them"
 def _before_call(self, module, args):
     self.depth += 1
     if self.depth > 1 or next(module.parameters(), None) is None: return
@@ -107,6 +108,9 @@ def _give_targets(self, target):  # to the calls that they belong to
         call.target = part
     return True
 
+# %% ../nbs/26_preflight.ipynb #e95628c1
+#| code-fold: true
+#| code-summary: "What is noted of losses, comparisons, ReLUs, convolutions"
 def _note_loss(self, name, args, kwargs, result):
     given = dict(zip(('input', 'target'), args)) | kwargs
     x, y = given.pop('input'), given.pop('target')

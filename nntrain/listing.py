@@ -10,7 +10,7 @@ __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
 #| code-fold: true
-#| code-summary: "_prose, _top, _slug, _headings, _defined"
+#| code-summary: "The place of a heading; which names a cell defines"
 import ast
 import re
 from pathlib import Path

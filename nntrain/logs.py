@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['group_rates', 'run_settings', 'CSVLogCB', 'TrackerCB', 'LearningRateCB']
+__all__ = ['CSVLogCB', 'group_rates', 'LearningRateCB', 'run_settings', 'TrackerCB']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64101
-#| code-summary: "Imports of the module; group_rates and run_settings"
+#| code-summary: "Imports of the module, and CSVLogCB"
 #| code-fold: true
 import csv
 import sys
@@ -27,58 +27,6 @@ from .history import ColumnsCB
 from .metrics import MetricsCB, to_floats
 from .steering import find_hyper, hyper_names
 
-def _ends(opt):  # what tells the values of several groups apart: _0, _1 or _name
-    groups = opt.param_groups
-    names = [str(group.get('name', k)) for k, group in enumerate(groups)]
-    if len({*names}) < len(names): names = range(len(names))
-    return [f'_{name}'*(len(groups) > 1) for name in names]
-
-def group_rates(
-    opt  # an optimizer
-)->dict: # {'lr': …, 'momentum': …}; of several groups lr_0, lr_1 or lr_<its name>
-    "The learning rates, and the momenta where there are any, of all parameter groups"
-    found, pairs = {}, list(zip(_ends(opt), opt.param_groups))
-    for name in 'lr', 'momentum':
-        for end, group in pairs:
-            if name not in hyper_names(group): continue
-            key, i = find_hyper(group, name)
-            value = group[key] if i is None else group[key][i]
-            found[name+end] = value.clone() if isinstance(value, Tensor) else value
-    return dict(zip(found, to_floats([*found.values()])))
-
-def _flat(name, value):  # numbers and text in a setting of any kind, by name
-    if getattr(value, 'ndim', None) == 0: value = value.item()
-    if isinstance(value, (Real, str)): return {name: value}
-    if isinstance(value, (torch.dtype, tuple)): return {name: str(value)}
-    if not isinstance(value, Mapping): return {}
-    parts = [_flat(f'{name}.{key}'.lstrip('.'), one) for key, one in value.items()]
-    return {key: one for part in parts for key, one in part.items()}
-
-def run_settings(
-    learn  # a learner during a fit
-)->dict:   # {name: number or text}
-    "What a run was made with: model, loss, data, optimizer and callbacks"
-    params = [p for p in learn.model.parameters() if not nn.parameter.is_lazy(p)]
-    loss = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
-    found = dict(
-        model=type(learn.model).__name__, parameters=sum(p.numel() for p in params),
-        loss_func=loss, n_epochs=learn.n_epochs, n_steps=learn.n_steps,
-        batch_size=getattr(learn.dls.train, 'batch_size', None),
-        processes=learn.world.size, optimizer=type(learn.opt).__name__)
-    for end, group in zip(_ends(learn.opt), learn.opt.param_groups):
-        names = set(hyper_names(group)) & set(group)
-        found |= {name+end: group[name] for name in group if name in names}
-    seen = []
-    for cb in learn.active:
-        seen.append(kind := type(cb).__name__)
-        name = kind if (n := seen.count(kind)) == 1 else f'{kind} {n}'
-        speaks = type(cb).__repr__ is not Callback.__repr__
-        found[name] = repr(cb) if speaks else cb.settings()
-    return _flat('', found)
-
-# %% ../nbs/16_callbacks.ipynb #8fa64102
-#| code-summary: "CSVLogCB, TrackerCB and LearningRateCB"
-#| code-fold: true
 def _read_log(path, key='epoch'):
     "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
     fix = 'move it away, or give another path'
@@ -121,6 +69,70 @@ class CSVLogCB(Callback):
         if 'train' not in learn.phases: return
         write_whole(self.path, partial(_write_rows, self.earlier + learn.history))
 
+# %% ../nbs/16_callbacks.ipynb #8fa64102
+#| code-summary: "group_rates and LearningRateCB"
+#| code-fold: true
+def _ends(opt):  # what tells the values of several groups apart: _0, _1 or _name
+    groups = opt.param_groups
+    names = [str(group.get('name', k)) for k, group in enumerate(groups)]
+    if len({*names}) < len(names): names = range(len(names))
+    return [f'_{name}'*(len(groups) > 1) for name in names]
+
+def group_rates(
+    opt  # an optimizer
+)->dict: # {'lr': …, 'momentum': …}; of several groups lr_0, lr_1 or lr_<its name>
+    "The learning rates, and the momenta where there are any, of all parameter groups"
+    found, pairs = {}, list(zip(_ends(opt), opt.param_groups))
+    for name in 'lr', 'momentum':
+        for end, group in pairs:
+            if name not in hyper_names(group): continue
+            key, i = find_hyper(group, name)
+            value = group[key] if i is None else group[key][i]
+            found[name+end] = value.clone() if isinstance(value, Tensor) else value
+    return dict(zip(found, to_floats([*found.values()])))
+
+class LearningRateCB(ColumnsCB):
+    "Add the rates and momenta of the epoch's last step to the history"
+    owns = ('the column lr',)
+    def before_fit(self, learn): self.rates = {}
+    def after_backward(self, learn): self.rates = group_rates(learn.opt)
+    def columns(self, learn): return self.rates if 'train' in learn.phases else {}
+    def state_dict(self)->dict: return dict(self.rates)
+    def load_state_dict(self, state)->None: self.rates = dict(state)
+
+# %% ../nbs/16_callbacks.ipynb #97c91026
+#| code-summary: "run_settings and TrackerCB"
+#| code-fold: true
+def _flat(name, value):  # numbers and text in a setting of any kind, by name
+    if getattr(value, 'ndim', None) == 0: value = value.item()
+    if isinstance(value, (Real, str)): return {name: value}
+    if isinstance(value, (torch.dtype, tuple)): return {name: str(value)}
+    if not isinstance(value, Mapping): return {}
+    parts = [_flat(f'{name}.{key}'.lstrip('.'), one) for key, one in value.items()]
+    return {key: one for part in parts for key, one in part.items()}
+
+def run_settings(
+    learn  # a learner during a fit
+)->dict:   # {name: number or text}
+    "What a run was made with: model, loss, data, optimizer and callbacks"
+    params = [p for p in learn.model.parameters() if not nn.parameter.is_lazy(p)]
+    loss = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
+    found = dict(
+        model=type(learn.model).__name__, parameters=sum(p.numel() for p in params),
+        loss_func=loss, n_epochs=learn.n_epochs, n_steps=learn.n_steps,
+        batch_size=getattr(learn.dls.train, 'batch_size', None),
+        processes=learn.world.size, optimizer=type(learn.opt).__name__)
+    for end, group in zip(_ends(learn.opt), learn.opt.param_groups):
+        names = set(hyper_names(group)) & set(group)
+        found |= {name+end: group[name] for name in group if name in names}
+    seen = []
+    for cb in learn.active:
+        seen.append(kind := type(cb).__name__)
+        name = kind if (n := seen.count(kind)) == 1 else f'{kind} {n}'
+        speaks = type(cb).__repr__ is not Callback.__repr__
+        found[name] = repr(cb) if speaks else cb.settings()
+    return _flat('', found)
+
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
@@ -148,12 +160,3 @@ class TrackerCB(Callback):
         opened, self.opened = self.opened, False
         error, self.outer = sys.exc_info()[1] is not self.outer, None
         if opened and hasattr(self.log, 'close'): self.log.close(error)
-
-class LearningRateCB(ColumnsCB):
-    "Add the rates and momenta of the epoch's last step to the history"
-    owns = ('the column lr',)
-    def before_fit(self, learn): self.rates = {}
-    def after_backward(self, learn): self.rates = group_rates(learn.opt)
-    def columns(self, learn): return self.rates if 'train' in learn.phases else {}
-    def state_dict(self)->dict: return dict(self.rates)
-    def load_state_dict(self, state)->None: self.rates = dict(state)

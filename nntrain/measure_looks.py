@@ -10,7 +10,7 @@ __all__ = ['MEASURE_LOOKS']
 
 # %% ../nbs/26_preflight.ipynb #25f10032
 #| code-fold: true
-#| code-summary: "The looks at a measurement"
+#| code-summary: "Looks at a measurement: modes, leaks, the same samples each time"
 import zlib
 
 import torch
@@ -80,6 +80,9 @@ def _find_lost(trial):
             f'drop_last leaves out {lost:,} of {n:,} validation samples: use it in '
             f'training only.')
 
+# %% ../nbs/26_preflight.ipynb #fc4b46d2
+#| code-fold: true
+#| code-summary: "Looks at a measurement: the metric, averaged weights, several processes"
 def _judgements(trial):  # of the last pass: hits and sizes per call, losses
     calls = trial.flight.judged
     last = max((c.n_steps for c in calls), default=0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['started', 'meet', 'own_device']
 
-# %% ../nbs/24_recipe.ipynb #e2a0f003
+# %% ../nbs/24_recipe.ipynb #e2a0f012
 #| code-fold: true
-#| code-summary: "Imports of the module by which processes meet"
+#| code-summary: "Imports of the module; started and meet"
 import contextlib
 import os
 
@@ -21,9 +21,6 @@ from .launch import STORE
 from .processes import _loopback
 from .world import _launched, agree, is_main, world_size
 
-# %% ../nbs/24_recipe.ipynb #e2a0f012
-#| code-fold: true
-#| code-summary: "Code of started and meet: how many are we, and how do we find each other?"
 def started()->int:
     "How many processes were started to train as one, this one included"
     if world_size() > 1 or not (_launched() or STORE in os.environ):
@@ -48,6 +45,9 @@ def _interfaces():
     gloo = _loopback()
     return gloo | {'NCCL_SOCKET_IFNAME': name for name in gloo.values()}
 
+# %% ../nbs/24_recipe.ipynb #f3110102
+#| code-fold: true
+#| code-summary: "A device for each; only the main process prints, and makes folders"
 def own_device(
     device  # the kind that was asked for, such as torch.device('cuda')
 )->torch.device:

@@ -89,8 +89,6 @@ def load_state_dict(self:MonitorCB, state)->None:
     vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701
-#| code-summary: "EarlyStoppingCB and ReduceOnPlateauCB"
-#| code-fold: true
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
     def __init__(self,
@@ -110,6 +108,9 @@ class EarlyStoppingCB(MonitorCB):
               f'for {self.waited} epochs')
         raise CancelFit()
 
+# %% ../nbs/16_callbacks.ipynb #e253f9af
+#| code-fold: true
+#| code-summary: "ReduceOnPlateauCB"
 class ReduceOnPlateauCB(MonitorCB):
     "Multiply the learning rates by `factor` when `patience` epochs brought no gain"
     kept, owns = (*MonitorCB.kept, 'wrote'), ('lr',)

@@ -10,7 +10,7 @@ __all__ = ['NETWORK_LOOKS']
 
 # %% ../nbs/26_preflight.ipynb #25f10025
 #| code-fold: true
-#| code-summary: "The looks at a network"
+#| code-summary: "Looks at a network: parameters and the bend"
 import copy
 import math
 
@@ -70,6 +70,9 @@ def _find_bend(trial):
             f'{bend:.0e}; a network with activations has .1 or more): its '
             f'{len(layers)} layers are one linear function.')
 
+# %% ../nbs/26_preflight.ipynb #75dc628d
+#| code-fold: true
+#| code-summary: "Looks at a network: weights, dead units, BatchNorm, logits"
 def _matrices(model):
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)): continue

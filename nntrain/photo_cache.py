@@ -78,7 +78,7 @@ class Photos:
 
 # %% ../nbs/22_photographs.ipynb #pca00004
 #| code-fold: true
-#| code-summary: "Decode and write; read a cache, or build it: one process at a time"
+#| code-summary: "Decode the pictures, and write their pixels"
 _VERSION = 1            # of the form of the files: another one is another cache
 
 def _wanted(archive, split, n):
@@ -126,6 +126,9 @@ def _refuse_damaged(archive, skipped, skip_damaged):
     raise ValueError(f'{archive}: {skipped[0]}{more} cannot be decoded: get another '
                      f'copy, or leave such pictures out with skip_damaged=True')
 
+# %% ../nbs/22_photographs.ipynb #97763a41
+#| code-fold: true
+#| code-summary: "Read a cache, or build it: one process at a time"
 def _read(path, settings):
     "The cache, or None if there is none; ValueError if it is another one"
     if not path.is_file(): return None

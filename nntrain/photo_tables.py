@@ -120,7 +120,7 @@ def _labels():
 
 # %% ../nbs/22_photographs.ipynb #tab00005
 #| code-fold: true
-#| code-summary: "What is left to do, and all of it"
+#| code-summary: "Which learning rates are still to be tried"
 SOURCE = dict(T1=128, T2=160, T3=96, T4=160, T5=96)     # pixels in the cache
 ROWS = dict(T2=_networks, T3=_augmentations, T4=_sizes, T5=_labels)
 CHOICE_SEED, _MORE = 100, 2
@@ -158,6 +158,9 @@ def _choose(kept, who, rates, photos, **kwargs):
         yield kept.get(f'{table} choose {who} {lr:g}', CHOICE_SEED, lambda: photo_run(
             photos(), lr=lr, seed=CHOICE_SEED, valid='split', **kwargs)[0])
 
+# %% ../nbs/22_photographs.ipynb #a8a250ae
+#| code-fold: true
+#| code-summary: "What is left to do, and all of it"
 def _optimizer_runs(kept, photos, n_seeds, rows):
     def given(name):
         make, _, cycle = OPTIMIZERS[name]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'resized', 'RandomResizedCrop']
+__all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'RandomResizedCrop', 'resized']
 
 # %% ../nbs/22_photographs.ipynb #sha00001
 #| code-fold: true
@@ -78,31 +78,6 @@ def windows_to(
     out = rows[:, None] @ pixels @ columns[:, None].mT
     return out.to(x.dtype) if x.is_floating_point() else out.round().to(x.dtype)
 
-# %% ../nbs/22_photographs.ipynb #sha00005
-#| code-fold: true
-#| code-summary: "resized, for whole images; the check of the ranges"
-def resized(
-    x:Tensor,            # (N, C, H, W) images
-    size:int,            # height and width of the result
-    antialias:bool=True  # average over all that falls into a new pixel?
-)->Tensor:               # (N, C, size, size), of the type of `x`
-    "The images in another size; x itself if it has that size"
-    check_images(x, 'resized')
-    if x.shape[2:] == (checks.whole('size', size), size): return x
-    pixels = x if x.is_floating_point() else x.float()
-    out = F.interpolate(pixels, (size, size), mode='bilinear', antialias=antialias)
-    return out if x.is_floating_point() else out.round_().to(x.dtype)
-
-def _range(name, value, high=math.inf):
-    "Two numbers, ascending, above 0 and at most `high`"
-    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) == 2:
-        for v in pair: checks.positive(name, v)
-        if pair[0] <= pair[1] <= high: return pair
-    upto = f' and at most {high:g}' if high < math.inf else ''
-    raise ValueError(f'{name} must be two ascending numbers above 0{upto}, '
-                     f'got {value!r}')
-
 # %% ../nbs/22_photographs.ipynb #sha00007
 class RandomResizedCrop(ImageTransform):
     "Cut a window of random size, shape and place out of each image, and resize it"
@@ -125,7 +100,7 @@ class RandomResizedCrop(ImageTransform):
 
 # %% ../nbs/22_photographs.ipynb #sha00008
 #| code-fold: true
-#| code-summary: "windows: ten draws for each image, the first that fits"
+#| code-summary: "windows: ten draws for each image, the first that fits; the check of ranges; resized"
 @patch
 def windows(self:RandomResizedCrop,
     x:Tensor  # (N, C, H, W) images
@@ -145,3 +120,25 @@ def windows(self:RandomResizedCrop,
     top = (self.uniform(x, n)*(h - height + 1)).floor()
     left = (self.uniform(x, n)*(w - width + 1)).floor()
     return top, left, height, width
+
+def resized(
+    x:Tensor,            # (N, C, H, W) images
+    size:int,            # height and width of the result
+    antialias:bool=True  # average over all that falls into a new pixel?
+)->Tensor:               # (N, C, size, size), of the type of `x`
+    "The images in another size; x itself if it has that size"
+    check_images(x, 'resized')
+    if x.shape[2:] == (checks.whole('size', size), size): return x
+    pixels = x if x.is_floating_point() else x.float()
+    out = F.interpolate(pixels, (size, size), mode='bilinear', antialias=antialias)
+    return out if x.is_floating_point() else out.round_().to(x.dtype)
+
+def _range(name, value, high=math.inf):
+    "Two numbers, ascending, above 0 and at most `high`"
+    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) == 2:
+        for v in pair: checks.positive(name, v)
+        if pair[0] <= pair[1] <= high: return pair
+    upto = f' and at most {high:g}' if high < math.inf else ''
+    raise ValueError(f'{name} must be two ascending numbers above 0{upto}, '
+                     f'got {value!r}')

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['MixedPrecisionCB', 'has_bfloat16']
 
 # %% ../nbs/16_callbacks.ipynb #9019fd01
-#| code-summary: "MixedPrecisionCB and has_bfloat16"
+#| code-summary: "Imports of the module; MixedPrecisionCB, with autocast"
 #| code-fold: true
 import torch
 from fastcore.basics import patch
@@ -50,25 +50,34 @@ class MixedPrecisionCB(Callback):
     def _leave(self):
         if self.inside: self.inside = False; self.autocast.__exit__(None, None, None)
 
-    def backward(self, learn):
-        if self.scaler is None: return learn.backward()
-        self._again(learn)
-        loss, learn.loss = learn.loss, self.scaler.scale(learn.loss)
-        try: learn.backward()
-        finally: learn.loss = loss
-    def after_backward(self, learn):
-        if self.scaler is None: return
-        self.scaler.unscale_(learn.opt)
-        self.unscaled = True
-    def step(self, learn):
-        if self.scaler is None: return learn.step()
-        scale = self.scaler.get_scale()
-        self.scaler.step(learn.opt); self.scaler.update(); self.unscaled = False
-        if self.scaler.get_scale() < scale:     # the scaler left the step out
-            self.n_skipped += 1
-            learn.opt.zero_grad()
-            raise CancelStep()
+# %% ../nbs/16_callbacks.ipynb #b839c57f
+@patch
+def backward(self:MixedPrecisionCB, learn):
+    if self.scaler is None: return learn.backward()
+    self._again(learn)
+    loss, learn.loss = learn.loss, self.scaler.scale(learn.loss)
+    try: learn.backward()
+    finally: learn.loss = loss
 
+@patch
+def after_backward(self:MixedPrecisionCB, learn):
+    if self.scaler is None: return
+    self.scaler.unscale_(learn.opt)
+    self.unscaled = True
+
+@patch
+def step(self:MixedPrecisionCB, learn):
+    if self.scaler is None: return learn.step()
+    scale = self.scaler.get_scale()
+    self.scaler.step(learn.opt); self.scaler.update(); self.unscaled = False
+    if self.scaler.get_scale() < scale:     # the scaler left the step out
+        self.n_skipped += 1
+        learn.opt.zero_grad()
+        raise CancelStep()
+
+# %% ../nbs/16_callbacks.ipynb #ddf0cc25
+#| code-fold: true
+#| code-summary: "A step that was cancelled; checkpoints; has_bfloat16"
 @patch
 def _again(self:MixedPrecisionCB, learn):
     "After a step that somebody cancelled: scale its gradients again"

@@ -4,7 +4,7 @@
 
 # %% ../nbs/26_preflight.ipynb #25f10035
 #| code-fold: true
-#| code-summary: "A short run, what may stop it, and all looks"
+#| code-summary: "The short run of a learner, or of a program"
 from __future__ import annotations
 
 import time
@@ -57,6 +57,12 @@ def _fly_program(program):
     return Trial(flight, readings_of(flight.trained), readings_of(flight.judged),
                  learn, lr)
 
+# %% auto #0
+__all__ = ['LOOKS', 'preflight', 'clear_to_train']
+
+# %% ../nbs/26_preflight.ipynb #74d7903f
+#| code-fold: true
+#| code-summary: "What may stop a run, and all looks"
 def _sentence(error):
     first = next(iter(str(error).splitlines()), '')
     return f'{type(error).__name__}: {first}' if first else type(error).__name__
@@ -89,9 +95,6 @@ def _looked(trial):
     if flight.troubles: skipped['listening'] = flight.troubles[0]
     return found, skipped
 
-# %% auto #0
-__all__ = ['LOOKS', 'preflight', 'clear_to_train']
-
 # %% ../nbs/26_preflight.ipynb #25f10036
 def preflight(
     learn,          # a learner, which stays as it is; or a function that trains
@@ -118,9 +121,6 @@ def preflight(
         found, skipped = _looked(trial)
     return Findings(found, LOOKS, skipped, time.monotonic() - start)
 
-# %% ../nbs/26_preflight.ipynb #25f10037
-#| code-fold: true
-#| code-summary: "clear_to_train, for scripts"
 def clear_to_train(
     learn,  # as in `preflight`
     cbs=()  # the same

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['ProfileCB', 'ThroughputCB']
 
 # %% ../nbs/16_callbacks.ipynb #4cb16376
-#| code-summary: "Imports of the module, and ProfileCB"
+#| code-summary: "Imports of the module, marks in time, and a loader with marks"
 #| code-fold: true
 import sys
 import time
@@ -48,6 +48,9 @@ class _TimedLoader:
             self.cb.loaded = begin, _mark(self.device)
             yield batch
 
+# %% ../nbs/16_callbacks.ipynb #02ec2e11
+#| code-fold: true
+#| code-summary: "ProfileCB: begin the record, and end it"
 _PARTS = dict(predict='forward', get_loss='loss', backward='backward', step='step',
               zero_grad='step')
 
@@ -106,6 +109,9 @@ def _end(self:ProfileCB, learn):
     self.trace.parent.mkdir(parents=True, exist_ok=True)
     write_whole(self.trace, lambda path: self.profile.export_chrome_trace(str(path)))
 
+# %% ../nbs/16_callbacks.ipynb #4cb16378
+#| code-summary: "What it shows: the table of operations, the parts of a batch"
+#| code-fold: true
 @patch
 def _check_recorded(self:ProfileCB):
     if self.profile is None or self.running:
@@ -126,9 +132,6 @@ def table(self:ProfileCB,
         return f'{own(e)/total:4.0%} {own(e)/1e3:8.1f} ms {e.count:5} × {e.key}'
     return '\n'.join(map(line, rows[:whole('n', n)]))
 
-# %% ../nbs/16_callbacks.ipynb #4cb16378
-#| code-summary: "Its picture: parts and plot"
-#| code-fold: true
 @patch
 def parts(self:ProfileCB)->dict:  # {part: milliseconds}
     "What a recorded batch took on average, part by part; `other`: callbacks, mostly"

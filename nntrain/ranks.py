@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['in_main', 'marks', 'differing', 'others_of', 'take_own']
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a01
-#| code-summary: "Code of in_main, marks, differing and others_of: what the processes tell each other"
+#| code-summary: "in_main, marks and differing: compare two states by their checksums"
 #| code-fold: true
 import hashlib
 import pickle
@@ -69,6 +69,9 @@ def differing(
     return [found for key, part in parts.items()
             for found in differing(part, theirs[key], (*path, key))]
 
+# %% ../nbs/17_checkpoints.ipynb #d67f2375
+#| code-fold: true
+#| code-summary: "others_of and take_own: what each process adds, and takes back"
 def others_of(
     learn,      # a learner during a fit
     state:dict  # of this process: plain values

@@ -49,8 +49,6 @@ from .world import is_main
 __all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'train_recipe', 'resume_fashion']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f040
-#| code-fold: true
-#| code-summary: "Code of mlp"
 def mlp(
     n_hidden:int=50,   # width of the hidden layer
     n_classes:int=10   # outputs
@@ -60,7 +58,6 @@ def mlp(
         nn.Flatten(), nn.Linear(28 * 28, n_hidden), nn.ReLU(),
         nn.Linear(n_hidden, n_classes))
 
-# %% ../nbs/24_recipe.ipynb #263d3b5c
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
     'sgd': (SGD, .1),

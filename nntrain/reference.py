@@ -68,7 +68,7 @@ def _text(node): return '' if node is None else ast.unparse(node)
 
 # %% ../nbs/98_site.ipynb #a433fa11
 #| code-fold: true
-#| code-summary: "_params, _signature, _decorators, _function, _class"
+#| code-summary: "Parameters and signature of a function"
 def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     a = f.args
     plain = a.posonlyargs + a.args
@@ -95,7 +95,9 @@ def _signature(start, rows, end=''):
     if len(line) <= 84: return line
     return '\n'.join([f'{start}(', *(f'    {part},' for part in parts), f'){end}'])
 
-
+# %% ../nbs/98_site.ipynb #74f30a2e
+#| code-fold: true
+#| code-summary: "Functions, and classes with their methods"
 _DEFS = ast.FunctionDef, ast.AsyncFunctionDef
 
 
@@ -173,7 +175,7 @@ def entries(
 
 # %% ../nbs/98_site.ipynb #7473df1a
 #| code-fold: true
-#| code-summary: "reference_page, reference_names"
+#| code-summary: "An entry: its text, its table, and where it is built"
 def _escaped(text):  # what Markdown would take for a sign; `code` stays as it is
     parts = re.split('(`[^`]*`)', text)
     parts[::2] = [re.sub(r'([\[\]$<|_^~]|(?<!\w)\*(?!\w))', r'\\\1', p)
@@ -203,7 +205,9 @@ def _entry_page(e, homes):
         out.append(f'::: {{.exported}}\n[built here]({place})\n:::')
     return '\n\n'.join(filter(None, out))
 
-
+# %% ../nbs/98_site.ipynb #c6292f9d
+#| code-fold: true
+#| code-summary: "reference_page and reference_names"
 def reference_page(
     module:str,  # name of the module: 'learner'
     text:str,    # its source

@@ -20,7 +20,7 @@ from .tools import _dumps, _root
 
 # %% ../nbs/94_tools.ipynb #2ec885f2
 #| code-fold: true
-#| code-summary: "renamed"
+#| code-summary: "renamed: which files get another name"
 _FILE = re.compile(r'(\d\d)_(\w+)\.ipynb')
 _LABEL = re.compile(r'\[((?:[Cc]hapter )?)\d+\](\((\d\d)_\w+\.ipynb)')
 _STEM = re.compile(r'\[\d\d_\w+\](\((?:\.\./)?(\d\d_\w+)\.ipynb)')

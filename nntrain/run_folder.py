@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 
-# %% ../nbs/24_recipe.ipynb #23a0a0f1
+# %% ../nbs/24_recipe.ipynb #c44798d4
 #| code-fold: true
-#| code-summary: "Imports of the module on run folders"
+#| code-summary: "Imports of the module; how JSON, history and curves are written"
 import json
 import time
 from functools import partial
@@ -30,9 +30,6 @@ from .precision import MixedPrecisionCB
 from .prepare import DeviceCB, NormalizeCB
 from .progress import ProgressCB
 
-# %% ../nbs/24_recipe.ipynb #c44798d4
-#| code-fold: true
-#| code-summary: "How JSON, history and curves are written"
 def write_json(
     values,  # what json can write
     path     # file, replaced whole
@@ -97,7 +94,7 @@ def new_run_folder(
 
 # %% ../nbs/24_recipe.ipynb #e2a0f017
 #| code-fold: true
-#| code-summary: "Code of _conclude: the one test, and the weights"
+#| code-summary: "The one test, measured as the validation was"
 def _tested(learn, device, looks=()):
     "Loss and accuracy on the test split, measured as the validation was"
     dls = DataLoaders(learn.dls.train, learn.dls.test)
@@ -115,6 +112,9 @@ def _tested(learn, device, looks=()):
         test['looks'] = (preds.argmax(1) == targets).float().mean().item()
     return test
 
+# %% ../nbs/24_recipe.ipynb #fd6d8276
+#| code-fold: true
+#| code-summary: "_conclude: test, keep the weights, and say how it went"
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test

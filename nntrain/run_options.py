@@ -45,7 +45,7 @@ def _titled(options, dls, device):
 
 # %% ../nbs/24_recipe.ipynb #b7906ee3
 #| code-fold: true
-#| code-summary: "The same for a recipe of the challenge"
+#| code-summary: "The data; the same for a recipe of the challenge"
 def _recipe_data(options, device):
     "All pictures to train on, and the test split, not looked at before the end"
     r = find_recipe(options['recipe'])
@@ -69,9 +69,6 @@ def _recipe_looks(options):
     name = options.get('recipe')
     return LOOKS[find_recipe(name).looks] if name else ()
 
-# %% ../nbs/24_recipe.ipynb #b7906ee4
-#| code-fold: true
-#| code-summary: "Code of _load: the data"
 def _load(options, device):
     "The data; says when it is not the set that was asked for"
     with warnings.catch_warnings(record=True) as caught:

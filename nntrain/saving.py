@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['SaveBestCB']
 
 # %% ../nbs/16_callbacks.ipynb #6fd18d01
-#| code-summary: "SaveBestCB"
+#| code-summary: "Imports of the module; names of weights, without those of torch.compile"
 #| code-fold: true
 import contextlib
 from collections import OrderedDict
@@ -40,6 +40,9 @@ def _load_model_state(model, state):  # whichever of the two is compiled
                         for name, its in getattr(state, '_metadata', {}).items()}
     model.load_state_dict(theirs)
 
+# %% ../nbs/16_callbacks.ipynb #eee320af
+#| code-fold: true
+#| code-summary: "SaveBestCB"
 class SaveBestCB(MonitorCB):
     "Save the weights that were validated, whenever they are the best so far"
     kept = (*MonitorCB.kept, 'saved')

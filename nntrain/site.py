@@ -63,7 +63,7 @@ class TakeAwayProc:
 
 # %% ../nbs/98_site.ipynb #9ab893af
 #| code-fold: true
-#| code-summary: "TitleProc"
+#| code-summary: "Which of nbdev's links lead to what they name"
 _linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links
 @functools.cache
 def _inner():
@@ -81,6 +81,9 @@ def _inner():
 def _to_public(m):  # a link of nbdev: as it is, or only its name
     return m[1] if m[0].rsplit('/', 1)[1][:-1] in _inner() else m[0]
 
+# %% ../nbs/98_site.ipynb #bc22b4f8
+#| code-fold: true
+#| code-summary: "TitleProc: title, promise and cards"
 _title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
 
 
@@ -116,7 +119,7 @@ class TitleProc:
                 meta[card] = {'description': meta['description']}
         if not number: meta['image'] = 'images/card.png'  # the home page has its title
         else:
-            chapter = '' if number[1] >= '80' else f'{number[1]} '
+            chapter = '' if number[0] >= '80' else f'{number[1]} '
             # Quarto reads the mark `.unnumbered` in a heading only
             texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]
             if meta.get('description'):
@@ -142,7 +145,7 @@ class TitleProc:
 
 # %% ../nbs/98_site.ipynb #4ceb0e31
 #| code-fold: true
-#| code-summary: "InlineHTMLProc, BoxesProc"
+#| code-summary: "InlineHTMLProc"
 _outside = re.compile(
     r'<(script|img|iframe|link)\b[^>]*\s(src|href)=["\']?(https?:)?//'
     r'|\b(requirejs|require|jQuery)\(|@import', re.I)
@@ -165,7 +168,9 @@ class InlineHTMLProc:
             text = re.sub('<p class="nnx-n">.*?</p>', '', text)
             data['text/markdown'] = f'````{{=html}}\n{text}\n````'
 
-
+# %% ../nbs/98_site.ipynb #4a41c0ec
+#| code-fold: true
+#| code-summary: "BoxesProc"
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
 
 

@@ -93,7 +93,7 @@ def _find_sum(trial):
 
 # %% ../nbs/26_preflight.ipynb #25f1002b
 #| code-fold: true
-#| code-summary: "Looks at updates, optimizer, schedule and accumulation"
+#| code-summary: "Looks at updates and optimizers"
 def _find_updates(trial):
     "Does a step change the weights, and does it start from fresh gradients?"
     steps = [s for s in trial.flight.steps if not s.closure]
@@ -142,6 +142,9 @@ def _find_optimizer(trial):
             f'{", ".join(twice[:3])} stand more than once in the optimizers: each step '
             f'would move them twice.')
 
+# %% ../nbs/26_preflight.ipynb #c2e497ce
+#| code-fold: true
+#| code-summary: "Looks at schedules, accumulated gradients and clipping"
 def _find_schedule(trial):
     "Does the schedule move as often as it was made for?"
     n = len(trial.flight.steps)

@@ -100,7 +100,7 @@ def _readme(nb, nbs):
 
 # %% ../nbs/94_tools.ipynb #0dea0bf5
 #| code-fold: true
-#| code-summary: "_quarto, _with_reference, _llms, _in_step"
+#| code-summary: "The lines of _quarto.yml that settings.ini decides; the reference pages"
 def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
     site = s['doc_host']+s['doc_baseurl']
     for key, value in {
@@ -123,6 +123,9 @@ def _with_reference(text, lib):  # _quarto.yml with the reference page of each m
     return re.sub(r'(- part: "API reference"\n +chapters:\n)(?: +- api/.*\n)*',
                   lambda m: m[1] + ''.join(pages), text)
 
+# %% ../nbs/94_tools.ipynb #840052e6
+#| code-fold: true
+#| code-summary: "The list of pages; all files as they should be"
 # the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
 def _llms(text, s, nbs):
     site = s['doc_host']+s['doc_baseurl']

@@ -10,7 +10,7 @@ __all__ = ['GlossaryProc']
 
 # %% ../nbs/98_site.ipynb #c72f438c
 #| code-fold: true
-#| code-summary: "GlossaryProc"
+#| code-summary: "The glossary; what stays as it is"
 import json
 import re
 from pathlib import Path
@@ -40,7 +40,9 @@ def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's
         return re.sub(r'\[([^\]]*)\]\([^)]*\)|[`*$]', r'\1', t).replace('"', '”')
     return {m[1]: (plain(m[2]), m[3]) for m in _entry.finditer(text)}, path.name
 
-
+# %% ../nbs/98_site.ipynb #dde17b6a
+#| code-fold: true
+#| code-summary: "Mark the first use of each term; GlossaryProc"
 def _mark(texts, terms, page):  # texts of a chapter -> with links at the first uses
     left = {term.lower(): term for term in terms}
     if not left: return texts

@@ -23,7 +23,7 @@ __all__ = ['nntrain_execute', 'start_fit']
 
 # %% ../nbs/94_tools.ipynb #c06e7f7c
 #| code-fold: true
-#| code-summary: "_root, _settings, _dumps, _small_png, _clean_output, _joined, _clean"
+#| code-summary: "Where we are: the root, the settings; how a notebook is written"
 def _root():
     root = _checkout()
     if root is None:
@@ -40,6 +40,9 @@ def _dumps(nb):
         json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
     )  # as nbdev_clean writes it
 
+# %% ../nbs/94_tools.ipynb #5806ec5d
+#| code-fold: true
+#| code-summary: "Clean an output, and a notebook"
 # base64 of a PNG -> the same picture with 128 colours, if that is smaller and no part
 # is transparent
 def _small_png(png):

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['TensorBoardTracker', 'CSVTracker', 'WandbTracker', 'MLflowTracker']
 
 # %% ../nbs/16_callbacks.ipynb #8fa64105
-#| code-summary: "Imports of the module, and the four trackers"
+#| code-summary: "Imports of the module; trackers for TensorBoard and for a CSV file"
 #| code-fold: true
 import importlib
 import json
@@ -66,6 +66,9 @@ class CSVTracker:
         write_whole(self.path, partial(_write_rows, self.rows.values()))
     def close(self, failed): pass
 
+# %% ../nbs/16_callbacks.ipynb #f8900357
+#| code-fold: true
+#| code-summary: "Weights & Biases, and MLflow"
 class WandbTracker:
     "Report to Weights & Biases"
     def __init__(self,

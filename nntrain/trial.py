@@ -10,7 +10,7 @@ __all__ = ['Reading', 'Trial', 'cut_batch', 'spread', 'read', 'readings_of', 'fe
 
 # %% ../nbs/26_preflight.ipynb #25f1001d
 #| code-fold: true
-#| code-summary: "Trial and Reading: which samples a pass brought"
+#| code-summary: "Reading and Trial; some samples of a batch"
 import itertools
 import time
 from collections.abc import Mapping
@@ -69,6 +69,9 @@ def spread(
     "`k` of `n` rows, at equal distances"
     return torch.arange(min(k, n))*n//max(1, min(k, n))
 
+# %% ../nbs/26_preflight.ipynb #9eee1459
+#| code-fold: true
+#| code-summary: "Read a loader, or find the passes in what was heard"
 def _labels(y):  # those of a classifier
     whole = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
     return y.detach().cpu() if whole else None

@@ -2,11 +2,11 @@
 
     python scripts/refresh_figures.py [--check] [NOTEBOOK …]     default: nbs/*.ipynb
 
-A figure of `explore`, `predict` or `draw_view` holds everything it shows, so nothing is
-executed: the picture, frames, words and network stay as they are stored. Do this after
-a change of nbs/figures (and `nntrain_sync`). With --check nothing is written. Exit
-status 1: something is out of date (--check), or a figure cannot be read and its cell
-must be executed again.
+A figure of `explore`, `predict` or `draw_view`, or a training tape, holds everything it
+shows, so nothing is executed: the picture, frames, words and network stay as they are
+stored. Do this after a change of nbs/figures (and `nntrain_sync`). With --check nothing
+is written. Exit status 1: something is out of date (--check), or a figure cannot be read
+and its cell must be executed again.
 """
 import ast
 import json
@@ -19,6 +19,7 @@ from nntrain.explore import figure_data
 from nntrain.figure_web import _PREDICT_JS, _script, _style
 from nntrain.figures import _controls, _program
 from nntrain.results import _write
+from nntrain.tape_view import stored_view
 
 # form: the controls of today; div: those of the first edition, all of them sliders
 EXPLORE = re.compile(
@@ -94,11 +95,13 @@ def refresh(nb):
         for output in cell.get('outputs', ()):
             stored = output.get('data', {}).get('text/html', '')
             html = ''.join(stored)
-            if '<div class="nnx nnx-' not in html: continue
-            new = refreshed(html, ''.join(cell['source']))
+            taped = '<div class="nnt"' in html
+            if '<div class="nnx nnx-' not in html and not taped: continue
+            if taped: new = stored_view(html).to_html()
+            else: new = refreshed(html, ''.join(cell['source']))
             many = isinstance(stored, list)
             output['data']['text/html'] = new.splitlines(keepends=True) if many else new
-            name = re.search(r'class="nnx nnx-\w+" id="([^"]*)"', html)[1]
+            name = re.search(r'class="nn(?:x nnx-\w+|t)" id="([^"]*)"', html)[1]
             yield i, name, len(html.encode()), len(new.encode())
 
 

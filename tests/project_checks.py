@@ -27,6 +27,9 @@ FASTCORE = {
 # Appendices whose modules any chapter may import; they import no chapter
 SHARED_PAGES = {'81_xray', '82_cards', '90_pictures', '92_figures', '93_recording',
                 '94_tools', '98_site'}
+# Appendices that build on the chapters up to a number: their modules import no later
+# one, and every chapter from that number on may import them
+SHARED_FROM = {'80_tape': 4}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
 # ruff: undefined and unused names, mutable defaults, useless comparisons and
@@ -91,11 +94,12 @@ def target_of(src):
                  if (to := directive(src, kind)) is not None), '')
 
 def module_places(root):
-    "{module: chapter that exports it}: modules and cells of later ones may import it"
+    """{module: chapter that exports it, or from which on an appendix may be used}:
+    modules and cells of later ones may import it"""
     found = {}
     for path, nb in notebooks(root).items():
         for name, _ in exporting_to(nb):
-            found.setdefault(name, chapter(path))
+            found.setdefault(name, SHARED_FROM.get(path.stem, chapter(path)))
     return found
 
 def shared_modules(root):

@@ -100,7 +100,7 @@ WRAPPED = """() => [...document.querySelectorAll('main .cell code.sourceCode > s
 UNFOLD = "document.querySelectorAll('main details').forEach(e => e.open = true)"
 
 DRAWN = '''e => {
-  const figure = e.closest('.nnx') || document
+  const figure = e.closest('.nnx, .nnt') || document
   // `use`: which tile of a heat map or picture is shown; `text`: numbers of a graph
   return [...figure.querySelectorAll('svg path, svg use, svg text')]
     .map(p => p.getAttribute('d') ?? p.textContent + p.getAttribute('y')).join()

@@ -25,6 +25,7 @@ from nntrain.figure_web import (_DRAG_JS, _EXPLORE_JS, _GRAPH_JS, _PREDICT_JS,
 from nntrain.prediction import predict
 from nntrain.site import _outside
 from nntrain.sync import nntrain_sync
+from nntrain.tape_view import _TAPE_JS
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -484,8 +485,8 @@ def test_the_package_carries_the_files_of_the_notebook():
     assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
     for name in WEB:
         assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
-    assert set(SCRIPTS) == {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS,
-                            *_DRAW_JS}
+    ours = {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS, *_TAPE_JS, *_DRAW_JS}
+    assert set(SCRIPTS) == ours
     assert 'pointerdown' in roll_figure().to_html()
     assert 'pointerdown' not in waves_figure().to_html()  # only where it is needed
 
@@ -567,10 +568,11 @@ def lint(text):
                   if not before.startswith('//')]
 
 # called by Python or by another file
-ONCE = {'explore', 'graph', 'predict', 'once', 'inFrame', 'paths', 'toHash', 'fromHash',
-        'drag', 'place', 'LOW', 'SPAN', 'GAP', 'readNetwork', 'softmax', 'levelsOf',
-        'fitted', 'asItIs', 'inside', 'inkOf', 'drawingPad', 'followPointer',
-        'followKeys', 'showMaps', 'showBars', 'inWords', 'showFalls', 'drawing'}
+ONCE = {'explore', 'graph', 'predict', 'tape', 'once', 'inFrame', 'paths', 'toHash',
+        'fromHash', 'drag', 'place', 'LOW', 'SPAN', 'GAP', 'readNetwork', 'softmax',
+        'levelsOf', 'fitted', 'asItIs', 'inside', 'inkOf', 'drawingPad',
+        'followPointer', 'followKeys', 'showMaps', 'showBars', 'inWords', 'showFalls',
+        'drawing'}
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_scripts_keep_the_rules(name): assert lint(_web(name)) == []

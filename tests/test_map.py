@@ -39,7 +39,7 @@ def imported():
     for path, nb in books.items():
         home_of.update({name: topic(path) for name, _ in checks.exporting_to(nb)})
     for path, nb in books.items():
-        if not re.match(r'[0-8]\d_', path.name): continue
+        if not re.match(r'[0-7]\d_', path.name): continue
         modules = {m for _, src in checks.exporting_to(nb)
                    for m in checks.imported_modules(src)} - shared
         needed = {home_of[m] for m in modules if m in home_of}

@@ -347,6 +347,27 @@ def test_tools_import_no_chapter_but_serve_all(mini):
     write_notebook(tools, notebook(*own, '#| export\nfrom nntrain.one import inc'))
     assert 'may import no chapter' in checks.backward_imports(mini)[0]
 
+def test_an_appendix_may_build_on_some_chapters(mini, monkeypatch):
+    "As the tape on chapter 4: here on the first of two chapters"
+    monkeypatch.setitem(checks.SHARED_FROM, '80_tape', 1)
+    page, own = mini/'nbs/80_tape.ipynb', '#| default_exp tape'
+    def problems(tape, first='', second=''):
+        write_notebook(page, notebook(own, tape))
+        write_notebook(mini/'nbs/01_one.ipynb', notebook(
+            '#| default_exp one', '#| export\ndef inc(x): ...', first or 'inc(1)'))
+        write_notebook(mini/'nbs/02_two.ipynb', notebook(
+            '#| default_exp two', '#| export\ndef inc2(x): ...', second or 'inc2(1)'))
+        return ' '.join(checks.backward_imports(mini))
+    good = '#| export\nfrom nntrain.one import inc'
+    cell = 'from nntrain.tape import roll'
+    assert not problems(good, first=cell, second=f'#| export\n{cell}')
+    late = problems('#| export\nfrom nntrain.two import inc2')
+    assert 'nntrain.tape imports nntrain.two of chapter 02: not an earlier' in late
+    both = problems(good, first=f'#| export\n{cell}')
+    assert 'nntrain.one and nntrain.tape import each other' in both
+    monkeypatch.setitem(checks.SHARED_FROM, '80_tape', 2)
+    assert 'nntrain.tape of the later chapter 02' in problems(good, first=cell)
+
 def test_modules_that_import_each_other_are_found(mini):
     cells = ('#| export early\ndef a(): ...',
              '#| export late\nfrom nntrain.early import a')

@@ -38,7 +38,7 @@ def _slug(heading):  # the place that pandoc gives to a heading
     text = re.sub(r'\s*\{[^}]*\}\s*$', '', heading)
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
     text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
-    return re.sub(r'\s', '-', re.sub('^[^a-z]+', '', text)) or 'section'
+    return re.sub(r'\s', '-', re.sub(r'^[\W\d_]+', '', text)) or 'section'
 
 
 def _headings(cells):

@@ -119,7 +119,8 @@ class TitleProc:
                 meta[card] = {'description': meta['description']}
         if not number: meta['image'] = 'images/card.png'  # the home page has its title
         else:
-            chapter = '' if number[0] >= '80' else f'{number[1]} '
+            appendix = Path(self.nb.path_).name >= '80'
+            chapter = '' if appendix else f'{number[1]} '
             # Quarto reads the mark `.unnumbered` in a heading only
             texts = [f"# {chapter}{meta.pop('title', '')} {{.unnumbered}}"]
             if meta.get('description'):

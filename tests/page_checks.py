@@ -58,14 +58,15 @@ def slugs(text):
     bare = re.sub(r'\[([^][]*)\]\([^)]*\)', r'\1', text)
     headings = re.findall(r'^#+\s+(.*?)(?:\s*\{.*)?$', bare, re.M)
     return set(re.findall(r'\{#([\w.-]+)', text)) | {
-        re.sub(r'[^\w\s-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
+        re.sub(r'[^\w\s.-]', '', h.lower()).strip().replace(' ', '-') for h in headings}
 
 
 def link_problems(nb, folder, known):
     """Relative links and pictures must exist, anchors in the same page and in pages of
     the reference must have a target; `known`: names of the pages"""
-    text = '\n'.join(prose(nb))
-    ids, bad = slugs(text), []
+    text, bad = '\n'.join(prose(nb)), []
+    ids = slugs('\n'.join(re.sub(r'^```.*?^```', '', source(c), flags=re.M | re.S)
+                          for c in nb['cells'] if c['cell_type'] == 'markdown'))
     for target in re.findall(r'\]\(([^)\s]+)[^)]*\)|src="([^"]+)"', text):
         target = ''.join(target)
         if re.match(r'[a-z]+:', target): continue
@@ -194,7 +195,7 @@ def plain(text):
     "Letters and digits alone: a page writes links, boxes and folds in another way"
     text = re.sub(r'^```mermaid.*?^```', '', text, flags=re.M | re.S)
     text = re.sub(r'\]\([^)\s]*\)(?:\{[^}]*\})?', ']', text)
-    text = re.sub(r'</?(details|summary)>|\{(#|\.(?!callout))[^}]*\}', '', text)
+    text = re.sub(r'</?(details|summary)>|\{(=html|#|\.(?!callout))[^}]*\}', '', text)
     return re.sub(r'[^\w]|_', '', text)
 
 

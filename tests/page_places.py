@@ -19,7 +19,7 @@ def anchor(heading):
     if found: return found[1]
     text = re.sub(r'\s*\{[^}]*\}\s*$', '', heading)
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text).lower()
-    text = re.sub(r'^[^a-z]+', '', re.sub(r'[^\w\s.-]', '', text).strip())
+    text = re.sub(r'^[\W\d_]+', '', re.sub(r'[^\w\s.-]', '', text).strip())
     return re.sub(r'\s', '-', text) or 'section'
 
 

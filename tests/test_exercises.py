@@ -2,7 +2,7 @@
 fails it, folded hint, folded solution that passes it; and before every figure with
 sliders stands what to try. The cells themselves are run by `nbdev_test`; here we
 look that they are there, in this order. The checker is fed bad pages, too. Exempt:
-the appendices, numbered from 90 on (the tools of the book and the like), where there
+the appendices, numbered from 80 on (the tools of the book and the like), where there
 is nothing to practise."""
 import ast
 import json

@@ -572,7 +572,7 @@ ONCE = {'explore', 'graph', 'predict', 'tape', 'once', 'inFrame', 'paths', 'toHa
         'fromHash', 'drag', 'place', 'LOW', 'SPAN', 'GAP', 'readNetwork', 'softmax',
         'levelsOf', 'fitted', 'asItIs', 'inside', 'inkOf', 'drawingPad',
         'followPointer', 'followKeys', 'showMaps', 'showBars', 'inWords', 'showFalls',
-        'drawing'}
+        'drawing', 'startCards', 'startSymbols'}
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_scripts_keep_the_rules(name): assert lint(_web(name)) == []

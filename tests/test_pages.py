@@ -164,7 +164,7 @@ def test_dead_anchors_can_fail():
     ('One-cycle, once', 'one-cycle-once'),
     ('A *b* {#sec-x}', 'sec-x'),
     ('3 things', 'things'),
-    ('`init_weights`', 'init_weights'),
+    ('`init_weights`', 'init_weights'), ('β₂ and torch.optim', 'β₂-and-torch.optim'),
     ('[Link](x.ipynb) here', 'link-here')])
 def test_anchor_is_that_of_pandoc(heading, identifier):
     assert anchor(heading) == identifier

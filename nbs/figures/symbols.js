@@ -1,0 +1,200 @@
+// The key of a symbol in a formula, as the table writes it: β_1, hat m, n_in; or ''.
+function keyOf(e) {
+  const [first, second] = e.children;
+  if (e.localName === 'mi' || e.localName === 'mtext') return e.textContent.trim();
+  if (e.localName === 'mover' && '^\u0302'.includes(second.textContent.trim()))
+    return 'hat ' + keyOf(first);
+  if (e.localName === 'msub' || e.localName === 'msubsup')
+    return keyOf(first) + '_' + second.textContent.trim();
+  return '';
+}
+
+// As text writes it: β₁, m̂. Letters of the alphabet would also be words.
+function writtenAs(key) {
+  const low = '₀₁₂₃₄₅₆₇₈₉';
+  const text = key.replace(/^hat (.)/, '$1\u0302').replace(/_(\d)$/, (_, n) => low[n]);
+  return /[^\x00-\x7f]/.test(text) ? text : '';
+}
+
+// For those who hear the button: a formula has no name of its own.
+function nameOf(symbol) {
+  const read = symbol.written || symbol.key.replace(/^hat (.)/, '$1 hat');
+  return [read.replace('_', ''), ...symbol.names.slice(0, 2)].join(' ');
+}
+
+// Text as a part of a regular expression.
+function escaped(text) { return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'); }
+
+// Which symbol of the table does this key mean at this place? A symbol that means it in
+// this section goes before one that means it in the whole chapter.
+function symbolAt(symbols, test, place) {
+  const here = symbols.filter(s => test(s) && s.scopes.some(e => e.contains(place)));
+  return here.sort((a, b) => b.places.length - a.places.length)[0];
+}
+
+// Mark the symbols in a formula, or in a part of one.
+function markFormula(e, symbols) {
+  const key = keyOf(e);
+  const symbol = key && symbolAt(symbols, s => s.key === key, e);
+  if (symbol) {
+    // a power is not a part of the symbol
+    const whole = e.localName !== 'msubsup';
+    const parts = whole ? [e] : [e.children[0], e.children[1]];
+    parts.forEach(part => { part.dataset.sym = symbol.i; });
+    if (whole) return;
+  }
+  for (const child of e.children) {
+    const skip = child.dataset.sym !== undefined || child.localName === 'annotation';
+    if (!skip) markFormula(child, symbols);
+  }
+}
+
+// Names in a line of code: wrapped in place, so that the text stays the same.
+function markLine(line, symbols, find) {
+  const nodes = document.createTreeWalker(line, NodeFilter.SHOW_TEXT), parts = [];
+  for (let at = 0, node; (node = nodes.nextNode()); at += node.length)
+    parts.push({node, at});
+  const hits = [...line.textContent.matchAll(find)].reverse();
+  for (const hit of hits) {
+    const end = hit.index + hit[0].length;
+    const part = parts.find(
+      p => p.at <= hit.index && end <= p.at + p.node.length);
+    const symbol = symbolAt(symbols, s => s.words.includes(hit[0]), line);
+    if (!part || !symbol) continue;
+    const name = part.node.splitText(hit.index - part.at);
+    name.splitText(hit[0].length);
+    const mark = document.createElement('span');
+    mark.dataset.sym = symbol.i;
+    name.replaceWith(mark);
+    mark.append(name);
+  }
+}
+
+// Names in blocks of code, and in the text.
+function markCode(main, symbols) {
+  const words = [...new Set(symbols.flatMap(s => s.words))];
+  if (!words.length) return;
+  words.sort((a, b) => b.length - a.length);
+  const any = words.map(escaped).join('|');
+  // no part of a longer name, and of attributes only those of `self`
+  const find = new RegExp(
+    '(?<!\\w|(?<!self)\\.)(?:' + any + ')(?![\\w\u0302₀-₉])', 'g');
+  main.querySelectorAll('pre code.sourceCode > span')
+    .forEach(line => markLine(line, symbols, find));
+  main.querySelectorAll('code:not(pre code, .sym code)').forEach(code => {
+    const symbol = symbolAt(symbols, s => s.words.includes(code.textContent), code);
+    if (symbol) code.dataset.sym = symbol.i;
+  });
+}
+
+// Sliders by the name of their parameter, legends and labels by their words.
+function markFigures(main, symbols) {
+  const says = (text, s) => s.figures.includes(text) ||
+    (s.written && new RegExp(escaped(s.written) + '(?![₀-₉])').test(text));
+  main.querySelectorAll('.nnx-d > ul li, .nnx-c > label, .nnx-c > span[id]')
+    .forEach(part => {
+      const id = part.htmlFor || part.id.replace(/-n$/, '');
+      const name = id.slice(id.lastIndexOf('-') + 1), text = part.textContent.trim();
+      const test = s => s.names.includes(name) || says(text, s);
+      const symbol = symbolAt(symbols, test, part);
+      if (symbol) part.dataset.sym = symbol.i;
+    });
+}
+
+// The elements that are marked as symbol number i.
+function of(i) { return '[data-sym="' + i + '"]'; }
+
+// The symbols of a formula's list become buttons; without this script they are text.
+function makeButtons(main, symbols) {
+  main.querySelectorAll('.sym-list .sym').forEach(text => {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.className = 'sym';
+    button.dataset.sym = text.dataset.sym;
+    button.setAttribute('aria-pressed', 'false');
+    button.setAttribute('aria-label', nameOf(symbols[text.dataset.sym]));
+    button.append(...text.childNodes);
+    text.replaceWith(button);
+  });
+  return main.querySelectorAll('button.sym');
+}
+
+// Start the symbols of a page; table: their keys, names, words in figures and places.
+function startSymbols(table) {
+  const main = document.querySelector('main');
+  const symbols = table.map((symbol, i) => {
+    const places = symbol.places.map(id => document.getElementById(id)).filter(Boolean);
+    const written = writtenAs(symbol.key);
+    const words = written ? [...symbol.names, written] : symbol.names;
+    const scopes = symbol.places.length ? places : [main];
+    return {...symbol, i, written, words, scopes};
+  });
+  let lit, pinned, ready;
+
+  // at the first touch, so that nobody waits for it
+  function mark() {
+    if (ready) return;
+    ready = true;
+    main.querySelectorAll('math').forEach(math => {
+      if (!math.closest('.sym-list')) markFormula(math, symbols);
+    });
+    markCode(main, symbols);
+    markFigures(main, symbols);
+  }
+
+  function light(i) {
+    if (i === lit) return;
+    lit = i;
+    main.querySelectorAll('.sym-on').forEach(e => e.classList.remove('sym-on'));
+    if (i === undefined) return;
+    main.querySelectorAll(of(i)).forEach(e => e.classList.add('sym-on'));
+  }
+
+  function pin(i) {
+    pinned = i;
+    main.querySelectorAll('button.sym').forEach(button => {
+      button.setAttribute('aria-pressed', String(button.dataset.sym === i));
+    });
+    light(i);
+  }
+
+  const says = document.createElement('p');
+  says.className = 'visually-hidden';
+  says.setAttribute('aria-live', 'polite');
+  main.append(says);
+  function tell(i) {
+    const count = (holder, one, many) => {
+      const n = [...main.querySelectorAll(holder)].filter(
+        e => e.matches(of(i)) || e.querySelector(of(i))).length;
+      return n + ' ' + (n === 1 ? one : many);
+    };
+    const lines = 'pre code > span, code:not(pre code, .sym code)';
+    says.textContent = 'Marked in ' + count('math', 'formula', 'formulas') + ', ' +
+      count(lines, 'line of code', 'lines of code') + ' and ' +
+      count('.nnx', 'figure', 'figures') + '.';
+  }
+
+  makeButtons(main, symbols).forEach(button => {
+    button.addEventListener('focus', () => { mark(); light(button.dataset.sym); });
+    button.addEventListener('blur', () => light(pinned));
+  });
+  const symbolOf = e => e.target.closest && e.target.closest('[data-sym]');
+  main.addEventListener('pointerover', e => {
+    mark();
+    const symbol = symbolOf(e);
+    light(symbol && e.pointerType === 'mouse' ? symbol.dataset.sym : pinned);
+  });
+  main.addEventListener('click', e => {
+    mark();
+    const symbol = symbolOf(e);
+    // the label of a slider moves the focus
+    if (symbol && symbol.closest('.nnx')) return;
+    if (!symbol) { if (pinned !== undefined) pin(undefined); return; }
+    const same = symbol.dataset.sym === pinned;
+    pin(same ? undefined : symbol.dataset.sym);
+    if (same) says.textContent = 'No longer marked.'; else tell(pinned);
+  });
+  document.addEventListener('keydown', e => {
+    if (e.key === 'Escape' && pinned !== undefined) pin(undefined);
+  });
+}

@@ -485,7 +485,8 @@ def test_the_package_carries_the_files_of_the_notebook():
     assert SCRIPTS and WEB == sorted(p.name for p in (ROOT/'nntrain/web').iterdir())
     for name in WEB:
         assert _web(name) == (NBS/'figures'/name).read_text(encoding='utf-8'), name
-    ours = {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS, *_TAPE_JS, *_DRAW_JS}
+    ours = {*_EXPLORE_JS, *_PREDICT_JS, *_DRAG_JS, *_GRAPH_JS, *_TAPE_JS, *_DRAW_JS,
+            'cards.js', 'symbols.js'}
     assert set(SCRIPTS) == ours
     assert 'pointerdown' in roll_figure().to_html()
     assert 'pointerdown' not in waves_figure().to_html()  # only where it is needed

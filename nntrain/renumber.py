@@ -98,8 +98,11 @@ def renumber(
                if text != p.read_text(encoding='utf-8')}
     if not check:
         for p, text in changed.items(): _write(p, text)
-        for old in names: (nbs/old).rename(nbs/(old + '.moving'))
-        for old, new in names.items(): (nbs/(old + '.moving')).rename(nbs/new)
+        moves = names | {f'xray/{old[:-6]}.json': f'xray/{new[:-6]}.json'  # its notes
+                         for old, new in names.items()
+                         if (nbs/f'xray/{old[:-6]}.json').is_file()}
+        for old in moves: (nbs/old).rename(nbs/(old + '.moving'))
+        for old, new in moves.items(): (nbs/(old + '.moving')).rename(nbs/new)
     return sorted({*changed, *(nbs/old for old in names)})
 
 # %% ../nbs/94_tools.ipynb #acd5828f

@@ -8,6 +8,7 @@
 - Old addresses lead on: pages by themselves, places in a page by `moved.json`, which
   page.html asks.
 - Each chapter's notebook stands beside its page, to be downloaded.
+- The home page offers the whole book as one zip to read offline (offline.py).
 """
 import json
 import os
@@ -15,6 +16,8 @@ import re
 import shutil
 import sys
 from pathlib import Path
+
+from offline import NAME, OFFER, make_book
 
 HERE = Path(__file__).resolve().parent
 OLD_PAGES = HERE/'first_edition.json'  # {page: [places in it]} of the first edition
@@ -187,6 +190,20 @@ def lead_on(docs, pages):
     (docs/'moved.json').write_text(json.dumps(ways, sort_keys=True), encoding='utf-8')
 
 
+# ---- the book offline ----------------------------------------------------------------
+
+def offer_book(docs, notebooks):
+    "Make the zip of the site, and name it with its size on the home page"
+    size = make_book(docs, notebooks).stat().st_size
+    home = docs/'index.html'
+    text = OFFER.sub('', home.read_text(encoding='utf-8'))
+    link = (f'<span class="offline"> · <a href="{NAME}.zip" download>Read it offline'
+            f'</a> (the whole book, {size/1e6:.1f} MB)</span>')
+    text = re.sub(r'(<div class="take-away">.*?)(</p>)',
+                  lambda m: m[1] + link + m[2], text, count=1, flags=re.S)
+    home.write_text(text, encoding='utf-8')
+
+
 # ---- all of it -----------------------------------------------------------------------
 
 def finish(docs, notebooks):
@@ -202,6 +219,7 @@ def finish(docs, notebooks):
     lead_on(docs, pages)
     (docs/'notebooks').mkdir(exist_ok=True)
     for path in sorted(notebooks.glob('*.ipynb')): shutil.copy2(path, docs/'notebooks')
+    if 'index.html' in pages: offer_book(docs, notebooks)
 
 
 if __name__ == '__main__':

@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import site_checks
 import site_files
 import site_speed
 from conftest import ROOT
+from project_checks import machine_paths
+from test_offline import offline_page, offline_script
 
 from nntrain.tools import _settings
 
@@ -236,6 +239,64 @@ def test_words_explain_themselves(visit):
     shown = 'e => getComputedStyle(e, "::after").content'
     assert term.get_attribute('data-meaning') in term.evaluate(shown)
     assert '#term-' in term.get_attribute('href')
+
+
+# ---- shapes beside the code ----------------------------------------------------------
+
+def test_shapes_are_shown_at_their_lines(visit):
+    page = visit('data.html')
+    notes, lines = (page.locator(s).count() for s in ('.nn-x i', 'code [data-x]'))
+    assert notes == lines > 50
+    clean = page.locator('main').evaluate('e => e.textContent')
+    page.locator('.nn-x-all input').click()
+    assert page.locator('code.nn-x-on').count() == page.locator('.nn-x').count()
+    page.locator('.nn-x-all span').evaluate('e => { e.textContent = "" }')
+    assert page.locator('main').evaluate('e => e.textContent') == clean
+    assert site_checks.width_problems(page) == [] == page.problems
+    page.set_viewport_size(dict(width=360, height=800))
+    assert site_checks.width_problems(page) == []
+    bad = site_checks.axe_problems(page, site_checks.axe_source())
+    assert not bad, '\n'.join(bad)
+
+
+# ---- offline -------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def unpacked(built, tmp_path_factory):
+    "The book of this site, unpacked from its zip; no page has another's machine in it"
+    top = tmp_path_factory.mktemp('offline')
+    with offline_script() as offline:
+        path = offline.make_book(built, NBS, top/'book.zip')
+    with ZipFile(path) as z: z.extractall(top)
+    book = top/'nntrain-book'
+    texts = [p for p in book.rglob('*') if p.suffix in ('.html', '.js', '.txt')]
+    assert machine_paths(texts) == []
+    return book
+
+@pytest.mark.parametrize('name', [
+    *CHAPTERS, 'references.html', 'api/learner.html', 'api/explore.html'])
+def test_page_offline(browser, unpacked, name):
+    "Opened from a disk, without a network: nothing is missing, nothing complains"
+    page, bad = offline_page(browser, unpacked/name)
+    page.wait_for_timeout(300)
+    fonts = page.evaluate("[...document.fonts].every(f => f.status != 'error')")
+    assert bad == [] and fonts and page.locator('main h1').count()
+    page.context.close()
+
+def test_search_and_old_places_offline(browser, unpacked):
+    page, bad = offline_page(browser, unpacked/'momentum.html')
+    page.locator('#quarto-search input').first.click()
+    page.keyboard.type('Nesterov')
+    page.locator('.aa-Panel').get_by_text('Nesterov').first.wait_for()
+    page.locator('.aa-Panel a').first.click()
+    page.wait_for_url('**/nntrain-book/**')
+    moved = json.loads((unpacked/'moved.json.js').read_text('utf-8')[9:-1])
+    old, ways = next((p, w) for p, w in json.loads(moved).items() if '' in w)
+    place, to = next((place, to) for place, to in ways.items() if place)
+    page.goto(f'{(unpacked/old).as_uri()}#{place}')
+    page.wait_for_url(f'**/{to}#{place}')
+    assert bad == []
+    page.context.close()
 
 
 # ---- how long a reader waits ---------------------------------------------------------

@@ -80,6 +80,8 @@ def test_a_whole_site(finish, tmp_path, monkeypatch):
     (docs/'api/m.html').write_text(PAGE.replace('id="here"', 'id="there"'))
     (docs/'site_libs/s.css').write_text('.x{a:b}.never{a:b}')
     (notebooks/'00_a.ipynb').write_text('{}')
+    (docs/'index.html').write_text(PAGE.replace(
+        '<p id="here">', '<div class="take-away"><p>x</p></div><p id="home">'))
     monkeypatch.setattr(finish, 'OLD_PAGES', tmp_path/'old.json')
     (tmp_path/'old.json').write_text(json.dumps({'old.html': ['here']}))
     for _ in range(2):  # once more changes nothing
@@ -90,6 +92,9 @@ def test_a_whole_site(finish, tmp_path, monkeypatch):
         assert moved == {'old.html': {'here': 'a.html', '': 'a.html'}}
         assert (docs/'notebooks/00_a.ipynb').is_file()
         assert 'skip-link' in (docs/'api/m.html').read_text()
+        offers = re.findall('<a href="(.*?)" download>Read it offline</a> \\(the whole '
+                            r'book, \d+\.\d MB\)', (docs/'index.html').read_text())
+        assert offers == ['nntrain-book.zip'] and (docs/offers[0]).is_file()
 
 def test_first_edition_is_known(finish):
     old = json.loads(finish.OLD_PAGES.read_text(encoding='utf-8'))

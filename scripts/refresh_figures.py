@@ -2,11 +2,11 @@
 
     python scripts/refresh_figures.py [--check] [NOTEBOOK …]     default: nbs/*.ipynb
 
-A figure of `explore` or `predict`, or a training tape, holds everything it shows, so
-nothing is executed: the picture, frames and words stay as they are stored. Do this
-after a change of nbs/figures (and `nntrain_sync`). With --check nothing is written.
-Exit status 1: something is out of date (--check), or a figure cannot be read and its
-cell must be executed again.
+A figure of `explore`, `predict` or `draw_view`, or a training tape, holds everything it
+shows, so nothing is executed: the picture, frames, words and network stay as they are
+stored. Do this after a change of nbs/figures (and `nntrain_sync`). With --check nothing
+is written. Exit status 1: something is out of date (--check), or a figure cannot be read
+and its cell must be executed again.
 """
 import ast
 import json
@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+from nntrain.drawable import _DRAW_CSS, _DRAW_JS
 from nntrain.explore import figure_data
 from nntrain.figure_web import _PREDICT_JS, _script, _style
 from nntrain.figures import _controls, _program
@@ -29,6 +30,10 @@ PREDICT = re.compile(
     r'(?P<head><div class="nnx nnx-q" id="[^"]*">)<style>.*?</style>(?P<body>.*?)'
     r'<script>(?:(?!</script>).)*?\((?P<data>\{"id":(?:(?!</script>).)*\})\);?\s*'
     r'(?:\}\)\(\))?</script>', re.S)
+DRAW = re.compile(
+    r'(?P<head><div class="nnx nnx-draw" id="[^"]*" role="group" aria-label="[^"]*">)'
+    r'<style>.*?</style>(?P<body>.*?)<script>(?:(?!</script>).)*?'
+    r'drawing\((?P<data>\{"network":.*?\})\);\s*\}\)\(\)</script>', re.S)
 
 
 def given_labels(source, fn):
@@ -69,12 +74,18 @@ def refreshed(html, source=''):
         return (hit['head'] + _style('figure.css', 'predict.css') + hit['body']
                 + _script(_PREDICT_JS, 'predict', hit['data']))
 
+    def redrawn(hit):
+        return (hit['head'] + _style(*_DRAW_CSS) + hit['body']
+                + _script(_DRAW_JS, 'drawing', hit['data']))
+
     wanted = html.count('<div class="nnx nnx-')
     html, n_explore = EXPLORE.subn(explored, html)
     html, n_predict = PREDICT.subn(predicted, html)
-    if n_explore + n_predict != wanted:
-        raise ValueError(f'{wanted} figures, {n_explore + n_predict} understood')
-    if len(html.encode()) > 60 * 1024*wanted: raise ValueError('more than 60 KB')
+    html, n_draw = DRAW.subn(redrawn, html)
+    found = n_explore + n_predict + n_draw
+    if found != wanted: raise ValueError(f'{wanted} figures, {found} understood')
+    most = 60*(wanted - n_draw) + 200*n_draw  # a network is larger
+    if len(html.encode()) > 1024*most: raise ValueError(f'more than {most} KB')
     return html
 
 

@@ -12,6 +12,7 @@ __all__ = ['in_words']
 #| code-fold: true
 #| code-summary: "Imports, and sizes and numbers in words"
 import contextlib
+import os
 
 import numpy as np
 import torch
@@ -112,7 +113,9 @@ def in_words(
         return f'{type(value).__name__}, {n:,} parameters'
     if type(value) in (bool, int, float, np.float32, np.float64, np.int64):
         return _number(value.item() if hasattr(value, 'item') else value)
-    if type(value) is str: return repr(value) if len(value) <= _LONG else None
+    if type(value) is str:    # absolute paths are another machine's
+        short = len(value) <= _LONG and not os.path.isabs(value)
+        return repr(value) if short else None
     if type(value) is torch.Size: return str(tuple(value))
     if _is_loader(value): return _loader(value)
     if type(value) not in (tuple, list, dict): return None

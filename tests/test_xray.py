@@ -666,3 +666,9 @@ def test_a_page_grows_little():
     from nntrain.figure_web import _script, _style
     both = _style('xray.css') + _script(['xray.js'], 'xray', '')
     assert len(both.encode()) < 4096, len(both.encode())
+
+
+def test_paths_and_clocks_are_not_said():
+    assert in_words('data/train') == "'data/train'" and in_words('/data/train') is None
+    assert traces._same([1, 'now', '4.023e+04', 1], [1, 'now', '4.023e+04', 1]) is None
+    assert traces._same([1, 'eps', '1e-08', 1], [1, 'eps', '1e-08', 1])

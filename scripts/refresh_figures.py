@@ -5,8 +5,8 @@
 A figure of `explore`, `predict` or `draw_view`, or a training tape, holds everything it
 shows, so nothing is executed: the picture, frames, words and network stay as they are
 stored. Do this after a change of nbs/figures (and `nntrain_sync`). With --check nothing
-is written. Exit status 1: something is out of date (--check), or a figure cannot be read
-and its cell must be executed again.
+is written. Exit status 1: something is out of date (--check), or a figure cannot be
+read and its cell must be executed again.
 """
 import ast
 import json

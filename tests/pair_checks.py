@@ -49,6 +49,7 @@ from nntrain.schedule_free import ScheduleFreeCB, ScheduleFreeSGD
 from nntrain.sequences import ModelResetCB, RNNRegularizerCB
 from nntrain.soft_targets import CutMixCB, MixUpCB
 from nntrain.steering import ScheduleCB
+from nntrain.tape import TapeCB
 from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.transforms import RandomFlip
 
@@ -234,6 +235,7 @@ PAIRS = {
     'ConfusionMatrixCB': Entry(partial(ConfusionMatrixCB, 'abc'), why=WATCHES),
     'UpdateRatioCB': Entry(UpdateRatioCB, why=WATCHES),
     'ActivationStatsCB': Entry(ActivationStatsCB, why=WATCHES),
+    'TapeCB': Entry(partial(TapeCB, 6), why=WATCHES),
 }
 
 

@@ -14,7 +14,7 @@ __all__ = ['Probe']
 import contextlib
 import copy
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
@@ -43,15 +43,24 @@ def _same_luck(device):
         random.setstate(python)
         np.random.set_state(numpy)
 
+def _kept(name, value):  # of a module: its mode, its hooks, what may be a memory
+    if name in ('training', '_forward_hooks'): return True
+    memory = value is None or isinstance(value, (Tensor, tuple, list))
+    return memory and not name.startswith('_')
+
 @contextlib.contextmanager
 def _in_evaluation(model):
-    "Each module in its mode of evaluation; afterwards each in its own"
-    were = [(module, module.training) for module in model.modules()]
+    """Each module in its mode of evaluation, without the hooks of others and without
+    what it remembers; afterwards all is as before"""
+    were = [(module, {k: v for k, v in vars(module).items() if _kept(k, v)})
+            for module in model.modules()]
     try:
         model.eval()
+        for module, _ in were: module._forward_hooks = OrderedDict()
+        if callable(getattr(model, 'reset', None)): model.reset()
         with torch.no_grad(): yield
     finally:
-        for module, was in were: module.training = was
+        for module, was in were: vars(module).update(was)
 
 def _first_batch(loader):  # its first batch; the loader is as it was
     own = dict(vars(loader)) if hasattr(loader, '__dict__') else {}

@@ -717,3 +717,26 @@ def test_importing_the_tape_stays_light():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           cwd=ROOT, timeout=300)
     assert done.stdout.strip() == 'set()', done.stderr
+
+
+def test_neither_hooks_nor_memories_hear_the_question():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(4, 3)
+            self.reset()
+        def reset(self): self.memory = None
+        def forward(self, x):
+            out = self.line(x)
+            if self.memory is not None: out = out + self.memory   # same batch size only
+            self.memory = out.detach()
+            return out
+    heard, model = [], Remembers()
+    model.line.register_forward_hook(lambda *args: heard.append(1))
+    hooks = model.line._forward_hooks
+    model(torch.rand(5, 4))
+    kept = model.memory
+    from nntrain.tape_probe import _in_evaluation
+    with _in_evaluation(model): model(torch.rand(2, 4))
+    assert model.memory is kept and len(heard) == 1 and model.training
+    assert model.line._forward_hooks is hooks

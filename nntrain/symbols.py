@@ -99,10 +99,10 @@ def _written(s):  # as text has it: β₁, m̂; '' for letters that could be wor
 def _picture_text(cell):  # caption and texts in the code; '' if there is no picture
     if not any('image/png' in o.get('data', {}) for o in cell.get('outputs', ())):
         return ''
-    caption = re.search(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
+    captions = re.findall(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
     found = [n.value for n in ast.walk(ast.parse(cell.source))
              if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return '\n'.join([caption[1]]*bool(caption) + found)
+    return '\n'.join(captions + found)
 
 
 def symbols_said(

@@ -439,11 +439,11 @@ def test_parity_of_each_operation(lab, name):
     assert ((got - want).abs().amax(1) <= 1e-3*want.abs().amax(1)).all()
     assert lab.problems == []
 
-def after_training(model, tensors, n, n_epochs):
+def after_training(model, tensors, n, n_epochs, batch_size=128):
     x, y = (part[:n] for part in tensors['train'])
     set_seed(0)
-    dls = DataLoaders.from_tensors((x, y), (x[:500], y[:500]), batch_size=128, seed=0,
-                                   **SCALING)
+    dls = DataLoaders.from_tensors((x, y), (x[:500], y[:500]), seed=0,
+                                   batch_size=batch_size, **SCALING)
     learn = Learner(model, dls, F.cross_entropy, AdamW, .01,
                     [ScheduleCB(lr=one_cycle(.01))])
     learn.fit(n_epochs)
@@ -472,7 +472,7 @@ def test_parity_on_a_thousand_pictures(lab, trained):
 def test_parity_of_the_books_resnet_on_a_thousand_pictures(lab):
     "Pictures drawn by code are learned in seconds"
     set_seed(0)
-    model, (x, y) = after_training(resnet(), fashion_tensors('toy'), 1000, 2)
+    model, (x, y) = after_training(resnet(), fashion_tensors('toy'), 1500, 3, 32)
     assert len(x) >= 1000
     check_parity(lab, model, x[:1000], y[:1000])
 

@@ -40,7 +40,7 @@ def settle(pages, home, css):
             href = node.attrs.get('href')
             if href is None: continue
             if node.tag == 'use': used.add((name, href[1:]))
-            if node.tag != 'a': continue
+            if node.tag != 'a' or 'on-site' in node.classes: continue
             to = target(href, name, places, home)
             if to is None: del node.attrs['href']
             elif isinstance(to, str): node.attrs['href'] = to

@@ -211,7 +211,8 @@ class Page:
             shown.kids.insert(at, Node('p', {'class': 'words'}, [words]))
         values = ' · '.join(settings(node))
         place = node.attrs.get('id', '')
-        link = Node('a', {'href': f'{self.home}{self.name}#{place}'}, [ALIVE])
+        link = Node('a', {'class': 'on-site',
+                          'href': f'{self.home}{self.name}#{place}'}, [ALIVE])
         said = [f'Shown: {values}. ' if values else '', link]
         new.kids.append(Node('p', {'class': 'setting'}, said))
         new.attrs['class'] += ' moves'

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from uuid import NAMESPACE_URL, uuid5
 
 from epub_frame import CONTAINER, COVER, PAGE, TITLE, nav, package, part_page
-from epub_links import cards, file_of, settle
+from epub_links import cards, file_of, indents, settle
 from epub_page import Page
 from offline import NAME, ROOT, settings, write_zip
 from xhtml import escaped, read, write
@@ -94,7 +94,9 @@ def book(docs, notebooks):
         raise ValueError(f'{cover.parent} holds no cover.png: scripts/social_card.py '
                          'draws it')
     files['cover.png'] = cover.read_bytes()
-    for page in pages.values(): cards(page)
+    for page in pages.values():
+        cards(page)
+        indents(page)
     settle(pages, home, own + moving)
     words = {k: escaped(s[k]) for k in ('title', 'description', 'author', 'version')}
     words |= dict(site=home, repo=s['git_url'], date=date,

@@ -91,3 +91,14 @@ def cards(page):
         for row in rows[1:]:
             for head, cell in zip(heads, row):
                 if head: cell.attrs['data-head'] = head
+
+
+def indents(page):
+    "Say how far each line of code is indented: where it is wrapped, it goes on there"
+    for code in page.body.all('code'):
+        if 'sourceCode' not in code.classes: continue
+        for line in code.kids:
+            if not isinstance(line, Node): continue
+            words = line.words()
+            by = min((len(words) - len(words.lstrip(' ')))//4*4, 16)
+            if by: line.attrs['class'] = f'i{by}'

@@ -47,7 +47,8 @@ role="doc-noteref"><sup>1</sup></a></p>
 <details class="code-fold"><summary>Imports</summary><div class="sourceCode" id="cb1"><pre
 class="sourceCode python"><code class="sourceCode python"><span id="cb1-1"><span
 class="im">import</span> torch</span>
-<span id="cb1-2"></span></code><button>Copy</button></pre></div></details>
+<span id="cb1-2"></span>
+<span id="cb1-3">         <span class="op">+</span> 1</span></code><button>Copy</button></pre></div></details>
 <details class="nn-x"><summary>Shapes</summary><i data-x="1 · 2"></i></details>
 <p><img src="p/plot.png" loading="lazy"> <img src="data:image/png;base64,DATA"
 alt="dots"></p></section>
@@ -151,6 +152,7 @@ def test_formulas_and_code(epub, site):
     assert re.search(r'<math display="inline" alttext="x &lt; &quot;1&quot;" xmlns=', text)
     assert 'annotation' not in text and '$\\odd$' in text
     assert '<span><span class="im">import</span> torch</span>\n<span></span>' in text
+    assert '<span class="i8">         + 1</span></code>' in text
     assert 'Imports' in text and 'Shapes' not in text and 'Copy' not in text
     assert 'a &lt; b &amp; c<br/>\xa0d\ufffd <b>bold</b></p>' in text
     assert 'class="wide"' in text and 'data-head="value"' in text

@@ -94,7 +94,8 @@ def nav(parts, part_files):
                    f'<ol>\n{items}</ol></li>\n' if part else items)
     first = next(file_of(name) for _, listed in parts for name, _ in listed)
     return ('<nav epub:type="toc" id="toc"><h1>Contents</h1>\n'
-            f'<ol>\n{"".join(out)}</ol></nav>\n<nav epub:type="landmarks" hidden="hidden"><ol>\n'
+            f'<ol>\n{"".join(out)}</ol></nav>\n'
+            '<nav epub:type="landmarks" hidden="hidden"><ol>\n'
             '<li><a epub:type="cover" href="cover.xhtml">Cover</a></li>\n'
             '<li><a epub:type="toc" href="nav.xhtml">Contents</a></li>\n'
             f'<li><a epub:type="bodymatter" href="{first}">Text</a></li>\n</ol></nav>')

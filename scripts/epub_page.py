@@ -14,7 +14,7 @@ import re
 from base64 import b64decode
 from hashlib import sha256
 
-from xhtml import Node, read
+from xhtml import Node, copy, read
 
 # texts and controls that only scripts use, or that belong to the site
 GONE_TAGS = set('script style link meta template noscript nav button input select '
@@ -248,11 +248,3 @@ def settings(figure):
             found += [f'{name} {label.text()}'.strip() for label in node.all('label')
                       if any('checked' in n.attrs for n in label.all('input'))]
     return found
-
-
-def copy(node):
-    "The same words once more on the page: without places, and without links"
-    if isinstance(node, str): return node
-    attrs = {k: v for k, v in node.attrs.items() if k not in ('id', 'href')}
-    tag = 'span' if node.tag == 'a' else node.tag
-    return Node(tag, attrs, [copy(kid) for kid in node.kids])

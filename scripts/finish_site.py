@@ -195,7 +195,7 @@ def lead_on(docs, pages):
 # ---- the book offline ----------------------------------------------------------------
 
 def offer_book(docs, notebooks):
-    "Make the zip of the site and the e-book; name them with their sizes on the home page"
+    "Make the zip of the site and the e-book, and offer them on the home page"
     offers = [(make_book(docs, notebooks), 'Read it offline', 'the whole book')]
     try: offers.append((make_epub(docs, notebooks), 'Download the e-book', 'EPUB'))
     except ValueError as e:

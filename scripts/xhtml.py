@@ -88,6 +88,14 @@ def read(text):
     return reader.root
 
 
+def copy(node):
+    "The same words once more on the page: without places, and without links"
+    if isinstance(node, str): return node
+    attrs = {k: v for k, v in node.attrs.items() if k not in ('id', 'href')}
+    tag = 'span' if node.tag == 'a' else node.tag
+    return Node(tag, attrs, [copy(kid) for kid in node.kids])
+
+
 def escaped(text):
     text = NO_XML.sub('\ufffd', text)
     return text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')

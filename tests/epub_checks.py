@@ -24,7 +24,7 @@ def spine(files):
 
 
 def bad_container(path):
-    "The zip, and its lists: what comes first, what is listed, what a page says it needs"
+    "The zip and its lists: what comes first, what is listed, what a page needs"
     problems = []
     with ZipFile(path) as z:
         first = z.infolist()[0]

@@ -19,14 +19,15 @@ PNG = bytes.fromhex('89504e470d0a1a0a')
 
 ITEM = ('<li class="sidebar-item"><div><a href="./{0}" class="sidebar-link">'
         '<span class="chapter-title">{1}</span></a></div></li>')
-PART = ('<li class="sidebar-item-section"><div><a><span class="menu-text">{0}</span></a>'
-        '</div><ul>{1}</ul></li>')
+PART = ('<li class="sidebar-item-section"><div><a><span class="menu-text">{0}</span>'
+        '</a></div><ul>{1}</ul></li>')
 MENU = '<nav><div class="sidebar-menu-container"><ul>' + ''.join([
     ITEM.format('index.html', 'Home'),
     PART.format('Zoo &amp; more', ITEM.format('z.html', '1 Z') +
                 ITEM.format('a.html', '2 A')),
     PART.format('Appendices', ITEM.format('refs.html', 'Bibliography') +
-                PART.format('API', ITEM.format('api/m.html', 'm')))]) + '</ul></div></nav>'
+                PART.format('API', ITEM.format('api/m.html', 'm')))
+]) + '</ul></div></nav>'
 SITE = '''<!DOCTYPE html><html><head><script>if (1 < 2) x("</p>")</script></head><body>
 {menu}<main><header id="title-block-header"><nav>crumbs</nav><h1>{title}</h1></header>
 <div class="lead"><p>The promise of {title}</p></div>
@@ -44,11 +45,12 @@ role="doc-noteref"><sup>1</sup></a></p>
 <p><math display="inline" xmlns="http://www.w3.org/1998/Math/MathML"><semantics><mrow>
 <mi>x</mi><mo>&lt;</mo></mrow><annotation encoding="application/x-tex">x &lt; "1"
 </annotation></semantics></math> <span class="math inline">$\\odd$</span></p>
-<details class="code-fold"><summary>Imports</summary><div class="sourceCode" id="cb1"><pre
-class="sourceCode python"><code class="sourceCode python"><span id="cb1-1"><span
+<details class="code-fold"><summary>Imports</summary><div
+class="sourceCode" id="cb1"><pre class="sourceCode python"><code class="sourceCode python"><span id="cb1-1"><span
 class="im">import</span> torch</span>
 <span id="cb1-2"></span>
-<span id="cb1-3">         <span class="op">+</span> 1</span></code><button>Copy</button></pre></div></details>
+<span id="cb1-3">         <span class="op">+</span> 1</span></code>
+<button>Copy</button></pre></div></details>
 <details class="nn-x"><summary>Shapes</summary><i data-x="1 · 2"></i></details>
 <p><img src="p/plot.png" loading="lazy"> <img src="data:image/png;base64,DATA"
 alt="dots"></p></section>
@@ -70,8 +72,8 @@ Which curve?</legend><div class="nnx-o"><label><input type="radio"><span>up</spa
 <h3 id="ex">Warm-up</h3><p>Write it.</p><details><summary>Hint</summary><p>Think.</p>
 </details><div class="cell"><details class="code-fold"><summary>Solution</summary><pre>
 <code>solved = 1</code></pre></details><pre><code>printed 1</code></pre></div>
-<table><colgroup><col></colgroup><thead><tr><th>name</th><th>value</th><th>what</th></tr>
-</thead><tbody><tr><td>extraordinarily</td><td style="text-align: right">1</td>
+<table><colgroup><col></colgroup><thead><tr><th>name</th><th>value</th><th>what</th>
+</tr></thead><tbody><tr><td>extraordinarily</td><td style="text-align: right">1</td>
 <td>unpronounceable_name</td></tr></tbody></table></section>
 <section class="footnotes" role="doc-endnotes"><ol><li id="fn1">Note <a href="#fnref1"
 role="doc-backlink">back</a></li></ol></section>
@@ -93,7 +95,8 @@ def site(tmp_path):
     (docs/'p').mkdir(parents=True)
     body = BODY.replace('HOME', HOME).replace('DATA', b64encode(PNG + b'1').decode())
     for name, title, text in (
-            ('index.html', 'Home', '<p><a href="z.html">Z</a></p>'), ('z.html', '1 Z', body),
+            ('index.html', 'Home', '<p><a href="z.html">Z</a></p>'),
+            ('z.html', '1 Z', body),
             ('a.html', '2 A', '<h2 id="there">There</h2>'),
             ('refs.html', 'Bibliography', '<div id="ref-k">K. 1900.</div>')):
         (docs/name).write_text(SITE.format(menu=MENU, title=title, body=text), 'utf-8')
@@ -149,7 +152,7 @@ def test_links(epub, site):
 
 def test_formulas_and_code(epub, site):
     text = chapter(epub, site)
-    assert re.search(r'<math display="inline" alttext="x &lt; &quot;1&quot;" xmlns=', text)
+    assert '<math display="inline" alttext="x &lt; &quot;1&quot;" xmlns=' in text
     assert 'annotation' not in text and '$\\odd$' in text
     assert '<span><span class="im">import</span> torch</span>\n<span></span>' in text
     assert '<span class="i8">         + 1</span></code>' in text
@@ -166,7 +169,8 @@ def test_pictures_and_figures(epub, site):
     assert first == ('p/plot.png', '') and second[1] == 'dots'
     assert files[f'EPUB/{first[0]}'] == PNG and files[f'EPUB/{second[0]}'] == PNG + b'1'
     assert 'viewBox="0 0 9 9"' in text and '<clipPath id="c">' in text
-    assert 'display:none' not in text and '<p class="words">A line that falls</p>' in text
+    assert 'display:none' not in text
+    assert '<p class="words">A line that falls</p>' in text
     assert f'Shown: rate 0.06. <a href="{HOME}z.html#fig" class="on-site">' in text
     assert files['EPUB/figures.css'] == b'.nnx .ax{stroke:currentColor}'
 
@@ -198,7 +202,8 @@ def swap(site, name, old, new):
     (lambda d: (d/'a.html').write_text('<p>x'), 'a.html has no <main>'),
     (lambda d: (d/'p/plot.png').unlink(), 'has no picture p/plot.png'),
     (lambda d: swap(d, 'z.html', 'p/plot.png', 'https://x.org/p.png'), 'cannot hold'),
-    (lambda d: swap(d, 'z.html', 'p/plot.png', '../nbs/images/cover.png'), 'no picture'),
+    (lambda d: swap(d, 'z.html', 'p/plot.png', '../nbs/images/cover.png'),
+     'no picture'),
     (lambda d: (d/'p/plot.png').rename(d/'p/plot.bmp') and swap(
         d, 'z.html', 'plot.png', 'plot.bmp'), 'no kind of file')])
 def test_what_no_book_can_be_made_of(epub, site, damage, words, capsys, tmp_path):
@@ -224,7 +229,8 @@ def test_targets_that_are_refused(epub, site, tmp_path, capsys):
 def test_the_checks_can_fail(epub, site):
     files = files_of(make(epub, site))
     files['EPUB/z.xhtml'] = files['EPUB/z.xhtml'].replace(
-        b'</body>', b'<script/><a href="#nowhere" id="two"/><img src="none.png"/></body>')
+        b'</body>',
+        b'<script/><a href="#nowhere" id="two"/><img src="none.png"/></body>')
     files['EPUB/a.xhtml'] += b'<p>'
     said = ' '.join(bad_pages(files))
     for words in ('<script>', '#nowhere', 'id two twice', 'none.png', 'without alt',
@@ -246,7 +252,8 @@ def test_the_e_book_of_the_built_site(epub, tmp_path):
     chapters = {re.sub(r'^\d+_', '', p.stem) for p in (ROOT/'nbs').glob('*.ipynb')}
     order = spine(files)
     assert {f'{name}.xhtml' for name in chapters} <= set(order)
-    at = [order.index(f'{n}.xhtml') for n in ('index', 'mechanics', 'momentum', 'pairs')]
+    at = [order.index(f'{name}.xhtml')
+          for name in ('index', 'mechanics', 'momentum', 'pairs')]
     assert at == sorted(at)
     counts = [len(list(ElementTree.fromstring(files[f'EPUB/{n}.xhtml']).iter(
         '{http://www.w3.org/1998/Math/MathML}math'))) for n in ('momentum', 'adaptive')]

@@ -96,7 +96,7 @@ def test_a_whole_site(finish, tmp_path, monkeypatch, capsys):
         offers = re.findall('<a href="(.*?)" download>Read it offline</a> \\(the whole '
                             r'book, \d+\.\d MB\)', (docs/'index.html').read_text())
         assert offers == ['nntrain-book.zip'] and (docs/offers[0]).is_file()
-        assert 'EPUB' not in (docs/'index.html').read_text()   # its list of pages is bad
+        assert 'EPUB' not in (docs/'index.html').read_text()  # its list of pages is bad
         assert 'no e-book is made' in capsys.readouterr().err
     item = '<li class="{}"><a href="./a.html">A</a></li>'
     menu = f'<div class="sidebar-menu-container"><ul>{item}</ul></div><main'

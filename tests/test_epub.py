@@ -46,8 +46,8 @@ role="doc-noteref"><sup>1</sup></a></p>
 <mi>x</mi><mo>&lt;</mo></mrow><annotation encoding="application/x-tex">x &lt; "1"
 </annotation></semantics></math> <span class="math inline">$\\odd$</span></p>
 <details class="code-fold"><summary>Imports</summary><div
-class="sourceCode" id="cb1"><pre class="sourceCode python"><code class="sourceCode python"><span id="cb1-1"><span
-class="im">import</span> torch</span>
+class="sourceCode" id="cb1"><pre class="sourceCode python"><code
+class="sourceCode python"><span id="cb1-1"><span class="im">import</span> torch</span>
 <span id="cb1-2"></span>
 <span id="cb1-3">         <span class="op">+</span> 1</span></code>
 <button>Copy</button></pre></div></details>

@@ -32,7 +32,7 @@ STROKES = '''n => {
 
 
 def network():
-    "The network of the view that the notebook holds, as JSON"
+    "The file of the network in the view that the notebook holds, as base64"
     nb = json.loads((ROOT/'nbs/28_browser.ipynb').read_text(encoding='utf-8'))
     texts = (''.join(o.get('data', {}).get('text/html', '')) for c in nb['cells']
              for o in c.get('outputs', ()))
@@ -51,7 +51,7 @@ def main(rounds, record=''):
         page = browser.new_page()
         page.add_script_tag(content=_web('network.js') + _web('ink.js'))
         page.evaluate('''file => {
-          globalThis.known = readNetwork(file);
+          globalThis.known = readNetwork(bytesOf(file));
           globalThis.canvas = document.createElement('canvas');
           canvas.width = canvas.height = 280;
         }''', network())

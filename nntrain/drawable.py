@@ -30,14 +30,14 @@ from .sources import _pngs
 _DRAW_JS = ('once.js', 'network.js', 'ink.js', 'pad.js', 'paint.js', 'covering.js',
             'drawing.js')
 _DRAW_CSS = 'figure.css', 'drawing.css'
-_MOST = 1_500_000  # letters of a network in a page
+_MOST = 1_500_000  # letters of a network in a page: four for three bytes
 
 def _as_network(network):
     if not isinstance(network, PortableNetwork): network = load_network(network)
     if network.shape != (1, 28, 28):
         raise ValueError('the page draws pictures of the shape (1, 28, 28), and this '
                          f'network takes {network.shape}')
-    if (size := len(network.to_json())) > _MOST:
+    if (size := len(network.content)*4/3) > _MOST:
         raise ValueError(f'this network takes {size/1e6:.1f} MB of the page, and at '
                          f'most {_MOST/1e6:.1f} make sense: let readers choose a file')
     return network
@@ -118,7 +118,7 @@ _SEEN = (
 
 _ASK = (
     '<p data-live hidden><label>Picture or network from a file, or drop one here '
-    '<input type="file" data-part="file" accept="image/*,.json"></label></p>'
+    '<input type="file" data-part="file" accept="image/*,.bin"></label></p>'
     '<p role="status" data-part="named"></p><p data-live hidden>'
     + _button('show', 'maps of each layer', ' aria-expanded="false"')
     + _button('cover', 'cover it, square by square') + '</p>'
@@ -164,11 +164,12 @@ def draw_view(
     x = _as_bytes(pictures, names)
     first = x[0] if len(x) else torch.zeros(28, 28, dtype=torch.uint8)
     shares = network(first[None, None]).softmax(1)[0]
-    text = base64.b64encode(x.numpy().tobytes()).decode()
-    content = f'{{"network":{network.to_json()},"pictures":"{text}"'
+    parts = dict(network=network.content, pictures=x.numpy().tobytes())
+    content = ','.join(f'"{name}":"{base64.b64encode(part).decode()}"'
+                       for name, part in parts.items())
     mark = json.dumps([content, names, title, alt])
     key = f'nnx-draw-{hashlib.sha256(mark.encode()).hexdigest()[:8]}'
-    program = _script(_DRAW_JS, 'drawing', f'{content},"id":"{key}"}}')
+    program = _script(_DRAW_JS, 'drawing', f'{{{content},"id":"{key}"}}')
     says, still = _first_answer(network.classes, shares, names)
     bars = _bars(network.classes, shares if len(x) else 0*shares)
     return DrawView(alt, says, _page(key, title, f'{alt} {says}', first, still, bars,

@@ -71,6 +71,8 @@ def _conv(layer, name):
     if not plain or set(layer.dilation) != {1} or isinstance(layer.padding, str):
         _refuse(name, 'a Conv2d must have groups=1, dilation=1 and padding of zeros, '
                       'given as numbers')
+    if any(rim >= n for rim, n in zip(layer.padding, layer.kernel_size)):
+        _refuse(name, 'the padding of a Conv2d must be smaller than its window')
     return dict(op='conv', **_weights(layer), stride=list(layer.stride),
                 padding=list(layer.padding))
 

@@ -7,9 +7,10 @@
 #| code-summary: "Imports of the module of the file"
 from __future__ import annotations
 
-import base64
 import copy
+import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,14 +27,36 @@ __all__ = ['PortableNetwork', 'make_portable', 'export_network', 'load_network']
 
 # %% ../nbs/28_browser.ipynb #28372ea0
 #| code-fold: true
-#| code-summary: "Numbers as text, and what cannot be written"
-_FORMAT, _VERSION = 'nntrain network', 1
+#| code-summary: "The first line, and what it must say"
+_FORMAT, _VERSION = 'nntrain network', 2
 
-def _text(values, dtype):  # numbers -> base64, little end first
-    return base64.b64encode(values.numpy().astype(dtype).tobytes()).decode()
+def _header(line):
+    "The first line of a file as a dict; ValueError if it is not one of ours"
+    try: header = json.loads(line.decode())
+    except (ValueError, RecursionError): header = None
+    if not isinstance(header, Mapping) or header.get('format') != _FORMAT:
+        raise ValueError('this is not a network file: export_network writes one')
+    if header.get('version') != _VERSION:
+        raise ValueError(f'this network file has version {header.get("version")!r:.9}, '
+                         f'and this package reads {_VERSION}: write it again')
+    return header
 
-def _numbers(text, dtype):
-    return torch.tensor(np.frombuffer(base64.b64decode(text, validate=True), dtype))
+def _check_shape(shape):
+    whole = isinstance(shape, (tuple, list)) and all(
+        type(n) is int and n > 0 for n in shape)
+    if not whole or len(shape) != 3 or math.prod(shape) > 1_000_000:
+        raise ValueError('shape must be (channels, height, width) of a picture of at '
+                         f'most a million numbers, got {shape!r:.60}')
+
+def _check_scaling(mean, std):
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise ValueError('mean must be a number and std one above 0, got '
+                         f'{mean!r:.20} and {std!r:.20}')
+
+def _check_names(classes, n_out):
+    if len(classes) != n_out:
+        raise ValueError(f'the network gives {n_out} numbers, and there are '
+                         f'{len(classes)} names in classes: {classes!r:.60}')
 
 def _check_answer(model, operations, shape):
     "Does the list answer as the network does?"
@@ -45,67 +68,86 @@ def _check_answer(model, operations, shape):
                          'does a hook or a forward of its own do more than its layers?')
     return want.shape[1]
 
-def _check_names(classes, shape, n_out):
-    if len(shape) != 3:
-        raise ValueError(f'shape must be (channels, height, width), got {shape!r}')
-    if len(classes) != n_out:
-        raise ValueError(f'the network gives {n_out} numbers, and there are '
-                         f'{len(classes)} names in classes: {classes}')
-
 # %% ../nbs/28_browser.ipynb #287aca22
-#| code-fold: true
-#| code-summary: "From operations to JSON, and back"
-def _packed(operations):
-    "Operations as JSON can hold them"
-    if isinstance(operations, list): return [_packed(each) for each in operations]
-    if not isinstance(operations, Mapping): return operations
-    res = {}
-    for key, value in operations.items():
-        if key == 'weight':
-            codes, scale = quantize(value)
-            res[key] = dict(shape=list(codes.shape), codes=_text(codes, 'i1'),
-                            scale=_text(scale, '<f4'))
-        else: res[key] = _text(value, '<f4') if key == 'bias' else _packed(value)
-    return res
+def _packed(operations, numbers):
+    "Operations as JSON can hold them; bytes are added to the list `numbers`"
+    layers = []
+    for op in operations:
+        layer = {k: v for k, v in op.items() if k not in ('weight', 'bias')}
+        if 'paths' in op:
+            layer['paths'] = [_packed(path, numbers) for path in op['paths']]
+        if 'weight' in op:
+            codes, scale = quantize(op['weight'])
+            layer['shape'] = list(codes.shape)
+            for values, kind in (codes, 'i1'), (scale, '<f4'), (op['bias'], '<f4'):
+                numbers.append(values.numpy().astype(kind).tobytes())
+        layers.append(layer)
+    return layers
 
-def _unpacked(layers):
-    "And back, with the weights that the codes stand for"
-    if isinstance(layers, list): return [_unpacked(each) for each in layers]
-    if not isinstance(layers, Mapping): return layers
-    res = {}
-    for key, value in layers.items():
-        if key == 'weight':
-            codes = _numbers(value['codes'], 'i1').reshape(value['shape'])
-            res[key] = dequantize(codes, _numbers(value['scale'], '<f4'))
-        else: res[key] = _numbers(value, '<f4') if key == 'bias' else _unpacked(value)
-    return res
+# %% ../nbs/28_browser.ipynb #28f1e0b2
+#| code-fold: true
+#| code-summary: "And back, with the weights that the codes stand for"
+_AGAIN = 'write it again'
+
+def _take(stream, n, kind):
+    "The next `n` numbers"
+    size = n*np.dtype(kind).itemsize
+    left = stream.getbuffer().nbytes - stream.tell()
+    if not 0 < size <= left:
+        raise ValueError('this network file is cut short, or its shapes are damaged: '
+                         + _AGAIN)
+    numbers = np.frombuffer(stream.read(size), kind)
+    return torch.from_numpy(numbers.astype(kind[-2:]))   # in this machine's byte order
+
+def _check_window(op):  # with a rim as large as itself, maps could grow without end
+    window = op['weight'].shape[2:] if 'weight' in op else op.get('size', ())
+    if any(rim >= n for rim, n in zip(op.get('padding', ()), window)):
+        raise ValueError('the windows of this network file are damaged: ' + _AGAIN)
+
+def _unpacked(layers, stream):
+    "Operations of a file; their numbers come from `stream`"
+    operations = []
+    for layer in layers:
+        op = dict(layer)
+        if op['op'] not in _RUN:
+            raise ValueError(f"the operation {op['op']!r:.20} is not known here")
+        if 'paths' in op: op['paths'] = [_unpacked(p, stream) for p in op['paths']]
+        if 'shape' in op:
+            shape = op.pop('shape')
+            codes = _take(stream, math.prod(shape), 'i1').view(shape)
+            scale, op['bias'] = (_take(stream, shape[0], '<f4') for _ in range(2))
+            if not (scale > 0).all() or not (scale + op['bias']).isfinite().all():
+                raise ValueError('the numbers of this network file are damaged, or in '
+                                 'another byte order: ' + _AGAIN)
+            op['weight'] = dequantize(codes, scale)
+        _check_window(op)
+        operations.append(op)
+    return operations
 
 # %% ../nbs/28_browser.ipynb #28a7afdd
 #| code-fold: true
 #| code-summary: "What a file must hold"
-def _known(layers):
-    for layer in layers:
-        if layer['op'] not in _RUN:
-            raise ValueError(f"the operation {layer['op']!r} is not known here")
-        for path in layer.get('paths', ()): _known(path)
-
-def _read(data):
-    "Operations of a file; ValueError in one sentence if it is not one of ours"
-    if not isinstance(data, Mapping) or data.get('format') != _FORMAT:
-        raise ValueError('this is not a network file: export_network writes one')
-    if data.get('version') != _VERSION:
-        raise ValueError(f"this network file has version {data.get('version')!r}, and "
-                         f'this package reads {_VERSION}: write it again')
+def _read(content):
+    "(first line, operations) of a file; ValueError in one sentence if it is not one"
+    line, _, numbers = content.partition(b'\n')
+    header, stream = _header(line), io.BytesIO(numbers)
     try:
-        _known(data['layers'])
-        operations = _unpacked(data['layers'])
-        blank = torch.zeros(1, *data['shape'])
-        n_out = run_operations(operations, (blank - data['mean'])/data['std']).shape[1]
-        _check_names(data['classes'], data['shape'], n_out)
-    except Exception as e:
-        raise ValueError(f'this network file is damaged ({type(e).__name__}: '
-                         f'{str(e).splitlines()[0]}): write it again') from e
-    return operations
+        mean, std = header['mean'], header['std']
+        _check_shape(header['shape'])
+        _check_scaling(mean, std)
+        operations = _unpacked(header['layers'], stream)
+        if rest := len(stream.read()):
+            raise ValueError(f'this network file has {rest} bytes that belong to no '
+                             f'operation: {_AGAIN}')
+        out = run_operations(operations, (torch.zeros(1, *header['shape']) - mean)/std)
+        _check_names(header['classes'], out.shape[1])
+        if not out.isfinite().all():
+            raise ValueError(f'this network file gives infinite numbers: {_AGAIN}')
+    except ValueError: raise
+    except Exception as e:  # a name is missing, a layer does not fit to the next, …
+        raise ValueError(f'this network file is damaged ({type(e).__name__}): {_AGAIN}'
+                         ) from e
+    return header, operations
 
 # %% ../nbs/28_browser.ipynb #2818d9f0
 #| code-fold: true
@@ -113,10 +155,14 @@ def _read(data):
 class PortableNetwork:
     "A network as a file holds it; called with pictures, it answers with logits"
     def __init__(self,
-        data:dict  # what `make_portable` gives, or the content of a file
+        content:bytes  # of a file that `export_network` has written
     ):
-        self.data, self.operations = data, _read(data)
-        self.classes, self.shape = tuple(data['classes']), tuple(data['shape'])
+        if not isinstance(content, bytes):
+            raise TypeError('content must be the bytes of a network file, got '
+                            f'{type(content).__name__}: load_network reads a file')
+        self.content, (self.header, self.operations) = content, _read(content)
+        self.classes = tuple(map(str, self.header['classes']))
+        self.shape = tuple(self.header['shape'])
 
     def __call__(self,
         x:Tensor  # (N, channels, height, width) floats from 0 to 1, or bytes
@@ -125,14 +171,12 @@ class PortableNetwork:
             raise ValueError(f'this network takes pictures (N, *{self.shape}), got '
                              f'{tuple(x.shape)}')
         x = x.float()/255 if x.dtype == torch.uint8 else x.float()
-        x = (x - self.data['mean'])/self.data['std']
+        x = (x - self.header['mean'])/self.header['std']
         return run_operations(self.operations, x)
-
-    def to_json(self)->str: return json.dumps(self.data, separators=(',', ':'))
 
     def __repr__(self):
         return (f'PortableNetwork({len(self.operations)} operations, '
-                f'{len(self.classes)} classes, {len(self.to_json())/1000:.0f} KB)')
+                f'{len(self.classes)} classes, {len(self.content)/1000:,.0f} KB)')
 
 # %% ../nbs/28_browser.ipynb #283adce5
 #| code-fold: true
@@ -149,42 +193,51 @@ def make_portable(
     if not isinstance(model, nn.Module):
         raise TypeError('give a Learner or an nn.Module, got '
                         f'{type(learn_or_model).__name__}')
-    operations = to_operations(model)
-    n_out = _check_answer(model, operations, shape)
-    _check_names(classes, shape, n_out)
-    return PortableNetwork(dict(
-        format=_FORMAT, version=_VERSION, classes=list(classes), shape=list(shape),
-        mean=float(mean), std=float(std), layers=_packed(operations)))
+    _check_shape(shape)
+    _check_scaling(mean, std)
+    operations, numbers = to_operations(model), []
+    _check_names(classes, _check_answer(model, operations, shape))
+    header = dict(
+        format=_FORMAT, version=_VERSION, classes=list(map(str, classes)),
+        shape=list(shape), mean=float(mean), std=float(std),
+        layers=_packed(operations, numbers))
+    line = json.dumps(header, separators=(',', ':')).encode()
+    return PortableNetwork(b''.join([line, b'\n', *numbers]))
 
 # %% ../nbs/28_browser.ipynb #283b134b
 #| code-fold: true
 #| code-summary: "Code of export_network and load_network"
+_MOST = 100_000_000  # bytes of a file
+
 def export_network(
     learn_or_model,  # as in `make_portable`
-    path,            # of the file to write, such as 'boots.json'
+    path,            # of the file to write, such as 'boots.bin'
     classes,         # as in `make_portable`
     **how            # as in `make_portable`: mean, std, shape
 )->Path:             # of the file; one that is not a network is never overwritten
-    "Write a network into one JSON file, for `load_network` or for the page"
+    "Write a network into one file, for `load_network` or for the page"
     path = Path(path)
-    if path.suffix != '.json' or not path.parent.is_dir():
-        raise ValueError(f'path must be a .json file in a folder that exists, got '
+    if path.suffix != '.bin' or not path.parent.is_dir():
+        raise ValueError('path must be a .bin file in a folder that exists, got '
                          f'{path}')
     if path.exists():
         try: load_network(path)
         except ValueError as e:
             raise FileExistsError(f'{path} is there and is not a network: choose '
                                   'another name') from e
-    _write(path, make_portable(learn_or_model, classes, **how).to_json())
+    _write(path, make_portable(learn_or_model, classes, **how).content)
     return path
 
 def load_network(
     path                 # of a file that `export_network` has written
 )->PortableNetwork:      # ValueError in one sentence if it is no such file
     "Read a network from its file"
-    try: data = json.loads(Path(path).read_text(encoding='utf-8'))
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MOST:
+            raise ValueError(f'it is larger than {_MOST/1e6:.0f} MB')
+        return PortableNetwork(path.read_bytes())
     except FileNotFoundError: raise
-    except (OSError, ValueError) as e:
-        raise ValueError(f'{path} is not a network file: export_network writes one '
-                         f'({type(e).__name__})') from e
-    return PortableNetwork(data)
+    except OSError as e:
+        raise ValueError(f'{path} cannot be read: {e.strerror}') from e
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e

@@ -50,12 +50,13 @@ def _cannot_write(path, error):
     said.errno = found.errno
     return said
 
-def _write(path, text):  # all or nothing: a reader never meets half a file
+def _write(path, content):  # text or bytes; a reader never meets half a file
     name = None
     try:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=path.name, suffix='.part')
-        with os.fdopen(handle, 'w', encoding='utf-8') as f: f.write(text)
+        with os.fdopen(handle, 'wb') as f:
+            f.write(content.encode() if isinstance(content, str) else content)
         os.chmod(name, _mode(path))  # a temporary file is private
         os.replace(name, path)
     except BaseException as e:

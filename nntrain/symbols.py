@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Symbol', 'read_symbols', 'symbols_in', 'SymbolsProc', 'symbols_table']
+__all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'SymbolsProc', 'symbols_table']
 
 # %% ../nbs/98_site.ipynb #5b010002
 #| code-fold: true
 #| code-summary: "Imports of the module"
+import ast
 import json
 import re
 from dataclasses import dataclass
@@ -72,57 +73,98 @@ def _keys(tex):  # of a formula: for each symbol [with its index, without], in o
     return found
 
 
+def _known(symbols, places):  # key -> symbol; one of this section goes first
+    here = [s for s in symbols if not s.places or set(s.places) & set(places)]
+    here.sort(key=lambda s: len(s.places) > 0)
+    return {_keys(s.tex)[0][0]: s for s in here}
+
+
 def symbols_in(
     tex:str,       # a formula
     symbols:list,  # of `Symbol`, those of the chapter
     places=(),     # anchors of the section, and of the one around it
 )->list:           # those that stand in it, each once, in the order of the formula
     "The symbols of a formula; what a symbol means in this section goes before the rest"
-    here = [s for s in symbols if not s.places or set(s.places) & set(places)]
-    known = {_keys(s.tex)[0][0]: s
-             for s in sorted(here, key=lambda s: len(s.places) > 0)}
+    known = _known(symbols, places)
     return list(dict.fromkeys(s for keys in _keys(tex)
                               for s in [known.get(k) for k in keys if k in known][:1]))
+
+# %% ../nbs/98_site.ipynb #5b01000f
+def _written(s):  # as text has it: β₁, m̂; '' for letters that could be words
+    text = re.sub('^hat (.)', '\\1\u0302', _keys(s.tex)[0][0])
+    text = re.sub(r'_(\d)$', lambda m: '₀₁₂₃₄₅₆₇₈₉'[int(m[1])], text)
+    return '' if text.isascii() else text
+
+
+def _picture_text(cell):  # caption and texts in the code; '' if there is no picture
+    if not any('image/png' in o.get('data', {}) for o in cell.get('outputs', ())):
+        return ''
+    captions = re.findall(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
+    found = [n.value for n in ast.walk(ast.parse(cell.source))
+             if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return '\n'.join(captions + found)
+
+
+def symbols_said(
+    text:str,      # of a picture: its caption and labels
+    symbols:list,  # of `Symbol`, those of the chapter
+    places=(),     # as in `symbols_in`
+)->list:           # those that it names, each once, in the order of the text
+    "The symbols that a text writes as signs, or by the words of the table"
+    first = {}
+    for s in _known(symbols, places).values():
+        words = '|'.join(map(re.escape, filter(None, [_written(s), *s.figures])))
+        m = words and re.search(fr'(?<!\w)(?:{words})(?![\w\u0302₀-₉])', text, re.A)
+        if m: first[s] = m.start()
+    return sorted(first, key=first.get)
 
 # %% ../nbs/98_site.ipynb #5b010009
 _PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
                      re.M | re.S)
 
 
-def _legend(found, symbols, told):  # the list under a formula
+def _legend(found, symbols, told, kind=''):  # the list under a formula or a picture
     items = []
     for s in found:
         names = ''.join(f' `<code>{n}</code>`{{=html}}' for n in s.names[:2])
         says = '' if s in told else f' {s.meaning}' + f', {s.values}'*bool(s.values)
         mark = f'.sym data-sym="{symbols.index(s)}"'
         items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
-    return '\n'.join(['', '', '::: {.sym-list}', '', *items, '', ':::', ''])
+    return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
 
 
 class SymbolsProc:
-    "nbdev docs processor: symbols under formulas, which light up in code and figures"
+    "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb
 
     def begin(self):
-        cells = [c for c in self.nb.cells if c.cell_type == 'markdown']
-        symbols = read_symbols('\n\n'.join(c.source for c in cells))
+        symbols = read_symbols('\n\n'.join(
+            c.source for c in self.nb.cells if c.cell_type == 'markdown'))
         if not symbols: return
-        h2, h3, told = '', '', set()
+        h2, h3, told, cells = '', '', set(), []
+        def listed(found, kind=''):
+            nonlocal told
+            told, old = told | set(found), told
+            return _legend(found, symbols, old, kind) if found else ''
         def with_legend(m):
             nonlocal h2, h3, told
             if m[1]: h3 = _slug(m[2])
             if m[1] == '##': h2, told = h3, set()
-            found = symbols_in(m[3] or '', symbols, (h2, h3))
-            if not found: return m[0]
-            told, old = told | set(found), told
-            return m[0] + _legend(found, symbols, old)
-        for c in cells: c.source = _PLACES.sub(with_legend, c.source)
-        data = [dict(key=_keys(s.tex)[0][0], names=s.names, figures=s.figures,
-                     places=s.places) for s in symbols]
+            return m[0] + listed(symbols_in(m[3] or '', symbols, (h2, h3)))
+        for c in self.nb.cells:
+            cells.append(c)
+            if c.cell_type == 'markdown':
+                c.source = _PLACES.sub(with_legend, c.source)
+            elif c.cell_type == 'code' and h2 != 'exercises':  # those stay folded
+                found = symbols_said(_picture_text(c), symbols, (h2, h3))
+                text = listed(found, ' .sym-picture')
+                if found: cells.append(_prose(text, 'symbols'))
+        data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
+                     figures=s.figures, places=s.places) for s in symbols]
         script = _script(['symbols.js'], 'startSymbols',
                          json.dumps(data, ensure_ascii=False))
         parts = f'````{{=html}}\n{_style("symbols.css")}{script}\n````'
-        self.nb.cells.append(_prose(parts, 'symbols'))
+        self.nb.cells[:] = [*cells, _prose(parts, 'symbols')]
 
 # %% ../nbs/98_site.ipynb #5b01000c
 def symbols_table(

@@ -13,8 +13,8 @@ from page_places import anchors as places_of
 
 from nntrain.figure_web import _script, _squeeze_js, _style, _web
 from nntrain.listing import _prose
-from nntrain.symbols import (SymbolsProc, _keys, _legend, read_symbols, symbols_in,
-                             symbols_table)
+from nntrain.symbols import (SymbolsProc, _keys, _legend, _picture_text, _written,
+                             read_symbols, symbols_in, symbols_table)
 
 BASE = 'https://nntrain.example/book/'
 TOPICS = 'initialization', 'momentum', 'debiasing', 'adaptive'
@@ -22,6 +22,12 @@ CHAPTERS = [p for p in sorted(NBS.glob('[0-7]*_*.ipynb')) if p.stem[3:] in TOPIC
 
 def markdown(nb):
     return '\n\n'.join(source(c) for c in nb['cells'] if c['cell_type'] == 'markdown')
+
+
+def as_cell(c):
+    cell = _prose(source(c), c.get('id'))
+    cell.update(cell_type=c['cell_type'], outputs=c.get('outputs', ()))
+    return cell
 
 
 # ---- what the tables say -------------------------------------------------------------
@@ -35,6 +41,7 @@ def table_problems(nb):
                                            re.S)))
     used = {k for keys in _keys(tex) for k in keys}
     shown = json.dumps([c.get('outputs', []) for c in nb['cells']], ensure_ascii=False)
+    shown += ' '.join(_picture_text(as_cell(c)) for c in nb['cells'])
     for s in read_symbols(text):
         for name in s.names:
             if not re.search(rf'\b{name}\b', code): yield f'{s.tex}: no {name} in code'
@@ -77,6 +84,27 @@ def test_wrong_tables_are_found(old, new, problem):
                   outputs=[dict(text='compass')])]
     found = list(table_problems(dict(cells=cells)))
     assert found == [] if problem is None else problem in '; '.join(found)
+
+PICTURES = {  # chapter: pictures that name symbols, and which
+    'initialization': {'products': 'σ'},
+    'momentum': {'turned': r'β λ p', 'roots': r'\text{lr} λ β z', 'memory': 'β',
+                 'effective-rate': r'\text{lr} β'},
+    'debiasing': {'missing': 'β', 'bias-variance': 'β', 'scheduled': 'S β',
+                  'training': r'\text{lr} β'},
+    'adaptive': {'gradient-sizes': 'g', 'eps-floor': r'ε \hat-v'},
+}
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_pictures_are_followed_by_their_symbols(path):
+    class nb: cells = [as_cell(c) for c in read(path)['cells']]
+    SymbolsProc(nb).begin()
+    found = {}
+    for cell, after in zip(nb.cells, nb.cells[1:]):
+        if '::: {.sym-list .sym-picture}' not in after.source: continue
+        label = re.search(r'^#\| label: fig-(\S+)$', cell.source, re.M)[1]
+        texs = re.findall(r'^- \[\$([^$]+)\$', after.source, re.M)
+        found[label] = ' '.join(t.replace(' ', '-') for t in texs)
+    assert found == PICTURES[path.stem[3:]]
 
 def test_a_row_that_cannot_be_read_is_refused():
     for old, new in (('$λ$', 'λ'), ('| curvature ', ''), ('| curvature ', '| ')):
@@ -142,6 +170,10 @@ def as_code(*lines):
     rows = '\n'.join(f'<span id="cb{i}">{line}</span>' for i, line in enumerate(lines))
     return f'<pre><code class="sourceCode python">{rows}</code></pre>'
 
+PICTURE = ('<figure><img alt="A line" src="data:,"><figcaption>A compass of β₁, not of '
+           'β₂ or compasses, for λ</figcaption></figure><div class="sym-list '
+           'sym-picture"><ul><li><span class="sym" data-sym="0">β₁</span></li></ul>'
+           '</div>')
 FIGURE = ('<div class="nnx"><div class="nnx-d"><ul><li>compass</li><li>size</li></ul>'
           '<form class="nnx-c"><label for="nnx-f-1-beta1">decay of the mean β₁</label>'
           '<input type="range" id="nnx-f-1-beta1"><label for="nnx-f-1-beta2">decay of '
@@ -156,8 +188,8 @@ def browser():
 
 @pytest.fixture
 def site(tmp_path):
-    data = [dict(key=_keys(s.tex)[0][0], names=s.names, figures=s.figures,
-                 places=s.places) for s in SYMBOLS]
+    data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
+                 figures=s.figures, places=s.places) for s in SYMBOLS]
     script = _script(['symbols.js'], 'startSymbols', json.dumps(data))
     one = (as_math('β_1 λ') + as_list('β_1 λ', 'one') + as_code(LINE, 'curvature')
            + f'<p>The <code>beta1</code>.</p>{FIGURE}')
@@ -171,7 +203,8 @@ def site(tmp_path):
         '{color: #999} .visually-hidden '
         '{position: absolute; clip-path: inset(50%)} ul {padding: 0}</style><main><h1>t'
         f'</h1><section id="one"><h2>One</h2>{one}</section><section id="two"><h2>Two'
-        f'</h2>{two}</section>{_style("symbols.css")}{script}</main>', encoding='utf-8')
+        f'</h2>{two}</section><section id="three"><h2>Three</h2>'
+        f'{PICTURE}</section>{_style("symbols.css")}{script}</main>', encoding='utf-8')
     return tmp_path
 
 @pytest.fixture
@@ -191,14 +224,15 @@ def test_a_symbol_lights_up_where_it_is_meant(visit):
     before = page.locator('pre').all_inner_texts()
     page.locator('#one > math').first.locator('mi', has_text='β').hover()
     # the formula, its button, code with a comment, inline code, the slider; β₁ above
-    # a power; not my_beta1, x.beta1, β₂
+    # a power; a caption and the list of its picture; not my_beta1, x.beta1, β₂
     assert lit(page) == ['β1', 'β_1 beta1', 'beta1', 'β₁', 'beta1',
-                         'decay of the mean β₁', 'β', '1']
+                         'decay of the mean β₁', 'β', '1', 'β₁', 'β₁']
     assert page.locator('pre').all_inner_texts() == before
     page.locator('h1').hover()
     assert page.locator('.sym-on').count() == 0
     page.locator('#two > math').nth(1).locator('mi').hover()
-    assert 'compass' in lit(page) and 'size' not in lit(page)
+    # a legend, and the caption of a picture
+    assert lit(page).count('compass') == 2 and 'size' not in lit(page)
     assert not page.problems
 
 def test_a_letter_may_mean_another_thing_in_another_section(visit):
@@ -221,7 +255,7 @@ def test_by_keyboard_and_in_words(visit):
     button = page.locator('button.sym').first
     assert button.get_attribute('aria-pressed') == 'true'
     says = page.locator('p[aria-live]')
-    assert says.inner_text() == ('Marked in 2 formulas, 2 lines of code and 1 figure.')
+    assert says.inner_text() == ('Marked in 2 formulas, 2 lines of code and 2 figures.')
     page.keyboard.press('Tab')  # another one has the focus, and lights up
     assert 'curvature' in lit(page)
     page.locator('input').first.focus()  # nothing has: back to the pressed one

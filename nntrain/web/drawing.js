@@ -3,21 +3,18 @@
 // What a file holds: { network } or { ink }. It throws an error that ends the sentence
 // “This file cannot be used: …”.
 async function contentOf(file, side) {
-  if (!/\.json$/i.test(file.name) && file.type !== 'application/json') {
-    try { return { ink: await inkOf(file, side) }; }
-    catch { throw new Refused('this browser cannot read it as a picture'); }
+  if (/\.bin$/i.test(file.name)) {
+    need(file.size < 4e6, 'it is larger than 4 MB');
+    return { network: readNetwork(await file.arrayBuffer()) };
   }
-  need(file.size < 4e6, 'it is larger than 4 MB');
-  let read;
-  try { read = JSON.parse(await file.text()); }
-  catch { throw new Refused('it is not JSON'); }
-  return { network: readNetwork(read) };
+  try { return { ink: await inkOf(file, side) }; }
+  catch { throw new Refused('this browser cannot read it as a picture'); }
 }
 
 // Why a file cannot be used, and what can be.
 function refusal(file, error) {
   return file.name + ' cannot be used: ' + error.message + '. Choose a picture, or a '
-    + '.json file that export_network has written.';
+    + '.bin file that export_network has written.';
 }
 
 // Levels of a pad from 28×28 bytes: each point becomes a square.
@@ -50,7 +47,7 @@ function drawing({ id, network, pictures }) {
     const tool = () => ({ size: +chosen('size'), erase: chosen('tool') === 'erase' });
     const say = afterRest(words => { part('says').textContent = words; });
     const pad = drawingPad(part('pad'), tool, request);
-    let known = readNetwork(network), levels, answer, wanted = false, job = 0;
+    let known = readNetwork(bytesOf(network)), levels, answer, wanted = false, job = 0;
 
     // At most one answer for each picture that the screen shows. A covering that is
     // under way has another picture: it ends.
@@ -73,7 +70,6 @@ function drawing({ id, network, pictures }) {
       part('covered').hidden = true;
       part('time').textContent = levels ? 'computed here in ' + time + ' ms' : '';
       say(levels ? inWords(known.classes, answer) : 'Nothing is drawn yet.');
-      figure.dataset.ms = performance.now() - start;
     }
 
     function put(ink, fit) {

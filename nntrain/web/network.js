@@ -8,8 +8,6 @@ function bytesOf(base64) {
   return bytes.buffer;
 }
 
-const floatsOf = base64 => new Float32Array(bytesOf(base64));
-
 // An error that a reader can understand; all others mean that a file is damaged.
 class Refused extends Error {}
 
@@ -18,28 +16,45 @@ function need(is, says) {
   if (!is) throw new Refused(says);
 }
 
-// Whole numbers of 8 bits times the scale of their output channel, as floats again.
-function weightsOf({ codes, scale, shape }) {
-  const whole = new Int8Array(bytesOf(codes)), scales = floatsOf(scale);
-  const each = whole.length / scales.length;
-  const size = shape.reduce((a, b) => a * b);
-  need(whole.length === size && scales.length === shape[0], 'weights are missing');
-  return Float32Array.from(whole, (code, i) => code * scales[Math.floor(i / each)]);
+// A file is one line of JSON with bytes behind it. `take(Kind, n)` gives the next `n`
+// numbers of these bytes, and `left()` says how many bytes remain.
+function opened(buffer) {
+  let at = new Uint8Array(buffer).indexOf(10) + 1, line;
+  try { line = JSON.parse(new TextDecoder().decode(buffer.slice(0, at))); }
+  catch { line = null; }
+  const take = (Kind, n) => {
+    const from = at, size = n * Kind.BYTES_PER_ELEMENT;
+    need(from + size <= buffer.byteLength, 'it is cut short');
+    at += size;
+    return new Kind(buffer.slice(from, at));
+  };
+  return { line, take, left: () => buffer.byteLength - at };
 }
 
-// A layer of the file with its numbers as arrays.
-function made(layer) {
-  need(Object.hasOwn(OPERATIONS, layer.op),
-    'it holds the operation “' + layer.op + '”, which this page does not know');
-  if (layer.op === 'add') return { ...layer, paths: layer.paths.map(p => p.map(made)) };
-  if (!layer.weight) return layer;
-  const weight = weightsOf(layer.weight), bias = floatsOf(layer.bias);
-  need(bias.length === layer.weight.shape[0], 'a bias is missing');
-  return { ...layer, weight, bias, sizes: layer.weight.shape };
+// A layer with its numbers: first the codes of the weights, whole numbers of 8 bits,
+// then for each output channel what a step of one is worth, and the biases.
+function made(layer, take) {
+  const { op, paths, shape: sizes } = layer;
+  need(Object.hasOwn(OPERATIONS, op),
+    'it holds the operation “' + op + '”, which this page does not know');
+  if (op === 'add')
+    return { ...layer, paths: paths.map(path => path.map(one => made(one, take))) };
+  if (!sizes) return layer;
+  need(sizes.every(n => Number.isInteger(n) && n > 0), 'its shapes are damaged');
+  const codes = take(Int8Array, sizes.reduce((a, b) => a * b));
+  const scales = take(Float32Array, sizes[0]), bias = take(Float32Array, sizes[0]);
+  need(scales.every(s => s > 0 && s < Infinity) && bias.every(Number.isFinite),
+    'its numbers are damaged, or have their bytes in another order');
+  const each = codes.length / scales.length;
+  const weight = Float32Array.from(
+    codes, (code, i) => code * scales[Math.floor(i / each)]);
+  return { ...layer, weight, bias, sizes };
 }
 
 // How many windows of `size` fit; with `ceil`, the last one may stick out.
 function windows(n, size, stride, padding, ceil) {
+  need([size, stride, padding].every(Number.isInteger) && stride > 0 && padding >= 0
+    && padding < size, 'its windows are damaged');
   const rest = (n + 2 * padding - size) / stride;
   let many = (ceil ? Math.ceil(rest) : Math.floor(rest)) + 1;
   if (ceil && (many - 1) * stride >= n + padding) many--;
@@ -62,8 +77,10 @@ function padded({ data, shape: [n, h, w] }, [down, right]) {
 // Each weight of each window is multiplied with a whole row of points at a time.
 function conv({ weight, bias, sizes: [many, n, high, wide], stride, padding }, x) {
   need(x.shape[0] === n, 'a convolution does not fit to the channels before it');
-  const from = padded(x, padding), [down, right] = stride;
-  const h = windows(from.h, high, down, 0), w = windows(from.w, wide, right, 0);
+  const [down, right] = stride, [, rows, columns] = x.shape;
+  const h = windows(rows, high, down, padding[0]);
+  const w = windows(columns, wide, right, padding[1]);
+  const from = padded(x, padding);
   const out = new Float32Array(many * h * w);
   const { data } = from;
   let at = 0;
@@ -171,10 +188,10 @@ function softmax(logits) {
   return powers.map(p => p / sum);
 }
 
-// A file as a function: grey levels from 0 to 1 -> logits. It throws an error that ends
-// the sentence “This file cannot be used: …”.
-function readNetwork(file) {
-  try { return networkOf(file); }
+// The bytes of a file as a function: grey levels from 0 to 1 -> logits. It throws an
+// error that ends the sentence “This file cannot be used: …”.
+function readNetwork(buffer) {
+  try { return networkOf(buffer); }
   catch (error) {
     if (error instanceof Refused) throw error;
     throw new Refused('its content is damaged');
@@ -182,21 +199,24 @@ function readNetwork(file) {
 }
 
 // The same without a guard.
-function networkOf(file) {
-  need(file && file.format === 'nntrain network', 'it is not a network of this book');
-  need(file.version === 1,
-    'its version is ' + file.version + ', and this page reads 1');
-  const { shape, mean, std, classes } = file;
+function networkOf(buffer) {
+  const { line, take, left } = opened(buffer);
+  need(line && line.format === 'nntrain network', 'it is not a network of this book');
+  need(line.version === 2,
+    'its version is ' + line.version + ', and this page reads 2');
+  const { shape, mean, std, classes } = line;
   need(Array.isArray(shape) && shape.join() === '1,28,28',
     'it wants pictures of the shape ' + shape + ', and this page makes 1,28,28');
-  need(Number.isFinite(mean) && std > 0, 'its mean and its spread are not numbers');
-  const layers = file.layers.map(made);
+  need([mean, std].every(Number.isFinite) && std > 0,
+    'its mean and its spread are not numbers');
+  const layers = line.layers.map(layer => made(layer, take));
+  need(!left(), 'it has ' + left() + ' bytes that belong to no layer');
   const logits = (levels, seen) =>
     run(layers, { data: levels.map(v => (v - mean) / std), shape }, seen).data;
   // an error shows here, if there is one
   const out = logits(new Float32Array(28 * 28));
-  need(out.length === classes.length,
-    'it gives ' + out.length + ' numbers for ' + classes.length + ' classes');
+  need(Array.isArray(classes) && out.length === classes.length,
+    'it gives ' + out.length + ' numbers for its classes ' + classes);
   need(out.every(Number.isFinite), 'its numbers are not finite');
   return { logits, classes };
 }

@@ -9,13 +9,6 @@ function keyOf(e) {
   return '';
 }
 
-// As text writes it: β₁, m̂. Letters of the alphabet would also be words.
-function writtenAs(key) {
-  const low = '₀₁₂₃₄₅₆₇₈₉';
-  const text = key.replace(/^hat (.)/, '$1\u0302').replace(/_(\d)$/, (_, n) => low[n]);
-  return /[^\x00-\x7f]/.test(text) ? text : '';
-}
-
 // For those who hear the button: a formula has no name of its own.
 function nameOf(symbol) {
   const read = symbol.written || symbol.key.replace(/^hat (.)/, '$1 hat');
@@ -49,17 +42,26 @@ function markFormula(e, symbols) {
   }
 }
 
-// Names in a line of code: wrapped in place, so that the text stays the same.
-function markLine(line, symbols, find) {
-  const nodes = document.createTreeWalker(line, NodeFilter.SHOW_TEXT), parts = [];
+// What finds these words in code or text: no part of a longer one, and of attributes
+// only those of `self`.
+function finder(words) {
+  const any = [...new Set(words)].sort((a, b) => b.length - a.length).map(escaped);
+  return new RegExp(
+    '(?<!\\w|(?<!self)\\.)(?:' + any.join('|') + ')(?![\\w\u0302₀-₉])', 'g');
+}
+
+// Names or words in a piece of code or text: wrapped in place, so that it stays the
+// same. `means(symbol, word)` says whether a word stands for a symbol.
+function markText(e, symbols, find, means) {
+  const nodes = document.createTreeWalker(e, NodeFilter.SHOW_TEXT), parts = [];
   for (let at = 0, node; (node = nodes.nextNode()); at += node.length)
     parts.push({node, at});
-  const hits = [...line.textContent.matchAll(find)].reverse();
+  const hits = [...e.textContent.matchAll(find)].reverse();
   for (const hit of hits) {
     const end = hit.index + hit[0].length;
     const part = parts.find(
       p => p.at <= hit.index && end <= p.at + p.node.length);
-    const symbol = symbolAt(symbols, s => s.words.includes(hit[0]), line);
+    const symbol = symbolAt(symbols, s => means(s, hit[0]), e);
     if (!part || !symbol) continue;
     const name = part.node.splitText(hit.index - part.at);
     name.splitText(hit[0].length);
@@ -70,17 +72,15 @@ function markLine(line, symbols, find) {
   }
 }
 
-// Names in blocks of code, and in the text.
-function markCode(main, symbols) {
-  const words = [...new Set(symbols.flatMap(s => s.words))];
-  if (!words.length) return;
-  words.sort((a, b) => b.length - a.length);
-  const any = words.map(escaped).join('|');
-  // no part of a longer name, and of attributes only those of `self`
-  const find = new RegExp(
-    '(?<!\\w|(?<!self)\\.)(?:' + any + ')(?![\\w\u0302₀-₉])', 'g');
-  main.querySelectorAll('pre code.sourceCode > span')
-    .forEach(line => markLine(line, symbols, find));
+// Names in blocks of code, and in the text; words in the captions of pictures.
+function markTexts(main, symbols) {
+  const mark = (where, words) => {
+    const all = symbols.flatMap(words), find = finder(all);
+    if (all.length) main.querySelectorAll(where).forEach(
+      e => markText(e, symbols, find, (s, word) => words(s).includes(word)));
+  };
+  mark('pre code.sourceCode > span', s => s.words);
+  mark('figcaption', s => s.written ? [...s.figures, s.written] : s.figures);
   main.querySelectorAll('code:not(pre code, .sym code)').forEach(code => {
     const symbol = symbolAt(symbols, s => s.words.includes(code.textContent), code);
     if (symbol) code.dataset.sym = symbol.i;
@@ -124,10 +124,9 @@ function startSymbols(table) {
   const main = document.querySelector('main');
   const symbols = table.map((symbol, i) => {
     const places = symbol.places.map(id => document.getElementById(id)).filter(Boolean);
-    const written = writtenAs(symbol.key);
-    const words = written ? [...symbol.names, written] : symbol.names;
+    const {names, written} = symbol, words = written ? [...names, written] : names;
     const scopes = symbol.places.length ? places : [main];
-    return {...symbol, i, written, words, scopes};
+    return {...symbol, i, words, scopes};
   });
   let lit, pinned, ready;
 
@@ -138,7 +137,7 @@ function startSymbols(table) {
     main.querySelectorAll('math').forEach(math => {
       if (!math.closest('.sym-list')) markFormula(math, symbols);
     });
-    markCode(main, symbols);
+    markTexts(main, symbols);
     markFigures(main, symbols);
   }
 
@@ -171,7 +170,7 @@ function startSymbols(table) {
     const lines = 'pre code > span, code:not(pre code, .sym code)';
     says.textContent = 'Marked in ' + count('math', 'formula', 'formulas') + ', ' +
       count(lines, 'line of code', 'lines of code') + ' and ' +
-      count('.nnx', 'figure', 'figures') + '.';
+      count('.nnx, .sym-picture', 'figure', 'figures') + '.';
   }
 
   makeButtons(main, symbols).forEach(button => {

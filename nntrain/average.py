@@ -45,21 +45,9 @@ class WeightAveragingCB(Callback):
         if begun and learn.n_taken % self.every == 0:
             self.average.update(_averageable(learn.model))
 
-# %% ../nbs/16_callbacks.ipynb #04ed57b2
-#| code-summary: "More methods of WeightAveragingCB: the weights are put in, and put back"
+# %% ../nbs/16_callbacks.ipynb #211a2284
 #| code-fold: true
-@patch
-def before_fit(self:WeightAveragingCB, learn):
-    averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)]
-    if self.validates and next(cb for cb in averages if cb.validates) is not self:
-        raise ValueError('two averages cannot both be validated: '
-                         'give all but one validates=False')
-    if 'train' not in learn.phases: return  # validate with the one that there is
-    if self.start and learn.n_steps is None:
-        raise ValueError('the loader has no length, so no share of the run is '
-                         'known: use start=0')
-    self.average.reset()
-
+#| code-summary: "The weights are put in, and put back"
 @patch
 @contextlib.contextmanager
 def averaged(self:WeightAveragingCB, model):
@@ -82,6 +70,21 @@ def before_phase(self:WeightAveragingCB, learn):
 def cleanup_phase(self:WeightAveragingCB, learn):
     swap, self.swap = self.swap, None
     if swap is not None: swap.__exit__(None, None, None)
+
+# %% ../nbs/16_callbacks.ipynb #7baad519
+#| code-fold: true
+#| code-summary: "Before the fit; its memory for checkpoints"
+@patch
+def before_fit(self:WeightAveragingCB, learn):
+    averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)]
+    if self.validates and next(cb for cb in averages if cb.validates) is not self:
+        raise ValueError('two averages cannot both be validated: '
+                         'give all but one validates=False')
+    if 'train' not in learn.phases: return  # validate with the one that there is
+    if self.start and learn.n_steps is None:
+        raise ValueError('the loader has no length, so no share of the run is '
+                         'known: use start=0')
+    self.average.reset()
 
 @patch
 def state_dict(self:WeightAveragingCB)->dict:

@@ -49,9 +49,9 @@ class MonitorCB(Callback):
         if better: self.best, self.best_epoch, self.waited = value, learn.epoch, 0
         else: self.waited += 1
 
-# %% ../nbs/16_callbacks.ipynb #fc167c1c
-#| code-summary: "More methods of MonitorCB"
+# %% ../nbs/16_callbacks.ipynb #60743a1c
 #| code-fold: true
+#| code-summary: "Known names, the better direction, and a memory for checkpoints"
 @patch
 def before_fit(self:MonitorCB, learn):
     self.best, self.best_epoch, self.waited = None, None, 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['MixedPrecisionCB', 'has_bfloat16']
 
-# %% ../nbs/16_callbacks.ipynb #9019fd01
-#| code-summary: "Imports of the module; MixedPrecisionCB, with autocast"
+# %% ../nbs/16_callbacks.ipynb #d3a89328
 #| code-fold: true
+#| code-summary: "Imports of the module; MixedPrecisionCB, with autocast"
 import torch
 from fastcore.basics import patch
 
@@ -75,7 +75,7 @@ def step(self:MixedPrecisionCB, learn):
         learn.opt.zero_grad()
         raise CancelStep()
 
-# %% ../nbs/16_callbacks.ipynb #ddf0cc25
+# %% ../nbs/16_callbacks.ipynb #b88f3af6
 #| code-fold: true
 #| code-summary: "A step that was cancelled; checkpoints; has_bfloat16"
 @patch

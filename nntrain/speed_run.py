@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['GOALS', 'LENGTHS', 'SPRINTS', 'enough', 'speed_runs']
+__all__ = ['GOALS', 'LENGTHS', 'SPRINT_TRIES', 'SPRINTS', 'enough', 'speed_runs', 'sprint_tries']
 
 # %% ../nbs/23_challenge.ipynb #2377bf19
 #| code-fold: true
 #| code-summary: "Imports of the module on the speed run"
+from dataclasses import replace
+
 from .challenge import CHOICE_SEED
 from .recipe_data import Recipe
 
@@ -49,12 +51,40 @@ def speed_runs(
 
 # %% ../nbs/23_challenge.ipynb #23262faa
 #| code-fold: true
-#| code-summary: "SPRINTS: a recipe for each goal"
+#| code-summary: "SPRINTS: a recipe for each goal; SPRINT_TRIES: what was tried for .92"
+_fast = Recipe(network='cnn', widths=(16, 32, 64, 128), optimizer='muon', lr=.03,
+               batch=512, schedule='triangle', warm_up=.2)
+_broad = replace(_fast, widths=(32, 64, 128, 256), epochs=3)
+_short = replace(_fast, network='resnet', widths=(32, 64, 128), strides=(2, 2, 2),
+                 epochs=4)
+SPRINT_TRIES = {  # name: recipe for .92
+    'CNN': replace(_fast, epochs=6), 'CNN, twice as wide': _broad,
+    '… gelu': replace(_broad, act='gelu'),
+    '… a lower rate, .015': replace(_broad, lr=.015),
+    '… a higher rate, .05': replace(_broad, lr=.05),
+    '… batches of 256, rate .02': replace(_broad, batch=256, lr=.02),
+    '… soft targets': replace(_broad, smoothing=.1),
+    '… 2.5 times as wide': replace(_broad, widths=(40, 80, 160, 320)),
+    '… moved by a pixel, 4 epochs': replace(_broad, epochs=4, move=1),
+    '… moved, soft targets, 4 epochs': replace(_broad, epochs=4, move=1, smoothing=.1),
+    'ResNet, two blocks': _short,
+    'ResNet, three blocks': replace(_short, epochs=3, widths=(16, 32, 64, 128),
+                                    strides=(2, 1, 2, 2))}
 SPRINTS = {  # goal: recipe; its epochs are those that it needs
-    .90: Recipe(network='cnn', widths=(16, 32, 64, 128), optimizer='muon', lr=.03,
-                batch=512, schedule='triangle', warm_up=.2),
-    .92: Recipe(widths=(32, 64, 128), strides=(2, 2, 2), optimizer='muon', lr=.03,
-                batch=512, schedule='triangle', warm_up=.2),
+    .90: _fast, .92: SPRINT_TRIES['… moved, soft targets, 4 epochs'],
     .94: Recipe(optimizer='muon', lr=.02, batch=512, schedule='triangle', warm_up=.2,
                 flip='alternating', smoothing=.1)
 }
+
+# %% ../nbs/23_challenge.ipynb #2358d001
+def sprint_tries(
+    kept,                   # `KeptRuns`, written after every run
+    run,                    # (recipe, seed, valid) -> dict: accuracy and seconds
+    tries:dict=SPRINT_TRIES # {name: recipe}
+)->list:                    # the names of the runs
+    "Run each try on held-out pictures, with two seeds"
+    names = [f'try, {name}' for name in tries]
+    for name, recipe in zip(names, tries.values()):
+        for seed in CHOICE_SEED, CHOICE_SEED + 1:
+            kept.get(name, seed, lambda r=recipe, seed=seed: run(r, seed, 'split'))
+    return names

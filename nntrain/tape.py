@@ -68,9 +68,9 @@ class TapeCB(Callback):
         self._note(learn)
         self._thin()
 
-# %% ../nbs/80_tape.ipynb #c61091f4
+# %% ../nbs/80_tape.ipynb #0e06e6c9
 #| code-fold: true
-#| code-summary: "When: the plan of moments"
+#| code-summary: "Start anew; which steps are due; every second row goes"
 @patch
 def _restart(self:TapeCB):
     self.rows, self.valid, self.seconds = [], [], 0.
@@ -90,6 +90,9 @@ def _thin(self:TapeCB):
     self._every *= 2
     self.rows = [row for row in self.rows if row['step'] % self._every == 0]
 
+# %% ../nbs/80_tape.ipynb #17a61d8f
+#| code-fold: true
+#| code-summary: "before_fit, before_phase"
 @patch
 def before_fit(self:TapeCB, learn):
     self._restart()
@@ -108,6 +111,7 @@ def before_phase(self:TapeCB, learn):
     self._begin(learn)
     self.seconds += time.perf_counter() - started
 
+# %% ../nbs/80_tape.ipynb #43917796
 @patch
 def after_phase(self:TapeCB, learn):
     if learn.training or not self.rows or not torch.as_tensor(self._weight): return
@@ -124,9 +128,7 @@ def cleanup_fit(self:TapeCB, learn):
     if self._screen is not None and self.rows: self._screen.draw(self.tape)
     self._screen = None
 
-# %% ../nbs/80_tape.ipynb #82f92a47
-#| code-fold: true
-#| code-summary: "What: a row for each moment"
+# %% ../nbs/80_tape.ipynb #a75f7e70
 @patch
 def _begin(self:TapeCB, learn):
     self._probe = Probe(learn, self.pictures)
@@ -139,6 +141,9 @@ def _begin(self:TapeCB, learn):
     if not any(isinstance(p, lazy) for p in learn.model.parameters()):
         self._note(learn)                                  # before the first step
 
+# %% ../nbs/80_tape.ipynb #bbdb2558
+#| code-fold: true
+#| code-summary: "Before the step: gradient, rate, a copy of the weights"
 @patch
 def _look_before(self:TapeCB, learn):
     started = time.perf_counter()
@@ -156,6 +161,9 @@ def _moved(p, old):  # ‖Δw‖/‖w‖; None after weights that were all 0
     return torch.linalg.vector_norm((p.detach() - old).float()).item()/size if size \
         else None
 
+# %% ../nbs/80_tape.ipynb #69cee210
+#| code-fold: true
+#| code-summary: "After it: a row"
 @patch
 def _note(self:TapeCB, learn):
     started, before = time.perf_counter(), self._before or {}
@@ -181,7 +189,7 @@ def _look_at_filters(self:TapeCB, model):
         self._about['filters'] = found[0]
         return _filters_of(found[1], shape)
 
-# %% ../nbs/80_tape.ipynb #7788aa5d
+# %% ../nbs/80_tape.ipynb #c9131acd
 #| code-fold: true
 #| code-summary: "From rows to a tape"
 @patch(as_prop=True)
@@ -204,6 +212,9 @@ def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
 
 def _number(v): return None if v is None else _four(float(v))
 
+# %% ../nbs/80_tape.ipynb #4c5db5c1
+#| code-fold: true
+#| code-summary: "Values and filters"
 @patch
 def _packed_values(self:TapeCB):
     names = dict.fromkeys(name for row in self.rows for name in row['values'])
@@ -211,6 +222,17 @@ def _packed_values(self:TapeCB):
     return [_pack_values(name, [row['values'].get(name, empty) for row in self.rows])
             for name in names]
 
+@patch
+def _packed_filters(self:TapeCB, room=24_000):
+    kept = [row['filters'] for row in self.rows]
+    if any(f is None or f.shape != kept[0].shape for f in kept): return None
+    every = -(-len(kept)*kept[0].size//room)     # large ones not at every moment
+    which = sorted({*range(0, len(kept), every), len(kept) - 1})
+    return _pack_filters(self._about['filters'], [kept[i] for i in which], which)
+
+# %% ../nbs/80_tape.ipynb #df5ece93
+#| code-fold: true
+#| code-summary: "Pictures, with what the network says of them"
 @patch
 def _packed_pictures(self:TapeCB):
     targets, shares = self._probe.targets, [row['shares'] for row in self.rows]
@@ -224,11 +246,3 @@ def _packed_pictures(self:TapeCB):
     if (x := self._probe.shown) is not None: part = _pack_pictures(x)
     return dict(part, targets=targets, classes=names,
                 shares=''.join(map(_pairs, shares)))
-
-@patch
-def _packed_filters(self:TapeCB, room=24_000):
-    kept = [row['filters'] for row in self.rows]
-    if any(f is None or f.shape != kept[0].shape for f in kept): return None
-    every = -(-len(kept)*kept[0].size//room)     # large ones not at every moment
-    which = sorted({*range(0, len(kept), every), len(kept) - 1})
-    return _pack_filters(self._about['filters'], [kept[i] for i in which], which)

@@ -8,15 +8,12 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/80_tape.ipynb #97354767
+# %% ../nbs/80_tape.ipynb #66717bce
 #| code-fold: true
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; activation functions, and names for layers"
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/80_tape.ipynb #768a7590
-#| code-fold: true
-#| code-summary: "Which layers, and which weights are pictures"
 _NO_CURVE = nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d
 
 def _some(found, n):  # at most n of a list, first and last among them
@@ -33,6 +30,9 @@ def _label(model, name):  # '1' -> '1 Linear', a name that a reader can place
     text = f'{name} {kind}'.strip()
     return text if len(text) < 30 else '…' + text[-28:]
 
+# %% ../nbs/80_tape.ipynb #34be7c2e
+#| code-fold: true
+#| code-summary: "Layers whose outputs are worth a histogram, and weights that move"
 def _watched(model, n=8):  # {label: module} whose outputs are worth a histogram
     leaves = [(name, m) for name, m in model.named_modules()
               if next(m.children(), None) is None]
@@ -51,6 +51,9 @@ def _moving(model, n=10):  # {label: parameter} of two dimensions or more
         kept[label if own == 'weight' else f'{label} {own}'] = p
     return kept
 
+# %% ../nbs/80_tape.ipynb #b0fd8d8e
+#| code-fold: true
+#| code-summary: "The layer whose weights are pictures"
 def _first_filters(model, shape):  # (label, module), or a word that says why not
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d) and min(m.kernel_size) > 1:

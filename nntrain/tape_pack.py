@@ -69,9 +69,9 @@ def _pack_values(name, kept):  # kept: the values seen at each moment
     return dict(name=name, low=_four(low), high=_four(high), most=_four(most),
                 zeros=zeros, bars=_letters(shares/most))
 
-# %% ../nbs/80_tape.ipynb #79476491
+# %% ../nbs/80_tape.ipynb #c2ad9105
 #| code-fold: true
-#| code-summary: "Pictures and filters: one PNG each, tile above tile"
+#| code-summary: "A strip of tiles"
 _MARGIN = 1  # rows around a tile, so that no neighbour shows at its edge
 
 def _strip(tiles):  # (K, H, W) shades 0 … 63, or (K, H, W, 3) bytes -> base64
@@ -83,6 +83,9 @@ def _shaded(x, low, high, colour):  # floats -> the shades or bytes of `_strip`
     share = np.nan_to_num((x - low)/((high - low) or 1), nan=.5, posinf=1, neginf=0)
     return np.round(share.clip(0, 1)*(255 if colour else 63)).astype(np.uint8)
 
+# %% ../nbs/80_tape.ipynb #288bb047
+#| code-fold: true
+#| code-summary: "Pictures, and filters by moment"
 def _grid_of(filters, n_columns):  # (T, n, h, w[, 3]) -> a tile a moment, with gaps
     t, n, h, w, *c = filters.shape
     n_rows = math.ceil(n/n_columns)
@@ -107,10 +110,11 @@ def _pack_filters(name, kept, which):  # weights by moment, all on one scale
     return dict(name=name, n=x.shape[1], moments=which, high=_four(high),
                 height=tiles.shape[1], width=tiles.shape[2], png=_strip(tiles))
 
-# %% ../nbs/80_tape.ipynb #93caf1d4
+# %% ../nbs/80_tape.ipynb #83369b89
 #| code-fold: true
-#| code-summary: "What a tape must hold: the check of a file"
+#| code-summary: "Numbers, letters, and a sentence where they are wrong"
 _FORMAT = 'nntrain tape 1'
+
 _BASE64 = re.compile(r'[A-Za-z0-9+/]+=*')
 
 def _need(ok, what):
@@ -123,6 +127,9 @@ def _is_numbers(v, n):  # a list of n numbers or gaps
 def _is_letters(text, n):
     return isinstance(text, str) and len(text) == n and not set(text) - set(_ABC)
 
+# %% ../nbs/80_tape.ipynb #385b361f
+#| code-fold: true
+#| code-summary: "A strip, pictures, histograms"
 def _check_strip(part, what):
     for name in 'height', 'width':
         _need(type(part[name]) is int and 0 < part[name] < 2000, f'{what}: {name}')
@@ -146,6 +153,9 @@ def _check_values(part, t):
     _need(_is_numbers(part['zeros'], t) and _is_letters(part['bars'], t*_BINS),
           'a histogram is cut short')
 
+# %% ../nbs/80_tape.ipynb #8ee1856c
+#| code-fold: true
+#| code-summary: "All parts"
 def _check_parts(data):
     steps = data['steps']
     t = len(steps)

@@ -27,9 +27,7 @@ from .batches import count_samples, tensors_of
 from .prepare import BatchTransformCB, DeviceCB
 from .tape_layers import _watched
 
-# %% ../nbs/80_tape.ipynb #1c5b7f9a
-#| code-fold: true
-#| code-summary: "_untouched: random numbers, modes and loaders as they were"
+# %% ../nbs/80_tape.ipynb #4518fe19
 @contextlib.contextmanager
 def _same_luck(device):
     "Random numbers go on afterwards as if the block had drawn none"
@@ -43,6 +41,9 @@ def _same_luck(device):
         random.setstate(python)
         np.random.set_state(numpy)
 
+# %% ../nbs/80_tape.ipynb #7cf13166
+#| code-fold: true
+#| code-summary: "_in_evaluation: each module as it was"
 def _kept(name, value):  # of a module: its mode, its hooks, what may be a memory
     if name in ('training', '_forward_hooks'): return True
     memory = value is None or isinstance(value, (Tensor, tuple, list))
@@ -62,6 +63,9 @@ def _in_evaluation(model):
     finally:
         for module, was in were: vars(module).update(was)
 
+# %% ../nbs/80_tape.ipynb #01902ed4
+#| code-fold: true
+#| code-summary: "_first_batch: a loader as it was"
 def _first_batch(loader):  # its first batch; the loader is as it was
     own = dict(vars(loader)) if hasattr(loader, '__dict__') else {}
     givers = loader, getattr(loader, 'sampler', None)
@@ -72,9 +76,17 @@ def _first_batch(loader):  # its first batch; the loader is as it was
         for generator, state in found.items(): generator.set_state(state)
         if own: vars(loader).update(own)
 
-# %% ../nbs/80_tape.ipynb #6bb30068
+# %% ../nbs/80_tape.ipynb #20f8ae39
+def _in_turn(targets, n):  # n positions: first one sample of each class, then again
+    seen, order = Counter(), []
+    for i, c in enumerate(targets.tolist()):
+        order.append((seen[c], c, i))
+        seen[c] += 1
+    return [i for *_, i in sorted(order)[:n]]
+
+# %% ../nbs/80_tape.ipynb #35825522
 #| code-fold: true
-#| code-summary: "Which pictures: each class in its turn"
+#| code-summary: "Some rows of a batch, in its own form"
 def _rows(batch, index):  # these samples of a batch, in its own form
     if isinstance(batch, Tensor): return batch[index.to(batch.device)]
     if isinstance(batch, Mapping): return {k: _rows(v, index) for k, v in batch.items()}
@@ -83,18 +95,14 @@ def _rows(batch, index):  # these samples of a batch, in its own form
         _rows(v, index) for v in batch)
     raise TypeError(f'a {type(batch).__name__} has no rows to choose')
 
-def _in_turn(targets, n):  # n positions: first one sample of each class, then again
-    seen, order = Counter(), []
-    for i, c in enumerate(targets.tolist()):
-        order.append((seen[c], c, i))
-        seen[c] += 1
-    return [i for *_, i in sorted(order)[:n]]
-
 def _chosen(targets, n_all, n_shown, n_probe):  # shown ones first, then others
     first = _in_turn(targets[:1024], n_shown) if targets is not None else []
     rest = [i for i in range(n_all) if i not in set(first)]
     return torch.tensor((first + rest)[:n_probe])
 
+# %% ../nbs/80_tape.ipynb #b0596692
+#| code-fold: true
+#| code-summary: "Class numbers and pictures of a batch, if there are any"
 def _class_numbers(batch):  # (N,) class numbers of a batch, or None
     target = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if isinstance(batch, Mapping):
@@ -145,9 +153,7 @@ class Probe:
         values = {label: np.concatenate(parts) for label, parts in seen.items()}
         return self._shares(self.learner.preds), values
 
-# %% ../nbs/80_tape.ipynb #45b0b99d
-#| code-fold: true
-#| code-summary: "More methods of Probe: find the samples, prepare them, read the answer"
+# %% ../nbs/80_tape.ipynb #e642d7fa
 def _sampled(x, n=2048):  # n of the values, always the same ones, on the CPU
     x = x.detach().reshape(-1)
     if len(x) > n:
@@ -155,6 +161,9 @@ def _sampled(x, n=2048):  # n of the values, always the same ones, on the CPU
         x = x[at.to(x.device)]
     return x.float().cpu().numpy()
 
+# %% ../nbs/80_tape.ipynb #92e5d573
+#| code-fold: true
+#| code-summary: "Find the samples, or note why there are none"
 @patch
 def _find(self:Probe, learn, pictures, n_probe):
     batch = pictures
@@ -178,6 +187,9 @@ def _find(self:Probe, learn, pictures, n_probe):
     if self.shown is None: self.missing['pictures'] = 'the inputs are no pictures'
     self.learner = _prepared(learn, batch)
 
+# %% ../nbs/80_tape.ipynb #3d221462
+#| code-fold: true
+#| code-summary: "Prepare them, and read the answer"
 def _prepared(learn, batch):  # a copy of the learner with this batch, ready to predict
     other = copy.copy(learn)
     other.phase, other.batch = 'valid', batch

@@ -8,7 +8,8 @@
 - Old addresses lead on: pages by themselves, places in a page by `moved.json`, which
   page.html asks.
 - Each chapter's notebook stands beside its page, to be downloaded.
-- The home page offers the whole book as one zip to read offline (offline.py).
+- The home page offers the whole book as one zip to read offline (offline.py), and its
+  text as an e-book (epub.py).
 """
 import json
 import os
@@ -17,7 +18,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from offline import NAME, OFFER, make_book
+from epub import make_epub
+from offline import OFFER, make_book
 
 HERE = Path(__file__).resolve().parent
 OLD_PAGES = HERE/'first_edition.json'  # {page: [places in it]} of the first edition
@@ -193,14 +195,19 @@ def lead_on(docs, pages):
 # ---- the book offline ----------------------------------------------------------------
 
 def offer_book(docs, notebooks):
-    "Make the zip of the site, and name it with its size on the home page"
-    size = make_book(docs, notebooks).stat().st_size
+    "Make the zip of the site and the e-book, and offer them on the home page"
+    offers = [(make_book(docs, notebooks), 'Read it offline', 'the whole book')]
+    try: offers.append((make_epub(docs, notebooks), 'Download the e-book', 'EPUB'))
+    except ValueError as e:
+        print(f'finish_site.py: no e-book is made: {e}', file=sys.stderr)
+    links = ''.join(f' · <a href="{path.name}" download>{says}</a> '
+                    f'({what}, {path.stat().st_size/1e6:.1f} MB)'
+                    for path, says, what in offers)
     home = docs/'index.html'
     text = OFFER.sub('', home.read_text(encoding='utf-8'))
-    link = (f'<span class="offline"> · <a href="{NAME}.zip" download>Read it offline'
-            f'</a> (the whole book, {size/1e6:.1f} MB)</span>')
     text = re.sub(r'(<div class="take-away">.*?)(</p>)',
-                  lambda m: m[1] + link + m[2], text, count=1, flags=re.S)
+                  lambda m: f'{m[1]}<span class="offline">{links}</span>{m[2]}', text,
+                  count=1, flags=re.S)
     home.write_text(text, encoding='utf-8')
 
 

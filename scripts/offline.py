@@ -21,11 +21,12 @@ import re
 import sys
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = 'nntrain-book'
-LEFT_OUT = re.compile(r'404\.html$|sitemap\.xml$|robots\.txt$|\.zip$|\.nojekyll$')
+LEFT_OUT = re.compile(
+    r'404\.html$|sitemap\.xml$|robots\.txt$|\.zip$|\.epub$|\.nojekyll$')
 
 SHIM = '''<script>
 // Read from a disk, a page may not fetch: what it asks for stands in a script of the
@@ -157,6 +158,21 @@ def book(docs, notebooks):
     return out
 
 
+def write_zip(path, files, stored=()):
+    """Write {name: bytes} as a zip, in this order, with the same bytes each time;
+    `stored`: names that are not compressed"""
+    part = path.with_name(path.name + '.part')
+    try:
+        with ZipFile(part, 'w', ZIP_DEFLATED, compresslevel=9) as z:
+            for name, data in files.items():
+                info = ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                info.external_attr = 0o644 << 16
+                info.compress_type = ZIP_STORED if name in stored else ZIP_DEFLATED
+                z.writestr(info, data)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+
 def make_book(
     docs,       # folder of a finished site
     notebooks,  # folder of the notebooks
@@ -165,15 +181,7 @@ def make_book(
     "Write the book as one zip; a half-written one is never left under its name"
     docs, path = Path(docs), Path(path or Path(docs)/f'{NAME}.zip')
     files = book(docs, Path(notebooks))
-    part = path.with_name(path.name + '.part')
-    try:
-        with ZipFile(part, 'w', ZIP_DEFLATED, compresslevel=9) as z:
-            for name in sorted(files):
-                info = ZipInfo(f'{NAME}/{name}', (1980, 1, 1, 0, 0, 0))
-                info.external_attr, info.compress_type = 0o644 << 16, ZIP_DEFLATED
-                z.writestr(info, files[name])
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    write_zip(path, {f'{NAME}/{name}': files[name] for name in sorted(files)})
     return path
 
 

@@ -1,8 +1,8 @@
 """Draw nbs/images/card.png, the picture that other sites show beside a link to the
-book, from recorded rows.
+book, and nbs/images/cover.png, the cover of the e-book, from recorded rows.
 
-    python scripts/social_card.py           write it
-    python scripts/social_card.py --check   only say whether its numbers are current
+    python scripts/social_card.py           write both
+    python scripts/social_card.py --check   only say whether their numbers are current
 """
 import argparse
 import json
@@ -13,7 +13,8 @@ from PIL import Image
 from nntrain.results import result
 
 ROOT = Path(__file__).resolve().parent.parent
-CARD = ROOT/'nbs/images/card.png'
+CARD, COVER = ROOT/'nbs/images/card.png', ROOT/'nbs/images/cover.png'
+SIZES = {CARD.name: (1200, 630), COVER.name: (1200, 1800)}
 ROWS = {
     'two layers,\nsmall steps': 'measuring-mlp-sgd-lr01',
     'larger\nsteps': 'measuring-mlp-sgd-lr1', 'momentum': 'measuring-mlp-momentum-lr1',
@@ -30,14 +31,14 @@ def numbers():
     )
 
 def stale(card=CARD):
-    "What is wrong with the card: nothing, or a sentence"
+    "What is wrong with the card or the cover: nothing, or a sentence"
     if not card.exists(): return f'no {card.name}: run scripts/social_card.py'
     with Image.open(card) as picture:
         if picture.text.get('Rows') != numbers():
             return (f"{card.name} shows {picture.text.get('Rows')}, the rows say "
                     f"{numbers()}: run scripts/social_card.py")
-        if picture.size != (1200, 630):
-            return f'{card.name} has {picture.size} pixels, not 1200×630'
+        if picture.size != SIZES[card.name]:
+            return f'{card.name} has {picture.size} pixels, not {SIZES[card.name]}'
     if card.stat().st_size > 200_000: return f'{card.name} is larger than 200 KB'
 
 def draw(card=CARD):
@@ -45,13 +46,19 @@ def draw(card=CARD):
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     blue, orange = '#0072B2', '#D55E00'
-    fig = plt.figure(figsize=(12, 6.3), dpi=100)
-    fig.text(.06, .82, 'nntrain', fontsize=58, weight='bold', color=blue)
+    tall = card.name == COVER.name
+    fig = plt.figure(figsize=[side/100 for side in SIZES[card.name]], dpi=100)
+    fig.text(.06, .86 if tall else .82, 'nntrain', fontsize=100 if tall else 58,
+             weight='bold', color=blue)
+    if tall: fig.text(.06, .12, 'The nntrain authors', fontsize=28)
     fig.text(
-        0.06, 0.72,
+        .06, .73 if tall else .72,
+        'How training a neural network\nreally works: a book of notebooks\nthat builds '
+        'a library,\nand checks every step' if tall else
         'How training a neural network really works:\na book of notebooks that builds '
-        'a library, and checks every step', fontsize=21, va='center', linespacing=1.4)
-    ax = fig.add_axes([.09, .2, .85, .4])
+        'a library, and checks every step', fontsize=38 if tall else 21, va='center',
+        linespacing=1.4)
+    ax = fig.add_axes([.09, .25, .85, .3] if tall else [.09, .2, .85, .4])
     rows = [result(name) for name in ROWS.values()]
     at = range(len(rows))
     ax.plot(at, [r.mean for r in rows], '-', color=blue, lw=3, alpha=.35)
@@ -87,6 +94,8 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
-    if not parser.parse_args().check: draw()
-    if problem := stale(): raise SystemExit(problem)
-    print(f'{CARD.relative_to(ROOT)}: {CARD.stat().st_size/1000:.0f} KB')
+    check = parser.parse_args().check
+    for card in (CARD, COVER):
+        if not check: draw(card)
+        if problem := stale(card): raise SystemExit(problem)
+        print(f'{card.relative_to(ROOT)}: {card.stat().st_size/1000:.0f} KB')

@@ -6,6 +6,7 @@ import math
 import os
 import stat
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import nntrain.files
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
 from nntrain.clip import GradientClipCB
-from nntrain.precision import MixedPrecisionCB
+from nntrain.precision import MixedPrecisionCB, has_bfloat16
 from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
 from nntrain.confusion import ConfusionMatrixCB
 from nntrain.logs import CSVLogCB, TrackerCB
@@ -42,6 +43,7 @@ from nntrain.history import RecorderCB
 from nntrain.progress import ProgressCB
 from nntrain.schedule import linear
 from nntrain.steering import ScheduleCB
+from nntrain.torch_schedulers import TorchSchedulerCB
 
 
 def learner(
@@ -1143,3 +1145,66 @@ def test_a_batch_counts_what_its_loss_divides_by(loss_func, targets, weight):
     learn = Learner(nn.Identity(), None, loss_func)
     learn.batch = targets, targets
     assert learn.loss_weight() == weight
+
+
+# ---- what the chapter says -----------------------------------------------------------
+
+def test_plateaus_are_those_of_torch():
+    "Ours reacts to the epoch that was one too many, torch's scheduler one epoch later"
+    scores = [3., 2., 2., 2., 1., 1., 1., 1., 1., 0.]
+    def lrs_with(*cbs):
+        script, end = Script([v for score in scores for v in (9., score)]), EndCB()
+        learner(MetricsCB(score=script), end, *cbs).fit(len(scores))
+        return end.lrs
+    ours = lrs_with(ReduceOnPlateauCB('valid_score', patience=2, factor=.5))
+    torchs = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=.5, patience=1,
+                     threshold=0.)
+    theirs = lrs_with(TorchSchedulerCB(torchs, per='epoch', metric='valid_score'))
+    assert ours == [.1]*3 + [.05]*3 + [.025]*2 + [.0125]*2
+    assert ours[:9] == theirs[:9]       # torch's is not advanced after the last epoch
+    with pytest.raises(ValueError, match='keep one of'):
+        lrs_with(ReduceOnPlateauCB('valid_score'), ScheduleCB(lr=linear(.1, .01)))
+
+class NoteWeightsCB(Callback):
+    "Keep a copy of the weights after each epoch"
+    order = 30
+    def before_fit(self, learn): self.seen = []
+    def after_epoch(self, learn):
+        self.seen.append(copy.deepcopy(learn.model.state_dict()))
+
+def test_the_best_weights_come_back_after_early_stopping(tmp_path):
+    scores = 3., 1., 2., 2., 2., 0.
+    script = Script([v for score in scores for v in (9., score)])
+    best = SaveBestCB(tmp_path/'deep/best.pt', 'valid_score', restore=True)
+    stop = EarlyStoppingCB('valid_score', patience=2)
+    learn = learner(MetricsCB(score=script), note := NoteWeightsCB(), stop, best)
+    learn.fit(6)
+    assert len(learn.history) == 4
+    saved = torch.load(best.path, weights_only=True)            # a plain state_dict
+    assert_close(saved, dict(note.seen[1]), rtol=0, atol=0)     # of the second epoch
+    assert_close(learn.model.weight.data, saved['weight'], rtol=0, atol=0)
+
+def test_the_best_file_holds_what_was_validated(tmp_path):
+    best = SaveBestCB(tmp_path/'averaged.pt')
+    learner(MetricsCB(), ema := WeightAveragingCB(.9), best).fit(1)
+    saved = torch.load(best.path, weights_only=True)
+    assert_close(saved['weight'], ema.average.mean[0])
+
+def test_class_weights_and_ignored_targets_count_as_in_the_large_batch():
+    weight = torch.tensor([1., 2., 9.], dtype=torch.float64)
+    uneven = partial(F.cross_entropy, weight=weight, ignore_index=1)
+    def final(n_batches, batch_size):
+        learn = learner(GradientAccumulationCB(n_batches), n=100, batch_size=batch_size,
+                        model=nn.Linear(4, 3).double())
+        for dl in learn.dls.train, learn.dls.valid: dl.x = dl.x.double()
+        for p in learn.model.parameters(): nn.init.zeros_(p)
+        learn.loss_func = uneven
+        learn.fit(3)
+        return learn.model.weight
+    assert_close(final(4, 16), final(1, 64), rtol=0, atol=1e-12)
+
+def test_has_bfloat16_asks_the_hardware():
+    cpu = Path('/proc/cpuinfo')                                 # Linux only
+    flags = cpu.read_text() if cpu.exists() else ''
+    if 'avx2' not in flags: pytest.skip('this machine does not say what it can do')
+    assert has_bfloat16('cpu') == ('avx512bw' in flags)

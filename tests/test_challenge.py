@@ -22,7 +22,15 @@ from nntrain.challenge import (
     run_challenge,
     try_recipe,
 )
-from nntrain.challenge_parts import DATA, LOOKS, OPT_FUNCS, SHAPES, EpochLoader, Look
+from nntrain.challenge_parts import (
+    DATA,
+    LOOKS,
+    NETWORKS,
+    OPT_FUNCS,
+    SHAPES,
+    EpochLoader,
+    Look,
+)
 from nntrain.command import nntrain_fit
 from nntrain.kept import KeptRuns
 from nntrain.learner import Learner
@@ -34,7 +42,7 @@ from nntrain.recipe_data import (
     recipe_parts,
     run_recipe,
 )
-from nntrain.speed_run import GOALS, SPRINTS, speed_runs
+from nntrain.speed_run import GOALS, SPRINT_TRIES, SPRINTS, speed_runs, sprint_tries
 from nntrain.tensor_loader import TensorLoader
 
 SCRIPTS = Path(__file__).parents[1]/'scripts'
@@ -284,6 +292,29 @@ def test_the_script_of_the_speed_run(tmp_path, capsys, monkeypatch):
     main([*runs, '--ways', 'fastai'])
     assert 'fastai is not installed: left out' in capsys.readouterr().out
     assert set(ways) == {'ours', 'miniai', 'fastai', 'lightning', 'airbench'}
+
+
+def test_the_tries_of_the_speed_run(tmp_path, capsys, monkeypatch):
+    script = runpy.run_path(str(SCRIPTS/'speed_run.py'))
+    monkeypatch.setenv('NNTRAIN_DATA', '')
+    two = {name: SPRINT_TRIES[name] for name in ('CNN', 'ResNet, two blocks')}
+    asked = []
+    def tries(kept, run):
+        def counted(*words):
+            asked.append(words)
+            return run(*words)
+        return sprint_tries(kept, counted, two)
+    monkeypatch.setitem(script['main'].__globals__, 'sprint_tries', tries)
+    for _ in range(2):                                     # the second time: all there
+        script['main'](['--tries', '--runs', str(tmp_path/'speed.json'),
+                        '--budget', 'quick'])
+        said = capsys.readouterr().out
+        assert [line.split(':')[0] for line in said.splitlines()] == [
+            f'try, {name}' for name in two] and len(asked) == 4
+    assert SPRINTS[.92] in SPRINT_TRIES.values()
+    for recipe in SPRINT_TRIES.values():
+        model = NETWORKS[recipe.network](recipe, 1)
+        assert sum(p.numel() for p in model.parameters()) <= 1_300_000
 
 
 def test_the_networks_of_others_are_as_they_were_published():

@@ -2,6 +2,7 @@
 import html
 import json
 import re
+from zipfile import ZipFile
 
 import pytest
 from conftest import ROOT
@@ -73,7 +74,7 @@ def test_old_places_lead_on(finish):
         'b.html': {'x': 'c.html', 'y': 'c.html', 'z': 'd.html', '': 'c.html'}}
     assert finish.moved({'e.html': ['q']}, now) == {'e.html': {'': 'index.html'}}
 
-def test_a_whole_site(finish, tmp_path, monkeypatch):
+def test_a_whole_site(finish, tmp_path, monkeypatch, capsys):
     docs, notebooks = tmp_path/'docs', tmp_path/'nbs'
     for folder in (docs/'site_libs', docs/'api', notebooks): folder.mkdir(parents=True)
     (docs/'a.html').write_text(PAGE)
@@ -95,6 +96,21 @@ def test_a_whole_site(finish, tmp_path, monkeypatch):
         offers = re.findall('<a href="(.*?)" download>Read it offline</a> \\(the whole '
                             r'book, \d+\.\d MB\)', (docs/'index.html').read_text())
         assert offers == ['nntrain-book.zip'] and (docs/offers[0]).is_file()
+        assert 'EPUB' not in (docs/'index.html').read_text()  # its list of pages is bad
+        assert 'no e-book is made' in capsys.readouterr().err
+    item = '<li class="{}"><a href="./a.html">A</a></li>'
+    menu = f'<div class="sidebar-menu-container"><ul>{item}</ul></div><main'
+    home = (docs/'index.html').read_text().replace('<main', menu, 1)
+    (docs/'index.html').write_text(home)
+    (notebooks/'images').mkdir()
+    for path in (notebooks/'images/cover.png', docs/'a.png'): path.write_bytes(b'')
+    for _ in range(2):
+        finish.finish(docs, notebooks)
+        home = (docs/'index.html').read_text()
+        assert re.findall(r'href="(.*?)" download>.*?</a> \((.*?), \d', home) == [
+            ('nntrain-book.zip', 'the whole book'), ('nntrain-book.epub', 'EPUB')]
+        with ZipFile(docs/'nntrain-book.zip') as z:
+            assert not [n for n in z.namelist() if n.endswith('.epub')]
 
 def test_first_edition_is_known(finish):
     old = json.loads(finish.OLD_PAGES.read_text(encoding='utf-8'))

@@ -33,17 +33,22 @@ def home():
 
 @pytest.fixture(scope='module')
 def imported():
-    "{topic: topics of chapters whose modules its exported code imports}"
+    """{topic: topics of chapters whose modules its exported code imports}; an appendix
+    that serves chapters from one on counts as a part of that chapter"""
     shared, home_of, found = checks.shared_modules(ROOT), {}, {}
     books = checks.notebooks(ROOT)
+    numbers = {checks.chapter(p): topic(p) for p in books if p.name[0] in '01234567'}
+    def part_of(path): return numbers.get(
+        checks.SHARED_FROM.get(path.stem, checks.chapter(path)))
     for path, nb in books.items():
-        home_of.update({name: topic(path) for name, _ in checks.exporting_to(nb)})
+        own = part_of(path) or topic(path)
+        home_of.update({name: own for name, _ in checks.exporting_to(nb)})
     for path, nb in books.items():
-        if not re.match(r'[0-7]\d_', path.name): continue
+        if not (own := part_of(path)): continue
         modules = {m for _, src in checks.exporting_to(nb)
                    for m in checks.imported_modules(src)} - shared
         needed = {home_of[m] for m in modules if m in home_of}
-        found[topic(path)] = needed - {topic(path)}
+        found[own] = found.get(own, set()) | needed - {own}
     return found
 
 def map_problems(book, imported):

@@ -258,6 +258,7 @@ def test_social_card(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT/'scripts')
     import social_card
     assert social_card.stale() is None
+    assert social_card.stale(social_card.COVER) is None
     assert 'run scripts/social_card.py' in social_card.stale(tmp_path/'none.png')
     monkeypatch.setattr(social_card, 'numbers', lambda: 'others')
     assert 'the rows say others' in social_card.stale()

@@ -512,7 +512,7 @@ def test_trace_of_a_chapter(path):
     assert list(cells) == sorted(cells) and text == traces._text('quick', cells)
     assert misplaced(chapter, cells) == []
     html = ''.join(map(shape_list, cells.values()))
-    assert len(html.encode()) <= 29_000, 'a page may grow by 32 KB; script and style: 3'
+    assert len(html.encode()) <= 27_000, 'a page may grow by 30 KB; script and style: 3'
 
 def test_a_stale_trace_is_noticed(tmp_path):
     path = TRACED[0]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .files import write_whole
 from .operations import (_RUN, dequantize, quantize, run_operations,
                                 to_operations)
-from .results import _write
 
 # %% auto #0
 __all__ = ['PortableNetwork', 'make_portable', 'export_network', 'load_network']
@@ -219,7 +219,8 @@ def export_network(
         except ValueError as e:
             raise FileExistsError(f'{path} is there and is not a network: choose '
                                   'another name') from e
-    _write(path, make_portable(learn_or_model, classes, **how).content)
+    content = make_portable(learn_or_model, classes, **how).content
+    write_whole(path, lambda beside: beside.write_bytes(content))
     return path
 
 def load_network(

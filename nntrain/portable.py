@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .files import write_whole
 from .operations import (_RUN, dequantize, quantize, run_operations,
                                 to_operations)
-from .results import _write
 
 # %% auto #0
 __all__ = ['PortableNetwork', 'make_portable', 'export_network', 'load_network']
@@ -86,7 +86,7 @@ def _packed(operations, numbers):
 
 # %% ../nbs/28_browser.ipynb #28f1e0b2
 #| code-fold: true
-#| code-summary: "And back, with the weights that the codes stand for"
+#| code-summary: "And back: the weights that the codes stand for, and what a file must hold"
 _AGAIN = 'write it again'
 
 def _take(stream, n, kind):
@@ -124,9 +124,6 @@ def _unpacked(layers, stream):
         operations.append(op)
     return operations
 
-# %% ../nbs/28_browser.ipynb #28a7afdd
-#| code-fold: true
-#| code-summary: "What a file must hold"
 def _read(content):
     "(first line, operations) of a file; ValueError in one sentence if it is not one"
     line, _, numbers = content.partition(b'\n')
@@ -180,7 +177,7 @@ class PortableNetwork:
 
 # %% ../nbs/28_browser.ipynb #283adce5
 #| code-fold: true
-#| code-summary: "Code of make_portable"
+#| code-summary: "Code of make_portable, export_network and load_network"
 def make_portable(
     learn_or_model,      # a Learner, or a network; on any device, and only read
     classes,             # names of the outputs, in order
@@ -204,9 +201,6 @@ def make_portable(
     line = json.dumps(header, separators=(',', ':')).encode()
     return PortableNetwork(b''.join([line, b'\n', *numbers]))
 
-# %% ../nbs/28_browser.ipynb #283b134b
-#| code-fold: true
-#| code-summary: "Code of export_network and load_network"
 _MOST = 100_000_000  # bytes of a file
 
 def export_network(
@@ -225,7 +219,8 @@ def export_network(
         except ValueError as e:
             raise FileExistsError(f'{path} is there and is not a network: choose '
                                   'another name') from e
-    _write(path, make_portable(learn_or_model, classes, **how).content)
+    content = make_portable(learn_or_model, classes, **how).content
+    write_whole(path, lambda beside: beside.write_bytes(content))
     return path
 
 def load_network(

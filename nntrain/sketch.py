@@ -10,7 +10,7 @@ __all__ = ['fit_drawing', 'dilated', 'eroded', 'RandomSketch']
 
 # %% ../nbs/28_browser.ipynb #28266f0b
 #| code-fold: true
-#| code-summary: "Imports, and the shares of the cells"
+#| code-summary: "Code of fit_drawing"
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +26,6 @@ def _shares(start, size, n):
     both = torch.minimum(pixel + 1, cell + size) - torch.maximum(pixel, cell)
     return both.clamp(min=0)/size
 
-# %% ../nbs/28_browser.ipynb #2843db47
 def fit_drawing(
     levels:Tensor  # (n, n) grey levels, 0 the background … 1 the ink
 )->Tensor:         # (28, 28): cut at the ink, its longer side 28 points, centred

@@ -570,8 +570,8 @@ def lint(text):
 
 # called by Python or by another file
 ONCE = {'explore', 'graph', 'predict', 'tape', 'once', 'inFrame', 'paths', 'toHash',
-        'fromHash', 'drag', 'place', 'LOW', 'SPAN', 'GAP', 'readNetwork', 'softmax',
-        'levelsOf', 'fitted', 'asItIs', 'inside', 'inkOf', 'drawingPad',
+        'fromHash', 'drag', 'place', 'LOW', 'SPAN', 'GAP', 'bytesOf', 'readNetwork',
+        'softmax', 'levelsOf', 'fitted', 'asItIs', 'inside', 'inkOf', 'drawingPad',
         'followPointer', 'followKeys', 'showMaps', 'showBars', 'inWords', 'showFalls',
         'drawing', 'startCards', 'startSymbols', 'xray'}
 

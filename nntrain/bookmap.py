@@ -119,9 +119,10 @@ def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
     (x1, y1), (x2, y2), (w, h) = _corner(a), _corner(b), _BOX
     if y1 == y2: return (f'M{x1+w} {y1+h//2}H{x2-2}' if x2 > x1 else
                          f'M{x1} {y1+h//2}H{x2+w+2}')
-    if _between(book, a, b) and x2 < x1:   # between the columns
-        return (f'M{x1} {y1+h//2}q-7 0 -7 7V{y2-24}q0 7 -7 7H{x2+w//2+7}'
-                f'q-7 0 -7 7V{y2-2}')
+    if _between(book, a, b) and x2 != x1:  # between the columns
+        side, d = (x1, -7) if x2 < x1 else (x1+w, 7)
+        return (f'M{side} {y1+h//2}q{d} 0 {d} 7V{y2-24}q0 7 {d} 7H{x2+w//2-d}'
+                f'q{d} 0 {d} 7V{y2-2}')
     if _between(book, a, b):               # around the boxes between
         return f'M{x1+w} {y1+h//2}h8q7 0 7 7V{y2+h//2-7}q0 7 -7 7h-6'
     far, low = y2 - y1 > _STEP[1], 30 + 7*(a.place[0] % 2)
@@ -153,7 +154,7 @@ def draw_map(
 )->str:                # SVG
     "Chapters as boxes, an arrow from each to those that build on it"
     color = {topic: color for _, color, topics in parts for topic in topics.split()}
-    width = 7*2 + _STEP[0]*max(c.place[0] for c in book.values()) + _BOX[0]
+    width = 7*2 + _STEP[0]*max(c.place[0] for c in book.values()) + _BOX[0] + 12
     bottom = _TOP + _STEP[1]*max(c.place[1] for c in book.values()) + _BOX[1] + 24
     height = bottom + 27*((len(parts) + 2)//3)
     dash = ' stroke-dasharray="5 4"'

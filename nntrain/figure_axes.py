@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #6a66e701
-#| code-fold: true
-#| code-summary: "Limits, round numbers and axes"
 import html
 import math
 
@@ -26,10 +24,9 @@ def _log(v, log):
 def _limits(pairs, given, axis, log, margin=.04):
     if given is not None:
         lo,hi = (math.log10(v) for v in given) if log else map(float, given)
-        if not lo < hi:
-            raise ValueError(
-                f"{axis}lim={tuple(given)} must be (low, high) with low < high")
-        return lo,hi
+        if lo < hi: return lo,hi
+        raise ValueError(
+            f"{axis}lim={tuple(given)} must be (low, high) with low < high")
     v = np.concatenate([np.ravel(p) for p in pairs])
     v = v[np.isfinite(v)]
     if not len(v): raise ValueError(f"{axis}log=True needs positive {axis} values")
@@ -37,6 +34,7 @@ def _limits(pairs, given, axis, log, margin=.04):
     pad = (hi-lo)*margin if hi>lo else abs(hi)*.1 or 1.
     return lo-pad, hi+pad
 
+# %% ../nbs/92_figures.ipynb #d741b177
 _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
@@ -56,6 +54,9 @@ def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
         (k * step, f'{k * step:.4g}')
         for k in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)]
 
+# %% ../nbs/92_figures.ipynb #720f6f6a
+#| code-fold: true
+#| code-summary: "Limits of all frames; lines, numbers and names of two axes"
 # [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
 def _window(frames, lims, log):
     res = []

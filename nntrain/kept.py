@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['KeptRuns']
 
 # %% ../nbs/93_recording.ipynb #9036bf70
-#| code-fold: true
-#| code-summary: "How the file is read, and what is wrong with one"
 import json
 from pathlib import Path
 

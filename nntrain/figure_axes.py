@@ -56,7 +56,7 @@ def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
 
 # %% ../nbs/92_figures.ipynb #720f6f6a
 #| code-fold: true
-#| code-summary: "Limits of all frames; lines, numbers and names of two axes"
+#| code-summary: "Limits of all frames; margins; the names of two axes"
 # [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
 def _window(frames, lims, log):
     res = []
@@ -68,6 +68,15 @@ def _window(frames, lims, log):
 # margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760
 
+def _axis_names(labels, w, h):
+    if labels is None: return ''
+    return (f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
+            f'text-anchor="middle">{html.escape(labels[0])}</text>'
+            f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
+
+# %% ../nbs/92_figures.ipynb #6c1b6f6f
+#| code-fold: true
+#| code-summary: "Axes with their lines and numbers"
 def _axes(limits, log, scale, labels=None, size=200):
     w,h = _SPAN*scale[0], _SPAN*scale[1]
     res = f'<path class="ax" d="M{_LEFT} {_TOP}v{h}h{w}"/>'
@@ -86,8 +95,4 @@ def _axes(limits, log, scale, labels=None, size=200):
                 f'text-anchor="end">{text}</text>' if k
                 else f'<text x="{x}" y="{_TOP + h + 90 + size}" '
                 f'text-anchor="middle">{text}</text>')
-    if labels is None: return res
-    return (
-        res + f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
-        f'text-anchor="middle">{html.escape(labels[0])}</text>'
-        f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
+    return res + _axis_names(labels, w, h)

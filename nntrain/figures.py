@@ -52,27 +52,38 @@ class Figure:
         self.fn, self.data, self.back, self.alt = fn, data, back, alt
         self.title, self.start, self.grid, self.words = title, start, grid, words
 
-    def svg(self,
-        series=None,  # list like `data['series']`; None = the stored ones
-        frame=0,      # which frame
-        n=None,       # draw only the first `n` points; None = all
-    )->str:           # the picture, without sliders
-        "Draw one frame: what a page shows before any JavaScript runs"
-        d, (behind, under, _, view) = self.data, self.back
-        series = series or d['series']
-        if 'cells' in series[0]:
-            return _svg(
-                self.alt, d['box'], '', behind,
-                _windows(series[0], frame, _places(d), d['id']), view)
-        if 'texts' in series[0]:
-            return _svg(
-                self.alt + _told(series[0], frame), d['box'], '', behind,
-                _front_graph(series[0], frame, d), view)
-        lines = ''.join(
-            _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
-            for i, s in enumerate(series))
-        if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
-        return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
+def _live():  # in a kernel that can answer a slider, unless the output is to be stored
+    if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
+    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
+
+@patch
+def _repr_mimebundle_(self:Figure, include=None, exclude=None):
+    res = {'text/plain': self.alt, 'text/html': self.to_html()}
+    if not _live(): return res
+    try: return {**self.widget()._repr_mimebundle_(), **res}
+    except ImportError: return res  # no ipywidgets: the page's own sliders do
+
+# %% ../nbs/92_figures.ipynb #6aecef1e
+@patch
+def svg(self:Figure,
+    series=None,  # list like `data['series']`; None = the stored ones
+    frame=0,      # which frame
+    n=None,       # draw only the first `n` points; None = all
+)->str:           # the picture, without sliders
+    "Draw one frame: what a page shows before any JavaScript runs"
+    d, (behind, under, _, view) = self.data, self.back
+    series = series or d['series']
+    if 'cells' in series[0]:
+        windows = _windows(series[0], frame, _places(d), d['id'])
+        return _svg(self.alt, d['box'], '', behind, windows, view)
+    if 'texts' in series[0]:
+        alt = self.alt + _told(series[0], frame)
+        return _svg(alt, d['box'], '', behind, _front_graph(series[0], frame, d), view)
+    lines = ''.join(
+        _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
+        for i, s in enumerate(series))
+    if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
+    return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
 # %% ../nbs/92_figures.ipynb #168b6301
 #| code-fold: true
@@ -215,15 +226,3 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     for s in sliders: s.observe(show, 'value')
     show()
     return w.VBox([view, *sliders])
-
-# %% ../nbs/92_figures.ipynb #1eeea846
-def _live():  # in a kernel that can answer a slider, unless the output is to be stored
-    if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
-    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
-
-@patch
-def _repr_mimebundle_(self:Figure, include=None, exclude=None):
-    res = {'text/plain': self.alt, 'text/html': self.to_html()}
-    if not _live(): return res
-    try: return {**self.widget()._repr_mimebundle_(), **res}
-    except ImportError: return res  # no ipywidgets: the page's own sliders do

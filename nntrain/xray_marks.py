@@ -69,8 +69,7 @@ class Marks(ast.NodeTransformer):
                 for target in targets for n in _names(target)]
 
 # %% ../nbs/81_xray.ipynb #81b00017
-@patch
-def visit_Assign(self:Marks, node):
+def _assign(self, node):
     self.generic_visit(node)
     if _plain(node.value): return node
     name = _one(node.targets)
@@ -78,50 +77,49 @@ def visit_Assign(self:Marks, node):
     node.value = self.call(node.value, node.lineno, name, node.value)
     return node
 
-@patch
-def visit_AnnAssign(self:Marks, node):
+def _annotated(self, node):
     self.generic_visit(node)
     name = _one([node.target])
     if name is not None and not _plain(node.value):
         node.value = self.call(node.value, node.lineno, name, node.value)
     return node
 
+Marks.visit_Assign, Marks.visit_AnnAssign = _assign, _annotated
+
 # %% ../nbs/81_xray.ipynb #81b00019
-@patch
-def visit_AugAssign(self:Marks, node):
+def _in_place(self, node):
     self.generic_visit(node)
     return [node, *self.after(node, [node.target])]
 
-@patch
-def visit_NamedExpr(self:Marks, node):
+def _named(self, node):
     self.generic_visit(node)
     node.value = self.call(node.value, node.lineno, node.target.id, node.value)
     return node
 
+Marks.visit_AugAssign, Marks.visit_NamedExpr = _in_place, _named
+
 # %% ../nbs/81_xray.ipynb #81b00021
-@patch
-def visit_For(self:Marks, node):
+def _loop(self, node):
     self.generic_visit(node)
     node.body[:0] = self.after(node.body[0], [node.target])
     return node
 
-@patch
-def visit_With(self:Marks, node):
+def _with(self, node):
     self.generic_visit(node)
     targets = [i.optional_vars for i in node.items if i.optional_vars is not None]
     node.body[:0] = self.after(node.body[0], targets)
     return node
 
-@patch
-def visit_Return(self:Marks, node):
+def _return(self, node):
     self.generic_visit(node)
     if not _plain(node.value) and not isinstance(node.value, ast.Name):
         node.value = self.call(node.value, node.lineno, '→', node.value)
     return node
 
+Marks.visit_For = Marks.visit_AsyncFor = _loop
+Marks.visit_With = Marks.visit_AsyncWith = _with
+Marks.visit_Return = Marks.visit_Yield = _return
 Marks.visit_Lambda = lambda self, node: node
-Marks.visit_AsyncFor, Marks.visit_AsyncWith = Marks.visit_For, Marks.visit_With
-Marks.visit_Yield = Marks.visit_Return
 
 # %% ../nbs/81_xray.ipynb #81c00001
 def _has_docstring(body):
@@ -134,8 +132,7 @@ def _parameters(a):  # of a function, without self and cls
     return [p for p in every if p is not None and p.arg not in ('self', 'cls', '_')]
 
 # %% ../nbs/81_xray.ipynb #81a00017
-@patch
-def visit_FunctionDef(self:Marks, node):
+def _function(self, node):
     self.functions += 1
     outside, self.inside = self.inside, self.functions
     start = int(_has_docstring(node.body))
@@ -148,11 +145,10 @@ def visit_FunctionDef(self:Marks, node):
     self.inside = outside
     return node
 
-Marks.visit_AsyncFunctionDef = Marks.visit_FunctionDef
+Marks.visit_FunctionDef = Marks.visit_AsyncFunctionDef = _function
 
 # %% ../nbs/81_xray.ipynb #81b00023
-@patch
-def visit_Module(self:Marks, node):
+def _cell(self, node):
     "A cell: also what an expression on its own makes"
     start = int(_has_docstring(node.body))
     while node.body[start:] and getattr(node.body[start], 'module', 0) == '__future__':
@@ -169,6 +165,8 @@ def visit_Module(self:Marks, node):
         head.append(self.alone(body[0], 1, _FILE, where))
     node.body = head + body
     return node
+
+Marks.visit_Module = _cell
 
 # %% ../nbs/81_xray.ipynb #81a00020
 class Trace:

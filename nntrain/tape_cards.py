@@ -26,10 +26,9 @@ def _image(key, part):  # the strip, once for all of its windows
             f'height="{pitch*rows}" style="image-rendering:pixelated"/></defs></svg>')
 
 def _window(key, part, at, label, more=''):  # one tile of the strip
-    pitch, hidden = part['height'] + 2, 'aria-hidden="true"'
-    said = f'role="img" aria-label="{html.escape(label)}"' if label else hidden
-    return (f'<svg class="px" viewBox="0 1 {part["width"]} {part["height"]}" {said}>'
-            f'<use href="#{key}" y="{-pitch*at}"{more}/></svg>')
+    return (f'<svg class="px" viewBox="0 1 {part["width"]} {part["height"]}" '
+            f'role="img" aria-label="{html.escape(label)}"><use href="#{key}" '
+            f'y="{-(part["height"] + 2)*at}"{more}/></svg>')
 
 # %% ../nbs/86_panels.ipynb #8043201f
 #| code-fold: true

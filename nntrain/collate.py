@@ -45,7 +45,7 @@ def _stack(tensors, what, fix):
                      f"{shapes[1]}, do not fit into one batch: {fix}")
 
 def _numbers(values):
-    "One tensor of numbers; TypeError if these are none"
+    "One tensor of numbers; TypeError for values of another kind"
     try: return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(

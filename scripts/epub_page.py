@@ -3,7 +3,8 @@
 What a reader of e-books cannot do, this page does not need:
 
 - Folded text is open under its title. Hints stand at the end of the page, answers and
-  solutions after them, with links there and back: the reader thinks first.
+  solutions after them, with links there and back: the reader thinks first. Cells that
+  only import are left out: they would fill the first pages of a chapter.
 - An interactive figure is the picture of its first setting, which the page holds as
   SVG, with its words and the values of its controls below.
 - A formula stays MathML, without the copy in TeX that some readers print beside it;
@@ -30,6 +31,7 @@ KEPT = set('id class href src alt style colspan rowspan start lang dir width hei
 ROLES = {'img', 'list', 'listitem', 'doc-biblioref', 'doc-noteref', 'doc-backlink',
          'doc-endnotes', 'doc-footnote'}
 REPLY = re.compile(r'(hint|answer|solution)s?\b', re.I)
+IMPORTS = re.compile(r'(from|import) |[\s)#]|$')  # how a line of such a cell begins
 ALIVE = 'Try it on the site.'
 
 
@@ -92,6 +94,7 @@ class Page:
         if node.tag == 'svg': return [self.drawing(node)]
         if node.tag == 'img': return self.picture(node)
         if node.tag == 'a': return [self.link(node)]
+        if 'cell' in classes and only_imports(node): return []
         if 'nnx-q' in classes: return self.quiz(node)
         if classes & {'nnx', 'nnt'}: return self.figure(node)
         if 'cell' in classes and (fold := node.find('details', class_='code-fold')):
@@ -123,7 +126,7 @@ class Page:
                      and k.tag == 'summary'), None)
         if said is None: return [Node('div', {'class': 'fold'}, self.inside(node))]
         rest = Node('div', (), [k for k in node.kids if k is not said])
-        card = 'recall-card' in node.classes
+        card = 'recall-card' in node.classes or self.heading == 'Remember'
         if card or REPLY.match(said.text()):
             return self.reply(said, self.inside(rest), card)
         title = Node('p', {'class': 'fold-title'}, self.inside(said))
@@ -231,6 +234,14 @@ class Page:
                 if isinstance(kid, Node): kid.tag = 'li'
             box.kids = [kid for kid in box.kids if isinstance(kid, Node)]
         return [new]
+
+
+def only_imports(cell):
+    "Is its code folded, nothing but imports, and without an output?"
+    lines = [line for pre in cell.all('pre') for line in pre.words().split('\n')]
+    folded = cell.find('details', class_='code-fold') and any(map(str.strip, lines))
+    return (folded and not cell.find('div', class_='cell-output')
+            and all(map(IMPORTS.match, lines)))
 
 
 def settings(figure):

@@ -59,7 +59,7 @@ def _as_bytes(pictures, names):
     if len(names) != len(x):
         raise ValueError(f'{len(x)} pictures need as many names, got {len(names)}')
     if not ((x >= 0) & (x <= 255)).all():
-        raise ValueError('grey levels must be floats in [0, 1], or bytes')
+        raise ValueError('grey levels must lie in [0, 1], or be bytes')
     return x.round().to(torch.uint8) if x.is_floating_point() else x.to(torch.uint8)
 
 # %% ../nbs/28_browser.ipynb #2843506f

@@ -175,7 +175,7 @@ class PortableNetwork:
     )->Tensor:    # (N, n_classes) logits
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         if got[1:] != self.shape:
-            raise ValueError('this network takes a tensor of pictures (N, '
+            raise ValueError('this network takes pictures as a tensor (N, '
                              f'{", ".join(map(str, self.shape))}), got {got}')
         x = x.float()/255 if x.dtype == torch.uint8 else x.float()
         if not ((x >= 0) & (x <= 1)).all():

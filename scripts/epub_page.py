@@ -90,7 +90,7 @@ class Page:
         if node.attrs.get('id') == 'title-block-header':
             return [Node('h1', (), self.inside(h)) for h in node.all('h1')]
         if node.tag == 'details': return self.details(node)
-        if node.tag == 'math': return [self.formula(node)]
+        if node.tag == 'math': return self.formula(node)
         if node.tag == 'svg': return [self.drawing(node)]
         if node.tag == 'img': return self.picture(node)
         if node.tag == 'a': return [self.link(node)]
@@ -155,15 +155,23 @@ class Page:
         return self.plain(node, self.inside(node))
 
     def formula(self, node):
-        "MathML for the eye, and TeX for those who cannot see it"
+        """MathML for the eye, and TeX for those who cannot see it. What stands side by
+        side, with a wide gap, gets a line each: a phone would cut it off."""
         tex = node.find('annotation')
         attrs = {k: v for k, v in node.attrs.items() if k in ('display', 'id', 'class')}
-        if tex: attrs['alttext'] = tex.text()
-        first = node.find('semantics')
+        first, said = node.find('semantics'), tex.text() if tex else None
         kids = node.kids
         if first: kids = [k for k in first.kids if isinstance(k, Node)
                           and not k.tag.startswith('annotation')][:1]
-        return Node('math', attrs, kids)
+        parts, words = [kids], [said]
+        row = [k.tag for k in kids if isinstance(k, Node)] == ['mrow']
+        if row and said and attrs.get('display') == 'block':
+            parts, words = split(kids[0].kids), re.split(r'(?:\\qquad\s*)+', said)
+        if len(parts) != len(words): parts, words = [kids], [said]
+        found = [Node('math', dict(attrs, alttext=tex.strip()) if tex else attrs, part)
+                 for part, tex in zip(parts, words)]
+        for later in found[1:]: later.attrs.pop('id', None)
+        return found
 
     def drawing(self, node):
         "SVG without anything that acts; pixels in it become files"
@@ -234,6 +242,17 @@ class Page:
                 if isinstance(kid, Node): kid.tag = 'li'
             box.kids = [kid for kid in box.kids if isinstance(kid, Node)]
         return [new]
+
+
+def split(kids):
+    "Parts of a row of MathML, cut at its wide gaps"
+    parts = [[]]
+    for kid in kids:
+        wide = isinstance(kid, Node) and kid.tag == 'mspace' and re.match(
+            r'([2-9]|\d\d)', kid.attrs.get('width', ''))
+        if not wide: parts[-1].append(kid)
+        elif parts[-1]: parts.append([])
+    return [[Node('mrow', (), part)] for part in parts]
 
 
 def only_imports(cell):

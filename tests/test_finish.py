@@ -48,8 +48,8 @@ def test_appendices_have_the_numbers_of_the_texts(finish, tmp_path):
     assert known == {'tape.html': '80', 'cards.html': '82'}
     span = '<span class="chapter-title">'
     page = ('<title>Appendix A — Tape</title><a href="./tape.html" class="x">'
-            f'{span}Tape</span></a><a href="./cards.html"> <i class="b"></i> <span class='
-            f'"nav-page-text">{span}Cards</span></span></a><a href="./browser.html">'
+            f'{span}Tape</span></a><a href="./cards.html"> <i class="b"></i> '
+            f'<span class="nav-page-text">{span}Cards</span></span></a><a href="./browser.html">'
             f'{span}28 Draw</span></a><a href="./references.html">{span}Books</span>')
     text = finish.numbered(page, 'tape.html', known)
     assert '<title>Appendix 80 — Tape<' in text and f'{span}80 Tape<' in text
@@ -57,7 +57,8 @@ def test_appendices_have_the_numbers_of_the_texts(finish, tmp_path):
     assert f'{span}Books<' in text and finish.numbered(text, 'tape.html', known) == text
     assert finish.numbered('Appendix S — Books', 'references.html', known) == 'Books'
     index = tmp_path/'search.json'
-    index.write_text(json.dumps([dict(href='cards.html#a', title='Appendix C — Cards')]))
+    one = dict(href='cards.html#a', title='Appendix C — Cards')
+    index.write_text(json.dumps([one]))
     finish.number_search(tmp_path, known)
     assert json.loads(index.read_text())[0]['title'] == 'Appendix 82 — Cards'
 

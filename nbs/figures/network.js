@@ -34,7 +34,8 @@ function opened(buffer) {
 // Do the numbers make sense only with their bytes turned around?
 function isTurned(numbers) {
   const usual = v => v > 1e-9 && v < 1e9, view = new DataView(numbers.buffer);
-  return !numbers.every(usual) && numbers.every((_, i) => usual(view.getFloat32(4 * i)));
+  const turned = numbers.map((_, i) => view.getFloat32(4 * i));
+  return !numbers.every(usual) && turned.every(usual);
 }
 
 // A layer with its numbers: first the codes of the weights, whole numbers of 8 bits,

@@ -237,6 +237,12 @@ def swapped(numbers):
         at = end + 4*n
     return out
 
+# two classes, whose turned scales are positive and finite, and too small to be true
+TURNED = json.dumps(dict(
+    format='nntrain network', version=2, classes=['a', 'b'], shape=[1, 28, 28], mean=0.,
+    std=1., layers=[dict(op='flatten'), dict(op='linear', shape=[2, 784])])
+    ).encode() + b'\n' + bytes(1568) + bytes.fromhex('39302010')*2 + bytes(8)
+
 FOREIGN = 'not a network file', 'it is not a network of this book'
 BAD_FILES = [  # what a file holds; what Python says of it; what the page says of it
     (b'', *FOREIGN), (b'{', *FOREIGN), (b'[]\n', *FOREIGN), (b'"a"\n', *FOREIGN),
@@ -248,6 +254,7 @@ BAD_FILES = [  # what a file holds; what Python says of it; what the page says o
     (changed(numbers=lambda b: b''), 'is cut short', 'it is cut short'),
     (changed(numbers=lambda b: b + b'ab'), 'has 2 bytes that belong to no operation',
      'it has 2 bytes that belong to no layer'),
+    (TURNED, 'another byte order', 'have their bytes in another'),
     (changed(numbers=swapped), 'another byte order', 'have their bytes in another'),
     (changed(first=dict(shape=[10**9, 10**9, 3, 3])), 'is cut short', 'is cut short'),
     (changed(first=dict(shape=[-4, 1, -3, 3])), 'damaged', 'its shapes are damaged'),

@@ -1,7 +1,7 @@
 """A formula of the site as MathML of an e-book (see epub.py).
 
-What stands side by side, with a wide gap, gets a line each: a phone would cut it off. And
-EPUB is stricter than a browser about which element may carry which attribute.
+What stands side by side, with a wide gap, gets a line each: a phone would cut it off.
+And EPUB is stricter than a browser about which element may carry which attribute.
 """
 import re
 

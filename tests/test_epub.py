@@ -1,6 +1,6 @@
 """The e-book (scripts/epub.py) of small made-up pages, and of a built site if
-NNTRAIN_SITE names one; if NNTRAIN_EPUBCHECK is the path of the W3C's epubcheck.jar, that
-one looks at the book as well."""
+NNTRAIN_SITE names one; if NNTRAIN_EPUBCHECK is the path of epubcheck.jar, the checker
+of the W3C looks at that book as well."""
 import os
 import re
 import sys

@@ -82,6 +82,7 @@ def save(self:CheckpointCB,
     in_main(learn, lambda: write_checkpoint(state | told, self.path))
     self.saved = n_epochs, n_batches
 
+# %% ../nbs/17_checkpoints.ipynb #d7c4e913
 @patch
 def after_batch(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
@@ -101,8 +102,8 @@ def after_epoch(self:CheckpointCB, learn):
     if asked: self._end(learn)
 
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
-#| code-summary: "The circumstances, what cannot be saved, and what is printed"
 #| code-fold: true
+#| code-summary: "The circumstances"
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
     bare = [type(cb).__name__ for cb in learn.active
@@ -120,6 +121,9 @@ def _place(learn, epochs, batches):
     and_batches = f' and {batches} batches' if batches else ''
     return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
 
+# %% ../nbs/17_checkpoints.ipynb #796fc14a
+#| code-fold: true
+#| code-summary: "What cannot be saved"
 def _check_savable(learn):
     if CheckpointCB in getattr(learn.world, 'main_only', ()):
         raise ValueError('CheckpointCB saves what is different in each process, so it '
@@ -138,6 +142,9 @@ def _check_savable(learn):
                 f'them random states that no checkpoint can hold: make it with '
                 f'persistent_workers=False')
 
+# %% ../nbs/17_checkpoints.ipynb #3b0fcf72
+#| code-fold: true
+#| code-summary: "What is printed"
 @patch
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
@@ -157,7 +164,7 @@ def _say(self:CheckpointCB, learn, circumstances):
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 #| code-fold: true
-#| code-summary: "The way back into a run, and out of it"
+#| code-summary: "When a fit begins"
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.outside.append(self.on)
@@ -180,6 +187,29 @@ def _go_on(self:CheckpointCB, learn, found):
     if found['batch']: self.unfinished = found
     self._say(learn, found['circumstances'])
 
+# %% ../nbs/17_checkpoints.ipynb #8595b317
+#| code-fold: true
+#| code-summary: "The checkpoint to go on from, if there is one"
+@patch
+def _find(self:CheckpointCB, learn):
+    "The checkpoint to go on from, if there is one"
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_main(): self.lock.take()
+    _sweep(self.path)                           # what killed writers have left
+    if not (self.resume and self.path.exists()): return None
+    found = read_checkpoint(self.path)
+    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
+    else: check_facts(found['facts'], self.facts, self.path)
+    n, size = len(found.get('others', [])) + 1, learn.world.size
+    if n == size or not found['batch']: return found
+    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
+                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
+                     f'run has {size}: go on with {n}, or start anew in this file '
+                     f'with resume=False')
+
+# %% ../nbs/17_checkpoints.ipynb #326247d0
+#| code-fold: true
+#| code-summary: "When an epoch begins in its middle, and when the fit ends"
 @patch
 def before_phase(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
@@ -201,23 +231,6 @@ def cleanup_fit(self:CheckpointCB, learn):
     if self.sigterm.came and not failed: self._end(learn)
     self.sigterm.stop()
 
-@patch
-def _find(self:CheckpointCB, learn):
-    "The checkpoint to go on from, if there is one"
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_main(): self.lock.take()
-    _sweep(self.path)                           # what killed writers have left
-    if not (self.resume and self.path.exists()): return None
-    found = read_checkpoint(self.path)
-    if self.resume == 'extend': check_extended(learn, found, self.facts, self.path)
-    else: check_facts(found['facts'], self.facts, self.path)
-    n, size = len(found.get('others', [])) + 1, learn.world.size
-    if n == size or not found['batch']: return found
-    raise ValueError(f'{self.path} was saved in the middle of an epoch by {n} '
-                     f'process{"es"*(n > 1)}, each with counts of its own, and this '
-                     f'run has {size}: go on with {n}, or start anew in this file '
-                     f'with resume=False')
-
 # %% ../nbs/17_checkpoints.ipynb #0ab5f859
 #| code-fold: true
 #| code-summary: "CheckpointCB after a SIGTERM: tell the others, leave the fit"
@@ -228,9 +241,8 @@ def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
 @patch
 def _end(self:CheckpointCB, learn):
     "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
-    kept, came = self.sigterm.kept, self.sigterm.came
+    kept, came, self.sigterm.came = self.sigterm.kept, self.sigterm.came, False
     self.sigterm.stop()
-    self.sigterm.came = False
     where = _place(learn, *self.saved)
     said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
     if learn.world.is_main and not self.quiet: print(said, flush=True)

@@ -67,6 +67,8 @@ class CheckpointCB(Callback):
         self.lock = RunLock(self.path)
 
 # %% ../nbs/17_checkpoints.ipynb #385940e2
+#| code-fold: true
+#| code-summary: "Code of save"
 @patch
 def save(self:CheckpointCB,
     learn,         # the learner, during a fit
@@ -83,6 +85,8 @@ def save(self:CheckpointCB,
     self.saved = n_epochs, n_batches
 
 # %% ../nbs/17_checkpoints.ipynb #d7c4e913
+#| code-fold: true
+#| code-summary: "When to save"
 @patch
 def after_batch(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
@@ -106,12 +110,11 @@ def after_epoch(self:CheckpointCB, learn):
 #| code-summary: "The circumstances"
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
-    bare = [type(cb).__name__ for cb in learn.active
-            if not (cb.watches or counts(cb, learn))]
+    bare = [cb for cb in learn.active if not (cb.watches or counts(cb, learn))]
     noted = {'torch': str(torch.__version__), 'device': learn.device.type,
              'processes': learn.world.size, 'compiled': compiled,
              'CPU threads': torch.get_num_threads(),
-             'callbacks without settings': bare}
+             'callbacks without settings': [type(cb).__name__ for cb in bare]}
     for phase, loader in loaders_of(learn).items():
         workers = getattr(loader, 'num_workers', 0)
         noted[f'number of workers of the {phase} loader'] = workers
@@ -137,10 +140,9 @@ def _check_savable(learn):
         if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')
     for phase, loader in loaders_of(learn).items():
         if getattr(loader, 'persistent_workers', False):
-            raise ValueError(
-                f'the {phase} loader keeps its workers from epoch to epoch, and with '
-                f'them random states that no checkpoint can hold: make it with '
-                f'persistent_workers=False')
+            raise ValueError(f'the {phase} loader keeps its workers from epoch to '
+                             f'epoch, and with them random states that no checkpoint '
+                             f'can hold: make it with persistent_workers=False')
 
 # %% ../nbs/17_checkpoints.ipynb #3b0fcf72
 #| code-fold: true
@@ -213,10 +215,8 @@ def _find(self:CheckpointCB, learn):
 @patch
 def before_phase(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
-    if self.unfinished is None:
-        self.phase_start = plain(chance_state(learn))
-        return
     found, self.unfinished = self.unfinished, None
+    if found is None: self.phase_start = plain(chance_state(learn)); return
     load_training_state(learn, found)
     self.phase_start, learn.iter = found['phase_start'], found['batch']
     set_chance_state(learn, self.phase_start)

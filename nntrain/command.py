@@ -159,7 +159,7 @@ def _drop_output():
 #| code-fold: true
 #| code-summary: "From an error to an exit status"
 def _status(error, run):
-    "Say what has happened; the exit status, or the error itself if it is none of ours"
+    "Say what has happened, and give the exit status; other errors are raised again"
     folder = getattr(error, 'folder', run)   # without one there was no training
     if isinstance(error, KeyboardInterrupt):
         print(file=sys.stderr)

@@ -30,6 +30,8 @@ def _check_features(kept, logits):
                          f'{tuple(logits.shape)}')
 
 # %% ../nbs/22_photographs.ipynb #68288039
+#| code-fold: true
+#| code-summary: "The explained logits, and their gradient"
 def _explained(logits, classes):
     "The logit of each picture that is explained: of `classes`, or its largest one"
     if classes is None: classes = logits.argmax(1)
@@ -72,6 +74,8 @@ def grad_cam(
     return F.interpolate(maps, x.shape[2:], mode='bilinear')[:, 0]
 
 # %% ../nbs/22_photographs.ipynb #1de3d3a6
+#| code-fold: true
+#| code-summary: "heat_in: the share of a map in a box"
 def heat_in(
     maps:Tensor,  # (N, H, W), at least 0
     boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps

@@ -34,6 +34,8 @@ def quick_resnet(**kwargs):
     return resnet((32, 64, 128, 256), strides=(2,)*4, n_in=3, **kwargs)
 
 # %% ../nbs/22_photographs.ipynb #1089484a
+#| code-fold: true
+#| code-summary: "photo_resnet"
 def photo_resnet(
     widths=(32, 32, 64, 128, 256),  # of the stem, then of each stage
     deep_stem:bool=False,           # three 3×3 convolutions instead of one?
@@ -72,6 +74,8 @@ from .steering import ScheduleCB
 from .zoo import LAMB, Lion
 
 # %% ../nbs/22_photographs.ipynb #2e3b336e
+#| code-fold: true
+#| code-summary: "muon: one rate for two optimizers"
 def muon(
     model:nn.Module,  # whose matrices and kernels between first and last layer it steps
     lr:float          # of all parameters
@@ -109,6 +113,8 @@ def photo_rates(
     return [float(f'{lowest*10**(k/2):.2g}') for k in range(N_RATES)]
 
 # %% ../nbs/22_photographs.ipynb #b6b3f446
+#| code-fold: true
+#| code-summary: "What all runs share"
 def _callbacks(dls, tfms, peak, test_size, *more):
     "What all runs have, the cycle if there is one, then the callbacks of this run"
     cbs = [DeviceCB(), AugmentCB(*tfms), NormalizeCB(dls.mean, dls.std),
@@ -122,6 +128,8 @@ def _callbacks(dls, tfms, peak, test_size, *more):
     return cbs
 
 # %% ../nbs/22_photographs.ipynb #8899c93a
+#| code-fold: true
+#| code-summary: "Train, then test once"
 def _tested(learn, n_epochs, lr):
     "Train, then open the test split once: the numbers of a row"
     begin, right, loss = time.perf_counter(), .1, math.nan

@@ -29,6 +29,8 @@ def _check_windows(start, length, n):
                          f'{n}')
 
 # %% ../nbs/22_photographs.ipynb #c384ce20
+#| code-fold: true
+#| code-summary: "squared: squash, crop or pad"
 SHAPES = 'squash', 'crop', 'pad'
 
 def squared(
@@ -84,6 +86,8 @@ def windows_to(
     return out.to(x.dtype) if x.is_floating_point() else out.round().to(x.dtype)
 
 # %% ../nbs/22_photographs.ipynb #42fa621f
+#| code-fold: true
+#| code-summary: "The check of ranges; the first window that fits"
 def _range(name, value, high=math.inf):
     "Two numbers, ascending, above 0 and at most `high`"
     pair = tuple(value) if isinstance(value, (tuple, list)) else ()
@@ -123,6 +127,8 @@ class RandomResizedCrop(ImageTransform):
         return windows_to(x, *self.windows(x), self.size, self.antialias, self.dtype)
 
 # %% ../nbs/22_photographs.ipynb #sha00008
+#| code-fold: true
+#| code-summary: "windows: ten draws for each image"
 @patch
 def windows(self:RandomResizedCrop,
     x:Tensor  # (N, C, H, W) images
@@ -140,6 +146,8 @@ def windows(self:RandomResizedCrop,
     return top, left, height, width
 
 # %% ../nbs/22_photographs.ipynb #12d84ae2
+#| code-fold: true
+#| code-summary: "resized"
 def resized(
     x:Tensor,            # (N, C, H, W) images
     size:int,            # height and width of the result

@@ -92,6 +92,8 @@ def unpack_archive(
     return folder
 
 # %% ../nbs/88_photo_files.ipynb #dd4bd756
+#| code-fold: true
+#| code-summary: "check_md5"
 def check_md5(
     path,        # of a file
     known:dict   # {MD5: what the file is}
@@ -107,6 +109,8 @@ def check_md5(
                      f'archive, so delete it and download it again')
 
 # %% ../nbs/88_photo_files.ipynb #049a6ee5
+#| code-fold: true
+#| code-summary: "A bar that waits a second"
 class _Bar:
     "A progress bar in per cent; none for what takes less than a second"
     def __init__(self, title, total):
@@ -141,6 +145,8 @@ def _fetch(url, beside, known, lost):
     except ValueError as e: raise ValueError(f'what {url} sent: {e}') from e
 
 # %% ../nbs/88_photo_files.ipynb #bfe111ee
+#| code-fold: true
+#| code-summary: "download"
 def download(
     url:str,     # where the file is
     path,        # where it goes

@@ -101,6 +101,8 @@ def _labelled(archive, settings, classes, expected):
     finally: bar.close()
 
 # %% ../nbs/88_photo_files.ipynb #db6b35f5
+#| code-fold: true
+#| code-summary: "An error, or a warning every time"
 def _refuse_damaged(archive, skipped, skip_damaged):
     "ValueError if pictures could not be decoded, unless they may be left out"
     if not skipped or skip_damaged: return
@@ -214,6 +216,8 @@ def _read_or_build(path, rebuild, archive, settings, *given):
     return read() or _alone(path, build)
 
 # %% ../nbs/88_photo_files.ipynb #7ad2ab46
+#| code-fold: true
+#| code-summary: "The name of the file, and the settings"
 def _cache_path(archive, settings, folder):
     "The JSON file of a cache, in a folder that exists"
     few = '' if settings['per_class'] is None else f'-{settings["per_class"]}'
@@ -229,6 +233,8 @@ def _settings(split, size, shape, per_class, key):
                 shape=shape, per_class=n, archive=key)
 
 # %% ../nbs/88_photo_files.ipynb #6454d12e
+#| code-fold: true
+#| code-summary: "cached_photos"
 def cached_photos(
     archive,                # path of the .tgz file
     split:str,              # 'train' or 'val', as its folders are called

@@ -29,6 +29,8 @@ from .transforms import PerImage, RandomFlip
 def _crop(size): return RandomResizedCrop(size, dtype=torch.bfloat16)
 
 # %% ../nbs/88_photo_files.ipynb #36df0a61
+#| code-fold: true
+#| code-summary: "Table 2: the networks"
 def _networks():
     "Table 2: five epochs at 128 pixels"
     def row(make, **kwargs):
@@ -45,6 +47,8 @@ def _networks():
         'wider, fewer stages': row(partial(photo_resnet, (36, 36, 72, 144)))}
 
 # %% ../nbs/88_photo_files.ipynb #5b69a005
+#| code-fold: true
+#| code-summary: "Table 3: augmentation"
 def _augmentations():
     "Table 3: twenty epochs at 64 pixels"
     from torchvision.transforms import v2
@@ -60,6 +64,8 @@ def _augmentations():
         'flip, crop, erase': row(RandomFlip(), _crop(64), RandomErase(max_num=1))}
 
 # %% ../nbs/88_photo_files.ipynb #73440db2
+#| code-fold: true
+#| code-summary: "Table 4: sizes"
 def _sizes():
     "Table 4: equal epochs, equal cost, and crops that grow"
     def row(size, n_epochs, crop=None, **kwargs):
@@ -73,6 +79,8 @@ def _sizes():
     return rows | {'64 to 128 px, 7 epochs': row(128, 7, grows, cbs=[cb])}
 
 # %% ../nbs/88_photo_files.ipynb #75fed650
+#| code-fold: true
+#| code-summary: "Table 5: labels; SOURCE and ROWS"
 def _labels():
     "Table 5: shares of the labels, and labels that name another class"
     def row(augment, **kwargs):
@@ -130,6 +138,8 @@ def _choose(kept, who, rates, photos, **kwargs):
             photos(), lr=lr, seed=CHOICE_SEED, valid='split', **kwargs)[0])
 
 # %% ../nbs/88_photo_files.ipynb #1e7e28b2
+#| code-fold: true
+#| code-summary: "The runs of table 1"
 def _optimizer_runs(kept, photos, n_seeds, rows):
     "The runs of table 1, one after the other; those in the file take no time"
     def given(name):
@@ -147,6 +157,8 @@ def _optimizer_runs(kept, photos, n_seeds, rows):
         for name in names: yield run(name, seed)
 
 # %% ../nbs/88_photo_files.ipynb #ea0b3815
+#| code-fold: true
+#| code-summary: "The runs of the other tables"
 def _row_runs(table, kept, photos, n_seeds, rows):
     "The runs of tables 2 to 5"
     muon = dict(optimizer=OPTIMIZERS['Muon'][0])
@@ -163,6 +175,8 @@ def _row_runs(table, kept, photos, n_seeds, rows):
                 yield kept.get(f'{table} {name}', seed, lambda: run(name, seed, lr))
 
 # %% ../nbs/88_photo_files.ipynb #abbaea49
+#| code-fold: true
+#| code-summary: "No toys, no unknown tables"
 def _photographs(table, **kwargs):
     "The pictures of a table; ValueError if there are only toys"
     found = imagenette(SOURCE[table], **kwargs)
@@ -178,6 +192,8 @@ def _refuse_unknown(tables):
 def _count(kept): return sum(map(len, kept.found['runs'].values()))
 
 # %% ../nbs/88_photo_files.ipynb #22dd92e2
+#| code-fold: true
+#| code-summary: "run_tables"
 def run_tables(
     tables,               # some of T1 … T5, in the order of running
     path='photographs',   # of the file, as in `KeptRuns`

@@ -113,6 +113,8 @@ def _place(label, w, h, short, rng):
     return x, y, x + wide, y + high
 
 # %% ../nbs/88_photo_files.ipynb #e8043d20
+#| code-fold: true
+#| code-summary: "draw_photo"
 _KINDS = (_tench, _springer, _cassette, _chain_saw, _church, _horn, _truck, _pump,
           _ball, _parachute)
 
@@ -134,6 +136,8 @@ def draw_photo(
     return picture, box
 
 # %% ../nbs/88_photo_files.ipynb #cc9f0f6e
+#| code-fold: true
+#| code-summary: "ToyPhotos: many pictures of one size"
 class ToyPhotos:
     "Pictures drawn by code, squared to one size, with the attributes of `Photos`"
     skipped, n_grey = (), 0

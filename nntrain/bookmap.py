@@ -9,14 +9,13 @@ from __future__ import annotations
 __all__ = ['Chapter', 'said', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
 
 # %% ../nbs/94_tools.ipynb #4d7ddec8
+#| code-fold: true
+#| code-summary: "What the map knows of a chapter"
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../nbs/94_tools.ipynb #1afad1b1
-#| code-fold: true
-#| code-summary: "Chapter, and what a chapter says about itself"
 @dataclass
 class Chapter:
     "What the home page says about a chapter"
@@ -33,6 +32,7 @@ class Chapter:
     @property
     def number(self): return str(int(self.file[:2]))
 
+# %% ../nbs/94_tools.ipynb #27279437
 _LINK = re.compile(r'\]\(\d\d_(\w+)\.ipynb')
 
 def said(
@@ -55,8 +55,6 @@ def said(
             int(minutes[1]) if minutes else 0)
 
 # %% ../nbs/94_tools.ipynb #010e49af
-#| code-fold: true
-#| code-summary: "read_chapters and behind"
 def read_chapters(
     text:str,     # one line per chapter: topic | column row | short name
     folder='.',   # where the notebooks are
@@ -77,6 +75,7 @@ def read_chapters(
                              name, title[1], promise[1], *said(nb)))
     return {c.topic: c for c in sorted(found, key=lambda c: c.file)}
 
+# %% ../nbs/94_tools.ipynb #7780cb79
 def behind(book, topic):
     "All topics that a chapter builds on, however indirectly"
     found, todo = set(), [topic]
@@ -88,7 +87,7 @@ def behind(book, topic):
 
 # %% ../nbs/94_tools.ipynb #adb99c94
 #| code-fold: true
-#| code-summary: "Which arrows, and along which path"
+#| code-summary: "Sizes and style"
 _BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
 _STYLE = '''
 .nn-map { display: block; width: 100%; max-width: 44em; height: auto; margin: auto }
@@ -101,6 +100,7 @@ _STYLE = '''
 .nn-map a:hover rect, .nn-map a:focus rect { stroke: #0072b2; stroke-width: 3 }
 '''
 
+# %% ../nbs/94_tools.ipynb #6d6a1f77
 def arrows(book):
     "Arrows of the map, without those that others imply: [(from, to, dashed)]"
     direct = {(a, topic, False) for topic, c in book.items() for a in c.needs
@@ -108,6 +108,7 @@ def arrows(book):
     return sorted(direct | {(a, topic, True) for topic, c in book.items()
                             for a in c.helps})
 
+# %% ../nbs/94_tools.ipynb #84e4649d
 def _corner(c): return 7 + _STEP[0]*c.place[0], _TOP + _STEP[1]*c.place[1]
 
 def _between(book, a, b):  # does a box stand between two of one column?
@@ -131,7 +132,7 @@ def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
 
 # %% ../nbs/94_tools.ipynb #d939aa00
 #| code-fold: true
-#| code-summary: "draw_map: boxes, legend, and the drawing"
+#| code-summary: "Boxes, legend, and all arrows"
 def _box(c, fill, linked):  # one chapter
     (x, y), (w, h) = _corner(c), _BOX
     shape = (f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="{fill}"/>'
@@ -147,6 +148,16 @@ def _legend(parts, y):  # names and colours of the parts
         f'<text class="k" x="{x+25}" y="{y+14}">{name}</text>'
         for (x, y), (name, color, _) in zip(places, parts))
 
+def _lines(book):  # all arrows
+    dash = ' stroke-dasharray="5 4"'
+    return ''.join(
+        f'<path data-arrow="{a} {b}" d="{_route(book, book[a], book[b])}" '
+        f'marker-end="url(#tip)"{dash*dashed}/>' for a, b, dashed in arrows(book))
+
+_ABOUT = ('Map of the book: chapters as boxes, an arrow from each to those that '
+          'build on it; the table below says the same in words')
+
+# %% ../nbs/94_tools.ipynb #4f7d0979
 def draw_map(
     book:dict,         # topic -> Chapter, see `read_chapters`
     parts:list,        # (name, colour, topics) of each part of the book
@@ -157,26 +168,18 @@ def draw_map(
     width = 7*2 + _STEP[0]*max(c.place[0] for c in book.values()) + _BOX[0] + 12
     bottom = _TOP + _STEP[1]*max(c.place[1] for c in book.values()) + _BOX[1] + 24
     height = bottom + 27*((len(parts) + 2)//3)
-    dash = ' stroke-dasharray="5 4"'
-    lines = ''.join(
-        f'<path data-arrow="{a} {b}" d="{_route(book, book[a], book[b])}" '
-        f'marker-end="url(#tip)"{dash*dashed}/>'
-        for a, b, dashed in arrows(book))
-    about = ('Map of the book: chapters as boxes, an arrow from each to those that '
-             'build on it; the table below says the same in words')
     back = f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'role="{"group" if linked else "img"}" aria-label="{about}" class="nn-map">'
+        f'role="{"group" if linked else "img"}" aria-label="{_ABOUT}" class="nn-map">'
         f'<style>{_STYLE}</style><defs><marker id="tip" viewBox="0 0 8 8" refX="7" '
         'refY="4" markerWidth="6.5" markerHeight="6.5" orient="auto">'
-        f'<path d="M0 0L8 4L0 8z"/></marker></defs>{"" if linked else back}{lines}'
+        f'<path d="M0 0L8 4L0 8z"/></marker></defs>{"" if linked else back}'
+        + _lines(book)
         + ''.join(_box(c, color[c.topic], linked) for c in book.values())
         + _legend(parts, bottom) + '</svg>')
 
 # %% ../nbs/94_tools.ipynb #70e53483
-#| code-fold: true
-#| code-summary: "short_numbers, map_table"
 def short_numbers(
     book:dict,    # topic -> Chapter
     topics:list,  # which ones
@@ -189,6 +192,7 @@ def short_numbers(
     return ', '.join(f'{r[0]}–{r[-1]}' if len(r) > 2 else ', '.join(map(str, r))
                      for r in runs)
 
+# %% ../nbs/94_tools.ipynb #5985ff70
 def map_table(book:dict)->str:  # topic -> Chapter; returns a Markdown table
     "The map in words; what only helps is in brackets"
     def needed(c):

@@ -19,8 +19,6 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #46f03528
-#| code-fold: true
-#| code-summary: "Budget, budget"
 @dataclass(frozen=True)
 class Budget:
     "How much work a chapter may do: see `budget`"
@@ -42,6 +40,7 @@ class Budget:
         "Seeds to run"
         return list(range(n if self.n_seeds is None else min(n, self.n_seeds)))
 
+# %% ../nbs/90_pictures.ipynb #ba6d9e74
 _BUDGETS = {b.name: b for b in (
     Budget('quick', n_train=2048, n_valid=512, max_epochs=2, n_seeds=1),
     Budget('short', n_seeds=1), Budget('full'))}
@@ -64,8 +63,6 @@ def budget(
     return _BUDGETS[name]
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
-#| code-fold: true
-#| code-summary: "default_device, find_device, to_device, announce"
 def default_device()->torch.device:  # cuda, else mps, else cpu
     "The fastest device of this machine, looked up when called"
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -87,6 +84,7 @@ def find_device(
                       for k, n in there.items() if n)
     raise ValueError(f'device {str(device)!r} is not there: choose from {found}')
 
+# %% ../nbs/90_pictures.ipynb #886a3973
 def to_device(
     batch,        # tensors in tuples, lists, dicts; objects with `to`; others stay
     device=None,  # where to; None: `default_device()`
@@ -103,6 +101,7 @@ def to_device(
     if isinstance(batch, (tuple, list)): return type(batch)(map(moved, batch))
     return batch
 
+# %% ../nbs/90_pictures.ipynb #17e52ec7
 def _duration(s):
     if s < 1: return 'under a second'
     if s < 100: return f'about {s:.0f} s'
@@ -111,6 +110,7 @@ def _duration(s):
 def _sync(device):
     if device.type in ('cuda', 'mps'): getattr(torch, device.type).synchronize()
 
+# %% ../nbs/90_pictures.ipynb #20377db0
 @patch
 def announce(self:Budget,
     step,                     # function without arguments: one throw-away step

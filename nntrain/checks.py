@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['whole', 'finite', 'positive', 'at_least', 'share']
 
 # %% ../nbs/90_pictures.ipynb #7d2b1955
-#| code-fold: true
-#| code-summary: "The five checks of numbers"
 import math
 from numbers import Integral, Real
 
@@ -31,6 +29,7 @@ def whole(
                          f'got {value!r}')
     return int(value)
 
+# %% ../nbs/90_pictures.ipynb #f32e4197
 def finite(
     name:str,  # as in `whole`
     value      # a number, or a tensor of one element
@@ -50,6 +49,7 @@ def positive(
         raise ValueError(f'{name} must be a finite number above 0, got {value!r}')
     return value
 
+# %% ../nbs/90_pictures.ipynb #7dcdfa2e
 def at_least(
     name:str,      # as in `whole`
     value,         # as in `finite`
@@ -62,6 +62,7 @@ def at_least(
                          f'got {value!r}')
     return value
 
+# %% ../nbs/90_pictures.ipynb #e21546fb
 def share(
     name:str,      # as in `whole`
     value,         # as in `finite`

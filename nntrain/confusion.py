@@ -10,7 +10,7 @@ __all__ = ['ConfusionMatrixCB']
 
 # %% ../nbs/87_logging.ipynb #2d846c5f
 #| code-fold: true
-#| code-summary: "ConfusionMatrixCB: keep what was predicted"
+#| code-summary: "Imports of the module; ConfusionMatrixCB"
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -28,28 +28,36 @@ class ConfusionMatrixCB(Callback):
             raise ValueError('ConfusionMatrixCB gathers the rows of all processes, so '
                              'it runs in all of them: leave it out of main_only')
     def before_phase(self, learn): self.new = []
-    def after_loss(self, learn):
-        if learn.training: return
-        n, shape = len(self.classes), tuple(learn.preds.shape)
-        if len(shape) != 2 or shape[1] != n:
-            raise ValueError(f'predictions (N, {n}) are needed for these {n} classes, '
-                             f'got {shape}')
-        rows = learn.yb, *learn.preds.detach().float().softmax(1).max(1)
-        self.new.append([learn.world.gather(t) for t in rows])
-    def cleanup_phase(self, learn):
-        if not self.new: return
-        targets, confidence, preds = map(torch.cat, zip(*self.new))
-        self.targets, self.confidence, self.preds = targets, confidence, preds
-    @property
-    def matrix(self)->Tensor:
-        "(C, C) counts: true class down, predicted class across"
-        n = len(self.classes)
-        counts = torch.bincount(self.targets*n + self.preds, minlength=n*n)
-        return counts.view(n, n).cpu()
 
-# %% ../nbs/87_logging.ipynb #17cde773
+# %% ../nbs/87_logging.ipynb #87b00027
 #| code-fold: true
-#| code-summary: "most_confused and plot"
+#| code-summary: "Keep what was predicted"
+@patch
+def after_loss(self:ConfusionMatrixCB, learn):
+    if learn.training: return
+    n, shape = len(self.classes), tuple(learn.preds.shape)
+    if len(shape) != 2 or shape[1] != n:
+        raise ValueError(f'predictions (N, {n}) are needed for these {n} classes, '
+                         f'got {shape}')
+    rows = learn.yb, *learn.preds.detach().float().softmax(1).max(1)
+    self.new.append([learn.world.gather(t) for t in rows])
+
+@patch
+def cleanup_phase(self:ConfusionMatrixCB, learn):
+    if not self.new: return
+    targets, confidence, preds = map(torch.cat, zip(*self.new))
+    self.targets, self.confidence, self.preds = targets, confidence, preds
+
+# %% ../nbs/87_logging.ipynb #87b00029
+#| code-fold: true
+#| code-summary: "matrix and most_confused"
+@patch(as_prop=True)
+def matrix(self:ConfusionMatrixCB)->Tensor:
+    "(C, C) counts: true class down, predicted class across"
+    n = len(self.classes)
+    counts = torch.bincount(self.targets*n + self.preds, minlength=n*n)
+    return counts.view(n, n).cpu()
+
 @patch
 def most_confused(self:ConfusionMatrixCB,
     n:int=5  # how many rows at most
@@ -60,6 +68,21 @@ def most_confused(self:ConfusionMatrixCB,
     found = [(wrong.flatten()[i].item(), *divmod(i, len(wrong))) for i in order]
     return [row for row in found if row[0]]
 
+# %% ../nbs/87_logging.ipynb #87b10001
+#| code-fold: true
+#| code-summary: "Numbers that are readable on each colour"
+def _write_counts(ax, matrix, wrong):
+    ticks = range(len(matrix))
+    for i in ticks:
+        for j in ticks:
+            dark = wrong[i, j] > .6*wrong.max()
+            color = '0.4' if i == j else 'white' if dark else 'black'
+            ax.text(j, i, matrix[i, j].item() or '', ha='center', va='center',
+                    fontsize=8, color=color)
+
+# %% ../nbs/87_logging.ipynb #17cde773
+#| code-fold: true
+#| code-summary: "plot"
 @patch
 def plot(self:ConfusionMatrixCB,
     ax=None  # matplotlib axes; None: a new figure
@@ -71,15 +94,10 @@ def plot(self:ConfusionMatrixCB,
     matrix, ticks = self.matrix, range(len(self.classes))
     wrong = matrix.clone().fill_diagonal_(0)
     ax.imshow(wrong, cmap='Blues')
-    for i in ticks:
-        for j in ticks:
-            dark = wrong[i, j] > .6*wrong.max()
-            color = '0.4' if i == j else 'white' if dark else 'black'
-            ax.text(j, i, matrix[i, j].item() or '', ha='center', va='center',
-                    fontsize=8, color=color)
+    _write_counts(ax, matrix, wrong)
     ax.set_xticks(ticks, self.classes, rotation=45, ha='right')
     ax.set_yticks(ticks, self.classes)
     n_wrong = len(self.preds) - matrix.trace().item()
-    title = f'{n_wrong} of {len(self.preds)} are wrong'
-    ax.set(xlabel='predicted', ylabel='true', title=title)
+    ax.set(xlabel='predicted', ylabel='true',
+           title=f'{n_wrong} of {len(self.preds)} are wrong')
     return ax

@@ -10,7 +10,7 @@ __all__ = ['DATA_LOOKS']
 
 # %% ../nbs/84_looks.ipynb #6f62de08
 #| code-fold: true
-#| code-summary: "Imports of the module; finite numbers"
+#| code-summary: "Imports of the module; inputs as rows"
 import random
 import zlib
 
@@ -25,6 +25,9 @@ def _floats(calls):  # the first input of each call, as rows of floats
     found = [c.inputs[0] for c in calls if c.inputs and c.inputs[0].ndim > 1]
     return [x.flatten(1).float() for x in found if x.is_floating_point()]
 
+# %% ../nbs/84_looks.ipynb #84a00001
+#| code-fold: true
+#| code-summary: "finite numbers"
 def _find_numbers(trial):
     "Is everything finite?"
     flight = trial.flight
@@ -85,26 +88,33 @@ def _find_labels(trial):
 
 # %% ../nbs/84_looks.ipynb #6bbc639b
 #| code-fold: true
+#| code-summary: "How mixed the classes are; is the order the same?"
+def _mixture(labels):  # classes in all batches: found, and expected in random order
+    share = torch.cat(labels).unique(return_counts=True)[1].double()
+    share /= share.sum()
+    expected = sum((1 - (1 - share)**len(y)).sum().item() for y in labels)
+    return sum(y.unique().numel() for y in labels), expected
+
+def _same_order(first, others):
+    x = first.rows[0][0] if first.rows else None
+    if x is None or not x.is_floating_point(): return False    # texts come in order
+    several = len(first.keys) > 1 and len(set(first.keys[0])) > 1
+    return bool(others) and several and first.same(others[0])
+
+# %% ../nbs/84_looks.ipynb #84a00002
+#| code-fold: true
 #| code-summary: "order"
 def _find_order(trial):
     "Are classes mixed, and is the order new in each epoch?"
     if not trial.train: return
     first, *others = trial.train
     labels = [y for y in first.labels if y is not None and len(y) > 7]
-    if len(labels) > 3:
-        share = torch.cat(labels).unique(return_counts=True)[1].double()
-        share /= share.sum()
-        expected = sum((1 - (1 - share)**len(y)).sum().item() for y in labels)
-        found = sum(y.unique().numel() for y in labels)
-        if found < LIMITS['classes per batch']*expected:
-            yield 'sorted batches', (
-                f'a training batch holds {found/len(labels):.1f} classes on average; '
-                f'in random order it would be {expected/len(labels):.1f}: shuffle.')
-            return
-    x = first.rows[0][0] if first.rows else None
-    ordered = x is None or not x.is_floating_point()        # texts come in order
-    several = len(first.keys) > 1 and len(set(first.keys[0])) > 1
-    if others and several and not ordered and first.same(others[0]):
+    found, expected = _mixture(labels) if len(labels) > 3 else (0, 0)
+    if found < LIMITS['classes per batch']*expected:
+        yield 'sorted batches', (
+            f'a training batch holds {found/len(labels):.1f} classes on average; '
+            f'in random order it would be {expected/len(labels):.1f}: shuffle.')
+    elif _same_order(first, others):
         yield 'same order', (
             f'two epochs begin with the same {len(first.keys[0])} samples in the same '
             f'order: shuffle the training data anew in each epoch.')
@@ -156,22 +166,7 @@ def _find_pixels(trial):
 
 # %% ../nbs/84_looks.ipynb #e126f42c
 #| code-fold: true
-#| code-summary: "A stand-in for the data set, and its generators"
-class _Draws(Dataset):
-    "What a worker would draw for its samples: the states of the generators it holds"
-    def __init__(self, dataset, n): self.dataset, self.n = dataset, n
-    def __len__(self): return self.n
-    def __getitem__(self, i):
-        info = torch.utils.data.get_worker_info()
-        kept = {'NumPy': np.random.get_state()[1].tobytes(),
-                'random': random.getstate(), 'torch': torch.initial_seed()}
-        for name, o in _generators(self.dataset):
-            state = o.bit_generator.state if isinstance(o, np.random.Generator) else (
-                o.get_state().numpy().tobytes() if isinstance(o, torch.Generator)
-                else o.get_state()[1].tobytes())
-            kept[name] = str(state)
-        return info.id, {k: zlib.crc32(str(v).encode()) for k, v in kept.items()}
-
+#| code-summary: "The generators that an object holds, and their states"
 def _generators(obj, name='dataset', depth=4):
     kinds = np.random.Generator, np.random.RandomState, torch.Generator
     if isinstance(obj, kinds): yield name, obj; return
@@ -181,7 +176,32 @@ def _generators(obj, name='dataset', depth=4):
     for key, part in parts.items():
         yield from _generators(part, f'{name}.{key}', depth-1)
 
+def _state(o):  # of a generator
+    if isinstance(o, np.random.Generator): return o.bit_generator.state
+    if isinstance(o, torch.Generator): return o.get_state().numpy().tobytes()
+    return o.get_state()[1].tobytes()
+
+# %% ../nbs/84_looks.ipynb #84a00003
+#| code-fold: true
+#| code-summary: "A stand-in for the data set, sent to the workers"
+class _Draws(Dataset):
+    "What a worker would draw for its samples: the states of the generators it holds"
+    def __init__(self, dataset, n): self.dataset, self.n = dataset, n
+    def __len__(self): return self.n
+    def __getitem__(self, i):
+        kept = {'NumPy': np.random.get_state()[1].tobytes(),
+                'random': random.getstate(), 'torch': torch.initial_seed()}
+        kept |= {name: _state(o) for name, o in _generators(self.dataset)}
+        hashes = {k: zlib.crc32(str(v).encode()) for k, v in kept.items()}
+        return torch.utils.data.get_worker_info().id, hashes
+
 def _first(items): return items[0]
+
+def _states(dl):  # {worker: {generator: hash of its state}}
+    return dict(list(DataLoader(
+        _Draws(dl.dataset, 4*dl.num_workers), batch_size=1, collate_fn=_first,
+        num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn,
+        multiprocessing_context=dl.multiprocessing_context)))
 
 # %% ../nbs/84_looks.ipynb #e43a579c
 #| code-fold: true
@@ -191,14 +211,9 @@ def _find_workers(trial):
     for phase in 'train', 'valid':
         dl = getattr(trial.loaders, phase, None)
         if not isinstance(dl, DataLoader) or dl.num_workers < 2: continue
-        probe = DataLoader(
-            _Draws(dl.dataset, 4*dl.num_workers), batch_size=1, collate_fn=_first,
-            num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn,
-            multiprocessing_context=dl.multiprocessing_context)
-        states = dict(list(probe))
+        states = _states(dl)
         for name in next(iter(states.values()), {}):
-            seen = {s[name] for s in states.values()}
-            if len(states) > 1 and len(seen) == 1:
+            if len(states) > 1 and len({s[name] for s in states.values()}) == 1:
                 yield 'equal workers', (
                     f'{len(states)} workers of the {phase} loader start with the same '
                     f'state of {name}, so they draw the same numbers: seed it in '
@@ -206,9 +221,5 @@ def _find_workers(trial):
                 return
 
 DATA_LOOKS = {
-    'finite numbers': _find_numbers,
-    'labels': _find_labels,
-    'order': _find_order,
-    'scale': _find_scale,
-    'pixels': _find_pixels,
-    'workers': _find_workers}
+    'finite numbers': _find_numbers, 'labels': _find_labels, 'order': _find_order,
+    'scale': _find_scale, 'pixels': _find_pixels, 'workers': _find_workers}

@@ -9,11 +9,10 @@ from __future__ import annotations
 __all__ = ['read_diagram']
 
 # %% ../nbs/98_site.ipynb #fb27498f
-#| code-fold: true
-#| code-summary: "_Box, _Diagram"
 import html
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 
 @dataclass
@@ -33,16 +32,7 @@ class _Box:  # a node; without lines, the place where a long arrow passes a row
     @property
     def height(self): return 20*len(self.lines) + 16 if self.lines else 0
 
-
-@dataclass
-class _Diagram:
-    boxes: dict = field(default_factory=dict)   # name -> box, in the order of the text
-    arrows: list = field(default_factory=list)  # (from, to, label, dotted, both ways)
-    groups: list = field(default_factory=list)  # (title, names of the boxes inside)
-
 # %% ../nbs/98_site.ipynb #bfb0e215
-#| code-fold: true
-#| code-summary: "_plain, _text_width, _filled, _wrapped"
 _THIN, _FAT = set("iljtfrI.,:;'|()[] ·"), set('mwMW←→−')
 
 
@@ -73,8 +63,6 @@ def _wrapped(label, wide=26):  # as few lines as fit, about equally long
     return tuple(lines)
 
 # %% ../nbs/98_site.ipynb #7038393d
-#| code-fold: true
-#| code-summary: "_nodes, _chain"
 _NODE = re.compile(r'(\w+)(?:\(\["?(.+?)"?\]\)|\["(.+?)"\]|\[(.+?)\])?')
 _ARROW = re.compile(r'\s*(<?)(-->|-\.->)(?:\|"?(.*?)"?\|)?\s*')
 _AND = re.compile(r'\s*&\s*')
@@ -94,7 +82,7 @@ def _nodes(d, text, at):  # `A & B["label"]` from `at` on -> (names, where they 
         if not more: return names, found.end()
         at = more.end()
 
-
+# %% ../nbs/98_site.ipynb #da7ccc88
 def _chain(d, line):  # one line of the text -> names of its boxes
     froms, at = _nodes(d, line, 0)
     seen = list(froms)
@@ -114,7 +102,7 @@ def read_diagram(
     text:str,  # a flowchart in Mermaid's notation
 ):             # object with `boxes`, `arrows` and `groups`
     "Boxes, arrows and groups of a flowchart; a ValueError names what cannot be read"
-    d, inside = _Diagram(), []
+    d, inside = SimpleNamespace(boxes={}, arrows=[], groups=[]), []
     first, *lines = [ln.strip() for ln in text.strip().splitlines() if ln.strip()]
     if not re.fullmatch(r'(flowchart|graph) \w\w', first):
         raise ValueError(f'only flowcharts can be drawn, not {first!r}')
@@ -130,8 +118,6 @@ def read_diagram(
     return d
 
 # %% ../nbs/98_site.ipynb #2458c847
-#| code-fold: true
-#| code-summary: "Rows, and places for long arrows"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):
@@ -148,8 +134,6 @@ def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     return ways
 
 # %% ../nbs/98_site.ipynb #0f712196
-#| code-fold: true
-#| code-summary: "Places within a row, and heights"
 def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart by `gap`
     xs = []
     for a, b in zip([None, *row], row):
@@ -157,25 +141,6 @@ def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart b
         xs.append(max(want[id(b)], left))
     shift = sum(want[id(b)] - x for x, b in zip(xs, row))/len(row)
     for x, b in zip(xs, row): b.x = x + shift
-
-
-def _arranged(d, ways):  # sets x and y of all boxes; -> the rows
-    boxes = list(d.boxes.values())
-    n_rows = 1 + max(b.row for b in boxes)
-    rows = [[b for b in boxes if b.row == r] for r in range(n_rows)]
-    near = {id(b): [] for b in boxes}
-    for way in ways:
-        for a, b in zip(way, way[1:]):
-            near[id(d.boxes[a])].append(d.boxes[b])
-            near[id(d.boxes[b])].append(d.boxes[a])
-    for row in rows: _spread(row, {id(b): 0 for b in row})
-    for sweep in range(24):
-        for row in rows if sweep % 2 else rows[::-1]:
-            want = {id(b): sum(n.x for n in ns)/len(ns) if (ns := near[id(b)]) else b.x
-                    for b in row}
-            if sweep < 16: row.sort(key=lambda b: want[id(b)])
-            _spread(row, want)
-    return rows
 
 
 def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the lower edge
@@ -186,3 +151,27 @@ def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the low
         for b in row: b.y, b.tall = y + tall/2, tall
         y += tall + (52 if r in labelled else 30)
     return y - 30
+
+# %% ../nbs/98_site.ipynb #2d029fff
+def _near(d, ways):  # {id of a box: the boxes that it is connected to}
+    near = {id(b): [] for b in d.boxes.values()}
+    for way in ways:
+        for a, b in zip(way, way[1:]):
+            near[id(d.boxes[a])].append(d.boxes[b])
+            near[id(d.boxes[b])].append(d.boxes[a])
+    return near
+
+
+def _arranged(d, ways):  # sets x and y of all boxes; -> the rows
+    boxes = list(d.boxes.values())
+    n_rows = 1 + max(b.row for b in boxes)
+    rows = [[b for b in boxes if b.row == r] for r in range(n_rows)]
+    near = _near(d, ways)
+    for row in rows: _spread(row, {id(b): 0 for b in row})
+    for sweep in range(24):
+        for row in rows if sweep % 2 else rows[::-1]:
+            want = {id(b): sum(n.x for n in ns)/len(ns) if (ns := near[id(b)]) else b.x
+                    for b in row}
+            if sweep < 16: row.sort(key=lambda b: want[id(b)])
+            _spread(row, want)
+    return rows

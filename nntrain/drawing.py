@@ -10,7 +10,7 @@ __all__ = ['draw_diagram']
 
 # %% ../nbs/98_site.ipynb #ff085417
 #| code-fold: true
-#| code-summary: "Words, frames, and arrows as smooth lines"
+#| code-summary: "Imports, style, and the tip of an arrow"
 import html
 import re
 
@@ -28,7 +28,7 @@ _TIP = ('<defs><marker id="dg-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWid
         'markerHeight="6" orient="auto-start-reverse"><path class="tip" '
         'd="M0 0L8 4L0 8z"/></marker></defs>')
 
-
+# %% ../nbs/98_site.ipynb #45c20724
 def _words(x, y, lines, more=''):
     def shown(line):
         text = html.escape(html.unescape(line), quote=False)
@@ -43,7 +43,7 @@ def _rect(x, y, w, h, r, more=''):
     return (f'<rect{more} x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{h:.0f}" '
             f'rx="{r:.0f}"/>')
 
-
+# %% ../nbs/98_site.ipynb #3ae6d8c6
 def _curve(points):  # a smooth line that leaves and enters each point straight down
     path = f'M{points[0][0]:.0f} {points[0][1]:.0f}'
     for (x, y), (u, v) in zip(points, points[1:]):
@@ -68,8 +68,6 @@ def _arrow(d, way, arrow, twin):  # -> (line, label); `twin`: how many have the 
     return line, _words(.4*x + .6*u + 20*twin, (y + v)/2 + 5, [label], ' class="label"')
 
 # %% ../nbs/98_site.ipynb #2b6322ab
-#| code-fold: true
-#| code-summary: "draw_diagram"
 def _groups(d):  # [(x, y, width, height, title)] of frames, the innermost last
     frames, wide = [], 0
     for inner, (title, names) in enumerate(reversed(d.groups), 1):
@@ -89,7 +87,22 @@ def _in_words(d):
         f'{name(a)} {"↔" if both else "→"} {name(b)}' + f' ({label})'*bool(label)
         for a, b, label, _, both in d.arrows)
 
+# %% ../nbs/98_site.ipynb #7fb16acb
+def _layers(d, ways, frames):  # shapes, in the order in which they cover one another
+    out = []
+    for x, y, w, h, title in frames:
+        out += [_rect(x, y, w, h, 8), _words(x + w/2, y + 18, [title])]
+    drawn = [_arrow(d, way, arrow, ways[:i].count(way))
+             for i, (way, arrow) in enumerate(zip(ways, d.arrows))]
+    out += [line for line, _ in drawn]
+    for b in d.boxes.values():
+        if not b.lines: continue
+        out.append(_rect(b.x - b.width/2, b.y - b.height/2, b.width, b.height,
+                         b.height/2 if b.round else 5, ' class="box"'))
+        out.append(_words(b.x, b.y - 10*len(b.lines) + 15, b.lines))
+    return out + [label for _, label in drawn]
 
+# %% ../nbs/98_site.ipynb #6d16ce6a
 def draw_diagram(
     text:str,  # a flowchart in Mermaid's notation
 )->str:        # HTML with an inline SVG
@@ -102,19 +115,7 @@ def draw_diagram(
     frames, boxes = _groups(d), list(d.boxes.values())
     left = min([b.x - b.width/2 for b in boxes] + [f[0] for f in frames]) - 6
     right = max([b.x + b.width/2 for b in boxes] + [f[0] + f[2] for f in frames]) + 6
-    out = []
-    for x, y, w, h, title in frames:
-        out += [_rect(x, y, w, h, 8), _words(x + w/2, y + 18, [title])]
-    drawn = [_arrow(d, way, arrow, ways[:i].count(way))
-             for i, (way, arrow) in enumerate(zip(ways, d.arrows))]
-    out += [line for line, _ in drawn]
-    for b in boxes:
-        if not b.lines: continue
-        out.append(_rect(b.x - b.width/2, b.y - b.height/2, b.width, b.height,
-                         b.height/2 if b.round else 5, ' class="box"'))
-        out.append(_words(b.x, b.y - 10*len(b.lines) + 15, b.lines))
-    out += [label for _, label in drawn]
     return (f'<div class="diagram"><svg class="dg" role="img" aria-label="{alt}" '
             f'width="{right - left:.0f}" height="{bottom:.0f}" viewBox="{left:.0f} 0 '
             f'{right - left:.0f} {bottom:.0f}"><style>{_STYLE}</style>{_TIP}'
-            f'{"".join(out)}</svg></div>')
+            f'{"".join(_layers(d, ways, frames))}</svg></div>')

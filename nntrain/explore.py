@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['explore', 'figure_data', 'check_frames']
 
 # %% ../nbs/92_figures.ipynb #7e922401
-#| code-fold: true
-#| code-summary: "What is refused before the function is called"
 import hashlib
 import itertools
 import json
@@ -30,10 +28,10 @@ from .figures import Figure, _back, _pack
 
 def _check_alt(alt):
     if len(str(alt or '').split()) < 4:
-        raise ValueError(
-            f"alt={alt!r} is too short: say in a sentence what the picture shows and "
-            "what the reader can change")
+        raise ValueError(f"alt={alt!r} is too short: say in a sentence what the "
+                         "picture shows and what the reader can change")
 
+# %% ../nbs/92_figures.ipynb #a773cdac
 def _check_size(text, fix):  # many figures fit on a page only when each is small
     size = len(text.encode())
     if size > 60 * 1024:
@@ -53,38 +51,65 @@ def _check_names(params, **given):  # labels and drag speak of parameters
                 raise ValueError(
                     f"{what} names {name!r}, which is no parameter: they are {params}")
 
-# what can be refused before fn is called; `o`: the options that were given
-def _checked(fn, kind, alt, params, o):
-    kinds = ', '.join(map(repr, _KINDS))
-    if kind not in _KINDS:
-        near = get_close_matches(str(kind), _KINDS, 1)
-        raise ValueError(
-            f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")
-            + f" Kinds: {kinds}")
+# %% ../nbs/92_figures.ipynb #d0fc3c1d
+def _check_kind(kind):
+    if kind in _KINDS: return
+    near = get_close_matches(str(kind), _KINDS, 1)
+    raise ValueError(
+        f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")
+        + f" Kinds: {', '.join(map(repr, _KINDS))}")
+
+def _check_taken(kind, o):  # only options that this kind takes
+    for name,value in o.items():
+        if value is None or value is False or name in _KINDS[kind].split(): continue
+        takers = [repr(k) for k, v in _KINDS.items() if name in v.split()]
+        raise ValueError(f"{name}={str(value)[:40]} needs kind={' or '.join(takers)}, "
+                         f"not {kind!r}")
+
+# %% ../nbs/92_figures.ipynb #670fc939
+def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were given
+    _check_kind(kind)
     if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier():
         raise ValueError(
             "fn must be a named function (def …): the figure says what computed it")
     _check_alt(alt)
     if not params and not o.step:
-        raise ValueError(
-            f"no parameters: give at least one range, such as explore({fn.__name__}, "
-            "beta=[0.5, 0.9])")
-    for name,value in o.items():
-        if value is None or value is False or name in _KINDS[kind].split(): continue
-        takers = [repr(k) for k, v in _KINDS.items() if name in v.split()]
-        raise ValueError(
-            f"{name}={str(value)[:40]} needs kind={' or '.join(takers)}, not {kind!r}")
+        raise ValueError("no parameters: give at least one range, such as "
+                         f"explore({fn.__name__}, beta=[0.5, 0.9])")
+    _check_taken(kind, o)
     if kind == 'graph': _check_graph(o.graph)
     most = 256 if kind == 'image' else 254
     if o.shades is not None and not 2 <= o.shades <= most:
         raise ValueError(f"shades={o.shades} must be from 2 to {most}")
     grid = _grid(params)
-    n = math.prod(len(g[1]) for g in grid)
-    if n > 1000:
-        product = ' × '.join(str(len(g[1])) for g in grid)
-        raise ValueError(
-            f"{product} = {n} frames are too many (at most 1000): thin a range")
+    sizes = [len(values) for _, values, _ in grid]
+    if (n := math.prod(sizes)) > 1000:
+        raise ValueError(f"{' × '.join(map(str, sizes))} = {n} frames are too many (at "
+                         "most 1000): thin a range")
     return grid
+
+# %% ../nbs/92_figures.ipynb #87ad6d88
+def _data(fn, kind, grid, frames, o, words):  # all that the script must know
+    data = dict(
+        fn=fn.__name__, src=_source(fn), kind=kind,
+        params=[dict(name=n, texts=t, step=0) for n, _, t in grid],
+        **_fit(frames, kind, o))
+    if o.step:
+        longest = max(len(x) for x, _ in frames[0].values())
+        texts = [str(i) for i in range(longest)]
+        data['params'].append(dict(name='step', texts=texts, step=1))
+    if o.drag: data['drag'] = list(o.drag)
+    data['series'] = _pack(frames, data)
+    content = json.dumps([data, *words], sort_keys=True)
+    data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    return data
+
+def _smaller(kind, grid, frames):  # how to make a figure smaller
+    ranges = ', '.join(f'{n} has {len(v)} values' for n, v, _ in grid)
+    most = max(v[-1].size for v in frames[0].values())
+    less = ('return smaller or fewer pictures, or set shades'
+            if kind in ('heat', 'image') else f'return fewer points ({most} now)')
+    return f"thin a range ({ranges}) or {less}"
 
 # %% ../nbs/92_figures.ipynb #9ecc1801
 def explore(
@@ -141,30 +166,13 @@ def explore(
     grid = _checked(fn, kind, alt, params, o)
     _check_names(labels=words, drag=drag or (), params=[*params, *['step']*bool(step)])
     first, frames = _start(grid, start), _frames(fn, grid, kind)
-    data = dict(
-        fn=fn.__name__, src=_source(fn), kind=kind,
-        params=[dict(name=n, texts=t, step=0) for n, _, t in grid],
-        **_fit(frames, kind, o))
-    if step:
-        longest = max(len(x) for x, _ in frames[0].values())
-        texts = [str(i) for i in range(longest)]
-        data['params'].append(dict(name='step', texts=texts, step=1))
-    if drag: data['drag'] = list(drag)
-    data['series'] = _pack(frames, data)
-    content = json.dumps([data, alt, title], sort_keys=True)
-    data['id'] = f"nnx-{fn.__name__}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    data = _data(fn, kind, grid, frames, o, (alt, title))
     back = _back(data, surface, levels, (xlabel, ylabel), zlabel)
     fig = Figure(fn, data, back, alt, title, first, grid, words)
-    less = (
-        'return smaller or fewer pictures, or set shades' if kind in ('heat', 'image')
-        else f"return fewer points ({max(v[-1].size for v in frames[0].values())} now)")
-    ranges = ', '.join(f'{n} has {len(v)} values' for n, v, _ in grid)
-    _check_size(fig.to_html(), f"thin a range ({ranges}) or {less}")
+    _check_size(fig.to_html(), _smaller(kind, grid, frames))
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
-#| code-fold: true
-#| code-summary: "Read a stored figure; compare two series"
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
@@ -177,14 +185,12 @@ def figure_data(
     for s in data.get('series', ()): s.update({k: _thick(s[k]) for k in 'xy' if k in s})
     return data
 
-def _drifted(a, b):  # is a number of a graph more than a step of rounding off?
-    def far(s, t):
-        p, q = (float(v.replace('−', '-')) for v in (s, t))
-        return abs(p - q) > .0101*max(abs(p), abs(q))
-    return len(a['x']) != len(b['x']) or a['says'] != b['says'] or any(
-        far(s, t) for i in range(len(a['x']))
-        for s, t in zip(_numbers_at(a, i), _numbers_at(b, i)))
+def _number(text):
+    if text in ('True', 'False'): return text == 'True'
+    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
+    except ValueError: return text
 
+# %% ../nbs/92_figures.ipynb #c51dcbc3
 # None, or what differs between a stored series and one computed again, except for a
 # step of rounding
 def _same(a, b, data):
@@ -203,17 +209,26 @@ def _same(a, b, data):
         if len(a[axis]) != len(b[axis]) or any(map(far, a[axis], b[axis])):
             return f"{axis} of {a['name']!r}"
 
-def _number(text):
-    if text in ('True', 'False'): return text == 'True'
-    try: return int(text) if re.fullmatch(r'-?\d+', text) else float(text)
-    except ValueError: return text
+# %% ../nbs/92_figures.ipynb #2622c447
+def _drifted(a, b):  # is a number of a graph more than a step of rounding off?
+    def far(s, t):
+        p, q = (float(v.replace('−', '-')) for v in (s, t))
+        return abs(p - q) > .0101*max(abs(p), abs(q))
+    return len(a['x']) != len(b['x']) or a['says'] != b['says'] or any(
+        far(s, t) for i in range(len(a['x']))
+        for s, t in zip(_numbers_at(a, i), _numbers_at(b, i)))
+
+def _asked(figure, data, grid):  # the values of the controls; if need be, its texts
+    if grid is not None: return grid
+    if isinstance(figure, Figure): return {n: v for n, v, _ in figure.grid}
+    ranges = (p for p in data['params'] if not p['step'])
+    return {p['name']: [_number(t) for t in p['texts']] for p in ranges}
 
 # %% ../nbs/92_figures.ipynb #c1a50004
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own
-    # {parameter: values} for a stored figure; default: its texts read as numbers
-    grid=None,
+    grid=None,  # {parameter: values}; default: its own, or its texts read as numbers
 )->None:
     """Compute every frame again; raise ValueError when the function's source or any
     frame differs from the figure"""
@@ -223,18 +238,10 @@ def check_frames(
         raise ValueError(
             f"a stored figure needs its function: check_frames(html, {data['fn']})")
     if data['src'] != _source(fn):
-        raise ValueError(
-            f"the source of {data['fn']} changed since the figure was made: run its "
-            "cell again")
-    if grid is None and isinstance(figure, Figure):
-        grid = {n: v for n, v, _ in figure.grid}
-    elif grid is None:
-        ranges = (p for p in data['params'] if not p['step'])
-        grid = {p['name']: [_number(t) for t in p['texts']] for p in ranges}
-    new = _pack(_frames(fn, _grid(grid), data['kind']), data)
+        raise ValueError(f"the source of {data['fn']} changed since the figure was "
+                         "made: run its cell again")
+    new = _pack(_frames(fn, _grid(_asked(figure, data, grid)), data['kind']), data)
     for a,b in itertools.zip_longest(data['series'], new):
-        wrong = _same(a, b, data)
-        if wrong is not None:
-            raise ValueError(
-                f"{data['fn']} computes other frames than the figure shows ({wrong}): "
-                "run its cell again")
+        if (wrong := _same(a, b, data)) is not None:
+            raise ValueError(f"{data['fn']} computes other frames than the figure "
+                             f"shows ({wrong}): run its cell again")

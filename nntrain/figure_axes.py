@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #6a66e701
-#| code-fold: true
-#| code-summary: "Limits, round numbers and axes"
 import html
 import math
 
@@ -26,10 +24,9 @@ def _log(v, log):
 def _limits(pairs, given, axis, log, margin=.04):
     if given is not None:
         lo,hi = (math.log10(v) for v in given) if log else map(float, given)
-        if not lo < hi:
-            raise ValueError(
-                f"{axis}lim={tuple(given)} must be (low, high) with low < high")
-        return lo,hi
+        if lo < hi: return lo,hi
+        raise ValueError(
+            f"{axis}lim={tuple(given)} must be (low, high) with low < high")
     v = np.concatenate([np.ravel(p) for p in pairs])
     v = v[np.isfinite(v)]
     if not len(v): raise ValueError(f"{axis}log=True needs positive {axis} values")
@@ -37,6 +34,7 @@ def _limits(pairs, given, axis, log, margin=.04):
     pad = (hi-lo)*margin if hi>lo else abs(hi)*.1 or 1.
     return lo-pad, hi+pad
 
+# %% ../nbs/92_figures.ipynb #d741b177
 _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
@@ -56,6 +54,9 @@ def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
         (k * step, f'{k * step:.4g}')
         for k in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)]
 
+# %% ../nbs/92_figures.ipynb #720f6f6a
+#| code-fold: true
+#| code-summary: "Limits of all frames; margins; the names of two axes"
 # [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
 def _window(frames, lims, log):
     res = []
@@ -67,6 +68,15 @@ def _window(frames, lims, log):
 # margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760
 
+def _axis_names(labels, w, h):
+    if labels is None: return ''
+    return (f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
+            f'text-anchor="middle">{html.escape(labels[0])}</text>'
+            f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
+
+# %% ../nbs/92_figures.ipynb #6c1b6f6f
+#| code-fold: true
+#| code-summary: "Axes with their lines and numbers"
 def _axes(limits, log, scale, labels=None, size=200):
     w,h = _SPAN*scale[0], _SPAN*scale[1]
     res = f'<path class="ax" d="M{_LEFT} {_TOP}v{h}h{w}"/>'
@@ -85,8 +95,4 @@ def _axes(limits, log, scale, labels=None, size=200):
                 f'text-anchor="end">{text}</text>' if k
                 else f'<text x="{x}" y="{_TOP + h + 90 + size}" '
                 f'text-anchor="middle">{text}</text>')
-    if labels is None: return res
-    return (
-        res + f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
-        f'text-anchor="middle">{html.escape(labels[0])}</text>'
-        f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
+    return res + _axis_names(labels, w, h)

@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #b5a9b601
-#| code-fold: true
-#| code-summary: "What all frames share, and the hash of the source"
 import hashlib
 import inspect
 import textwrap
@@ -21,6 +19,22 @@ from .figure_axes import _LEFT, _TOP, _limits, _log, _window
 from .figure_graph import _WIDE, _check_graph
 from .figure_lines import _outline
 
+def _source(fn):  # hash of the function's text, indentation aside
+    try: text = textwrap.dedent(inspect.getsource(fn))
+    except (OSError, TypeError): return 'none'
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:10]
+
+def _fit_images(frames, o, res, low, high):
+    if o.zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
+        raise ValueError(f"pictures run from {low:.3g} to {high:.3g}, not from 0 "
+                         "to 1: undo the normalisation or give zlim=(low, high)")
+    labels = [k if isinstance(k, str) else '' for k in frames[0]]
+    return dict(
+        res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1],
+        zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels,
+        ncols=o.ncols or min(len(labels), 6))
+
+# %% ../nbs/92_figures.ipynb #8f70f16a
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
     if kind == 'graph': return _fit_graph(frames, o.graph)
     log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]
@@ -31,19 +45,20 @@ def _fit(frames, kind, o):  # entries of `data` that hold for all frames
     if set(dots) - set(frames[0]):
         raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
     if o.surface is not None:
-        lims = [
-            given or (float(min(v)), float(max(v))) for given, v in zip(lims, o.surface)
-        ]
+        lims = [g or (float(min(v)), float(max(v))) for g, v in zip(lims, o.surface)]
     res = dict(log=log, dots=dots, box=box)
     if kind=='hist':
         raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
         if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
         res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
         frames = [{k: _outline(*v, res['bins']) for k,v in f.items()} for f in frames]
-        lims[1] = lims[1] or (
-            0, 1.05 * max(v[1].max() for f in frames for v in f.values()) or 1)
+        highest = max(v[1].max() for f in frames for v in f.values())
+        lims[1] = lims[1] or (0, 1.05 * highest or 1)
     return dict(res, limits=_window(frames, lims, log))
 
+# %% ../nbs/92_figures.ipynb #e2fe6510
+#| code-fold: true
+#| code-summary: "Places of the nodes of a graph"
 def _fit_graph(frames, graph):  # entries of `data` that hold for all frames
     nodes, arrows = _check_graph(graph)
     for name in [*frames[0], *nodes]:
@@ -58,24 +73,17 @@ def _fit_graph(frames, graph):  # entries of `data` that hold for all frames
         for k, (c, r) in nodes.items()}
     return dict(box=[0, 0, 1, 1], nodes=places, high=high, arrows=arrows)
 
+# %% ../nbs/92_figures.ipynb #7661cb79
+#| code-fold: true
+#| code-summary: "Cells"
 def _fit_tiles(frames, kind, o, log, box, values):
     z = [_log(v, o.zlog) for v in values(-1)]
     finite = [v[np.isfinite(v)] for v in z]
     low = float(min(v.min(initial=np.inf) for v in finite))
     high = float(max(v.max(initial=-np.inf) for v in finite))
-    res = dict(
-        log=log, dots=[], zlog=int(bool(o.zlog)),
-        shades=o.shades or (256 if kind == 'image' else 64))
-    if kind=='image':
-        if o.zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
-            raise ValueError(
-                f"pictures run from {low:.3g} to {high:.3g}, not from 0 to 1: undo "
-                "the normalisation or give zlim=(low, high)")
-        labels = [k if isinstance(k, str) else '' for k in frames[0]]
-        return dict(
-            res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1],
-            zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels,
-            ncols=o.ncols or min(len(labels), 6))
+    res = dict(log=log, dots=[], zlog=int(bool(o.zlog)),
+               shades=o.shades or (256 if kind == 'image' else 64))
+    if kind == 'image': return _fit_images(frames, o, res, low, high)
     limits = []
     for k,axis in enumerate('xy'):
         if any(not np.array_equal(v, values(k)[0]) for v in values(k)):
@@ -83,15 +91,8 @@ def _fit_tiles(frames, kind, o, log, box, values):
         at = _log(values(k)[0], log[k])
         steps = np.diff(at) if len(at)>1 else np.ones(1)
         if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0] > 0:
-            raise ValueError(
-                f"{axis} of a heat map must rise in even steps (with {axis}log: by an "
-                "even factor)")
+            raise ValueError(f"{axis} of a heat map must rise in even steps (with "
+                             f"{axis}log: by an even factor)")
         limits += [float(at[0]-steps[0]/2), float(at[-1]+steps[0]/2)]
-    return dict(
-        res, box=box, limits=limits,
-        zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
-
-def _source(fn):  # hash of the function's text, indentation aside
-    try: text = textwrap.dedent(inspect.getsource(fn))
-    except (OSError, TypeError): return 'none'
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:10]
+    return dict(res, box=box, limits=limits,
+                zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))

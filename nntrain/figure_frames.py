@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #573a2301
-#| code-fold: true
-#| code-summary: "What fn returned, as series of x and y, or an error that says which frame"
 import itertools
 import math
 
@@ -18,36 +16,6 @@ import numpy as np
 
 def _floats(v):
     return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
-
-def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no x yet
-    pair = isinstance(v, tuple) and len(v)==2
-    if kind=='path' or kind=='scatter' and not pair:
-        v = _floats(v)
-        if v.ndim != 2 or v.shape[1] != 2:
-            raise ValueError(f"{what} must have shape (T, 2), not {v.shape}")
-        x,y = v.T
-    elif pair: x,y = map(_floats, v)
-    elif kind=='hist': x,y = np.empty(0), _floats(v).ravel()
-    else: x,y = np.arange(len(v), dtype=float), _floats(v)
-    if kind=='hist':
-        if pair and (
-            x.ndim != 1
-            or y.shape != (len(x) - 1,)
-            or not (np.diff(x) > 0).all()
-            or not (y >= 0).all()
-        ):
-            raise ValueError(
-                f"{what}: (edges, counts) needs rising edges, one more than counts, "
-                f"and counts from 0 up, not shapes {x.shape} and {y.shape}")
-    elif x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(
-            f"{what}: x and y must be 1-D and equally long, not {x.shape} and "
-            f"{y.shape}")
-    if not np.isfinite(y if kind == 'hist' else x + y).any():
-        raise ValueError(
-            f"{what} holds no finite point; a NaN inside a line is a gap, but a line "
-            "needs points")
-    return x,y
 
 # what fn returned -> {name: (x, y)}, or an error that says which frame
 def _series(out, kind, at):
@@ -62,20 +30,49 @@ def _series(out, kind, at):
             + (f" of {len(out)}" if isinstance(out, dict) else ""))
     return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
 
+# %% ../nbs/92_figures.ipynb #38dba286
+def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no x yet
+    pair = isinstance(v, tuple) and len(v)==2
+    if kind=='path' or kind=='scatter' and not pair:
+        v = _floats(v)
+        if v.ndim != 2 or v.shape[1] != 2:
+            raise ValueError(f"{what} must have shape (T, 2), not {v.shape}")
+        x,y = v.T
+    elif pair: x,y = map(_floats, v)
+    elif kind=='hist': x,y = np.empty(0), _floats(v).ravel()
+    else: x,y = np.arange(len(v), dtype=float), _floats(v)
+    _check_curve(x, y, kind, pair, what)
+    return x,y
+
+# %% ../nbs/92_figures.ipynb #a35d3d65
+#| code-fold: true
+#| code-summary: "What a series may not be; graphs, heat maps, pictures"
+def _check_curve(x, y, kind, pair, what):
+    if kind == 'hist' and pair and (
+            x.ndim != 1 or y.shape != (len(x) - 1,)
+            or not (np.diff(x) > 0).all() or not (y >= 0).all()):
+        raise ValueError(
+            f"{what}: (edges, counts) needs rising edges, one more than counts, "
+            f"and counts from 0 up, not shapes {x.shape} and {y.shape}")
+    if kind != 'hist' and (x.ndim != 1 or x.shape != y.shape):
+        raise ValueError(f"{what}: x and y must be 1-D and equally long, not {x.shape} "
+                         f"and {y.shape}")
+    if not np.isfinite(y if kind == 'hist' else x + y).any():
+        raise ValueError(f"{what} holds no finite point; a NaN inside a line is a gap, "
+                         "but a line needs points")
+
 # of a graph -> {name: (array of its value and, if it has one, its gradient,)}
 def _nodes(out, at):
     if not isinstance(out, dict) or not out:
-        raise ValueError(
-            f"{at} must return a dict {{node: (value, gradient)}} or {{node: value}}, "
-            f"not {str(out)[:40]}")
+        raise ValueError(f"{at} must return a dict {{node: (value, gradient)}} or "
+                         f"{{node: value}}, not {str(out)[:40]}")
     res = {}
     for name,v in out.items():
         try: a = np.array([float(x) for x in (v if isinstance(v, tuple) else (v,))])
         except (TypeError, ValueError): a = np.empty(0)
         if not 0 < len(a) < 3 or not np.isfinite(a).all():
-            raise ValueError(
-                f"{at}: node {name!r} needs a finite number or (value, gradient), not "
-                f"{str(v)[:40]}")
+            raise ValueError(f"{at}: node {name!r} needs a finite number or (value, "
+                             f"gradient), not {str(v)[:40]}")
         res[str(name)] = a,
     return res
 
@@ -88,13 +85,11 @@ def _heat(out, at):  # -> {'heat': (x, y, z)}
         np.arange(n, dtype=float) if v is None else _floats(v)
         for v, n in ((x, z.shape[1]), (y, z.shape[0])))
     if z.shape != (len(y), len(x)):
-        raise ValueError(
-            f"{at}: z must have shape (len(y), len(x)) = {(len(y), len(x))}, not "
-            f"{z.shape}")
+        raise ValueError(f"{at}: z must have shape (len(y), len(x)) = "
+                         f"{(len(y), len(x))}, not {z.shape}")
     if not np.isfinite(z).any():
-        raise ValueError(
-            f"{at} holds no finite value; a NaN leaves a cell empty, but a heat map "
-            "needs cells")
+        raise ValueError(f"{at} holds no finite value; a NaN leaves a cell empty, but "
+                         "a heat map needs cells")
     return {'heat': (x, y, z)}
 
 # -> (H, W) or (H, W, 3), values from 0 to 1 unless the caller says otherwise
@@ -116,21 +111,19 @@ def _pictures(out, at):  # -> {label or number: (picture,)}
         out = dict(enumerate([out] if getattr(out, 'ndim', 0) == 2 else out))
     res = {k: (_picture(v, f"{at}: picture {k!r}"),) for k,v in out.items()}
     if len({v.shape for (v,) in res.values()}) != 1:
-        raise ValueError(
-            f"{at}: pictures must exist and have one size, not "
-            f"{sorted({v.shape for (v,) in res.values()})}")
+        raise ValueError(f"{at}: pictures must exist and have one size, not "
+                         f"{sorted({v.shape for (v,) in res.values()})}")
     return res
 
 # %% ../nbs/92_figures.ipynb #94134e60
 #| code-fold: true
-#| code-summary: "From lists of values to controls, and from start to positions"
+#| code-summary: "From lists of values to controls"
 def _grid(params):  # {name: values} -> [(name, values, texts)]
     res = []
     for name,values in params.items():
         if isinstance(values, (str, int, float)):
-            raise ValueError(
-                f"{name}={values!r}: give the slider a list of values, such as "
-                f"{name}=[0.1, 0.5, 0.9]")
+            raise ValueError(f"{name}={values!r}: give the slider a list of values, "
+                             f"such as {name}=[0.1, 0.5, 0.9]")
         values = values.tolist() if hasattr(values, 'tolist') else list(values)
         if not values:
             raise ValueError(f"{name} has an empty range: give it at least one value")
@@ -145,8 +138,10 @@ def _near(v, want):  # the same word, or the same number but for rounding
     words = isinstance(v, str) or isinstance(want, str)
     return v == want or not words and math.isclose(v, want, rel_tol=1e-9)
 
-# the slider positions of `start` (a value, or {name: value}), else of each first value
-def _start(grid, start):
+# %% ../nbs/92_figures.ipynb #b3c17ef3
+#| code-fold: true
+#| code-summary: "From start to positions"
+def _start(grid, start):  # positions of a value or of {name: value}; default: 0
     if start is None: start = {}
     if not isinstance(start, dict):
         if len(grid) != 1:
@@ -154,18 +149,16 @@ def _start(grid, start):
                 f"start={start!r} fits one parameter; for {len(grid)} write "
                 f"start=dict({', '.join(g[0] + '=…' for g in grid)})")
         start = {grid[0][0]: start}
-    if set(start) - {g[0] for g in grid}:
-        raise ValueError(
-            f"start names {sorted(set(start) - {g[0] for g in grid})}; the parameters "
-            f"are {[g[0] for g in grid]}")
+    if unknown := sorted(set(start) - {g[0] for g in grid}):
+        raise ValueError(f"start names {unknown}; the parameters are "
+                         f"{[g[0] for g in grid]}")
     res = []
     for name,values,texts in grid:
         want = start.get(name, values[0])
         hit = [i for i, v in enumerate(values) if _near(v, want)]
         if not hit:
-            raise ValueError(
-                f"start {name}={want!r} is not on its grid: use one of "
-                f"{', '.join(texts[:12])}")
+            raise ValueError(f"start {name}={want!r} is not on its grid: use one of "
+                             f"{', '.join(texts[:12])}")
         res.append(hit[0])
     return res
 
@@ -190,7 +183,6 @@ def _frames(fn, grid, kind):
         if here != first:
             same = 'nodes' if kind == 'graph' else 'series and lengths'
             pad = '' if kind == 'graph' else ' (pad with NaN)'
-            raise ValueError(
-                f"{fn.__name__} must return the same {same} in every "
-                f"frame{pad}: first {first}, then {here}")
+            raise ValueError(f"{fn.__name__} must return the same {same} in every "
+                             f"frame{pad}: first {first}, then {here}")
     return res

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #adf9c805
 #| code-fold: true
-#| code-summary: "Numbers in a few digits, boxes, arrows, and the check of a layout"
+#| code-summary: "Numbers in a few digits"
 import html
 import itertools
 
@@ -30,30 +30,33 @@ def _short(v):  # three significant digits; what is left of rounding is 0
 
 _WIDE, _BOX = 1898, 1560  # a column and a box, in units of the picture
 
-# graph -> ({name: (column, row)}, [(from, to)]), or an error that says what is wrong
-def _check_graph(graph):
+# %% ../nbs/92_figures.ipynb #495b426c
+#| code-fold: true
+#| code-summary: "The check of a layout"
+def _check_graph(graph):  # -> ({name: (column, row)}, [(from, to)]), or an error
     try:
         nodes = {str(k): (float(c), float(r)) for k, (c, r) in graph['nodes'].items()}
         arrows = [(str(a), str(b)) for a, b in graph['arrows']]
     except (TypeError, ValueError, KeyError, AttributeError):
-        raise ValueError(
-            "kind='graph' needs graph=dict(nodes={name: (column, row)}, arrows=[(from, "
-            f"to), …]), not {str(graph)[:60]}") from None
+        raise ValueError("kind='graph' needs graph=dict(nodes={name: (column, row)}, "
+                         f"arrows=[(from, to), …]), not {str(graph)[:60]}") from None
     for a, b in arrows:
         if not {a, b} <= set(nodes) or a == b:
-            raise ValueError(
-                f"the arrow {(a, b)} must join two different nodes of {list(nodes)}")
+            raise ValueError(f"the arrow {(a, b)} must join two different nodes of "
+                             f"{list(nodes)}")
     for a, b in itertools.combinations(nodes, 2):
         if max(abs(p - q) for p, q in zip(nodes[a], nodes[b])) < 1:
             raise ValueError(f"nodes {a!r} and {b!r} overlap: place them 1 apart")
     for name in nodes:
         if not 0 < len(name) < 10:
             raise ValueError(f"node {name!r} needs a name of 1 to 9 letters")
-    columns = [c for c, _ in nodes.values()] or [0]
-    if max(columns) - min(columns) > 4:
+    if nodes and np.ptp([column for column, _ in nodes.values()]) > 4:
         raise ValueError("more than 5 columns are too small on a phone: use more rows")
     return nodes, arrows
 
+# %% ../nbs/92_figures.ipynb #e9c67141
+#| code-fold: true
+#| code-summary: "Numbers and their sentence; arrows, boxes, and the numbers in them"
 # frames -> one series: the texts that occur, and for each frame the number of each
 def _pack_graph(frames, data):
     once, x = {}, []

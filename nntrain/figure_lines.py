@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #c1a50002
-#| code-fold: true
-#| code-summary: "Colours, dashes and markers"
 import html
 import math
 
@@ -30,6 +28,7 @@ _MARKS = (
 
 def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
+# %% ../nbs/92_figures.ipynb #9d27def5
 # the two `d` attributes of one series: line and markers; `paths` in paths.js does the
 # same
 def _paths(s, frame, n, scale):
@@ -50,7 +49,7 @@ def _paths(s, frame, n, scale):
 
 # %% ../nbs/92_figures.ipynb #14815001
 #| code-fold: true
-#| code-summary: "Contours, the picture around the lines, and the packing of frames"
+#| code-summary: "Contours as a path, bars as a line, and which points get a marker"
 # (T, 2) whole numbers -> an SVG path, points nearer than 50 units merged
 def _polyline(points):
     keep = [points[0]]
@@ -60,14 +59,26 @@ def _polyline(points):
     steps = ' '.join(f'{a} {b}' for a, b in np.diff(keep, axis=0))
     return f'M{keep[0][0]} {keep[0][1]}l{steps}'
 
+def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
+    if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
+    return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
+
+def _every(n, series, kind, dots):  # which points get a marker: every …-th, 0 for none
+    if kind == 'hist': return 0
+    if dots: return 1
+    if kind == 'path': return math.ceil(n / 60)
+    return math.ceil(n / 8) if series > 1 or n <= 16 else 0
+
+# %% ../nbs/92_figures.ipynb #5ef4e931
+#| code-fold: true
+#| code-summary: "Contours"
 # grey lines of equal height: (svg, text for the legend)
 def _contours(surface, limits, scale, levels):
     from contourpy import contour_generator
     x,y,z = map(_floats, surface)
     if z.shape != (len(y), len(x)):
-        raise ValueError(
-            "surface=(x, y, z) needs z of shape (len(y), len(x)) = "
-            f"{(len(y), len(x))}, not {z.shape}")
+        raise ValueError("surface=(x, y, z) needs z of shape (len(y), len(x)) = "
+                         f"{(len(y), len(x))}, not {z.shape}")
     if levels is None: levels = np.quantile(z[np.isfinite(z)], np.linspace(.02, .9, 9))
     parts, make = [], contour_generator(x, y, np.ma.masked_invalid(z))
     for level in levels:
@@ -82,6 +93,9 @@ def _contours(surface, limits, scale, levels):
         f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o, d in zip(shade, parts))
     return svg, f'contours: {min(levels):.4g} (strong) to {max(levels):.4g} (faint)'
 
+# %% ../nbs/92_figures.ipynb #e2fed9f8
+#| code-fold: true
+#| code-summary: "The picture around the lines"
 # a complete picture; without `alt` it is decoration, described elsewhere
 def _svg(alt, box, clip, behind, inside, view=None):
     w, h = _SPAN*box[2], _SPAN*box[3]
@@ -104,18 +118,8 @@ def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are fill
         f'stroke-dasharray="{_DASHES[i]}"{bars} d="{line}"/>'
         f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
 
-def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
-    if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
-    return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
-
-def _every(n, series, kind, dots):  # which points get a marker: every …-th, 0 for none
-    if kind == 'hist': return 0
-    if dots: return 1
-    if kind == 'path': return math.ceil(n / 60)
-    return math.ceil(n / 8) if series > 1 or n <= 16 else 0
-
-# frames -> series ready to draw; what is equal in all frames is stored once
-def _pack_lines(frames, data):
+# %% ../nbs/92_figures.ipynb #2b33d62e
+def _pack_lines(frames, data):  # -> series; what is equal in all frames comes once
     hist, path = data['kind'] == 'hist', data['kind'] == 'path'
     if hist:
         frames = [{k: _outline(*v, data['bins']) for k, v in f.items()} for f in frames]
@@ -125,9 +129,8 @@ def _pack_lines(frames, data):
         codes = {}
         for k, axis in enumerate('xy'):
             low, high = data['limits'][2*k:2*k + 2]
-            text = [
-                _encode(_quantise(_log(f[name][k], data['log'][k]), low, high))
-                for f in frames]
+            text = [_encode(_quantise(_log(f[name][k], data['log'][k]), low, high))
+                    for f in frames]
             codes[axis] = text[:1] if len(set(text)) == 1 else text
         res.append(dict(
             name=name, line=int(not dots and n > 1),

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #630aaa01
 #| code-fold: true
-#| code-summary: "The strip of tiles, the windows on it, and their places"
+#| code-summary: "Shades and colours"
 import base64
 import html
 import io
@@ -34,34 +34,21 @@ def _palette(kind, shades):  # (shades, 3) colours
     colours = colormaps['viridis'](np.linspace(0, 1, shades))[:, :3]
     return (colours * 255).round().astype(np.uint8)
 
-# (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
-def _png(strip, palette):
-    from PIL import Image
-    out, more = io.BytesIO(), {}
-    picture = Image.fromarray(strip)
-    if strip.ndim==2:
-        picture = picture.convert('P') if picture.mode!='P' else picture
-        if strip.max() >= len(palette):  # some cells are empty
-            more = dict(transparency=len(palette)+1)
-            palette = np.concatenate([palette, palette[:2]])
-        picture.putpalette(palette.tobytes())
-    picture.save(out, 'PNG', optimize=True, **more)
-    return base64.b64encode(out.getvalue()).decode()
-
+# %% ../nbs/92_figures.ipynb #cc836db9
+#| code-fold: true
+#| code-summary: "All tiles in one strip"
 def _pack_tiles(frames, data):  # frames -> the one series of a heat map or image grid
     (lo,hi), shades, tiles, cells = data['zlim'], data['shades'], {}, []
     for f in frames:
         here = [_shade(_log(v[-1], data['zlog']), lo, hi, shades) for v in f.values()]
-        if data['kind'] == 'heat':
-            here = [here[0][::-1]]  # the first row of a picture is the highest
+        if data['kind'] == 'heat': here = [here[0][::-1]]  # pictures begin at the top
         if here[0].ndim == 3:
             here = [np.round(a * (255 / (shades - 1))).astype(np.uint8) for a in here]
         cells.append(_encode([tiles.setdefault(a.tobytes(), len(tiles)) for a in here]))
     shape = here[0].shape
     if len(tiles) * shape[0] > 16_000 or len(tiles) >= _GAP:
-        raise ValueError(
-            f"{len(tiles)} tiles of {shape[0]} rows are too many for one picture: "
-            "thin a range")
+        raise ValueError(f"{len(tiles)} tiles of {shape[0]} rows are too many for one "
+                         "picture: thin a range")
     # the first and the last row of a tile come twice, so no neighbour shows where a
     # window ends between two pixels of the screen
     edges = ((1, 1),)+((0, 0),)*(len(shape)-1)
@@ -71,6 +58,9 @@ def _pack_tiles(frames, data):  # frames -> the one series of a heat map or imag
     png = _png(strip, _palette(data['kind'], shades))
     return [dict(name='', cells=cells, pitch=shape[0] + 2, wide=shape[1], png=png)]
 
+# %% ../nbs/92_figures.ipynb #86aa85ac
+#| code-fold: true
+#| code-summary: "A PNG with a palette; windows on the strip, their places, labels, the colour bar"
 def _tiles(s, frame):  # the tiles of one frame, read back from the PNG
     from PIL import Image
     strip = np.array(Image.open(io.BytesIO(base64.b64decode(s['png']))))
@@ -107,9 +97,8 @@ def _labels(data):  # (labels below the pictures, '', '', size of the whole)
     places, below, res = _places(data), 420 if any(data['labels']) else 0, ''
     for label,(x,y,w,h) in zip(data['labels'], places):
         if len(label) * 165 > w + 160:
-            raise ValueError(
-                f"label {label!r} is too long for {data['ncols']} pictures in a row: "
-                f"at most {(w + 160) // 165} letters")
+            raise ValueError(f"label {label!r} is too long for {data['ncols']} "
+                             f"pictures in a row: at most {(w + 160) // 165} letters")
         if label:
             res += (
                 f'<text x="{x + w // 2}" y="{y + h + 330}" '
@@ -132,3 +121,17 @@ def _colour_bar(data, zlabel):  # (what is right of a heat map, its right end)
     return (
         res + f'<text x="{right - 60}" y="{_TOP - 190}" '
         f'text-anchor="end">{html.escape(zlabel or "")}</text>', right)
+
+# (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
+def _png(strip, palette):
+    from PIL import Image
+    out, more = io.BytesIO(), {}
+    picture = Image.fromarray(strip)
+    if strip.ndim==2:
+        picture = picture.convert('P') if picture.mode!='P' else picture
+        if strip.max() >= len(palette):  # some cells are empty
+            more = dict(transparency=len(palette)+1)
+            palette = np.concatenate([palette, palette[:2]])
+        picture.putpalette(palette.tobytes())
+    picture.save(out, 'PNG', optimize=True, **more)
+    return base64.b64encode(out.getvalue()).decode()

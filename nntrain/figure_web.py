@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #1a949801
-#| code-fold: true
-#| code-summary: "Read the files, squeeze them, wrap them"
 import re
 from importlib.resources import files
 
@@ -33,8 +31,7 @@ def _squeeze_css(text):
 def _style(*names):
     return f"<style>{''.join(_squeeze_css(_web(name)) for name in names)}</style>"
 
-# the files as one function of their own, called with the data; nothing leaks out
-def _script(names, call, data):
+def _script(names, call, data):  # the files as one function, called with the data
     code = '\n'.join(_squeeze_js(_web(name)) for name in names)
     data = data.replace('<', '\\u003c')  # a '</script>' in a name ends nothing
     return f'<script>(() => {{\n{code}\n{call}({data});\n}})()</script>'

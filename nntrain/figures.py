@@ -26,8 +26,6 @@ from .figure_web import _DRAG_JS, _EXPLORE_JS, _GRAPH_JS, _script, _style
 __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #44b3377c
-#| code-fold: true
-#| code-summary: "Pack the frames, draw what never changes; the class Figure"
 def _pack(frames, data):  # frames -> series ready to draw
     if data['kind'] == 'graph': return _pack_graph(frames, data)
     tiles = data['kind'] in ('heat', 'image')
@@ -46,6 +44,7 @@ def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, vi
     scale = data['box'][2:]
     return axes, *_contours((x, y, surface[2]), data['limits'], scale, levels), None
 
+# %% ../nbs/92_figures.ipynb #7e2af65e
 class Figure:
     """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
     text, or live in a kernel"""
@@ -53,31 +52,42 @@ class Figure:
         self.fn, self.data, self.back, self.alt = fn, data, back, alt
         self.title, self.start, self.grid, self.words = title, start, grid, words
 
-    def svg(self,
-        series=None,  # list like `data['series']`; None = the stored ones
-        frame=0,      # which frame
-        n=None,       # draw only the first `n` points; None = all
-    )->str:           # the picture, without sliders
-        "Draw one frame: what a page shows before any JavaScript runs"
-        d, (behind, under, _, view) = self.data, self.back
-        series = series or d['series']
-        if 'cells' in series[0]:
-            return _svg(
-                self.alt, d['box'], '', behind,
-                _windows(series[0], frame, _places(d), d['id']), view)
-        if 'texts' in series[0]:
-            return _svg(
-                self.alt + _told(series[0], frame), d['box'], '', behind,
-                _front_graph(series[0], frame, d), view)
-        lines = ''.join(
-            _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
-            for i, s in enumerate(series))
-        if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
-        return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
+def _live():  # in a kernel that can answer a slider, unless the output is to be stored
+    if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
+    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
+
+@patch
+def _repr_mimebundle_(self:Figure, include=None, exclude=None):
+    res = {'text/plain': self.alt, 'text/html': self.to_html()}
+    if not _live(): return res
+    try: return {**self.widget()._repr_mimebundle_(), **res}
+    except ImportError: return res  # no ipywidgets: the page's own sliders do
+
+# %% ../nbs/92_figures.ipynb #6aecef1e
+@patch
+def svg(self:Figure,
+    series=None,  # list like `data['series']`; None = the stored ones
+    frame=0,      # which frame
+    n=None,       # draw only the first `n` points; None = all
+)->str:           # the picture, without sliders
+    "Draw one frame: what a page shows before any JavaScript runs"
+    d, (behind, under, _, view) = self.data, self.back
+    series = series or d['series']
+    if 'cells' in series[0]:
+        windows = _windows(series[0], frame, _places(d), d['id'])
+        return _svg(self.alt, d['box'], '', behind, windows, view)
+    if 'texts' in series[0]:
+        alt = self.alt + _told(series[0], frame)
+        return _svg(alt, d['box'], '', behind, _front_graph(series[0], frame, d), view)
+    lines = ''.join(
+        _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
+        for i, s in enumerate(series))
+    if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
+    return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
 
 # %% ../nbs/92_figures.ipynb #168b6301
 #| code-fold: true
-#| code-summary: "Legend, labels, buttons, sliders, and the frame around all"
+#| code-summary: "Legend, and the ring to drag"
 # one line of a legend: a swatch with dash and marker, and the name
 def _key(name, i, line, mark):
     line = (
@@ -95,6 +105,15 @@ def _legend(series, *notes):
     for text in filter(None, notes): res += f'<li>{html.escape(text)}</li>'
     return f'<ul>{res}</ul>' if res else ''
 
+def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
+    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
+    return (
+        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
+        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
+
+# %% ../nbs/92_figures.ipynb #cb021e01
+#| code-fold: true
+#| code-summary: "Which words, and which control"
 # words for the names that figures use often; other names stay as they are
 _WORDS = dict(
     lr='learning rate lr', momentum='momentum', beta='decay β',
@@ -112,6 +131,9 @@ def _is_choice(p):
         text[:1] in '+-.0123456789' for text in p['texts'])
     return 1 < len(p['texts']) and few and not p['step']
 
+# %% ../nbs/92_figures.ipynb #727d00ac
+#| code-fold: true
+#| code-summary: "Buttons, sliders, and the frame around all"
 def _choice(key, label, texts, at):
     buttons = ''.join(
         f'<label><input type="radio" name="{key}" value="{i}" autocomplete="off"'
@@ -160,15 +182,7 @@ def _wrap(fig, picture, below):  # title, legend, picture and what is below it
         + _shielded(f'Interactive figure: {fig.alt}', head+legend+picture+below+foot)
         + '</div>')
 
-def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
-    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
-    return (
-        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
-        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
-
 # %% ../nbs/92_figures.ipynb #f565eb01
-#| code-fold: true
-#| code-summary: "Code of to_html: all in one piece"
 # the script with its data; the strip of tiles is already in the picture
 def _program(data):
     series = [
@@ -192,13 +206,11 @@ def to_html(self:Figure)->str:
     return _wrap(self, self.svg(frame=frame), below)
 
 # %% ../nbs/92_figures.ipynb #c1a50003
-#| code-fold: true
-#| code-summary: "The live widget"
 @patch
 def widget(self:Figure):  # an `ipywidgets.VBox`
     "The live view: the same sliders, but each move calls the function"
     import ipywidgets as w
-    params = self.data['params']
+    params, view = self.data['params'], w.HTML()
     at = [*self.start, *[len(p['texts'])-1 for p in params if p['step']]]
     sliders = [
         (w.ToggleButtons if _is_choice(p) else w.SelectionSlider)(
@@ -206,7 +218,6 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
             description=_label(p['name'], self.words),
             style=dict(description_width='initial'))
         for p, i in zip(params, at)]
-    view = w.HTML()
     def show(_=None):
         args = {name: values[s.value] for (name,values,_),s in zip(self.grid, sliders)}
         frame = _pack([_call(self.fn, args, self.data['kind'])], self.data)
@@ -215,17 +226,3 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     for s in sliders: s.observe(show, 'value')
     show()
     return w.VBox([view, *sliders])
-
-# %% ../nbs/92_figures.ipynb #1eeea846
-#| code-fold: true
-#| code-summary: "Which form a viewer gets"
-def _live():  # in a kernel that can answer a slider, unless the output is to be stored
-    if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
-    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
-
-@patch
-def _repr_mimebundle_(self:Figure, include=None, exclude=None):
-    res = {'text/plain': self.alt, 'text/html': self.to_html()}
-    if not _live(): return res
-    try: return {**self.widget()._repr_mimebundle_(), **res}
-    except ImportError: return res  # no ipywidgets: the page's own sliders do

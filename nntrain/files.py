@@ -10,7 +10,7 @@ __all__ = ['write_whole']
 
 # %% ../nbs/87_logging.ipynb #444da465
 #| code-fold: true
-#| code-summary: "Imports of the module; who writes, where, and what a killed run left behind"
+#| code-summary: "Imports of the module; who writes, and where"
 import contextlib
 import os
 import re
@@ -31,6 +31,9 @@ def _file(path):  # the path of a file that can be written; in words if it is a 
     raise ValueError(f"{path} is a folder: name a file in it, "
                      f"such as {Path(path)/'run'}")
 
+# %% ../nbs/87_logging.ipynb #87b00003
+#| code-fold: true
+#| code-summary: "What a killed run left behind"
 def _unfinished(path):  # what a killed `write_whole` left: names that only it gives
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
     name = re.compile(rf'\.{stem}\.unfinished-[0-9a-f]{{32}}{suffix}')

@@ -10,11 +10,22 @@ __all__ = ['FAMILIES', 'LIMITS', 'KINDS', 'page', 'Finding', 'Findings']
 
 # %% ../nbs/84_looks.ipynb #9c1cc895
 #| code-fold: true
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; the address of a chapter; names in words"
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
+
+def page(
+    topic:str  # of a chapter, such as 'bugs'
+)->str:        # its address
+    "Where a chapter can be read"
+    s = import_module('nntrain._modidx').d['settings']
+    return f"{s['doc_host']}{s['doc_baseurl']}/{topic}.html"
+
+def _some(names, n=3):
+    more = f' and {len(names)-n} more' if len(names) > n else ''
+    return ', '.join(names[:n]) + more
 
 # %% ../nbs/84_looks.ipynb #2aca5f56
 #| code-fold: true
@@ -64,9 +75,7 @@ FAMILIES = {
 # %% ../nbs/84_looks.ipynb #869afe81
 #| code-fold: true
 #| code-summary: "All limits"
-# Where a number becomes a finding: set on seeds 100 to 119 of four healthy networks,
-# with room on both sides
-LIMITS = {
+LIMITS = {                       # where a number becomes a finding
     'classes per batch': .6,     # of what a random order gives
     'input size': 4.,            # mean or deviation of the inputs
     'input spread': .05,         # their least deviation
@@ -88,16 +97,9 @@ LIMITS = {
 
 # %% ../nbs/84_looks.ipynb #ea1287a8
 #| code-fold: true
-#| code-summary: "Finding, and the address of a chapter"
+#| code-summary: "Finding"
 KINDS = {name: (family, *rest) for family, names in FAMILIES.items()
          for name, rest in names.items()}
-
-def page(
-    topic:str  # of a chapter, such as 'bugs'
-)->str:        # its address
-    "Where a chapter can be read"
-    s = import_module('nntrain._modidx').d['settings']
-    return f"{s['doc_host']}{s['doc_baseurl']}/{topic}.html"
 
 @dataclass(frozen=True)
 class Finding:

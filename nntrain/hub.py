@@ -35,6 +35,7 @@ def _ask_hub(timeout):
         return (f'{hub.ENDPOINT} answered with a page of another kind (some networks '
                 f'ask you to log in first)')
 
+# %% ../nbs/90_pictures.ipynb #ceea1eac
 def hub_problem(
     timeout:float=6  # seconds to wait, even if a name look-up hangs
 )->str:              # None: it answers
@@ -64,6 +65,7 @@ def _cached_dataset():
         datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(level)
 
+# %% ../nbs/90_pictures.ipynb #ddcfe557
 def _no_dataset(problem):
     return ConnectionError(
         f"no Fashion-MNIST from the Hugging Face hub: {problem}. {HELP}")
@@ -81,6 +83,7 @@ def _downloaded():
         said = ' '.join(f'{type(cause).__name__}: {cause}'.split()).rstrip('.')
         raise _no_dataset(f'the download failed ({said})') from e
 
+# %% ../nbs/90_pictures.ipynb #0687369f
 @functools.lru_cache(1)
 def hub_dataset():  # datasets.DatasetDict, the same object at each call
     "The data set from the hub or its cache; ConnectionError if neither has it"

@@ -29,6 +29,7 @@ def _t_share(t, df):
         term *= math.cos(angle)**2*(k-1)/k
     return total*2/math.pi if df%2 else total
 
+# %% ../nbs/93_recording.ipynb #21a14d2d
 def _t_bound(level, df):  # the t with this share between -t and t
     if not 0 < level < 1:
         raise ValueError(
@@ -41,51 +42,48 @@ def _t_bound(level, df):  # the t with this share between -t and t
     return high
 
 # %% ../nbs/93_recording.ipynb #48088701
-#| code-fold: true
-#| code-summary: "in_band"
+def _ours(row): return f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
+
+def _no_question(value, row, source):  # a Verdict that needs no band, or None
+    if source is not None and (source=='toy')!=(row.source=='toy'):
+        return Verdict(
+            False, f"not comparable: your data are {source}, ours were {row.source}")
+    if not math.isfinite(value):
+        return Verdict(False, f"{value} is not a finite number ({_ours(row)}): did the "
+                              "loss diverge?")
+    if value in row['values']:
+        seed = row.seeds[row['values'].index(value)]
+        return Verdict(True, f"{value:.4g} is exactly what seed {seed} gave "
+                             f"({_ours(row)}): nothing to judge")
+
+def _half(row, level):  # half the width of the band
+    if row.se: return _t_bound(level, row.n-1)*row.se*(row.n+1)**.5
+    raise ValueError(f"{row.experiment} was recorded with {row.n} seed(s) and has no "
+                     "spread to compare with")
+
+# %% ../nbs/93_recording.ipynb #4876caee
 def in_band(
     value:float,      # your result, in the row's unit
     experiment:str,   # name of the recorded row
     level:float=.95,  # share of runs like ours that the band should hold, in (0, 1)
-    # where your data came from ('real', 'local', 'hub', 'toy'): refuses to compare toy
-    # with real
-    source=None,
+    source=None,      # of your data ('real', 'local', 'hub', 'toy'); toy is not real
     folder=None,      # as in `results`
 )->Verdict:           # true when normal; prints as a sentence
     """Say whether your number is what one more run like ours could give (a prediction
     interval with Student's t); a value that was recorded is not judged"""
-    row = result(experiment, folder)
-    value = float(value)
-    if source is not None and (source=='toy')!=(row.source=='toy'):
-        return Verdict(
-            False, f"not comparable: your data are {source}, ours were {row.source}")
-    ours = f"ours: {_pm(row)}, {row.n} seed{'s'[:row.n!=1]}"
-    if not math.isfinite(value):
-        return Verdict(
-            False, f"{value} is not a finite number ({ours}): did the loss diverge?")
-    if value in row['values']:
-        seed = row.seeds[row['values'].index(value)]
-        return Verdict(
-            True,
-            f"{value:.4g} is exactly what seed {seed} gave ({ours}): nothing to judge")
-    if not row.se:
-        raise ValueError(
-            f"{experiment} was recorded with {row.n} seed(s) and has no spread to "
-            "compare with")
-    half = _t_bound(level, row.n-1)*row.se*(row.n+1)**.5  # se·√(n+1) = s·√(1 + 1/n)
+    row, value = result(experiment, folder), float(value)
+    if (verdict := _no_question(value, row, source)) is not None: return verdict
+    half = _half(row, level)
     low, high = row.mean - half, row.mean + half
     band = (f"{level*100:.4g} % of runs like ours lie between {low:.4g} and {high:.4g} "
-            f"({ours})")
+            f"({_ours(row)})")
     if abs(value-row.mean)<=half: return Verdict(True, f"{value:.4g} is normal: {band}")
-    high = value>row.mean
-    better = high==(row.better=='higher')
-    return Verdict(
-        False, f"{value:.4g} is {'high' if high else 'low'}: {band}: "
-        + ("better than ours; what did you change?" if better else row.hint))
+    side = 'high' if value>row.mean else 'low'
+    good = (side=='high')==(row.better=='higher')
+    what = "better than ours; what did you change?" if good else row.hint
+    return Verdict(False, f"{value:.4g} is {side}: {band}: {what}")
 
 # %% ../nbs/93_recording.ipynb #90b10005
-#| code-fold: true
-#| code-summary: "Difference, paired_difference"
 class Difference(Verdict):
     """Mean difference of pairs with its interval: true when 0 lies outside it, prints
     as a sentence"""
@@ -97,6 +95,7 @@ class Difference(Verdict):
                 f"{self.high:+.4f}, {n} pairs): ")
         super().__init__(told, text + ("told apart" if told else "not told apart"))
 
+# %% ../nbs/93_recording.ipynb #cac4b248
 # a row, the result of `run_seeds`, or plain numbers -> {seed: value}
 def _by_seed(runs):
     if isinstance(runs, dict): seeds,values = runs['seeds'],runs['values']
@@ -104,26 +103,26 @@ def _by_seed(runs):
     else: seeds,values = range(len(runs)),runs
     return dict(zip(seeds, map(float, values)))
 
+def _differences(a, b):
+    a,b = _by_seed(a),_by_seed(b)
+    if set(a) != set(b):
+        raise ValueError("pairs need the same seeds on both sides, not "
+                         f"{sorted(a)} and {sorted(b)}")
+    if len(a) < 2:
+        raise ValueError(f"a difference needs at least two pairs, not {len(a)}: run "
+                         "more seeds")
+    d = np.array([a[seed]-b[seed] for seed in a])
+    if np.isfinite(d).all(): return d
+    raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
+
+# %% ../nbs/93_recording.ipynb #65fd037e
 def paired_difference(
-    # final values, one per seed: a list, a recorded row, or what `run_seeds` gives
-    a,
+    a,                # final values by seed: a list, a row, or what `run_seeds` gives
     b,                # the same for the other method, with the same seeds
-    # confidence of the interval, in (0, 1); for m comparisons at once 1-.05/m
-    level:float=.95,
+    level:float=.95,  # confidence, in (0, 1); for m comparisons at once 1-.05/m
 )->Difference:  # of a - b: `mean`, `low`, `high`, `n`; true if 0 lies outside
     """Mean difference of two methods that ran with the same seeds, with its interval
     (Student's t on the differences)"""
-    a,b = _by_seed(a),_by_seed(b)
-    if set(a) != set(b):
-        raise ValueError(
-            f"pairs need the same seeds on both sides, not {sorted(a)} and {sorted(b)}")
-    if len(a) < 2:
-        raise ValueError(
-            f"a difference needs at least two pairs, not {len(a)}: run more seeds")
-    d = np.array([a[seed]-b[seed] for seed in a])
-    if not np.isfinite(d).all():
-        raise ValueError(f"all values must be finite; the differences are {d.tolist()}")
-    return Difference(
-        float(d.mean()),
-        _t_bound(level, len(d) - 1) * float(d.std(ddof=1)) / len(d) ** 0.5, len(d),
-        level)
+    d = _differences(a, b)
+    half = _t_bound(level, len(d) - 1) * float(d.std(ddof=1)) / len(d)**.5
+    return Difference(float(d.mean()), half, len(d), level)

@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['KeptRuns']
 
 # %% ../nbs/93_recording.ipynb #9036bf70
-#| code-fold: true
-#| code-summary: "How the file is read, and what is wrong with one"
 import json
 from pathlib import Path
 
@@ -31,6 +29,20 @@ def _read_runs(path, budget):
         raise ValueError(f'{path} holds runs of the {kept_budget} budget, and those of '
                          f'the {budget} one cannot be compared with them: say '
                          f'budget={kept_budget!r}, or take another file')
+    return found
+
+# %% ../nbs/93_recording.ipynb #50ffd2e1
+def _check_place(name, seed):
+    if _checkout() is None:
+        raise ValueError(f'{name}, seed {seed} is not among the runs that came '
+                         'with the package, and to keep new ones outside of a '
+                         'checkout, give KeptRuns a path of your own')
+
+def _with_run(path, budget, name, seed, numbers):  # the file with one run more
+    found = _read_runs(path, budget)  # another process may have added runs meanwhile
+    found['runs'].setdefault(name, {})[str(seed)] = numbers
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(found, indent=1, ensure_ascii=False))
     return found
 
 # %% ../nbs/93_recording.ipynb #3813a6fa
@@ -55,16 +67,9 @@ class KeptRuns:
     )->dict:       # the numbers
         "The numbers of a run; a missing one is run, and kept before you get it"
         if (name, seed) not in self:
-            if self.ours and _checkout() is None:
-                raise ValueError(f'{name}, seed {seed} is not among the runs that came '
-                                 'with the package, and to keep new ones outside of a '
-                                 'checkout, give KeptRuns a path of your own')
+            if self.ours: _check_place(name, seed)
             made = {key: float(value) for key, value in run().items()}
-            # another process may have added runs meanwhile
-            self.found = _read_runs(self.path, self.budget)
-            self.found['runs'].setdefault(name, {})[str(seed)] = made
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(self.path, json.dumps(self.found, indent=1, ensure_ascii=False))
+            self.found = _with_run(self.path, self.budget, name, seed, made)
         return self.found['runs'][name][str(seed)]
     def row(self,
         name:str,            # of the runs

@@ -10,14 +10,15 @@ __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
 #| code-fold: true
-#| code-summary: "The place of a heading; which names a cell defines"
+#| code-summary: "Imports; a new cell; where we are"
 import ast
 import re
 from pathlib import Path
 
 from fastcore.basics import AttrDict
 
-from .reference import _targets, reference_names, reference_page
+from .reference import (
+    _owners, _targets, reference_names, reference_page)
 from .tools import _settings
 
 
@@ -31,7 +32,7 @@ def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook 
     root = next(p for p in path.parents if (p/'settings.ini').exists())
     return root, _settings(root), path.relative_to(root).as_posix()
 
-
+# %% ../nbs/98_site.ipynb #edd87de4
 def _slug(heading):  # the place that pandoc gives to a heading
     given = re.search(r'\{[^}]*#([\w.-]+)', heading)
     if given: return given[1]
@@ -47,29 +48,56 @@ def _headings(cells):
     return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
 
 
+def _place(name, taken):  # where links to the name lead; '' if there is such a place
+    place = name.lower()
+    if place in taken: return ''
+    taken.add(place)
+    return f'{{#{place}}}'
+
+# %% ../nbs/98_site.ipynb #3b326ab6
+def _statements(source):  # of a cell; [] for one with magics
+    try: return ast.parse(source).body
+    except SyntaxError: return []
+
+
 def _defined(source):  # names that a cell defines -> (on top, methods inside)
     top, inside = [], []
-    try: body = ast.parse(source).body
-    except SyntaxError: return top, inside  # a cell with magics
-    for n in body:
+    for n in _statements(source):
         if isinstance(n, ast.Assign): top += _targets(n)
-        if not isinstance(n, (ast.FunctionDef, ast.ClassDef)): continue
-        owners = []
-        if any(ast.unparse(d).startswith('patch') for d in n.decorator_list):
-            owners = re.findall(r'\w+', ast.unparse(n.args.args[0].annotation))
-        top += [f'{owner}.{n.name}' for owner in owners] or [n.name]
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            top += [f'{owner}.{n.name}' for owner in _owners(n)] or [n.name]
         if isinstance(n, ast.ClassDef):
             inside += [f'{n.name}.{f.name}' for f in n.body
                        if isinstance(f, ast.FunctionDef)]
     return top, inside
 
-# %% ../nbs/98_site.ipynb #16e8fd5d
+
 def _only_imports(source):
-    try: body = ast.parse(source).body
-    except SyntaxError: return False
-    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+    found = _statements(source)
+    return bool(found) and all(
+        isinstance(n, (ast.Import, ast.ImportFrom)) for n in found)
+
+# %% ../nbs/98_site.ipynb #16e8fd5d
+def _labelled(cell, homes, taken):  # -> [its public names, the cell]
+    if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
+    top, inside = _defined(cell.source)
+    links = [f'[`{n}`](api/{homes[n]}.qmd#{n}){_place(n, taken)}'
+             for n in top if n in homes]
+    if not links: return [cell]
+    rest = [n for n in top + inside if '._' not in n and n[0] != '_']
+    places = ''.join(f'[]{p}' for n in rest if (p := _place(n, taken)))
+    text = f'::: {{.exported}}\n{" · ".join(links)}{places}\n:::'
+    return [_prose(text, f'{cell.get("id")}-names'), cell]
 
 
+def _write_pages(folder, lib, modules, homes):  # the reference of these modules
+    folder.mkdir(exist_ok=True)
+    for path in [lib/f'{module}.py' for module in modules]:
+        if not path.is_file(): continue
+        page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
+        (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
+
+# %% ../nbs/98_site.ipynb #fa81cd41
 class SourceProc:
     """nbdev docs processor: exported cells show their source, under names that lead to
     the reference, whose pages it writes; imports are folded"""
@@ -85,34 +113,11 @@ class SourceProc:
     def begin(self):
         root, s, _ = _top(self.nb)
         lib = root/s['lib_path']
-        self.homes, self.taken = reference_names(lib), _headings(self.nb.cells)
-        self.nb.cells[:] = [new for c in self.nb.cells for new in self.labelled(c)]
-        if (root/'_proc').is_dir(): self.write(root/'_proc/api', lib)
-
-    def labelled(self, cell):  # -> [its public names, the cell]
-        if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
-        top, inside = _defined(cell.source)
-        links = [f'[`{n}`](api/{self.homes[n]}.qmd#{n}){self.place(n)}'
-                 for n in top if n in self.homes]
-        if not links: return [cell]
-        rest = [n for n in top + inside if '._' not in n and n[0] != '_']
-        places = ''.join(f'[]{p}' for p in map(self.place, rest) if p)
-        text = f'::: {{.exported}}\n{" · ".join(links)}{places}\n:::'
-        return [_prose(text, f'{cell.get("id")}-names'), cell]
-
-    def place(self, name):  # where links to the name lead; '' if there is such a place
-        place = name.lower()
-        if place in self.taken: return ''
-        self.taken.add(place)
-        return f'{{#{place}}}'
-
-    def write(self, folder, lib):  # reference pages of the modules of this notebook
-        folder.mkdir(exist_ok=True)
-        for path in [lib/f'{module}.py' for module in sorted(self.modules)]:
-            if not path.is_file(): continue
-            text = path.read_text(encoding='utf-8')
-            page = reference_page(path.stem, text, self.homes)
-            (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
+        homes, taken = reference_names(lib), _headings(self.nb.cells)
+        self.nb.cells[:] = [
+            new for c in self.nb.cells for new in _labelled(c, homes, taken)]
+        if (root/'_proc').is_dir():
+            _write_pages(root/'_proc/api', lib, sorted(self.modules), homes)
 
     def __call__(self, cell):
         if cell.cell_type != 'code' or 'code-fold' in cell.source: return

@@ -18,6 +18,7 @@ from functools import partial
 from numbers import Real
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callback import After, Callback
@@ -29,7 +30,7 @@ from .steering import find_hyper, hyper_names
 
 # %% ../nbs/87_logging.ipynb #eee23db0
 #| code-fold: true
-#| code-summary: "Read and write the table"
+#| code-summary: "Read the table"
 def _read_log(path, key='epoch'):
     "Rows of a log, also as spreadsheets save it: with a mark in front, or semicolons"
     fix = 'move it away, or give another path'
@@ -48,6 +49,9 @@ def _read_log(path, key='epoch'):
         rows = [[value.replace(',', '.') for value in row] for row in rows]
     return [dict(zip(names, row)) for row in rows if any(row)]
 
+# %% ../nbs/87_logging.ipynb #87b00005
+#| code-fold: true
+#| code-summary: "Write the table"
 def _write_rows(rows, path):
     names = list(dict.fromkeys(name for row in rows for name in row))
     with open(path, 'w', newline='', encoding='utf-8') as f:
@@ -107,7 +111,7 @@ class LearningRateCB(ColumnsCB):
 
 # %% ../nbs/87_logging.ipynb #585e931a
 #| code-fold: true
-#| code-summary: "What a run was made with"
+#| code-summary: "Nested settings in a flat table"
 def _flat(name, value):  # numbers and text in a setting of any kind, by name
     if getattr(value, 'ndim', None) == 0: value = value.item()
     if isinstance(value, (Real, str)): return {name: value}
@@ -116,6 +120,28 @@ def _flat(name, value):  # numbers and text in a setting of any kind, by name
     parts = [_flat(f'{name}.{key}'.lstrip('.'), one) for key, one in value.items()]
     return {key: one for part in parts for key, one in part.items()}
 
+# %% ../nbs/87_logging.ipynb #87b00019
+#| code-fold: true
+#| code-summary: "Settings of the optimizer and of the callbacks"
+def _hypers(opt):
+    found = {}
+    for end, group in zip(_ends(opt), opt.param_groups):
+        names = set(hyper_names(group)) & set(group)
+        found |= {name+end: group[name] for name in group if name in names}
+    return found
+
+def _callbacks(cbs):
+    found, seen = {}, []
+    for cb in cbs:
+        seen.append(kind := type(cb).__name__)
+        name = kind if (n := seen.count(kind)) == 1 else f'{kind} {n}'
+        speaks = type(cb).__repr__ is not Callback.__repr__
+        found[name] = repr(cb) if speaks else cb.settings()
+    return found
+
+# %% ../nbs/87_logging.ipynb #87b00020
+#| code-fold: true
+#| code-summary: "What a run was made with"
 def run_settings(
     learn  # a learner during a fit
 )->dict:   # {name: number or text}
@@ -127,20 +153,11 @@ def run_settings(
         loss_func=loss, n_epochs=learn.n_epochs, n_steps=learn.n_steps,
         batch_size=getattr(learn.dls.train, 'batch_size', None),
         processes=learn.world.size, optimizer=type(learn.opt).__name__)
-    for end, group in zip(_ends(learn.opt), learn.opt.param_groups):
-        names = set(hyper_names(group)) & set(group)
-        found |= {name+end: group[name] for name in group if name in names}
-    seen = []
-    for cb in learn.active:
-        seen.append(kind := type(cb).__name__)
-        name = kind if (n := seen.count(kind)) == 1 else f'{kind} {n}'
-        speaks = type(cb).__repr__ is not Callback.__repr__
-        found[name] = repr(cb) if speaks else cb.settings()
-    return _flat('', found)
+    return _flat('', found | _hypers(learn.opt) | _callbacks(learn.active))
 
 # %% ../nbs/87_logging.ipynb #855e7bb1
 #| code-fold: true
-#| code-summary: "TrackerCB"
+#| code-summary: "TrackerCB: open and close"
 class TrackerCB(Callback):
     "Report to an experiment tracker: `log(numbers, step)`"
     order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
@@ -157,14 +174,23 @@ class TrackerCB(Callback):
         if hasattr(self.log, 'open'):
             self.log.open(run_settings(learn), learn.n_taken)
         self.opened = True
-    def after_backward(self, learn):  # before a scheduler sets the next rate
-        if (learn.n_taken + 1) % self.every == 0: self.rates = group_rates(learn.opt)
-    def after_step(self, learn):
-        if learn.n_taken % self.every: return
-        self.log({'batch_loss': learn.loss.item(), **self.rates}, learn.n_taken)
-    def after_epoch(self, learn):
-        if self.opened: self.log(dict(learn.history[-1]), learn.n_taken)
     def cleanup_fit(self, learn):
         opened, self.opened = self.opened, False
         error, self.outer = sys.exc_info()[1] is not self.outer, None
         if opened and hasattr(self.log, 'close'): self.log.close(error)
+
+# %% ../nbs/87_logging.ipynb #87b00022
+#| code-fold: true
+#| code-summary: "TrackerCB: report"
+@patch
+def after_backward(self:TrackerCB, learn):
+    if (learn.n_taken + 1) % self.every == 0: self.rates = group_rates(learn.opt)
+
+@patch
+def after_step(self:TrackerCB, learn):
+    if learn.n_taken % self.every: return
+    self.log({'batch_loss': learn.loss.item(), **self.rates}, learn.n_taken)
+
+@patch
+def after_epoch(self:TrackerCB, learn):
+    if self.opened: self.log(dict(learn.history[-1]), learn.n_taken)

@@ -10,7 +10,7 @@ __all__ = ['MEASURE_LOOKS']
 
 # %% ../nbs/84_looks.ipynb #02524b05
 #| code-fold: true
-#| code-summary: "Imports of the module; modes"
+#| code-summary: "Imports of the module; leak"
 import zlib
 
 import torch
@@ -20,6 +20,22 @@ from .data import n_batches
 from .findings import LIMITS
 from .world import world_size
 
+def _keys(reading): return {key for keys in reading.keys for key in keys}
+
+def _find_leak(trial):
+    "Are validation samples among the training samples?"
+    if not trial.train or not trial.valid: return
+    train, valid = _keys(trial.train[0]), _keys(trial.valid[0])
+    both = len(train & valid)
+    if len(valid) > 1 and both > max(1, LIMITS['leak']*len(valid)):
+        seen = '' if trial.train[0].complete else f' the first {trial.train[0].n:,} of'
+        yield 'leak', (
+            f'{both:,} of {len(valid):,} validation samples are also among{seen} the '
+            f'training samples: split first, then train on the rest.')
+
+# %% ../nbs/84_looks.ipynb #84a00014
+#| code-fold: true
+#| code-summary: "modes"
 def _find_modes(trial):
     "Is the model in training mode in training, and only there?"
     trained = [c for c in trial.flight.trained if len(c.modes) > 1]
@@ -37,22 +53,6 @@ def _find_modes(trial):
             f'{len(on)} of {len(judged)} validation batches ran with '
             f'{", ".join(kinds)} in training mode: call model.eval() before, and give '
             f'F.dropout training=self.training.')
-
-# %% ../nbs/84_looks.ipynb #90dfef4c
-#| code-fold: true
-#| code-summary: "leak"
-def _keys(reading): return {key for keys in reading.keys for key in keys}
-
-def _find_leak(trial):
-    "Are validation samples among the training samples?"
-    if not trial.train or not trial.valid: return
-    train, valid = _keys(trial.train[0]), _keys(trial.valid[0])
-    both = len(train & valid)
-    if len(valid) > 1 and both > max(1, LIMITS['leak']*len(valid)):
-        seen = '' if trial.train[0].complete else f' the first {trial.train[0].n:,} of'
-        yield 'leak', (
-            f'{both:,} of {len(valid):,} validation samples are also among{seen} the '
-            f'training samples: split first, then train on the rest.')
 
 # %% ../nbs/84_looks.ipynb #c0debd9e
 #| code-fold: true
@@ -78,7 +78,7 @@ def _find_changes(trial):
 
 # %% ../nbs/84_looks.ipynb #c5548873
 #| code-fold: true
-#| code-summary: "lost samples"
+#| code-summary: "lost samples, and average"
 def _find_lost(trial):
     "Does the validation loader leave samples out?"
     dl = getattr(trial.loaders, 'valid', None)
@@ -89,22 +89,31 @@ def _find_lost(trial):
             f'drop_last leaves out {lost:,} of {n:,} validation samples: use it in '
             f'training only.')
 
+def _find_average(trial):
+    "Are averaged weights as large as those that they average?"
+    calls = [c for c in trial.flight.judged if c.share is not None]
+    small = [c.share for c in calls if c.share < LIMITS['average']]
+    if small:
+        yield 'young average', (
+            f'validation ran with weights that are {min(small):.0%} as large as a mean '
+            f'of those that training went through. An average that starts at zero? '
+            f'Divide it by 1 - beta**t.')
+
 # %% ../nbs/84_looks.ipynb #bd152fc8
 #| code-fold: true
 #| code-summary: "What we heard, and what was reported"
-def _judgements(trial):  # of the last pass: hits and sizes per call, losses
-    calls = trial.flight.judged
-    last = max((c.n_steps for c in calls), default=0)
-    for call in calls:
+def _last(trial): return max((c.n_steps for c in trial.flight.judged), default=0)
+
+def _judgements(trial):  # of the last pass: hits and sizes per call
+    for call in trial.flight.judged:
         y, out = call.target, call.output
-        if call.n_steps == last and out is not None and out.ndim == 2 and y.ndim == 1:
-            if not y.is_floating_point() and out.shape[1] > 1:
+        if call.n_steps == _last(trial) and out is not None and out.ndim == 2:
+            if y.ndim == 1 and not y.is_floating_point() and out.shape[1] > 1:
                 yield (out.argmax(1) == y).float().sum().item(), len(y)
 
-def _losses(trial):  # mean loss of the last pass
-    last = max((c.n_steps for c in trial.flight.judged), default=0)
+def _losses(trial):  # of the last pass: mean and size per call
     for k in trial.flight.losses:
-        if any(c.n_steps == last and not c.trained for c in k.calls):
+        if any(c.n_steps == _last(trial) and not c.trained for c in k.calls):
             yield k.value.item() if k.value.numel() == 1 else None, len(k.target)
 
 def _mean(pairs, weighted):
@@ -141,29 +150,15 @@ def _find_metric(trial):
                 f'samples: weight each batch by its size.')
         else: yield 'metric', f'{said}: check the metric on a few samples by hand.'
 
-# %% ../nbs/84_looks.ipynb #00b76da5
-#| code-fold: true
-#| code-summary: "average"
-def _find_average(trial):
-    "Are averaged weights as large as those that they average?"
-    calls = [c for c in trial.flight.judged if c.share is not None]
-    small = [c.share for c in calls if c.share < LIMITS['average']]
-    if small:
-        yield 'young average', (
-            f'validation ran with weights that are {min(small):.0%} as large as a mean '
-            f'of those that training went through. An average that starts at zero? '
-            f'Divide it by 1 - beta**t.')
-
 # %% ../nbs/84_looks.ipynb #2f1c1b7d
 #| code-fold: true
 #| code-summary: "ranks, and the list of looks at the measurement"
 def _find_ranks(trial):
     "Do several processes draw different numbers, such as dropout masks?"
-    if not dist.is_available() or not dist.is_initialized(): return
-    if dist.get_world_size() < 2: return
+    if world_size() < 2: return
     drops = any('dropout' in kind.lower() for c in trial.flight.trained
                 for _, kind in c.modes)
-    states = [None]*dist.get_world_size()
+    states = [None]*world_size()
     mine = zlib.crc32(torch.get_rng_state().numpy().tobytes())
     dist.all_gather_object(states, mine)
     if drops and len(set(states)) == 1:
@@ -173,10 +168,6 @@ def _find_ranks(trial):
             f'model is made.')
 
 MEASURE_LOOKS = {
-    'modes': _find_modes,
-    'leak': _find_leak,
-    'changes': _find_changes,
-    'lost samples': _find_lost,
-    'metric': _find_metric,
-    'average': _find_average,
+    'modes': _find_modes, 'leak': _find_leak, 'changes': _find_changes,
+    'lost samples': _find_lost, 'metric': _find_metric, 'average': _find_average,
     'ranks': _find_ranks}

@@ -10,43 +10,58 @@ __all__ = ['NETWORK_LOOKS']
 
 # %% ../nbs/84_looks.ipynb #5418ad1d
 #| code-fold: true
-#| code-summary: "Imports of the module; parameters"
+#| code-summary: "Imports of the module; dead units"
 import copy
 import math
 
 import torch
 from torch import nn
 
-from .findings import LIMITS
+from .findings import LIMITS, _some
 from .signs import look_at_network
 
-def _some(names, n=3):
-    more = f' and {len(names)-n} more' if len(names) > n else ''
-    return ', '.join(names[:n]) + more
+def _find_dead_units(trial):
+    "Do units give something for at least one sample?"
+    for dead, units in trial.flight.relus.values():
+        if units < 4 or dead <= LIMITS['dead share']*units: continue
+        yield 'dead units', (
+            f'after {len(trial.flight.steps)} steps, {dead} of {units} units of a ReLU '
+            f'are 0 for a whole batch: a lower rate, other initial weights or '
+            f'normalisation keep them alive.')
+        return
 
-def _find_parameters(trial):
-    "Does the model own what the loss depends on, and does everything get a gradient?"
-    flight = trial.flight
+# %% ../nbs/84_looks.ipynb #84a00005
+#| code-fold: true
+#| code-summary: "Tensors that nobody owns, and parameters without a gradient"
+def _unowned(flight):  # leaves of the loss's graph
     groups = [g for s in flight.steps for g in s.opt.param_groups]
     held = {id(p) for g in groups for p in g['params']}
     inputs = {id(t) for c in flight.calls for t in c.inputs}
-    lost = [t for t in flight.leaves if t not in flight.named
+    return [t for t in flight.leaves if t not in flight.named
             and id(t) not in held | inputs]
-    if lost and flight.steps:
-        n = sum(t.numel() for t in lost)
-        yield 'hidden layers', (
-            f'{len(lost)} tensors with {n:,} numbers take part in the loss, but '
-            f'neither model.parameters() nor the optimizer has them: use nn.ModuleList '
-            f'or nn.Parameter in place of a plain list or tensor.')
+
+def _untouched(flight):  # names of parameters
     steps = [s for s in flight.steps if not s.closure]
-    without = [set(s.without) for s in steps]
-    cut = sorted(set.intersection(*without)) if without else []
-    if cut and not all(s.empty for s in steps):
+    if all(s.empty for s in steps): return []
+    return sorted(set.intersection(*(set(s.without) for s in steps)))
+
+# %% ../nbs/84_looks.ipynb #84a00006
+#| code-fold: true
+#| code-summary: "parameters"
+def _find_parameters(trial):
+    "Does the model own what the loss depends on, and does everything get a gradient?"
+    flight = trial.flight
+    if flight.steps and (lost := _unowned(flight)):
+        yield 'hidden layers', (
+            f'{len(lost)} tensors with {sum(t.numel() for t in lost):,} numbers take '
+            f'part in the loss, but neither model.parameters() nor the optimizer has '
+            f'them: use nn.ModuleList or nn.Parameter in place of a plain list or '
+            f'tensor.')
+    if cut := _untouched(flight):
         yield 'cut graph', (
             f'no gradient reaches {_some(cut)} ({len(cut)} of {len(flight.named)} '
             f'parameters): is there a detach, no_grad or .data on the way, or a layer '
             f'that is never called?')
-
     frozen = [name for p, name in flight.named.items() if not p.requires_grad]
     if frozen:
         yield 'frozen weights', (
@@ -56,15 +71,13 @@ def _find_parameters(trial):
 # %% ../nbs/84_looks.ipynb #c354eae2
 #| code-fold: true
 #| code-summary: "bend"
-def _inputs(trial):  # of the first training call
-    return next((c.inputs for c in trial.flight.trained if c.inputs), ())
-
 def _find_bend(trial):
     "Is a network with several layers more than a linear function?"
-    model, inputs = trial.flight.model, _inputs(trial)
+    model = trial.flight.model
+    inputs = next((c.inputs for c in trial.flight.trained if c.inputs), ())
     if model is None or len(inputs) != 1 or not inputs[0].is_floating_point(): return
-    layers = [m for m in model.modules() if list(m.parameters(recurse=False))
-              and any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    layers = [m for m in model.modules()
+              if any(p.ndim > 1 for p in m.parameters(recurse=False))]
     if len(inputs[0]) < 4 or len(layers) < 2: return
     bend = look_at_network(copy.deepcopy(model), inputs[0])['bend between two inputs']
     if bend < LIMITS['bend']:
@@ -75,45 +88,34 @@ def _find_bend(trial):
 
 # %% ../nbs/84_looks.ipynb #847ab2d4
 #| code-fold: true
-#| code-summary: "weights"
+#| code-summary: "The weights of units, as rows"
 def _matrices(model):
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)): continue
         for key, p in module.named_parameters(prefix=name, recurse=False):
             if p.ndim > 1 and p.numel() > len(p) > 1 and p.is_floating_point():
-                yield key, p.detach().float()
+                yield key, p.detach().float().flatten(1)
 
+# %% ../nbs/84_looks.ipynb #84a00007
+#| code-fold: true
+#| code-summary: "weights"
 def _find_weights(trial):
     "Do the weights start different from each other, and at a sensible size?"
     if trial.flight.model is None: return
     same, large = [], []
-    for name, w in _matrices(trial.flight.model):
-        rows = w.flatten(1)
+    for name, rows in _matrices(trial.flight.model):
         if len(rows.unique(dim=0)) <= len(rows)//2 and rows.any(): same.append(name)
         ratio = (rows.std()/math.sqrt(2/rows.shape[1])).item()
-        if ratio > LIMITS['weight size']: large.append((name, rows.std().item(), ratio))
+        if ratio > LIMITS['weight size']: large.append((ratio, name, rows.std().item()))
     if same:
         yield 'equal units', (
             f'half or more of the units of {_some(same)} start with equal weights, and '
             f'equal units learn the same: draw the weights at random.')
     if large:
-        name, std, ratio = max(large, key=lambda item: item[2])
+        ratio, name, std = max(large)
         yield 'large weights', (
             f'the weights of {name} have standard deviation {std:.2g}, {ratio:.0f} '
             f'times √(2/inputs): a step changes them too little.')
-
-# %% ../nbs/84_looks.ipynb #179d163e
-#| code-fold: true
-#| code-summary: "dead units"
-def _find_dead_units(trial):
-    "Do units give something for at least one sample?"
-    for dead, units in trial.flight.relus.values():
-        if units < 4 or dead <= LIMITS['dead share']*units: continue
-        yield 'dead units', (
-            f'after {len(trial.flight.steps)} steps, {dead} of {units} units of a ReLU '
-            f'are 0 for a whole batch: a lower rate, other initial weights or '
-            f'normalisation keep them alive.')
-        return
 
 # %% ../nbs/84_looks.ipynb #76cc9a14
 #| code-fold: true
@@ -152,9 +154,5 @@ def _find_logits(trial):
             f'after the last layer? A class below 0 gets no gradient.')
 
 NETWORK_LOOKS = {
-    'parameters': _find_parameters,
-    'bend': _find_bend,
-    'weights': _find_weights,
-    'dead units': _find_dead_units,
-    'norms': _find_norms,
-    'logits': _find_logits}
+    'parameters': _find_parameters, 'bend': _find_bend, 'weights': _find_weights,
+    'dead units': _find_dead_units, 'norms': _find_norms, 'logits': _find_logits}

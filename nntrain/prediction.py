@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['Verdict', 'Prediction', 'predict']
 
 # %% ../nbs/92_figures.ipynb #98bfc101
-#| code-fold: true
-#| code-summary: "Prediction, Verdict and the sentences"
 import hashlib
 import html
 import itertools
@@ -33,6 +31,7 @@ class Verdict:
     def __bool__(self): return self.ok
     def __repr__(self): return self.text
 
+# %% ../nbs/92_figures.ipynb #6c7ab359
 class Prediction:
     """What `predict` returns: a question with curves to pick from; shown as HTML, or as
     text in a console"""
@@ -52,6 +51,7 @@ class Prediction:
             "Pick one: .check('…') answers."]
         return {'text/plain': '\n'.join(lines), 'text/html': self.page}
 
+# %% ../nbs/92_figures.ipynb #fdc40399
 def _known(name, names, what):  # the name, or an error with the nearest one
     if name in names: return name
     near = get_close_matches(str(name), names, 1)
@@ -122,8 +122,7 @@ def _page(question, key, panels, shared, answer, says, right):  # all in one pie
 
 # %% ../nbs/92_figures.ipynb #c1a50005
 #| code-fold: true
-#| code-summary: "predict, and what it refuses"
-# -> (series behind all, candidates)
+#| code-summary: "What `predict` refuses"
 def _check_options(question, options, answer, why, given, remarks):
     if not isinstance(options, dict) or not 2<=len(options)<=4:
         raise ValueError(
@@ -133,13 +132,11 @@ def _check_options(question, options, answer, why, given, remarks):
     _known(answer, options, 'answer')
     for label in remarks: _known(label, options, 'remarks')
     if not str(question).strip() or not str(why).strip():
-        raise ValueError(
-            "question and why need words: what is asked, and why the right curve is "
-            "right")
+        raise ValueError("question and why need words: what is asked, and why the "
+                         "right curve is right")
     if set(given) & set(options):
-        raise ValueError(
-            f"{sorted(set(given) & set(options))} is both given and an option: rename "
-            "one")
+        raise ValueError(f"{sorted(set(given) & set(options))} is both given and an "
+                         "option: rename one")
     curves = _series(options, 'line', 'predict')
     for label,(x,y) in curves.items():
         if np.isfinite(x + y).sum() < 2:
@@ -147,6 +144,7 @@ def _check_options(question, options, answer, why, given, remarks):
                 f"predict: {label!r} needs at least two finite points to be a curve")
     return (_series(given, 'line', 'predict') if given else {}), curves
 
+# %% ../nbs/92_figures.ipynb #02bb7d5f
 def predict(
     question:str,  # what to predict, in one sentence
     # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the

@@ -13,6 +13,7 @@ __all__ = ['PROBES', 'losses_at']
 #| code-summary: "Imports of the module; a callback that notes losses"
 import inspect
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ def _find_one_batch(trial, n=40):
 
 # %% ../nbs/84_looks.ipynb #02fb9f4d
 #| code-fold: true
-#| code-summary: "decay"
+#| code-summary: "An optimizer on weights and gradients of our choice"
 def _made(trial, params, lr=.1):
     opt = trial.learn.opt_func(params, lr=lr)
     for group in opt.param_groups: group['lr'] = lr
@@ -99,6 +100,20 @@ def _made(trial, params, lr=.1):
 def _decay_key(group):
     return next((k for k in ('weight_decay', 'decay', 'wd') if k in group), None)
 
+def _path(make, grads, **hypers):  # where a weight goes that starts at 1
+    p = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
+    opt, path = make([p]), [1.]
+    for group in opt.param_groups:
+        group.update({k: v for k, v in hypers.items() if k in group})
+    for g in grads:
+        p.grad = torch.full_like(p, g)
+        opt.step()
+        path.append(p[0, 0].item())
+    return path
+
+# %% ../nbs/84_looks.ipynb #84a00011
+#| code-fold: true
+#| code-summary: "decay"
 def _find_decay(trial):
     "Does weight decay shrink weights in proportion to their size?"
     if trial.learn is None: return
@@ -120,19 +135,7 @@ def _find_decay(trial):
 
 # %% ../nbs/84_looks.ipynb #533ebacd
 #| code-fold: true
-#| code-summary: "A path, and the optimizers to compare with"
-def _path(make, grads, **hypers):
-    "Where a weight that starts at 1 goes, with these gradients"
-    p = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
-    opt = make([p])
-    for group in opt.param_groups: group.update(hypers)
-    path = [1.]
-    for g in grads:
-        p.grad = torch.full_like(p, g)
-        opt.step()
-        path.append(p[0, 0].item())
-    return path
-
+#| code-summary: "The optimizers to compare with, and the gap between the paths"
 def _rivals(group, name):
     "The optimizers of torch that it may be, given its name and hyperparameters"
     for kind in dict.fromkeys((name, *(['AdamW'] if name == 'Adam' else []))):
@@ -144,7 +147,28 @@ def _rivals(group, name):
         if key := _decay_key(group): hypers['weight_decay'] = group[key]
         yield lambda ps, cls=cls, hypers=hypers: cls(ps, **hypers)
 
+def _gap(trial, rivals, grads, **hypers):  # to the nearest rival, and both paths
+    mine = _path(lambda ps: _made(trial, ps), grads, **hypers)
+    theirs = [_path(make, grads, **hypers) for make in rivals]
+    return min((max(abs(a - b) for a, b in zip(mine, path)), mine, path)
+               for path in theirs)
+
 # %% ../nbs/84_looks.ipynb #48e53a69
+#| code-fold: true
+#| code-summary: "The first difference that explains the gap"
+def _difference(gap, group):  # (kind or None, size of the gap, both paths)
+    grads = [.5, -1., .2, .3]
+    bare = {'weight_decay': 0., _decay_key(group) or 'weight_decay': 0.}
+    if 'eps' in group: bare['eps'] = 1e-12
+    bad, *paths = gap([.5]*8, **bare)
+    if bad > 1e-5 and 'betas' in group: return 'no debiasing', bad, *paths
+    if not bad > 1e-5: bad, *paths = gap(grads, **bare)
+    if bad < 1e-5 and 'eps' in group:
+        bad, *paths = gap(grads, **(bare | {'eps': .1}))
+        if bad > 1e-5: return 'eps in the root', bad, *paths
+    return 'other steps' if bad > 1e-5 else None, bad, *paths
+
+# %% ../nbs/84_looks.ipynb #84a00012
 #| code-fold: true
 #| code-summary: "steps, and the list of probes"
 def _find_steps(trial):
@@ -153,39 +177,16 @@ def _find_steps(trial):
     opt = _made(trial, [nn.Parameter(torch.ones(4, 4))])
     name, group = type(opt).__name__, opt.param_groups[0]
     if type(opt).__module__.startswith('torch.'): return
-    rivals = list(_rivals(group, name))
-    if not rivals: return
-    grads = [.5, -1., .2, .3]
-    bare = {'weight_decay': 0., _decay_key(group) or 'weight_decay': 0.}
-    if 'eps' in group: bare['eps'] = 1e-12
-    def off(grads=grads, **hypers):
-        mine = _path(lambda ps: _made(trial, ps), grads, **{
-            k: v for k, v in hypers.items() if k in group})
-        theirs = [_path(make, grads, **hypers) for make in rivals]
-        return min((max(abs(a - b) for a, b in zip(mine, path)), mine, path)
-                   for path in theirs)
-    bad, mine, path = off([.5]*8, **bare)
-    if bad > 1e-5 and 'betas' in group:
-        yield 'no debiasing', (
-            f'with a constant gradient, the first steps of {name} add up to '
-            f'{1-mine[4]:.3f} after 4 steps at rate .1, those of torch to '
-            f'{1-path[4]:.3f}: divide the averages by 1 - beta**t.')
-        return
-    bad = bad if bad > 1e-5 else off(**bare)[0]
-    if bad < 1e-5 and 'eps' in group:
-        bad, mine, path = off(**(bare | {'eps': .1}))
-        if bad > 1e-5:
-            yield 'eps in the root', (
-                f'with eps .1, {name} goes from 1 to {mine[1]:.4f}, in torch to '
-                f'{path[1]:.4f}: eps is added to the root, √v + eps.')
-            return
-    if bad > 1e-5:
-        yield 'other steps', (
-            f'{name} leaves the path of the optimizer of that name in torch by '
-            f'{bad:.2g} within 8 steps.')
+    if not (rivals := list(_rivals(group, name))): return
+    kind, bad, mine, path = _difference(partial(_gap, trial, rivals), group)
+    if kind: yield kind, {
+        'no debiasing': f'with a constant gradient, the first steps of {name} add up '
+            f'to {1-mine[4]:.3f} after 4 steps at rate .1, those of torch to '
+            f'{1-path[4]:.3f}: divide the averages by 1 - beta**t.',
+        'eps in the root': f'with eps .1, {name} goes from 1 to {mine[1]:.4f}, in '
+            f'torch to {path[1]:.4f}: eps is added to the root, √v + eps.',
+        'other steps': f'{name} leaves the path of the optimizer of that name in torch '
+            f'by {bad:.2g} within 8 steps.'}[kind]
 
-PROBES = {
-    'rate': _find_rate,
-    'one batch': _find_one_batch,
-    'decay': _find_decay,
-    'steps': _find_steps}
+PROBES = {'rate': _find_rate, 'one batch': _find_one_batch, 'decay': _find_decay,
+          'steps': _find_steps}

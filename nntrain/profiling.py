@@ -50,8 +50,6 @@ class _TimedLoader:
             yield batch
 
 # %% ../nbs/87_logging.ipynb #0a5b4cd7
-#| code-fold: true
-#| code-summary: "ProfileCB: which batches are recorded"
 _PARTS = dict(predict='forward', get_loss='loss', backward='backward', step='step',
               zero_grad='step')
 
@@ -69,26 +67,33 @@ class ProfileCB(Callback):
         self.profile, self.running = None, False
     def before_fit(self, learn):
         self.profile, self.running, self.n, self.spans = None, False, 0, []
-    def before_phase(self, learn):
-        if not learn.training or self.profile is not None: return
-        learn.dl = _TimedLoader(learn.dl, self, learn.device)
-    def before_batch(self, learn):
-        if not learn.training: return
-        if self.profile is None and self.n == self.skip: self._begin(learn)
-        self.n += 1
-        if not self.running: return
-        self.spans.append(('loading', *self.loaded))
-        self.start = _mark(learn.device)
-    def cleanup_batch(self, learn):
-        if not self.running: return
-        self.spans.append(('batch', self.start, _mark(learn.device)))
-        if self.n >= self.skip + self.n_batches: self._end(learn)
-    def cleanup_phase(self, learn):
-        if self.running: self._end(learn)
+
+# %% ../nbs/87_logging.ipynb #87b00007
+@patch
+def before_phase(self:ProfileCB, learn):
+    if not learn.training or self.profile is not None: return
+    learn.dl = _TimedLoader(learn.dl, self, learn.device)
+
+@patch
+def before_batch(self:ProfileCB, learn):
+    if not learn.training: return
+    if self.profile is None and self.n == self.skip: self._begin(learn)
+    self.n += 1
+    if not self.running: return
+    self.spans.append(('loading', *self.loaded))
+    self.start = _mark(learn.device)
+
+@patch
+def cleanup_batch(self:ProfileCB, learn):
+    if not self.running: return
+    self.spans.append(('batch', self.start, _mark(learn.device)))
+    if self.n >= self.skip + self.n_batches: self._end(learn)
+
+@patch
+def cleanup_phase(self:ProfileCB, learn):
+    if self.running: self._end(learn)
 
 # %% ../nbs/87_logging.ipynb #adc296dd
-#| code-fold: true
-#| code-summary: "Begin the record, and end it"
 @patch
 def _begin(self:ProfileCB, learn):
     self.profile, self.running = torch.profiler.profile(), True
@@ -101,6 +106,7 @@ def _begin(self:ProfileCB, learn):
         learn.verbs[verb] = partial(timed, part, learn.verbs[verb])
     self.profile.__enter__()
 
+# %% ../nbs/87_logging.ipynb #87b00010
 @patch
 def _end(self:ProfileCB, learn):
     self.running = False
@@ -114,8 +120,6 @@ def _end(self:ProfileCB, learn):
     write_whole(self.trace, lambda path: self.profile.export_chrome_trace(str(path)))
 
 # %% ../nbs/87_logging.ipynb #8d8498c1
-#| code-fold: true
-#| code-summary: "parts: milliseconds by part"
 @patch
 def _check_recorded(self:ProfileCB):
     if self.profile is None or self.running:
@@ -135,7 +139,7 @@ def parts(self:ProfileCB)->dict:  # {part: milliseconds}
 
 # %% ../nbs/87_logging.ipynb #9189f030
 #| code-fold: true
-#| code-summary: "table and plot"
+#| code-summary: "table"
 @patch
 def table(self:ProfileCB,
     n:int=8  # rows, at least 1
@@ -150,6 +154,9 @@ def table(self:ProfileCB,
         return f'{own(e)/total:4.0%} {own(e)/1e3:8.1f} ms {e.count:5} × {e.key}'
     return '\n'.join(map(line, rows[:whole('n', n)]))
 
+# %% ../nbs/87_logging.ipynb #87b00012
+#| code-fold: true
+#| code-summary: "plot"
 @patch
 def plot(self:ProfileCB,
     ax=None  # matplotlib axes; None: a new figure
@@ -170,8 +177,6 @@ def plot(self:ProfileCB,
     return ax
 
 # %% ../nbs/87_logging.ipynb #ce78188b
-#| code-fold: true
-#| code-summary: "The peak of memory"
 def _peak_gb(device):  # of this process, so far; None where nobody counts it
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
     try: import resource
@@ -180,8 +185,6 @@ def _peak_gb(device):  # of this process, so far; None where nobody counts it
     return peak/1e9 if sys.platform == 'darwin' else peak*1024/1e9
 
 # %% ../nbs/87_logging.ipynb #382ffad3
-#| code-fold: true
-#| code-summary: "ThroughputCB"
 class ThroughputCB(ColumnsCB):
     "Add training samples per second, and the peak of memory so far, to the history"
     owns = ('the column samples_per_second',)
@@ -190,31 +193,38 @@ class ThroughputCB(ColumnsCB):
     ): self.skip = whole('skip', skip, 0)
     def before_fit(self, learn):
         self.left, self.n, self.seconds, self.start = self.skip, 0, 0., None
-    def before_phase(self, learn):
-        if not learn.training: return
-        self.n, self.seconds, self.start = 0, 0., None
-        if not self.left: self.start = self._now(learn)
-    def before_batch(self, learn):           # of a resumed epoch: from where it goes on
-        if not learn.training or self.left or self.start is not None: return
-        self.start = self._now(learn)
-    def after_batch(self, learn):
-        if not learn.training: return
-        if not self.left: self.n += learn.count(); return
-        self.left -= 1
-        if not self.left: self.start = self._now(learn)
-    def cleanup_phase(self, learn):
-        if not learn.training or self.start is None: return
-        self.seconds += self._now(learn) - self.start
-        self.start = None
 
-# %% ../nbs/87_logging.ipynb #f8fb7dc2
-#| code-fold: true
-#| code-summary: "Its columns, and its memory for checkpoints"
 @patch
 def _now(self:ThroughputCB, learn):
     _wait_for(learn.device)                  # a GPU first does what is queued
     return time.perf_counter()
 
+# %% ../nbs/87_logging.ipynb #87b00014
+@patch
+def before_phase(self:ThroughputCB, learn):
+    if not learn.training: return
+    self.n, self.seconds, self.start = 0, 0., None
+    if not self.left: self.start = self._now(learn)
+
+@patch
+def before_batch(self:ThroughputCB, learn):  # of a resumed epoch: where it goes on
+    if not learn.training or self.left or self.start is not None: return
+    self.start = self._now(learn)
+
+@patch
+def after_batch(self:ThroughputCB, learn):
+    if not learn.training: return
+    if not self.left: self.n += learn.count(); return
+    self.left -= 1
+    if not self.left: self.start = self._now(learn)
+
+@patch
+def cleanup_phase(self:ThroughputCB, learn):
+    if not learn.training or self.start is None: return
+    self.seconds += self._now(learn) - self.start
+    self.start = None
+
+# %% ../nbs/87_logging.ipynb #f8fb7dc2
 @patch
 def columns(self:ThroughputCB, learn)->dict:
     if 'train' not in learn.phases: return {}
@@ -227,6 +237,7 @@ def columns(self:ThroughputCB, learn)->dict:
     if peak is not None: found['peak_gb'] = peaks.max().item()
     return found
 
+# %% ../nbs/87_logging.ipynb #87b00017
 @patch
 def state_dict(self:ThroughputCB)->dict:
     "What the current epoch has counted so far"

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['race_file', 'read_race', 'race_row', 'best_rate', 'usable', 'race_table']
+__all__ = ['race_file', 'race_row', 'read_race', 'best_rate', 'usable', 'race_table']
 
 # %% ../nbs/93_recording.ipynb #7e4787ef
-#| code-fold: true
-#| code-summary: "race_file, read_race, race_row"
 import json
 from pathlib import Path
 
@@ -23,6 +21,17 @@ def race_file(
     "Where the runs of a network are kept: beside the recorded results"
     return _results_dir()/'race'/f'{network}.json'
 
+def race_row(
+    race:dict,      # from `read_race`
+    racer:str,      # its name
+    share:float=1.  # of the steps
+)->dict:            # seeds and values, both empty if nothing was run
+    "How far a racer came on the test split, as `paired_difference` takes it"
+    found = race['final'].get(racer, {}).get(str(float(share)), {})
+    seeds = sorted(map(int, found))
+    return dict(seeds=seeds, values=[found[str(seed)] for seed in seeds])
+
+# %% ../nbs/93_recording.ipynb #404492be
 def read_race(
     path  # of the file of a network
 )->dict:  # {'tried': {racer: {rate: accuracy}}, 'final': {racer: {share: {seed: …}}}}
@@ -43,19 +52,7 @@ def read_race(
                          f'to begin anew, or bring back a whole version') from e
     return race
 
-def race_row(
-    race:dict,      # from `read_race`
-    racer:str,      # its name
-    share:float=1.  # of the steps
-)->dict:            # seeds and values, both empty if nothing was run
-    "How far a racer came on the test split, as `paired_difference` takes it"
-    found = race['final'].get(racer, {}).get(str(float(share)), {})
-    seeds = sorted(map(int, found))
-    return dict(seeds=seeds, values=[found[str(seed)] for seed in seeds])
-
 # %% ../nbs/93_recording.ipynb #b7f5cda7
-#| code-fold: true
-#| code-summary: "best_rate, usable"
 def best_rate(
     tried:dict  # {rate: accuracy}
 )->float:       # the first of the best
@@ -76,8 +73,6 @@ def usable(
     return known[low:high+1]
 
 # %% ../nbs/93_recording.ipynb #afaac8ba
-#| code-fold: true
-#| code-summary: "race_table"
 def _gap(race, racer, share, against, n):
     "Difference as text, bold if it stands up to `n` comparisons"
     ours, theirs = race_row(race, racer, share), race_row(race, against)
@@ -87,6 +82,16 @@ def _gap(race, racer, share, against, n):
     mark = '**' if strict.low > 0 else ''
     return f'{mark}{d.mean:+.4f}{mark} ({d.low:+.4f} to {d.high:+.4f})'
 
+def _race_line(race, name, against, shares, n):  # of the table, for one racer
+    tried, values = race['tried'][name], race_row(race, name)['values']
+    best, near = best_rate(tried), usable(tried)
+    edge = ' (edge)'*(best in (min(map(float, tried)), max(map(float, tried))))
+    right = f'{sum(values)/len(values):.4f}' if values else 'not yet'
+    gaps = [_gap(race, name, share, against, n) for share in shares]
+    return (f'| {name} | {best:g}{edge} | {near[-1]/near[0]:.0f} | {right} | '
+            f'{" | ".join(gaps)} |')
+
+# %% ../nbs/93_recording.ipynb #c718bc26
 def race_table(
     race:dict,           # from `read_race`
     racers=None,         # names, in order; None: all
@@ -102,13 +107,6 @@ def race_table(
              for share in shares]
     lines = [f'| | rate | width | accuracy | {" | ".join(heads)} |',
              '|---|--:|--:|--:|' + '--:|'*len(heads)]
-    for name in racers:
-        tried, values = race['tried'][name], race_row(race, name)['values']
-        best, near = best_rate(tried), usable(tried)
-        edge = ' (edge)'*(best in (min(map(float, tried)), max(map(float, tried))))
-        right = f'{sum(values)/len(values):.4f}' if values else 'not yet'
-        gaps = [_gap(race, name, share, against, max(1, len(racers) - 1))
-                for share in shares]
-        lines.append(f'| {name} | {best:g}{edge} | {near[-1]/near[0]:.0f} | {right} | '
-                     f'{" | ".join(gaps)} |')
+    n = max(1, len(racers) - 1)    # comparisons in a column
+    lines += [_race_line(race, name, against, shares, n) for name in racers]
     return _Markdown('\n'.join(lines))

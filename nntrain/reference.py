@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['entries', 'reference_page', 'reference_names']
+__all__ = ['entries', 'reference_names', 'reference_page']
 
 # %% ../nbs/98_site.ipynb #a0b4c5fb
 #| code-fold: true
-#| code-summary: "_Entry, _comments, _meaning, _above, _meanings, _text"
+#| code-summary: "Imports; one entry of the reference"
 import ast
 import io
 import re
@@ -29,7 +29,7 @@ class _Entry:  # a public name, as the reference shows it
     line: int = 1     # where it begins in the file
     notebook: str = ''  # file name of the chapter that builds it
 
-
+# %% ../nbs/98_site.ipynb #00ebde5a
 def _comments(text):  # {line: (comment, does it stand alone on its line?)}
     found = {}
     for t in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -37,7 +37,7 @@ def _comments(text):  # {line: (comment, does it stand alone on its line?)}
             found[t.start[0]] = t.string.lstrip('# '), not t.line[:t.start[1]].strip()
     return found
 
-
+# %% ../nbs/98_site.ipynb #4caeca86
 def _meaning(line, comments):  # what stands behind a parameter and in comments below it
     words = []
     while line in comments and comments[line][1] == bool(words):
@@ -63,12 +63,10 @@ def _meanings(lines, comments):  # of things that stand in (first, last) lines
         behind = last in comments  # then comments below are still about this one
     return found
 
-
+# %% ../nbs/98_site.ipynb #a433fa11
 def _text(node): return '' if node is None else ast.unparse(node)
 
-# %% ../nbs/98_site.ipynb #a433fa11
-#| code-fold: true
-#| code-summary: "Parameters and signature of a function"
+
 def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     a = f.args
     plain = a.posonlyargs + a.args
@@ -85,7 +83,7 @@ def _params(f, comments):  # of a function: [(name, type, default, meaning)]
         rows.append(('returns', _text(f.returns), '', said))
     return rows
 
-
+# %% ../nbs/98_site.ipynb #bbedee01
 def _signature(start, rows, end=''):
     def part(name, kind, default):
         if kind: return f'{name}: {kind}' + f' = {default}'*bool(default)
@@ -95,9 +93,7 @@ def _signature(start, rows, end=''):
     if len(line) <= 84: return line
     return '\n'.join([f'{start}(', *(f'    {part},' for part in parts), f'){end}'])
 
-# %% ../nbs/98_site.ipynb #74f30a2e
-#| code-fold: true
-#| code-summary: "Functions, and classes with their methods"
+
 _DEFS = ast.FunctionDef, ast.AsyncFunctionDef
 
 
@@ -111,20 +107,22 @@ def _function(f, name, comments, method=False):  # -> entry
     if 'property' in _decorators(f): sign = f'{name}{end}'
     return _Entry(name, sign, ast.get_docstring(f) or '', rows, f.lineno)
 
-
-def _class(c, comments):  # -> entries of the class and of its documented methods
-    methods = {f.name: f for f in c.body if isinstance(f, _DEFS)}
-    about, rows = [], []
-    if c.bases: about.append(f'A kind of `{", ".join(map(_text, c.bases))}`.')
-    about.append(ast.get_docstring(c))
+# %% ../nbs/98_site.ipynb #2a328a60
+def _given(c, init, comments):  # rows of what you give to make an object
     if any(d.startswith('dataclass') for d in _decorators(c)):
         fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
         said = _meanings([(f.lineno, f.end_lineno) for f in fields], comments)
-        rows = [(f.target.id, _text(f.annotation), _text(f.value), words)
+        return [(f.target.id, _text(f.annotation), _text(f.value), words)
                 for f, words in zip(fields, said)]
-    elif '__init__' in methods:
-        about.append(ast.get_docstring(methods['__init__']))
-        rows = _params(methods['__init__'], comments)[1:]
+    return _params(init, comments)[1:] if init else []
+
+
+def _class(c, comments):  # -> entries of the class and of its documented methods
+    methods = {f.name: f for f in c.body if isinstance(f, _DEFS)}
+    init = methods.get('__init__')
+    rows = _given(c, init, comments)
+    about = [f'A kind of `{", ".join(map(_text, c.bases))}`.'] if c.bases else []
+    about += [ast.get_docstring(c), init and ast.get_docstring(init)]
     about = '\n\n'.join(filter(None, about))
     found = [_Entry(c.name, _signature(f'class {c.name}', rows), about, rows, c.lineno)]
     return found + [_function(f, f'{c.name}.{name}', comments,
@@ -133,8 +131,6 @@ def _class(c, comments):  # -> entries of the class and of its documented method
                     if not name.startswith('_') and ast.get_docstring(f)]
 
 # %% ../nbs/98_site.ipynb #dbe704ab
-#| code-fold: true
-#| code-summary: "entries"
 def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
@@ -157,7 +153,7 @@ def _entries_of(n, public, comments):  # of one statement of a module
     return [_Entry(name, _text(n), _meaning(n.end_lineno, comments), [], n.lineno)
             for name in _targets(n) if name in public]
 
-
+# %% ../nbs/98_site.ipynb #11115c57
 def entries(
     text:str,  # source of a module that nbdev exported
 )->list:       # objects with `name`, `signature`, `about`, `params`, `line`, `notebook`
@@ -174,8 +170,6 @@ def entries(
     return found
 
 # %% ../nbs/98_site.ipynb #7473df1a
-#| code-fold: true
-#| code-summary: "An entry: its text, its table, and where it is built"
 def _escaped(text):  # what Markdown would take for a sign; `code` stays as it is
     parts = re.split('(`[^`]*`)', text)
     parts[::2] = [re.sub(r'([\[\]$<|_^~]|(?<!\w)\*(?!\w))', r'\\\1', p)
@@ -188,6 +182,21 @@ def _to_entries(text, homes):  # `name` -> a link to its entry; homes: {name: mo
     return re.sub(r'`(\w[\w.]*)(\(\))?`', link, text)
 
 
+@lru_cache(maxsize=None)
+def _names(text): return [e.name for e in entries(text)]
+
+
+def reference_names(
+    folder,  # of the package's modules
+)->dict:     # public name -> name of its module
+    "Which module each public name of a package comes from"
+    found = {}
+    for path in sorted(Path(folder).glob('[a-z]*.py')):
+        for name in _names(path.read_text(encoding='utf-8')):
+            found.setdefault(name, path.stem)
+    return found
+
+# %% ../nbs/98_site.ipynb #8e30e5dc
 def _table(e, homes):
     def code(text): return '`' + text.replace('|', '\\|') + '`' if text else ''
     rows = [f'| {n if n == "returns" else code(n)} | {code(t)} | {code(d)} | '
@@ -205,9 +214,14 @@ def _entry_page(e, homes):
         out.append(f'::: {{.exported}}\n[built here]({place})\n:::')
     return '\n\n'.join(filter(None, out))
 
-# %% ../nbs/98_site.ipynb #c6292f9d
-#| code-fold: true
-#| code-summary: "reference_page and reference_names"
+
+def _head(module, names):  # for search engines, for cards beside a link; the title
+    said = f'Reference of {module}: {names}'
+    return (f'---\ndescription: {said!r}\nopen-graph: {{description: {said!r}}}\n'
+            f'twitter-card: {{description: {said!r}}}\n---\n\n'
+            f'# `nntrain.{module}` {{.unnumbered}}')
+
+# %% ../nbs/98_site.ipynb #75c4fac5
 def reference_page(
     module:str,  # name of the module: 'learner'
     text:str,    # its source
@@ -220,26 +234,8 @@ def reference_page(
     if about.startswith('Built in ['): about = ''  # a part of a chapter's code
     chapters = sorted({e.notebook for e in found if e.notebook})
     links = ', '.join(f'[{nb.removesuffix(".ipynb")}](../{nb})' for nb in chapters)
-    said = f'Reference of {module}: {names}'
-    head = (f'---\ndescription: {said!r}\nopen-graph: {{description: {said!r}}}\n'
-            f'twitter-card: {{description: {said!r}}}\n---\n\n'
-            f'# `nntrain.{module}` {{.unnumbered}}')
     lead = f'::: {{.lead}}\n{_escaped(about) or names}\n:::'
     built = f'`from nntrain.{module} import …` · built in {links}' if links else ''
     return '\n\n'.join(filter(None, [
-        head, lead, built, *(_entry_page(e, homes) for e in found)])) + '\n'
-
-
-@lru_cache(maxsize=None)
-def _names(text): return [e.name for e in entries(text)]
-
-
-def reference_names(
-    folder,  # of the package's modules
-)->dict:     # public name -> name of its module
-    "Which module each public name of a package comes from"
-    found = {}
-    for path in sorted(Path(folder).glob('[a-z]*.py')):
-        for name in _names(path.read_text(encoding='utf-8')):
-            found.setdefault(name, path.stem)
-    return found
+        _head(module, names), lead, built,
+        *(_entry_page(e, homes) for e in found)])) + '\n'

@@ -19,12 +19,19 @@ from .results import _write
 from .tools import _dumps, _root
 
 # %% ../nbs/94_tools.ipynb #2ec885f2
-#| code-fold: true
-#| code-summary: "renamed: which files get another name"
 _FILE = re.compile(r'(\d\d)_(\w+)\.ipynb')
 _LABEL = re.compile(r'\[((?:[Cc]hapter )?)\d+\](\((\d\d)_\w+\.ipynb)')
 _STEM = re.compile(r'\[\d\d_\w+\](\((?:\.\./)?(\d\d_\w+)\.ipynb)')
 
+def _check_wish(topics, numbers):
+    if unknown := sorted(set(numbers) - set(topics)):
+        raise ValueError(f'no chapter {", ".join(unknown)}: '
+                         f'choose from {", ".join(sorted(topics))}')
+    if wrong := sorted(t for t, n in numbers.items() if not 0 <= n <= 99):
+        raise ValueError(f'{wrong[0]} needs a number from 0 to 99, '
+                         f'got {numbers[wrong[0]]}')
+
+# %% ../nbs/94_tools.ipynb #92a712fd
 def renamed(
     names:list,    # file names of notebooks: 10_momentum.ipynb, index.ipynb, …
     numbers:dict,  # topic -> its new number: {'momentum': 11}
@@ -34,12 +41,7 @@ def renamed(
     Raises ValueError for an unknown topic, a number that is not in 0 … 99, and two
     chapters with one number."""
     topics = {m[2]: name for name in names if (m := _FILE.fullmatch(name))}
-    if unknown := sorted(set(numbers) - set(topics)):
-        raise ValueError(f'no chapter {", ".join(unknown)}: '
-                         f'choose from {", ".join(sorted(topics))}')
-    if wrong := sorted(t for t, n in numbers.items() if not 0 <= n <= 99):
-        raise ValueError(f'{wrong[0]} needs a number from 0 to 99, '
-                         f'got {numbers[wrong[0]]}')
+    _check_wish(topics, numbers)
     after = {name: f'{numbers[topic]:02}_{topic}.ipynb' if topic in numbers else name
              for topic, name in topics.items()}
     taken = [name[:2] for name in after.values()]
@@ -62,8 +64,6 @@ def relinked(
     return _STEM.sub(r'[\2]\1', text)
 
 # %% ../nbs/94_tools.ipynb #22e3fcd4
-#| code-fold: true
-#| code-summary: "renumber"
 _TEXTS = ('nbs/*.ipynb', 'nbs/api/*.ipynb', 'nbs/*.qmd', '_quarto.yml',
           'CONTRIBUTING.md', 'tests/*.py', 'scripts/*.py', 'benchmarks/*')
 
@@ -82,6 +82,15 @@ def _mended(path, names):  # what a file should hold
                 data[kind] = mend(data[kind])
     return _dumps(nb)
 
+# %% ../nbs/94_tools.ipynb #cb158983
+def _move(nbs, names):  # rename files; the notes of a chapter move with it
+    moves = names | {f'xray/{old[:-6]}.json': f'xray/{new[:-6]}.json'
+                     for old, new in names.items()
+                     if (nbs/f'xray/{old[:-6]}.json').is_file()}
+    for old in moves: (nbs/old).rename(nbs/(old + '.moving'))
+    for old, new in moves.items(): (nbs/(old + '.moving')).rename(nbs/new)
+
+# %% ../nbs/94_tools.ipynb #f71912cb
 def renumber(
     root:Path,      # folder of settings.ini
     numbers:dict,   # topic -> its new number
@@ -98,22 +107,17 @@ def renumber(
                if text != p.read_text(encoding='utf-8')}
     if not check:
         for p, text in changed.items(): _write(p, text)
-        moves = names | {f'xray/{old[:-6]}.json': f'xray/{new[:-6]}.json'  # its notes
-                         for old, new in names.items()
-                         if (nbs/f'xray/{old[:-6]}.json').is_file()}
-        for old in moves: (nbs/old).rename(nbs/(old + '.moving'))
-        for old, new in moves.items(): (nbs/(old + '.moving')).rename(nbs/new)
+        _move(nbs, names)
     return sorted({*changed, *(nbs/old for old in names)})
 
 # %% ../nbs/94_tools.ipynb #acd5828f
-#| code-fold: true
-#| code-summary: "nntrain_renumber"
 def _topic(word):
     topic, _, number = word.partition('=')
     if not number.isdecimal():
         raise argparse.ArgumentTypeError(f'{word!r}: write topic=number, momentum=10')
     return topic, int(number)
 
+# %% ../nbs/94_tools.ipynb #3d2f9700
 def nntrain_renumber(
     argv:list=None,  # words of the command line; None: those of this process
 )->int:              # exit status: 0, or 1 if `--check` finds work, or 2

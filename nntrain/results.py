@@ -32,6 +32,7 @@ def _results_dir():
     root = _checkout()
     return root/'results' if root else Path(nntrain.__file__).resolve().parent/'results'
 
+# %% ../nbs/93_recording.ipynb #8098944d
 # permissions for a new file: those of the old one, else what the user's umask leaves
 def _mode(path):
     if path.exists(): return path.stat().st_mode & 0o777
@@ -39,7 +40,6 @@ def _mode(path):
     os.umask(umask)
     return 0o666 & ~umask
 
-# %% ../nbs/93_recording.ipynb #492da23c
 # the error of the disk behind `error`, in words; `error` itself if there is none
 def _cannot_write(path, error):
     found = error
@@ -50,6 +50,7 @@ def _cannot_write(path, error):
     said.errno = found.errno
     return said
 
+# %% ../nbs/93_recording.ipynb #9de1fab0
 def _write(path, content):  # text or bytes; a reader never meets half a file
     name = None
     try:
@@ -65,8 +66,6 @@ def _write(path, content):  # text or bytes; a reader never meets half a file
         raise said from e
 
 # %% ../nbs/93_recording.ipynb #6cd8b774
-#| code-fold: true
-#| code-summary: "_hardware, _versions, _why_not, _row"
 def _hardware():
     import torch
     return (
@@ -82,43 +81,33 @@ def _versions():
         except PackageNotFoundError: pass
     return res
 
-def _why_not(budget, source, path, folder):  # None: write; else the reason not to
-    if folder is not None: return None
-    name = getattr(budget, 'name', budget)
-    if not os.environ.get('NNTRAIN_RECORD'):
-        return 'only nntrain_execute with the full budget records'
-    if name not in (None, 'full'): return f'a {name} budget is not the full one'
-    if _checkout() is None: return 'the package does not run from a checkout'
-    if (
-        source == 'toy'
-        and path.exists()
-        and json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'
-    ):
-        return 'there is a row of real data, which is kept'
-
-def _row(
-    experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,
-    better, hint, best):
+# %% ../nbs/93_recording.ipynb #5aee52d3
+def _checked(experiment, values, seconds, seeds, source, better):  # -> (values, seeds)
     if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', experiment):
-        raise ValueError(
-            f"experiment {experiment!r}: use lower-case letters, digits, - and _ (it "
-            "names the file)")
+        raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits, "
+                         "- and _ (it names the file)")
     values = [float(v) for v in (values if np.iterable(values) else [values])]
     if not values or not np.isfinite(values).all():
-        raise ValueError(
-            f"{experiment}: values must be finite numbers, one per seed, not {values}")
+        raise ValueError(f"{experiment}: values must be finite numbers, one per seed, "
+                         f"not {values}")
     seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
     if len(seeds) != len(values):
         raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
     if not math.isfinite(seconds):
-        raise ValueError(
-            f"{experiment}: seconds must be a finite number, not {seconds}")
+        raise ValueError(f"{experiment}: seconds must be a finite number, not "
+                         f"{seconds}")
     if better not in ('higher', 'lower'):
         raise ValueError(f"{experiment}: better={better!r} must be 'higher' or 'lower'")
     if source not in ('real', 'local', 'hub', 'toy'):
-        raise ValueError(
-            f"{experiment}: source={source!r} must be 'real' (or 'local', 'hub') or "
-            "'toy'")
+        raise ValueError(f"{experiment}: source={source!r} must be 'real' (or 'local', "
+                         "'hub') or 'toy'")
+    return values, seeds
+
+# %% ../nbs/93_recording.ipynb #45a42e99
+def _row(
+    experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,
+    better, hint, best):
+    values, seeds = _checked(experiment, values, seconds, seeds, source, better)
     n = len(values)
     return dict(
         experiment=experiment, metric=metric, unit=unit, values=values,
@@ -129,53 +118,57 @@ def _row(
         versions=_versions(), date=time.strftime('%Y-%m-%d', time.gmtime()),
         better=better, hint=hint, best=list(best) if best else None, note=note)
 
+def _pm(row, digits=4):  # mean ± SE as text
+    return (
+        f"{row['mean']:.{digits}g}"
+        + (f" ± {row['se']:.1g}" if row['se'] is not None else '')
+        + (f" {row['unit']}" if row['unit'] else ''))
+
+# %% ../nbs/93_recording.ipynb #8547ca15
+def _why_not(budget, source, path, folder):  # None: write; else the reason not to
+    if folder is not None: return None
+    name = getattr(budget, 'name', budget)
+    if not os.environ.get('NNTRAIN_RECORD'):
+        return 'only nntrain_execute with the full budget records'
+    if name not in (None, 'full'): return f'a {name} budget is not the full one'
+    if _checkout() is None: return 'the package does not run from a checkout'
+    if source == 'toy' and path.exists() and (
+            json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'):
+        return 'there is a row of real data, which is kept'
+
 # %% ../nbs/93_recording.ipynb #c2a55c3a
 #| code-fold: true
 #| code-summary: "record"
 def record(
-    # name of the row and of its file; lower-case letters, digits, - and _
-    experiment:str,
+    experiment:str,       # names the row and its file: lower-case letters, digits, - _
     values,               # one final value per seed, in `unit`
     *,
-    # what the values were measured on, such as 'test' or 'valid 5k'
-    split:str,
+    split:str,            # what the values were measured on: 'test', 'valid 5k', …
     seconds:float,        # mean training time of one seed, s
     source:str,           # 'real' (also 'local', 'hub') or 'toy'
     metric:str='accuracy',# what was measured
     unit:str='',          # its unit; '' for a share
     seeds=None,           # the seeds; default 0, 1, …
     better:str='higher',  # is 'higher' or 'lower' better?
-    # what to ask a reader whose value is on the bad side
-    hint:str='are data, split, budget and seed the same?',
-    # (value, who): the best ancestor's figure for the same experiment
-    best=None,
+    hint:str='are data, split, budget and seed the same?',  # asked if a value is bad
+    best=None,            # (value, who): the best ancestor's, in the same experiment
     note:str='',          # anything a reader must know
     hardware:str=None,    # default: this machine's GPU or CPU
-    # the run's budget or its name: only a full one is written; None = what
-    # `nntrain_execute` runs
-    budget=None,
+    budget=None,          # of the run, or its name; None: what `nntrain_execute` runs
     folder=None,          # write here in any case (for trying out)
 )->AttrDict:              # the row, written or not
     """Write `results/<experiment>.json` after a full run under `nntrain_execute` in a
     checkout; anywhere else say why not and write nothing"""
-    row = _row(
-        experiment, values, metric, unit, split, seconds, seeds, source, note, hardware,
-        better, hint, best)
+    row = _row(experiment, values, metric, unit, split, seconds, seeds, source, note,
+               hardware, better, hint, best)
     path = Path(folder or _results_dir())/f'{experiment}.json'
     why = _why_not(budget, row['source'], path, folder)
     if why is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(row, indent=1, ensure_ascii=False) + '\n')
-    print(
-        f"{experiment}: {_pm(row)} ({row['n']} seed{'s'[: row['n'] != 1]})"
-        + (f"; not recorded: {why}" if why else "; recorded"))
+    print(f"{experiment}: {_pm(row)} ({row['n']} seed{'s'[:row['n'] != 1]})"
+          + (f"; not recorded: {why}" if why else "; recorded"))
     return AttrDict(row)
-
-def _pm(row, digits=4):  # mean ± SE as text
-    return (
-        f"{row['mean']:.{digits}g}"
-        + (f" ± {row['se']:.1g}" if row['se'] is not None else '')
-        + (f" {row['unit']}" if row['unit'] else ''))
 
 # %% ../nbs/93_recording.ipynb #d2e1bb75
 def results(
@@ -203,23 +196,23 @@ class _Markdown(str):
     "Text that a notebook shows as Markdown"
     def _repr_markdown_(self): return str(self)
 
+def _line(name, r):  # of the table, for one row
+    best, diff = ((f'{r.best[0]:g} ({r.best[1]})', f'{r.mean - r.best[0]:+.3g}')
+                  if r.best else ('–', '–'))
+    ours = _pm(r).replace(' ± ', '\u00a0±\u00a0')  # a number stays on one line
+    toy = ', built-in data' if r.source=='toy' else ''
+    return (f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | '
+            f'{r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
+
+# %% ../nbs/93_recording.ipynb #41b694ac
 def results_table(
     experiments=None,  # names of rows, in order; default: all
     folder=None,       # as in `results`
 )->_Markdown:  # a line per row: ours, n, seconds, hardware, best ancestor, difference
     """Make a Markdown table of recorded rows; the difference is at least as uncertain
     as a single run of ours"""
-    res = [
+    rows = {name: result(name, folder) for name in experiments or results(folder)}
+    return _Markdown('\n'.join([
         '| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | '
-        'best ancestor | difference |', '|---|---|---|---|---|---|---|---|']
-    for name in experiments or results(folder):
-        r = result(name, folder)
-        best, diff = (
-            (f'{r.best[0]:g} ({r.best[1]})', f'{r.mean - r.best[0]:+.3g}') if r.best
-            else ('–', '–'))
-        ours = _pm(r).replace(' ± ', '\u00a0±\u00a0')  # a number stays on one line
-        toy = ', built-in data' if r.source=='toy' else ''
-        res.append(
-            f'| {name} | {r.metric}, {r.split}{toy} | {ours} | {r.n} | '
-            f'{r.seconds:.3g} | {r.hardware} | {best} | {diff} |')
-    return _Markdown('\n'.join(res))
+        'best ancestor | difference |', '|---|---|---|---|---|---|---|---|',
+        *(_line(name, r) for name, r in rows.items())]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #b128596e
 #| code-fold: true
-#| code-summary: "show_image, show_images"
+#| code-summary: "An array to draw; a figure with a place for each picture"
 def _drawable(im):
     "Array H×W or H×W×3 of a tensor, array or PIL picture"
     a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
@@ -26,6 +26,17 @@ def _drawable(im):
     raise ValueError(f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or "
                      f"H×W×C; for a batch use show_images")
 
+def _places(n, n_titles, ncols, imsize):  # a figure with axes for `n` pictures
+    import matplotlib.pyplot as plt
+    ncols = ncols or math.ceil(math.sqrt(n))
+    nrows, title_rows = math.ceil(n/ncols), math.ceil(n_titles/ncols)
+    size = ncols*imsize, nrows*imsize + .25*title_rows
+    fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False,
+                            layout='constrained')
+    for ax in axs.flat[n:]: ax.set_axis_off()
+    return fig, axs.flat
+
+# %% ../nbs/90_pictures.ipynb #6e6073d9
 def show_image(
     im,             # tensor or array H×W, C×H×W, H×W×C (1 or 3 channels), PIL picture
     ax=None,        # matplotlib axes to draw into; None: a new figure
@@ -42,6 +53,7 @@ def show_image(
     if title is not None: ax.set_title(str(title), fontsize=9)
     return ax
 
+# %% ../nbs/90_pictures.ipynb #96dfe9ee
 def show_images(
     ims,                 # pictures as in `show_image`: a batch or a list
     titles=None,         # for the first pictures, or for all
@@ -51,16 +63,10 @@ def show_images(
     **kwargs,            # passed on to `imshow`
 ):                       # the figure
     "Draw pictures in a grid"
-    import matplotlib.pyplot as plt
     ims, titles = list(ims), [] if titles is None else list(titles)
     if not ims: raise ValueError("no pictures to show")
-    ncols = ncols or math.ceil(math.sqrt(len(ims)))
-    nrows, title_rows = math.ceil(len(ims)/ncols), math.ceil(len(titles)/ncols)
-    size = ncols*imsize, nrows*imsize + .25*title_rows
-    fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False,
-                            layout='constrained')
-    for ax in axs.flat[len(ims):]: ax.set_axis_off()
-    for i, (ax, im) in enumerate(zip(axs.flat, ims)):
+    fig, axs = _places(len(ims), len(titles), ncols, imsize)
+    for i, (ax, im) in enumerate(zip(axs, ims)):
         show_image(im, ax, titles[i] if i < len(titles) else None, **kwargs)
     if suptitle: fig.suptitle(suptitle, fontsize=11)
     return fig

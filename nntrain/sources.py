@@ -39,6 +39,21 @@ def _idx_shape(raw):
     if raw[:3] != b'\0\0\x08' or len(raw) < 4+4*raw[3]: return None
     return struct.unpack(f'>{raw[3]}I', raw[4:4+4*raw[3]])   # big-endian, 4 bytes each
 
+def _checked_idx(raw, md5, damaged):  # lengths of the axes; `damaged` makes the error
+    shape = _idx_shape(raw)
+    if shape is None:
+        raise damaged(f"is not an IDX file of bytes: it starts with {raw[:4].hex()}, "
+                      f"expected 000008 and the number of axes")
+    size = len(raw) - 4 - 4*len(shape)
+    if size != math.prod(shape):
+        raise damaged(f"has {size:,} bytes of data, but its header {shape} "
+                      f"promises {math.prod(shape):,}")
+    got = hashlib.md5(raw).hexdigest()
+    if md5 not in (None, got):
+        raise damaged(f"has MD5 {got}, expected {md5}: not the published file")
+    return shape
+
+# %% ../nbs/90_pictures.ipynb #15f6636e
 def read_idx(
     path,            # file in gzipped IDX format
     md5:str=None,    # expected MD5 of the uncompressed content; None: no check
@@ -53,17 +68,8 @@ def read_idx(
     try: raw = gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as e:
         raise damaged(f"is damaged or cut short: {e}") from e
-    shape = _idx_shape(raw)
-    if shape is None:
-        raise damaged(f"is not an IDX file of bytes: it starts with {raw[:4].hex()}, "
-                      f"expected 000008 and the number of axes")
+    shape = _checked_idx(raw, md5, damaged)
     start = 4+4*len(shape)
-    if len(raw)-start != math.prod(shape):
-        raise damaged(f"has {len(raw)-start:,} bytes of data, but its header {shape} "
-                      f"promises {math.prod(shape):,}")
-    got = hashlib.md5(raw).hexdigest()
-    if md5 not in (None, got):
-        raise damaged(f"has MD5 {got}, expected {md5}: not the published file")
     return torch.tensor(np.frombuffer(raw, np.uint8, offset=start).reshape(shape))
 
 # %% ../nbs/90_pictures.ipynb #10e8950b
@@ -97,6 +103,7 @@ def _pngs(x):
     start, end = b'\x89PNG\r\n\x1a\n' + header, chunk(b'IEND', b'')
     return [start + chunk(b'IDAT', zlib.compress(r.tobytes(), 1)) + end for r in rows]
 
+# %% ../nbs/90_pictures.ipynb #f65afdd0
 def _to_dataset_dict(tensors):
     "{split: (x, y)} as a DatasetDict of PNG pictures, like the one on the hub"
     import datasets, pyarrow as pa
@@ -132,6 +139,7 @@ def _no_hub():
     try: hub_dataset()
     except Exception as e: return str(e).removesuffix(HELP).strip()
 
+# %% ../nbs/90_pictures.ipynb #ea56f09d
 def _resolve(source, budget):
     "Which of local, hub and toy `source` means here, and now"
     if source not in _SOURCES:
@@ -149,8 +157,6 @@ def _resolve(source, budget):
     return 'toy'
 
 # %% ../nbs/90_pictures.ipynb #343d3344
-#| code-fold: true
-#| code-summary: "FashionTensors, fashion_tensors, fashion_mnist"
 def _decoded(split):
     "(x, y) of a split of PNG files"
     import datasets
@@ -174,6 +180,7 @@ class FashionTensors(dict):
             self[split] = x.clone(), y.clone()
         self.source, self.classes = source, FASHION_CLASSES
 
+# %% ../nbs/90_pictures.ipynb #fca5e3e5
 def fashion_tensors(
     source:str='auto',  # local (NNTRAIN_DATA), hub, toy; auto: the first available
     budget=None,        # a `Budget`: a quick one does not use the network

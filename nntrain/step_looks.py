@@ -10,14 +10,28 @@ __all__ = ['STEP_LOOKS']
 
 # %% ../nbs/84_looks.ipynb #3603cec6
 #| code-fold: true
-#| code-summary: "Imports of the module; shapes"
+#| code-summary: "Imports of the module; sum"
 import math
 
-from .findings import LIMITS
+from .findings import LIMITS, _some
 
 def _trained(flight):
     return [k for k in flight.losses if any(c.trained for c in k.calls)]
 
+def _find_sum(trial):
+    "Is the loss a mean?"
+    first = next(iter(_trained(trial.flight)), None)
+    if first is None or first.options.get('reduction') != 'sum': return
+    n = max(1, first.target.shape[0] if first.target.ndim else 1)
+    if n > 1 and first.factor*n > 2:
+        yield 'summed loss', (
+            f'the first loss is {first.value.item():.4g}, a sum over {n} samples; '
+            f"their mean is {first.value.item()/n:.3g}. Use reduction='mean', so that "
+            f'the rate does not depend on the batch size.')
+
+# %% ../nbs/84_looks.ipynb #84a00009
+#| code-fold: true
+#| code-summary: "shapes"
 def _find_shapes(trial):
     "Do predictions and targets go together, one by one?"
     for name, a, b in trial.flight.broadcasts[:1]:
@@ -65,58 +79,46 @@ def _find_first_loss(trial):
 #| code-summary: "softmax"
 def _find_softmax(trial):
     "Does the loss get logits, or what a softmax has made of them?"
-    losses = _trained(trial.flight)
-    if not losses: return
+    if not (losses := _trained(trial.flight)): return
     name, x = losses[0].name, losses[0].input.float()
     if name == 'cross_entropy' and x.ndim > 1 and x.shape[1] > 1:
         if x.min() >= 0 and (x.sum(1) - 1).abs().max() < 1e-2:
             least = math.log(math.e + x.shape[1] - 1) - 1
             yield 'softmax twice', (
-                f'cross_entropy was given numbers from {x.min():.2f} to {x.max():.2f} '
+                f'{name} was given numbers from {x.min():.2f} to {x.max():.2f} '
                 f'that sum to 1 per sample. It contains a softmax, so its loss cannot '
                 f'fall below {least:.2f}: give it logits.')
     if name == 'nll_loss' and x.ndim > 1 and (x.exp().sum(1) - 1).abs().max() > 1e-2:
         yield 'softmax twice', (
-            f'nll_loss needs log-probabilities; e to the power of these sums to '
+            f'{name} needs log-probabilities; e to the power of these sums to '
             f'{x.exp().sum(1).mean():.3g}, not 1: use log_softmax, or cross_entropy.')
     if name == 'binary_cross_entropy_with_logits' and x.numel() > 30:
         if x.min() >= 0 and x.max() <= 1:
             yield 'softmax twice', (
-                f'binary_cross_entropy_with_logits was given numbers from '
-                f'{x.min():.2f} to {x.max():.2f} only. It contains a sigmoid: give '
-                f'it logits.')
-
-# %% ../nbs/84_looks.ipynb #6aa825a8
-#| code-fold: true
-#| code-summary: "sum"
-def _find_sum(trial):
-    "Is the loss a mean?"
-    first = next(iter(_trained(trial.flight)), None)
-    if first is None or first.options.get('reduction') != 'sum': return
-    n = max(1, first.target.shape[0] if first.target.ndim else 1)
-    if n > 1 and first.factor*n > 2:
-        yield 'summed loss', (
-            f'the first loss is {first.value.item():.4g}, a sum over {n} samples; '
-            f"their mean is {first.value.item()/n:.3g}. Use reduction='mean', so that "
-            f'the rate does not depend on the batch size.')
+                f'{name} was given numbers from {x.min():.2f} to {x.max():.2f} only. '
+                f'It contains a sigmoid: give it logits.')
 
 # %% ../nbs/84_looks.ipynb #0344c2fc
+#| code-fold: true
+#| code-summary: "Why nothing moves"
+def _no_step(flight, steps):  # in a sentence; None if something moves
+    if steps and all(s.empty for s in steps):
+        return (f'the gradients are all zero or missing in each of {len(steps)} steps: '
+                f'is zero_grad called between backward and step?')
+    if steps and not any(s.moved for s in steps):
+        rates = max((r for s in steps for r in s.lrs), default=0)
+        return (f'{len(steps)} steps with gradients moved no weight; the largest rate '
+                f'is {rates:g}.')
+    if not steps and flight.trained:
+        return f'{len(flight.trained)} backward passes, but no step of an optimizer.'
+
+# %% ../nbs/84_looks.ipynb #84a00010
 #| code-fold: true
 #| code-summary: "updates"
 def _find_updates(trial):
     "Does a step change the weights, and does it start from fresh gradients?"
     steps = [s for s in trial.flight.steps if not s.closure]
-    if steps and all(s.empty for s in steps):
-        yield 'no step', (
-            f'the gradients are all zero or missing in each of {len(steps)} steps: '
-            f'is zero_grad called between backward and step?')
-    elif steps and not any(s.moved for s in steps):
-        rates = max((r for s in steps for r in s.lrs), default=0)
-        yield 'no step', (f'{len(steps)} steps with gradients moved no weight; the '
-                          f'largest rate is {rates:g}.')
-    elif not steps and trial.flight.trained:
-        yield 'no step', (f'{len(trial.flight.trained)} backward passes, but no step '
-                          f'of an optimizer.')
+    if said := _no_step(trial.flight, steps): yield 'no step', said
     huge = [s.ratio for s in steps if s.ratio > LIMITS['huge step']]
     if len(huge) > len(steps)/2:
         yield 'huge steps', (
@@ -143,11 +145,9 @@ def _find_optimizer(trial):
     missing = [name for p, name in flight.named.items()
                if p.requires_grad and id(p) not in found]
     if missing and found:
-        more = f' and {len(missing)-3} more' if len(missing) > 3 else ''
         yield 'not in optimizer', (
-            f'{", ".join(missing[:3])}{more} of the model can be trained, but no '
-            f'optimizer holds them: make the optimizer after the last change of the '
-            f'model.')
+            f'{_some(missing)} of the model can be trained, but no optimizer holds '
+            f'them: make the optimizer after the last change of the model.')
     twice = [name for p, name in flight.named.items() if found.get(id(p), 0) > 1]
     if twice:
         yield 'counted twice', (
@@ -194,21 +194,14 @@ def _find_clipping(trial):
     "Are gradients clipped before they are unscaled?"
     pairs = [p for p in trial.flight.unscaled if all(map(math.isfinite, p))]
     cut = [(a, b) for a, b in pairs if b < .99*a]
-    if len(cut) < 2: return
     after = [b for _, b in cut]
-    if max(after) < 1.01*min(after):
+    if len(cut) > 1 and max(after) < 1.01*min(after):
         yield 'clipped before unscaling', (
             f'in {len(cut)} of {len(pairs)} steps the scaled gradient, of norm '
             f'{cut[0][0]:.3g}, was cut to {after[0]:.3g} before unscale_: call '
             f'scaler.unscale_(opt) first, then clip.')
 
 STEP_LOOKS = {
-    'shapes': _find_shapes,
-    'first loss': _find_first_loss,
-    'softmax': _find_softmax,
-    'sum': _find_sum,
-    'updates': _find_updates,
-    'optimizer': _find_optimizer,
-    'schedule': _find_schedule,
-    'parts': _find_parts,
-    'clipping': _find_clipping}
+    'shapes': _find_shapes, 'first loss': _find_first_loss, 'softmax': _find_softmax,
+    'sum': _find_sum, 'updates': _find_updates, 'optimizer': _find_optimizer,
+    'schedule': _find_schedule, 'parts': _find_parts, 'clipping': _find_clipping}

@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'SymbolsProc', 'symbols_table']
 
 # %% ../nbs/98_site.ipynb #5b010002
-#| code-fold: true
-#| code-summary: "Imports of the module"
 import ast
 import json
 import re
@@ -20,7 +18,7 @@ from pathlib import Path
 from .figure_web import _script, _style
 from .listing import _prose, _slug
 
-# %% ../nbs/98_site.ipynb #5b010003
+
 @dataclass(frozen=True)
 class Symbol:
     "A symbol of a chapter's formulas, and what it is called elsewhere"
@@ -31,7 +29,7 @@ class Symbol:
     values:str     # range or unit, Markdown
     places:tuple   # anchors of sections where it means this; none: the whole chapter
 
-
+# %% ../nbs/98_site.ipynb #1059d93e
 _TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
@@ -72,7 +70,7 @@ def _keys(tex):  # of a formula: for each symbol [with its index, without], in o
         if m['group']: found += _keys(m['group'])
     return found
 
-
+# %% ../nbs/98_site.ipynb #0f684e7d
 def _known(symbols, places):  # key -> symbol; one of this section goes first
     here = [s for s in symbols if not s.places or set(s.places) & set(places)]
     here.sort(key=lambda s: len(s.places) > 0)
@@ -104,7 +102,7 @@ def _picture_text(cell):  # caption and texts in the code; '' if there is no pic
              if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return '\n'.join(captions + found)
 
-
+# %% ../nbs/98_site.ipynb #8fa50898
 def symbols_said(
     text:str,      # of a picture: its caption and labels
     symbols:list,  # of `Symbol`, those of the chapter
@@ -133,6 +131,14 @@ def _legend(found, symbols, told, kind=''):  # the list under a formula or a pic
     return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
 
 
+def _lights(symbols):  # what the browser needs to find them all
+    data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
+                 figures=s.figures, places=s.places) for s in symbols]
+    script = _script(['symbols.js'], 'startSymbols',
+                     json.dumps(data, ensure_ascii=False))
+    return f'````{{=html}}\n{_style("symbols.css")}{script}\n````'
+
+# %% ../nbs/98_site.ipynb #026ec29c
 class SymbolsProc:
     "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb
@@ -159,12 +165,7 @@ class SymbolsProc:
                 found = symbols_said(_picture_text(c), symbols, (h2, h3))
                 text = listed(found, ' .sym-picture')
                 if found: cells.append(_prose(text, 'symbols'))
-        data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
-                     figures=s.figures, places=s.places) for s in symbols]
-        script = _script(['symbols.js'], 'startSymbols',
-                         json.dumps(data, ensure_ascii=False))
-        parts = f'````{{=html}}\n{_style("symbols.css")}{script}\n````'
-        self.nb.cells[:] = [*cells, _prose(parts, 'symbols')]
+        self.nb.cells[:] = [*cells, _prose(_lights(symbols), 'symbols')]
 
 # %% ../nbs/98_site.ipynb #5b01000c
 def symbols_table(

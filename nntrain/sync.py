@@ -20,98 +20,65 @@ from .tools import _dumps, _root, _settings, _with_folds
 
 # %% ../nbs/94_tools.ipynb #611d7a80
 def _setup_cell(s):
-    return (
-        "#| hide\n# Colab and other fresh machines: install what is missing (an "
-        "installed torch is kept)\n"
-        f"try: import {s['lib_name']}\nexcept ImportError:\n    %pip install -q "
-        f"git+{s['git_url']}"
-    )
+    return ("#| hide\n# Colab and other fresh machines: install what is missing (an "
+            "installed torch is kept)\n"
+            f"try: import {s['lib_name']}\nexcept ImportError:\n    %pip install -q "
+            f"git+{s['git_url']}")
 
 # the notebook with its set-up cell as it should be, after the title and `default_exp`
 def _with_setup(nb, source):
     cells = nb['cells']
-    at = next(
-        (
-            i
-            for i, c in enumerate(cells)
-            if '# Colab and other fresh machines' in ''.join(c['source'])
-        ),
-        None,
-    )
+    texts = [''.join(c['source']) for c in cells]
+    at = next((i for i, text in enumerate(texts)
+               if '# Colab and other fresh machines' in text), None)
     if at is None:
-        at = 1 + max(
-            [
-                i for i, c in enumerate(cells[:3])
-                if 'default_exp' in ''.join(c['source'])]
-            or [0]
-        )
-        cells.insert(
-            at,
-            {
-                'cell_type': 'code', 'execution_count': None, 'id': 'setup',
-                'metadata': {}, 'outputs': []},
-        )
+        at = 1 + max((i for i, text in enumerate(texts[:3]) if 'default_exp' in text),
+                     default=0)
+        cells.insert(at, dict(cell_type='code', execution_count=None, id='setup',
+                              metadata={}, outputs=[]))
     cells[at]['source'] = source.splitlines(keepends=True)
     return nb
 
 # %% ../nbs/94_tools.ipynb #871099e6
-#| code-fold: true
-#| code-summary: "_readme_cell, _readme"
+def _readme_output(o):  # Markdown of an output; None for one without words
+    data = o.get('data', {})
+    if any(k.startswith('image/') for k in data):
+        raise SystemExit(
+            "index.ipynb: README.md cannot hold a picture from an output; save it "
+            "in nbs/images and link it")
+    if 'text/markdown' in data: return ''.join(data['text/markdown'])
+    if 'text/plain' in data or 'text' in o:
+        text = ''.join(data.get('text/plain') or o['text']).rstrip()
+        return f'```\n{text}\n```'
+
+# %% ../nbs/94_tools.ipynb #c69cdddf
 def _readme_cell(c):  # the Markdown of one cell of index.ipynb
     src = ''.join(c['source'])
     if c['cell_type']=='markdown': return src
-    if c['cell_type'] == 'raw' or re.search(
-        r'^#\|\s*(hide|default_exp|include:\s*false)', src, re.M
-    ):
-        return ''
+    hidden = r'^#\|\s*(hide|default_exp|include:\s*false)'
+    if c['cell_type'] == 'raw' or re.search(hidden, src, re.M): return ''
     code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
-    res = (
-        [f'```python\n{code}\n```']
-        if code and not re.search(r'^#\|\s*echo:\s*false', src, re.M)
-        else []
-    )
-    for o in c['outputs']:
-        data = o.get('data', {})
-        if any(k.startswith('image/') for k in data):
-            raise SystemExit(
-                "index.ipynb: README.md cannot hold a picture from an output; save it "
-                "in nbs/images and link it")
-        if 'text/markdown' in data:
-            res.append(''.join(data['text/markdown']))
-        elif 'text/plain' in data or 'text' in o:
-            res.append(
-                '```\n' + ''.join(data.get('text/plain') or o['text']).rstrip()
-                + '\n```')
-    return '\n\n'.join(res)
+    silent = not code or re.search(r'^#\|\s*echo:\s*false', src, re.M)
+    shown = [] if silent else [f'```python\n{code}\n```']
+    said = [text for o in c['outputs'] if (text := _readme_output(o)) is not None]
+    return '\n\n'.join(shown + said)
 
-# README.md from index.ipynb: links point into the folder `nbs`, what only Quarto reads
-# is dropped
-def _readme(nb, nbs):
+# %% ../nbs/94_tools.ipynb #61d6e37a
+def _readme(nb, nbs):  # README.md from index.ipynb; `nbs`: the folder of notebooks
     text = '\n\n'.join(p for p in map(_readme_cell, nb['cells']) if p.strip())
     text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
     text = re.sub(r'(\]\([^)]+\))\{[^}]*\}', r'\1', text)
-    text = re.sub(
-        r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?',
-        lambda m: m[1] + ('' if m[2] else nbs + '/'),
-        text,
-    )
+    def from_above(m): return m[1] + ('' if m[2] else nbs + '/')
+    text = re.sub(r'(\]\(|src=")(?![a-z]+:|#|/)(\.\./)?', from_above, text)
     return (
         f'<!-- written by nntrain_sync from {nbs}/index.ipynb -->\n\n{text.strip()}\n')
 
 # %% ../nbs/94_tools.ipynb #0dea0bf5
-#| code-fold: true
-#| code-summary: "The lines of _quarto.yml that settings.ini decides; the reference pages"
 def _quarto(text, s):  # _quarto.yml with the lines that settings.ini decides
-    site = s['doc_host']+s['doc_baseurl']
     for key, value in {
-        'title': s['title'],
-        'author': s['author'],
-        'description': s['description'],
-        'site-url': site,
-        'repo-url': s['git_url'],
-        'repo-branch': s['branch'],
-        'repo-subdir': s['nbs_path'],
-    }.items():
+            'title': s['title'], 'author': s['author'], 'description': s['description'],
+            'site-url': s['doc_host'] + s['doc_baseurl'], 'repo-url': s['git_url'],
+            'repo-branch': s['branch'], 'repo-subdir': s['nbs_path']}.items():
         text, n = re.subn(
             rf'^  {key}:.*$', lambda _: f'  {key}: {json.dumps(value)}', text, count=1,
             flags=re.M)
@@ -124,59 +91,46 @@ def _with_reference(text, lib):  # _quarto.yml with the reference page of each m
                   lambda m: m[1] + ''.join(pages), text)
 
 # %% ../nbs/94_tools.ipynb #840052e6
-#| code-fold: true
-#| code-summary: "The list of pages; all files as they should be"
-# the pages that _quarto.yml lists, one line each, in the form of llmstxt.org
-def _llms(text, s, nbs):
+def _page_line(nbs, name, site):  # a page in the form of llmstxt.org
+    cells = json.loads((nbs/name).read_text(encoding='utf-8'))['cells']
+    first = ''.join(cells[0]['source'])
+    title, promise = (re.search(f'^{mark} (.*)', first, re.M) for mark in '#>')
+    number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
+    chapter = f'{number} ' if number and name<'80' else ''
+    return (f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)"
+            + (f': {promise[1]}' if promise else ''))
+
+# %% ../nbs/94_tools.ipynb #86b3d17c
+def _llms(text, s, nbs):  # the pages that _quarto.yml lists, a line each
     site = s['doc_host']+s['doc_baseurl']
-    res = [
-        f"# {s['title']}",
-        '',
-        f"> {s['description']}",
-        '',
-        "Each page is a Jupyter notebook in "
-        f"{s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells are "
-        f"the package `{s['lib_name']}`.",
-        '',
-    ]
+    res = [f"# {s['title']}", '', f"> {s['description']}", '',
+           "Each page is a Jupyter notebook in "
+           f"{s['git_url']}/tree/{s['branch']}/{s['nbs_path']}; their exported cells "
+           f"are the package `{s['lib_name']}`.", '']
     for part, name in re.findall(
         r'^ *(?:- part: "?|(?=appendices:))([^":\n]+)|^ *- (\S+\.ipynb)$', text, re.M
     ):
         if part: res += ['', f'## {part.capitalize()}', '']
-        if not (nbs/name).is_file(): continue
-        first = ''.join(
-            json.loads((nbs / name).read_text(encoding='utf-8'))['cells'][0]['source'])
-        title, promise = (
-            re.search('^# (.*)', first, re.M),
-            re.search('^> (.*)', first, re.M),
-        )
-        number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
-        chapter = f'{number} ' if number and name<'80' else ''
-        res.append(
-            f"- [{chapter}{title[1] if title else name}]({site}/{page}.html)"
-            + (f': {promise[1]}' if promise else ''))
+        if (nbs/name).is_file(): res.append(_page_line(nbs, name, site))
     return '\n'.join(res)+'\n'
 
+# %% ../nbs/94_tools.ipynb #e99af222
 def _in_step(root, s):  # {path: the text it should have}
-    nbs = root/s['nbs_path']
+    nbs, setup = root/s['nbs_path'], _setup_cell(s)
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
     book = _with_reference(book, root/s['lib_path'])
     res = {root/'_quarto.yml': book, nbs/'llms.txt': _llms(book, s, nbs)}
     # what figures carry to the browser: the package reads its own copy
     for path in sorted((nbs/'figures').glob('*.[jc]s*')):
         res[root/s['lib_path']/'web'/path.name] = path.read_text(encoding='utf-8')
+    def with_setup(path):
+        return _with_setup(json.loads(path.read_text(encoding='utf-8')), setup)
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
-        res[path] = _dumps(
-            _with_folds(
-                _with_setup(
-                    json.loads(path.read_text(encoding='utf-8')), _setup_cell(s))))
-    index = nbs/'index.ipynb'
-    if index.exists():
-        home = _with_setup(
-            json.loads(index.read_text(encoding='utf-8')), _setup_cell(s))
-        res |= {
-            index: _dumps(_with_folds(home)),
-            root / 'README.md': _readme(home, s['nbs_path'])}
+        res[path] = _dumps(_with_folds(with_setup(path)))
+    if (index := nbs/'index.ipynb').exists():
+        home = with_setup(index)
+        res |= {index: _dumps(_with_folds(home)),
+                root/'README.md': _readme(home, s['nbs_path'])}
     return res
 
 # %% ../nbs/94_tools.ipynb #295c9daf

@@ -52,21 +52,25 @@ class TapeCB(Callback):
         self.show, self.beside = show, beside
         self._restart()
 
-    def after_loss(self, learn):
-        loss = learn.loss.detach().float()
-        if learn.training:
-            self._loss, self._n = self._loss + loss, self._n + 1
-            return
-        weight = learn.loss_weight()
-        self._held, self._weight = self._held + loss*weight, self._weight + weight
+# %% ../nbs/80_tape.ipynb #80b00002
+@patch
+def after_loss(self:TapeCB, learn):
+    loss = learn.loss.detach().float()
+    if learn.training:
+        self._loss, self._n = self._loss + loss, self._n + 1
+        return
+    weight = learn.loss_weight()
+    self._held, self._weight = self._held + loss*weight, self._weight + weight
 
-    def after_backward(self, learn):           # the gradient that the step will use
-        if self._due(learn.n_taken + 1): self._before = self._look_before(learn)
+@patch
+def after_backward(self:TapeCB, learn):           # the gradient that the step will use
+    if self._due(learn.n_taken + 1): self._before = self._look_before(learn)
 
-    def after_step(self, learn):
-        if not self._due(learn.n_taken): return
-        self._note(learn)
-        self._thin()
+@patch
+def after_step(self:TapeCB, learn):
+    if not self._due(learn.n_taken): return
+    self._note(learn)
+    self._thin()
 
 # %% ../nbs/80_tape.ipynb #0e06e6c9
 #| code-fold: true
@@ -91,8 +95,6 @@ def _thin(self:TapeCB):
     self.rows = [row for row in self.rows if row['step'] % self._every == 0]
 
 # %% ../nbs/80_tape.ipynb #17a61d8f
-#| code-fold: true
-#| code-summary: "before_fit, before_phase"
 @patch
 def before_fit(self:TapeCB, learn):
     self._restart()
@@ -142,8 +144,6 @@ def _begin(self:TapeCB, learn):
         self._note(learn)                                  # before the first step
 
 # %% ../nbs/80_tape.ipynb #bbdb2558
-#| code-fold: true
-#| code-summary: "Before the step: gradient, rate, a copy of the weights"
 @patch
 def _look_before(self:TapeCB, learn):
     started = time.perf_counter()
@@ -162,8 +162,6 @@ def _moved(p, old):  # ‖Δw‖/‖w‖; None after weights that were all 0
         else None
 
 # %% ../nbs/80_tape.ipynb #69cee210
-#| code-fold: true
-#| code-summary: "After it: a row"
 @patch
 def _note(self:TapeCB, learn):
     started, before = time.perf_counter(), self._before or {}
@@ -180,6 +178,7 @@ def _note(self:TapeCB, learn):
     if self._screen is not None: self._screen.draw_sometimes(self)
     self.seconds += time.perf_counter() - started
 
+# %% ../nbs/80_tape.ipynb #80b00003
 @patch
 def _look_at_filters(self:TapeCB, model):
     shape = self._probe.shape
@@ -190,8 +189,6 @@ def _look_at_filters(self:TapeCB, model):
         return _filters_of(found[1], shape)
 
 # %% ../nbs/80_tape.ipynb #c9131acd
-#| code-fold: true
-#| code-summary: "From rows to a tape"
 @patch(as_prop=True)
 def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
     if not self.rows:

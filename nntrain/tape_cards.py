@@ -26,10 +26,9 @@ def _image(key, part):  # the strip, once for all of its windows
             f'height="{pitch*rows}" style="image-rendering:pixelated"/></defs></svg>')
 
 def _window(key, part, at, label, more=''):  # one tile of the strip
-    pitch, hidden = part['height'] + 2, 'aria-hidden="true"'
-    said = f'role="img" aria-label="{html.escape(label)}"' if label else hidden
-    return (f'<svg class="px" viewBox="0 1 {part["width"]} {part["height"]}" {said}>'
-            f'<use href="#{key}" y="{-pitch*at}"{more}/></svg>')
+    return (f'<svg class="px" viewBox="0 1 {part["width"]} {part["height"]}" '
+            f'role="img" aria-label="{html.escape(label)}"><use href="#{key}" '
+            f'y="{-(part["height"] + 2)*at}"{more}/></svg>')
 
 # %% ../nbs/86_panels.ipynb #8043201f
 #| code-fold: true
@@ -62,26 +61,30 @@ def _last_shares(part, i):  # (classes,) of sample i at the last moment
     n, k = part['n'], len(part['classes'])
     return _shares(part['shares'])[-n*k:].reshape(n, k)[i]
 
+# %% ../nbs/86_panels.ipynb #86b00009
+#| code-fold: true
+#| code-summary: "What a tape says of a sample"
+def _opinion(part, t, i, name):
+    target, classes = part['targets'][i], part['classes']
+    shares, at = _last_shares(part, i), f'data-tape="{t}" data-at="{i}"'
+    said, k = html.escape(_verdict(shares, target, classes)), 10*len(classes)
+    return (f'<svg viewBox="0 0 {k} 34" class="sh" aria-hidden="true" '
+            f'preserveAspectRatio="none"><path class="ax" d="M0 30h{k}"/>'
+            f'<path data-key="shares" {at} d="{_share_bars(shares)}" '
+            f'stroke="{_COLOURS[t]}"/><path class="tr" d="M{10*target} 32.5h10"/></svg>'
+            f'<span>{name}<span data-key="says" {at}>{said}</span></span>')
+
 # %% ../nbs/86_panels.ipynb #663f7b81
 #| code-fold: true
-#| code-summary: "A card: a sample, and what each tape says of it"
+#| code-summary: "A card"
 def _card(key, tapes, who, i, names):  # a sample and what each tape says of it
     part = tapes[who[0]]['pictures']
-    target, classes = part['targets'][i], part['classes']
-    label = classes[target] if part['png'] else ''
+    label = part['classes'][part['targets'][i]]
     out = _window(key, part, i, f'a picture: {label}') if part['png'] else ''
-    out += f'<b>{html.escape(classes[target])}</b>'
+    out += f'<b>{html.escape(label)}</b>'
     for t in who:
-        shares = _last_shares(tapes[t]['pictures'], i)
         name = f'{html.escape(names[t])}: ' if len(tapes) > 1 else ''
-        at = f'data-tape="{t}" data-at="{i}"'
-        said = html.escape(_verdict(shares, target, classes))
-        k, ink = 10*len(classes), _COLOURS[t]
-        out += (f'<svg viewBox="0 0 {k} 34" class="sh" aria-hidden="true" '
-                f'preserveAspectRatio="none"><path class="ax" d="M0 30h{k}"/>'
-                f'<path data-key="shares" {at} d="{_share_bars(shares)}" '
-                f'stroke="{ink}"/><path class="tr" d="M{10*target} 32.5h10"/></svg>'
-                f'<span>{name}<span data-key="says" {at}>{said}</span></span>')
+        out += _opinion(tapes[t]['pictures'], t, i, name)
     return f'<li>{out}</li>'
 
 # %% ../nbs/86_panels.ipynb #e4910949

@@ -10,20 +10,18 @@ __all__ = ['Tape', 'keep_tape', 'book_tape']
 
 # %% ../nbs/80_tape.ipynb #ed931166
 #| code-fold: true
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; Tape"
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .results import _checkout, _results_dir, _write
 from .tape_pack import _check, _shares
 from .tape_view import tape_view
 
-# %% ../nbs/80_tape.ipynb #b1f8b4a3
-#| code-fold: true
-#| code-summary: "Tape: save, load, show"
 class Tape:
     "One recorded run: numbers, histograms, filters and predictions at some moments"
     def __init__(self,
@@ -32,45 +30,52 @@ class Tape:
         _check(data)
         self.data = data
 
-    @property
-    def steps(self)->list:
-        "Steps taken at each moment"
-        return list(self.data['steps'])
-
-    @property
-    def right(self)->list:
-        "How many of the samples are right at each moment; [] without predictions"
-        if not (part := self.data['pictures']): return []
-        shares = _shares(part['shares']).reshape(-1, part['n'], len(part['classes']))
-        hits = shares.argmax(2) == np.array(part['targets'])
-        return (hits & np.isfinite(shares).all(2)).sum(1).tolist()
-
-    def save(self,
-        path  # of the file to write; a file that is there is replaced as a whole
-    )->None:
-        "Write the tape as JSON"
-        path = Path(path)
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder: name a file in it, such as "
-                             f"{path/'run.json'}")
-        _write(path, json.dumps(self.data, separators=(',', ':'), allow_nan=False))
-
-    @classmethod
-    def load(cls,
-        path  # of a file that `save` wrote
-    )->Tape:
-        "Read a tape; ValueError says in a sentence what is wrong with the file"
-        try: return cls(json.loads(Path(path).read_text(encoding='utf-8')))
-        except FileNotFoundError: raise
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f'{path} is no tape, or a damaged one: {e}; record the '
-                             f'run again, and write it with Tape.save') from None
-
     def __repr__(self):
         return f"Tape({self.data['model']}, {len(self.steps)} moments)"
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return tape_view(self)._repr_mimebundle_(include, exclude)
+
+# %% ../nbs/80_tape.ipynb #b1f8b4a3
+#| code-fold: true
+#| code-summary: "Its moments, and the right predictions"
+@patch(as_prop=True)
+def steps(self:Tape)->list:
+    "Steps taken at each moment"
+    return list(self.data['steps'])
+
+@patch(as_prop=True)
+def right(self:Tape)->list:
+    "How many of the samples are right at each moment; [] without predictions"
+    if not (part := self.data['pictures']): return []
+    shares = _shares(part['shares']).reshape(-1, part['n'], len(part['classes']))
+    hits = shares.argmax(2) == np.array(part['targets'])
+    return (hits & np.isfinite(shares).all(2)).sum(1).tolist()
+
+# %% ../nbs/80_tape.ipynb #80b00006
+#| code-fold: true
+#| code-summary: "Save and load"
+@patch
+def save(self:Tape,
+    path  # of the file to write; a file that is there is replaced as a whole
+)->None:
+    "Write the tape as JSON"
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it, such as "
+                         f"{path/'run.json'}")
+    _write(path, json.dumps(self.data, separators=(',', ':'), allow_nan=False))
+
+@patch(cls_method=True)
+def load(cls:Tape,
+    path  # of a file that `save` wrote
+)->Tape:
+    "Read a tape; ValueError says in a sentence what is wrong with the file"
+    try: return cls(json.loads(Path(path).read_text(encoding='utf-8')))
+    except FileNotFoundError: raise
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is no tape, or a damaged one: {e}; record the '
+                         f'run again, and write it with Tape.save') from None
 
 # %% ../nbs/80_tape.ipynb #1a88f685
 def keep_tape(
@@ -79,8 +84,7 @@ def keep_tape(
     folder=None  # write here in any case (for trying out)
 )->None:
     "Put a tape among those of the book, in a full run under `nntrain_execute` only"
-    full_run = os.environ.get('NNTRAIN_RECORD') and _checkout() is not None
-    if not full_run and folder is None: return
+    if folder is None and not (os.environ.get('NNTRAIN_RECORD') and _checkout()): return
     folder = Path(folder or _results_dir()/'tapes')
     folder.mkdir(parents=True, exist_ok=True)
     tape.save(folder/f'{name}.json')

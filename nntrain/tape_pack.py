@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/80_tape.ipynb #00bd0a89
 #| code-fold: true
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; one letter"
 import base64
 import io
 import math
@@ -21,7 +21,6 @@ import numpy as np
 from .figure_numbers import _ABC, _GAP, _decode, _encode
 from .figure_tiles import _palette, _png
 
-# %% ../nbs/80_tape.ipynb #28f71aab
 _LEVELS = len(_ABC) - 1               # one letter carries a number from 0 to 63
 
 def _letters(shares):                 # numbers in [0, 1] -> a letter each
@@ -30,6 +29,9 @@ def _letters(shares):                 # numbers in [0, 1] -> a letter each
 
 def _levels(text): return np.array([_ABC.index(letter) for letter in text])
 
+# %% ../nbs/80_tape.ipynb #28f71aab
+#| code-fold: true
+#| code-summary: "Two letters; four digits"
 def _pairs(shares):                   # the same in two letters: 4,095 levels
     shares = np.asarray(shares, dtype=float).ravel()
     codes = np.nan_to_num(shares).clip(0, 1)*(_GAP - 1)
@@ -52,9 +54,7 @@ def _range_of(kept):  # of the values that are not 0; a few far ones may lie out
     pooled = pooled[np.isfinite(pooled) & (pooled != 0)]
     if not pooled.size: return -1., 1.
     low, high = np.quantile(pooled, [.002, .998])
-    if low > 0: low = 0.
-    if high < 0: high = 0.
-    return float(low), float(high)
+    return float(min(low, 0.)), float(max(high, 0.))
 
 def _pack_values(name, kept):  # kept: the values seen at each moment
     low, high = _range_of(kept)
@@ -71,7 +71,7 @@ def _pack_values(name, kept):  # kept: the values seen at each moment
 
 # %% ../nbs/80_tape.ipynb #c2ad9105
 #| code-fold: true
-#| code-summary: "A strip of tiles"
+#| code-summary: "A strip of tiles; pictures"
 _MARGIN = 1  # rows around a tile, so that no neighbour shows at its edge
 
 def _strip(tiles):  # (K, H, W) shades 0 … 63, or (K, H, W, 3) bytes -> base64
@@ -83,9 +83,13 @@ def _shaded(x, low, high, colour):  # floats -> the shades or bytes of `_strip`
     share = np.nan_to_num((x - low)/((high - low) or 1), nan=.5, posinf=1, neginf=0)
     return np.round(share.clip(0, 1)*(255 if colour else 63)).astype(np.uint8)
 
+def _pack_pictures(x):  # (n, H, W) or (n, H, W, 3) floats of any range
+    tiles = _shaded(x, np.nanmin(x), np.nanmax(x), colour=x.ndim == 4)
+    return dict(n=len(x), height=x.shape[1], width=x.shape[2], png=_strip(tiles))
+
 # %% ../nbs/80_tape.ipynb #288bb047
 #| code-fold: true
-#| code-summary: "Pictures, and filters by moment"
+#| code-summary: "Filters by moment"
 def _grid_of(filters, n_columns):  # (T, n, h, w[, 3]) -> a tile a moment, with gaps
     t, n, h, w, *c = filters.shape
     n_rows = math.ceil(n/n_columns)
@@ -96,10 +100,6 @@ def _grid_of(filters, n_columns):  # (T, n, h, w[, 3]) -> a tile a moment, with 
         y, x = i//n_columns*(h + 1), i % n_columns*(w + 1)
         tiles[:, y:y+h, x:x+w] = filters[:, i]
     return tiles
-
-def _pack_pictures(x):  # (n, H, W) or (n, H, W, 3) floats of any range
-    tiles = _shaded(x, np.nanmin(x), np.nanmax(x), colour=x.ndim == 4)
-    return dict(n=len(x), height=x.shape[1], width=x.shape[2], png=_strip(tiles))
 
 def _pack_filters(name, kept, which):  # weights by moment, all on one scale
     x = np.stack(kept)
@@ -177,6 +177,9 @@ def _check_parts(data):
     texts = [*data['missing'].values(), data['model'], *map(str, data['missing'])]
     _need(all(isinstance(text, str) for text in texts), 'its words are no texts')
 
+# %% ../nbs/80_tape.ipynb #80b00004
+#| code-fold: true
+#| code-summary: "The check as a whole"
 def _check(data):  # ValueError: what is wrong with the content of a tape
     _need(isinstance(data, dict) and data.get('format') == _FORMAT,
           f'it does not say {_FORMAT!r}')

@@ -92,6 +92,22 @@ def _dots(points, last, scale, log, t):  # circles of the first tape, squares
     d = ''.join(f'M{at}{shape[t]}' for at in re.split('[ML]', curve)[1:])
     return f'<path class="dot" d="{d}" stroke="{_COLOURS[t]}"/>' if d else ''
 
+# %% ../nbs/86_panels.ipynb #86b00003
+#| code-fold: true
+#| code-summary: "The lines of all tapes, and a number that changes"
+def _lines(key, tapes, last, scale, log, dots):
+    out = ''
+    for t, tape in enumerate(tapes):
+        points = list(zip(tape['steps'], tape[key]))
+        out += (f'<path class="ln" d="{_curve(points, last, scale, log)}" '
+                f'stroke="{_COLOURS[t]}" stroke-dasharray="{_DASHES[t]}"/>')
+        if dots: out += _dots(tape[dots], last, scale, log, t)
+    return out
+
+def _value(key, t, v):  # a number that the script exchanges
+    return (f'<b data-key="{key}" data-tape="{t}" style="--c:{_COLOURS[t]}">'
+            f'{_short(v)}</b>')
+
 # %% ../nbs/86_panels.ipynb #9dad5db3
 #| code-fold: true
 #| code-summary: "A chart"
@@ -101,22 +117,13 @@ def _chart(key, title, tapes, last, dots=None):  # lines of all tapes in one pic
     if all(v is None for v in values): return ''
     log = _wants_log(values)
     scale = _scale(values, log)
-    lines = _frame(scale, log, last)
-    for t, tape in enumerate(tapes):
-        points = list(zip(tape['steps'], tape[key]))
-        lines += (f'<path class="ln" d="{_curve(points, last, scale, log)}" '
-                  f'stroke="{_COLOURS[t]}" stroke-dasharray="{_DASHES[t]}"/>')
-        if dots: lines += _dots(tape[dots], last, scale, log, t)
-    mark = (f'<path class="now" d="M{_x(last, last)} {_TOP}V{_TOP + _HIGH}"/>')
+    lines = _frame(scale, log, last) + _lines(key, tapes, last, scale, log, dots)
+    mark = f'<path class="now" d="M{_x(last, last)} {_TOP}V{_TOP + _HIGH}"/>'
     now = ' '.join(_value(key, t, tape[key][-1]) for t, tape in enumerate(tapes))
     axis = ', logarithmic axis' if log else ''
     return (f'<figure><figcaption>{title} {now}</figcaption><svg viewBox="0 0 {_W} '
             f'{_H}" role="img" aria-label="{title} over the steps of the run{axis}">'
             f'{lines}{mark}</svg></figure>')
-
-def _value(key, t, v):  # a number that the script exchanges
-    return (f'<b data-key="{key}" data-tape="{t}" style="--c:{_COLOURS[t]}">'
-            f'{_short(v)}</b>')
 
 # %% ../nbs/86_panels.ipynb #f6d4421d
 #| code-fold: true
@@ -174,9 +181,22 @@ def _outline(bars, place):  # of one histogram; `outline` in tape.js draws the s
         d += f"V{300 - _round(place['high']*int(level)/63)}H{right}"
     return d + 'V300'
 
+# %% ../nbs/86_panels.ipynb #86b00006
+#| code-fold: true
+#| code-summary: "The panel of a layer"
+def _histogram(name, found, lines, now):
+    low = _short(min(v['low'] for _, v in found))
+    high = _short(max(v['high'] for _, v in found))
+    return (
+        f'<figure><figcaption>{html.escape(name)}{now}</figcaption><svg viewBox="'
+        f'-8 0 1016 308" role="img" aria-label="histogram of the values of '
+        f'{html.escape(name)} from {low} to {high}">{lines}<path class="ax" '
+        f'd="M0 300H1000"/></svg><small><span>{low}</span><span>{high}</span>'
+        '</small></figure>')
+
 # %% ../nbs/86_panels.ipynb #e4dee609
 #| code-fold: true
-#| code-summary: "The histograms"
+#| code-summary: "All histograms"
 def _histograms(tapes):  # -> (HTML, where each lies: for the script)
     panels, places = '', {}
     for name, found in _pairs_of(tapes, 'values').items():
@@ -188,12 +208,5 @@ def _histograms(tapes):  # -> (HTML, where each lies: for the script)
                       f'{html.escape(name)}" d="{d}" stroke="{_COLOURS[t]}" '
                       f'stroke-dasharray="{"none" if t == 0 else "30 15"}"/>')
             now += ' ' + _named('zeros', t, name, _zeros(layer['zeros'][-1]))
-        low = _short(min(v['low'] for _, v in found))
-        high = _short(max(v['high'] for _, v in found))
-        panels += (
-            f'<figure><figcaption>{html.escape(name)}{now}</figcaption><svg viewBox="'
-            f'-8 0 1016 308" role="img" aria-label="histogram of the values of '
-            f'{html.escape(name)} from {low} to {high}">{lines}<path class="ax" '
-            f'd="M0 300H1000"/></svg><small><span>{low}</span><span>{high}</span>'
-            '</small></figure>')
+        panels += _histogram(name, found, lines, now)
     return panels and f'<div class="nnt-g nnt-h">{panels}</div>', places

@@ -122,6 +122,15 @@ def _as_pictures(batch, n):  # (n, H, W) or (n, H, W, 3); None: not pictures
     return (x[:, 0] if x.shape[1] == 1 else x.movedim(1, -1)).numpy()
 
 # %% ../nbs/80_tape.ipynb #ebf0f50e
+#| code-fold: true
+#| code-summary: "Probe; some values of a layer"
+def _sampled(x, n=2048):  # n of the values, always the same ones, on the CPU
+    x = x.detach().reshape(-1)
+    if len(x) > n:
+        at = torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(0))
+        x = x[at.to(x.device)]
+    return x.float().cpu().numpy()
+
 class Probe:
     "The same few samples, shown to the network again and again while it learns"
     def __init__(self,
@@ -134,42 +143,36 @@ class Probe:
         self.learner, self.targets, self.shown = None, None, None
         with _same_luck(learn.device): self._find(learn, pictures, n_probe)
 
-    def ask(self)->tuple:  # (n_shown, C) probabilities or None, {label: values}
-        "Show the samples; the model, its mode and the random numbers stay as they are"
-        if self.learner is None: return None, {}
-        model, seen = self.learner.model, {}
-        def note(label, module, inputs, output):
-            out = next(tensors_of(output), None)
-            if out is not None: seen.setdefault(label, []).append(_sampled(out))
-        handles = []
-        with _same_luck(self.learner.device), _in_evaluation(model):
-            try:
-                for label, m in _watched(model).items():
-                    hook = lambda *args, label=label: note(label, *args)
-                    handles.append(m.register_forward_hook(hook))
-                self.learner.predict()
-            finally:
-                for handle in handles: handle.remove()
-        values = {label: np.concatenate(parts) for label, parts in seen.items()}
-        return self._shares(self.learner.preds), values
-
 # %% ../nbs/80_tape.ipynb #e642d7fa
-def _sampled(x, n=2048):  # n of the values, always the same ones, on the CPU
-    x = x.detach().reshape(-1)
-    if len(x) > n:
-        at = torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(0))
-        x = x[at.to(x.device)]
-    return x.float().cpu().numpy()
+#| code-fold: true
+#| code-summary: "Ask"
+@patch
+def ask(self:Probe)->tuple:  # (n_shown, C) probabilities or None, {label: values}
+    "Show the samples; the model, its mode and the random numbers stay as they are"
+    if self.learner is None: return None, {}
+    model, seen = self.learner.model, {}
+    def note(label, module, inputs, output):
+        out = next(tensors_of(output), None)
+        if out is not None: seen.setdefault(label, []).append(_sampled(out))
+    handles = []
+    with _same_luck(self.learner.device), _in_evaluation(model):
+        try:
+            for label, m in _watched(model).items():
+                hook = lambda *args, label=label: note(label, *args)
+                handles.append(m.register_forward_hook(hook))
+            self.learner.predict()
+        finally:
+            for handle in handles: handle.remove()
+    values = {label: np.concatenate(parts) for label, parts in seen.items()}
+    return self._shares(self.learner.preds), values
 
 # %% ../nbs/80_tape.ipynb #92e5d573
 #| code-fold: true
 #| code-summary: "Find the samples, or note why there are none"
 @patch
 def _find(self:Probe, learn, pictures, n_probe):
-    batch = pictures
-    if batch is None:
-        loader = getattr(learn.dls, 'valid', None)
-        batch = None if loader is None else _first_batch(loader)
+    loader, batch = getattr(learn.dls, 'valid', None), pictures
+    if batch is None and loader is not None: batch = _first_batch(loader)
     if batch is None:
         self.missing['pictures'] = 'there are no validation data: give pictures=(x, y)'
         return

@@ -8,16 +8,13 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/80_tape.ipynb #2c7d8ef9
+# %% ../nbs/80_tape.ipynb #ad858b97
 #| code-fold: true
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; the tape in a notebook while the run goes on"
 import time
 
 from .tape_view import tape_view
 
-# %% ../nbs/80_tape.ipynb #ad858b97
-#| code-fold: true
-#| code-summary: "_Screen: the tape in a notebook while the run goes on"
 class _Screen:
     "One output of a notebook that shows the newest tape"
     def __init__(self, beside=None, every=3.):

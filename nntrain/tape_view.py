@@ -128,21 +128,26 @@ def tape_view(
                          f'{len(tapes)} tapes')
     return TapeView([t.data for t in tapes], list(names), title, play)
 
+# %% ../nbs/86_panels.ipynb #86b00014
+#| code-fold: true
+#| code-summary: "The curves"
+def _charts(tapes, last):
+    charts = (_chart('loss', 'loss', tapes, last, 'valid')
+              + _chart('rate', 'learning rate', tapes, last)
+              + _chart('gradient', 'gradient norm', tapes, last))
+    dots = 'a line for the training loss; dots: validation loss after each epoch'
+    return _part('Curves', f'<div class="nnt-g">{charts}</div>',
+                 dots if any(t['valid'] for t in tapes) else '')
+
 # %% ../nbs/86_panels.ipynb #3c14911e
 #| code-fold: true
 #| code-summary: "All panels at the last moment"
 @patch
 def _panels(self:TapeView)->tuple:  # (HTML of the last moment, what the script needs)
     "The still picture: all panels at the last moment"
-    tapes, names, last = self.tapes, self.names, self.at[-1]
-    charts = _chart('loss', 'loss', tapes, last, 'valid') + _chart(
-        'rate', 'learning rate', tapes, last) + _chart(
-        'gradient', 'gradient norm', tapes, last)
+    tapes, names = self.tapes, self.names
     histograms, places = _histograms(tapes)
-    dots = '; dots: validation loss after each epoch'
-    dots = f'a line for the training loss{dots}' if any(
-        t['valid'] for t in tapes) else ''
-    body = _part('Curves', f'<div class="nnt-g">{charts}</div>', dots)
+    body = _charts(tapes, self.at[-1])
     body += _part('What it says', _cards(self.id, tapes, names),
                   'bars: the probabilities of the classes; underlined: the true one')
     body += _part('First filters', _filters(self.id, tapes, names),
@@ -152,13 +157,16 @@ def _panels(self:TapeView)->tuple:  # (HTML of the last moment, what the script 
     body += _part('Values of the layers', histograms, 'without the zeros')
     return body + _left_out(tapes), places
 
-# %% ../nbs/86_panels.ipynb #659a1131
+# %% ../nbs/86_panels.ipynb #86b00016
 #| code-fold: true
-#| code-summary: "The view in one piece"
+#| code-summary: "The data without their strips"
 def _lean(tape):  # without the strips, which stand in the HTML: '' in their place
     drawn = [k for k in ('pictures', 'filters') if tape[k] and tape[k]['png']]
     return tape | {k: dict(tape[k], png='') for k in drawn}
 
+# %% ../nbs/86_panels.ipynb #659a1131
+#| code-fold: true
+#| code-summary: "The view in one piece"
 @patch
 def to_html(self:TapeView)->str:
     "Style, last moment, slider, data and script in one piece; loads nothing"

@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ['GlossaryProc']
 
 # %% ../nbs/98_site.ipynb #c72f438c
-#| code-fold: true
-#| code-summary: "The glossary; what stays as it is"
 import json
 import re
 from pathlib import Path
@@ -28,9 +26,6 @@ _common = set('level process progress rank split verb generator event phase part
               'view world'.split())
 
 
-def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
-
-
 def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's name)
     path = next(iter(sorted(Path(folder).glob('*_glossary.ipynb'))), None)
     if path is None: return {}, None
@@ -41,8 +36,9 @@ def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's
     return {m[1]: (plain(m[2]), m[3]) for m in _entry.finditer(text)}, path.name
 
 # %% ../nbs/98_site.ipynb #dde17b6a
-#| code-fold: true
-#| code-summary: "Mark the first use of each term; GlossaryProc"
+def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
+
+
 def _mark(texts, terms, page):  # texts of a chapter -> with links at the first uses
     left = {term.lower(): term for term in terms}
     if not left: return texts
@@ -61,7 +57,7 @@ def _mark(texts, terms, page):  # texts of a chapter -> with links at the first 
         return ''.join(parts) + find.sub(link, text[at:])
     return [marked(text) for text in texts]
 
-
+# %% ../nbs/98_site.ipynb #f6188d5a
 class GlossaryProc:
     "nbdev docs processor: a term of the glossary shows its meaning at its first use"
     def __init__(self, nb):

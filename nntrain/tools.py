@@ -22,8 +22,6 @@ from .results import _checkout, _write
 __all__ = ['nntrain_execute', 'start_fit']
 
 # %% ../nbs/94_tools.ipynb #c06e7f7c
-#| code-fold: true
-#| code-summary: "Where we are: the root, the settings; how a notebook is written"
 def _root():
     root = _checkout()
     if root is None:
@@ -31,18 +29,14 @@ def _root():
     return root
 
 def _settings(root):  # settings.ini as a mapping
-    cfg = ConfigParser(delimiters=['='])
+    cfg = ConfigParser(delimiters=['='])  # a colon may stand in a value: https://…
     cfg.read(Path(root)/'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']
 
-def _dumps(nb):
-    return (
-        json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
-    )  # as nbdev_clean writes it
+def _dumps(nb):  # as nbdev_clean writes it
+    return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
 
 # %% ../nbs/94_tools.ipynb #5806ec5d
-#| code-fold: true
-#| code-summary: "Clean an output, and a notebook"
 # base64 of a PNG -> the same picture with 128 colours, if that is smaller and no part
 # is transparent
 def _small_png(png):
@@ -54,6 +48,7 @@ def _small_png(png):
         out, 'PNG', optimize=True)
     return base64.b64encode(min(raw, out.getvalue(), key=len)).decode()
 
+# %% ../nbs/94_tools.ipynb #49843922
 def _clean_output(o):  # None for noise that no reader needs
     if o.get('output_type')=='stream' and o['name']=='stderr': return None
     if 'data' in o:
@@ -76,6 +71,7 @@ def _joined(outputs):
         else: joined.append(o)
     return joined
 
+# %% ../nbs/94_tools.ipynb #c764f248
 # a notebook as it is committed: cells and outputs, nothing about the run
 def _clean(nb):
     nb['metadata'] = {
@@ -103,10 +99,15 @@ def _with_folds(nb):
     return nb
 
 # %% ../nbs/94_tools.ipynb #5c81f2a7
-#| code-fold: true
-#| code-summary: "_run"
 _skip = re.compile(r'^#\|\s*eval:\s*false|^\s*(nbdev\.)?nbdev_export\(', re.M)
 
+def _environment():  # of the kernel
+    env = {'NNTRAIN_BUDGET': 'full', **os.environ, 'NNTRAIN_STATIC': '1'}
+    for name in 'IN_TEST', 'MPLBACKEND': env.pop(name, None)   # pictures are wanted
+    env['NNTRAIN_RECORD'] = '1' if env['NNTRAIN_BUDGET']=='full' else ''
+    return env
+
+# %% ../nbs/94_tools.ipynb #c60790ba
 # execute one notebook in its folder and write it back, cleaned; an exception leaves the
 # file alone
 def _run(path, timeout):
@@ -116,13 +117,10 @@ def _run(path, timeout):
     for c in nb.cells:
         if c.cell_type == 'code' and _skip.search(c.source):
             c.metadata['tags'] = ['skip-execution']
-    env = {'NNTRAIN_BUDGET': 'full', **os.environ, 'NNTRAIN_STATIC': '1'}
-    for name in 'IN_TEST', 'MPLBACKEND': env.pop(name, None)   # pictures are wanted
-    env['NNTRAIN_RECORD'] = '1' if env['NNTRAIN_BUDGET']=='full' else ''
     client = NotebookClient(
         nb, timeout=timeout or None, kernel_name='python3',
         resources={'metadata': {'path': str(path.parent)}}, record_timing=False)
-    client.execute(env=env)
+    client.execute(env=_environment())
     clean = _clean(json.loads(nbformat.writes(nb)))
     try: from nbdev.clean import clean_nb
     except ImportError: pass
@@ -131,18 +129,12 @@ def _run(path, timeout):
 
 # %% ../nbs/94_tools.ipynb #4e305b6f
 #| code-fold: true
-#| code-summary: "nntrain_execute"
-def nntrain_execute(
-    argv:list=None,  # the command's arguments; default: those of the command line
-):
-    """Run notebooks in a real kernel and store their outputs (NNTRAIN_BUDGET=full
-    unless set); a notebook that fails is left as it was"""
-    parser = argparse.ArgumentParser(
-        'nntrain_execute', description=nntrain_execute.__doc__
-    )  # fastcore 1 and 2 disagree on lists of arguments
-    parser.add_argument(
-        'paths', nargs='*', type=Path,
-        help='notebooks or folders (default: every chapter)')
+#| code-summary: "What the command line says"
+def _asked(argv, about):  # -> (notebooks, seconds that a cell may take)
+    # fastcore 1 and 2 disagree on lists of arguments
+    parser = argparse.ArgumentParser('nntrain_execute', description=about)
+    parser.add_argument('paths', nargs='*', type=Path,
+                        help='notebooks or folders (default: every chapter)')
     parser.add_argument(
         '--timeout', type=int, default=3600,
         help='seconds that one cell may take; 0 = no limit (default: %(default)s)')
@@ -153,18 +145,24 @@ def nntrain_execute(
     bad = [str(f) for f in files if not f.is_file()]
     if bad or not files:
         raise SystemExit(f"no such notebook: {', '.join(bad) or found[0]}")
+    return files, args.timeout
+
+# %% ../nbs/94_tools.ipynb #2ce11498
+def nntrain_execute(
+    argv:list=None,  # the command's arguments; default: those of the command line
+):
+    """Run notebooks in a real kernel and store their outputs (NNTRAIN_BUDGET=full
+    unless set); a notebook that fails is left as it was"""
+    files, timeout = _asked(argv, nntrain_execute.__doc__)
     failed = 0
     for f in files:
         began = time.time()
-        try:
-            _run(f.resolve(), args.timeout)
+        try: _run(f.resolve(), timeout)
         except Exception as e:
             failed += 1
-            print(
-                f'{f.name}: failed after {time.time() - began:.0f} s, file unchanged\n'
-                + re.sub(r'\x1b\[[0-9;]*m', '', str(e)), file=sys.stderr)
-        else:
-            print(f'{f.name}: {time.time() - began:.0f} s')
+            print(f'{f.name}: failed after {time.time() - began:.0f} s, file unchanged',
+                  re.sub(r'\x1b\[[0-9;]*m', '', str(e)), sep='\n', file=sys.stderr)
+        else: print(f'{f.name}: {time.time() - began:.0f} s')
     if failed: raise SystemExit(1)
 
 # %% ../nbs/94_tools.ipynb #90f10002

@@ -33,9 +33,12 @@ def _oval(u, v, cx, cy, rx, ry):
 def _union(*shapes): return functools.reduce(np.maximum, shapes)
 def _cut(shape, hole): return np.minimum(shape, -hole)
 
+def _near(x, width=1):  # 1 on the line x = 0, 0 from 1/width pixels on
+    return np.clip(1-abs(x)*14*width, 0, 1)
+
 # %% ../nbs/90_pictures.ipynb #e1676543
-#| code-summary: "Patterns of the ten classes"
 #| code-fold: true
+#| code-summary: "Garments with and without sleeves, trousers"
 def _garment(u, v, bottom, w0, w1, sx, sy, thick, neck_h, neck_w):
     "Trunk, two sleeves that end at (±sx, sy), round neck"
     trunk = _trap(u, v, -.75, bottom, w0, w1)
@@ -59,6 +62,9 @@ def _long_sleeved(hand, low):
                         r(.1,.17), r(.06,.2), r(.12,.22))
     return pattern
 
+# %% ../nbs/90_pictures.ipynb #cc9c611f
+#| code-fold: true
+#| code-summary: "Dress and sandal"
 def _dress(u, v, r):
     waist, w = r(-.25,.05), r(.12,.22)
     top = _trap(u, v, -.85, waist, r(.2,.36), w)
@@ -77,6 +83,9 @@ def _sandal(u, v, r):
         _limb(u, v, .7, .4, .7, .4-heel, .06),
         _limb(u, v, r(.45,.7), .2, r(0,.4), r(-.45,-.1), r(.04,.09)))
 
+# %% ../nbs/90_pictures.ipynb #ae49140f
+#| code-fold: true
+#| code-summary: "Sneaker, bag and boot; the list of all"
 def _sneaker(u, v, r):
     rim = r(-.3,.2)
     return _union(_limb(u, v, -.65, .35, .65, .35, r(.12,.2)),
@@ -99,15 +108,13 @@ _PATTERNS = [_t_shirt, _trousers, _long_sleeved((.45,.75), (.6,.82)), _dress,
 _COAT, _SHIRT, _BAG = 4, 6, 8
 
 # %% ../nbs/90_pictures.ipynb #41c0ea8b
-#| code-summary: "Cloth, light and noise"
 #| code-fold: true
+#| code-summary: "Cloth, light and noise"
 def _draw(c, params, noise):
     "Pictures (n, 28, 28) of class `c` from numbers (n, 32) and noise (n, 28, 28)"
     column = iter(params.T[:, :, None, None])
     grid = (np.arange(28, dtype=np.float32)-13.5)/14
     def r(lo, hi): return np.float32(lo)+np.float32(hi-lo)*next(column)
-    def near(x, width=1):                # 1 on the line x = 0, 0 from 1/width pixels on
-        return np.clip(1-abs(x)*14*width, 0, 1)
     zoom, height = r(.84,1.16), r(.88,1.12)
     cx, cy, slant = r(-.14,.14), r(-.14,.14), r(-.12,.12)
     bright, seam, striped = r(.35,1), r(.25,.8), r(0,1)
@@ -116,13 +123,14 @@ def _draw(c, params, noise):
     u = (grid-cx)/zoom - slant*v
     shape = _PATTERNS[c](u, v, r)
     wave = 2*abs(v/period-np.floor(v/period)-.5)
-    shade = bright*(1-.3*near(shape, seam))*np.where(striped<.33, 1-depth*wave, 1)
+    shade = bright*(1-.3*_near(shape, seam))*np.where(striped<.33, 1-depth*wave, 1)
     if c in (_COAT, _SHIRT):              # button facing, on most coats, on some shirts
-        shade = shade*(1-.45*near(u, soft)*(button < (.8 if c == _COAT else .55)))
-    if c == _BAG: shade = shade*(1-.3*near(v-row))        # flap of the bag
+        shade = shade*(1-.45*_near(u, soft)*(button < (.8 if c == _COAT else .55)))
+    if c == _BAG: shade = shade*(1-.3*_near(v-row))        # flap of the bag
     cover = np.clip(shape*14+.5, 0, 1)                 # soft edge, one pixel wide
     return np.clip(cover*(shade*255+noise*np.float32(1.5)), 0, 255).astype(np.uint8)
 
+# %% ../nbs/90_pictures.ipynb #16fcbbd0
 def draw_clothes(
     n:int,  # pictures; the sizes of the ten classes differ by at most one
     seed,   # an integer, or a list of them

@@ -10,7 +10,7 @@ __all__ = ['cell_key', 'read_trace', 'stale_cells', 'nntrain_xray']
 
 # %% ../nbs/81_xray.ipynb #81a00041
 #| code-fold: true
-#| code-summary: "Imports; a cell's code, its key, the file of a chapter"
+#| code-summary: "Imports of the module"
 import argparse
 import hashlib
 import json
@@ -24,6 +24,9 @@ from .tools import _root, _settings
 
 _MOST_BYTES = 40_000   # of a chapter's file
 
+# %% ../nbs/81_xray.ipynb #81c00002
+#| code-fold: true
+#| code-summary: "A cell's code, and its key"
 def _lines(source):  # {number of a line in the cell: its number in the code shown}
     kept = [i for i, line in enumerate(source.splitlines(), 1)
             if not line.startswith('#|')]
@@ -38,6 +41,9 @@ def cell_key(
     code = '\n'.join(lines[i - 1] for i in _lines(source)).strip()
     return hashlib.sha256(code.encode()).hexdigest()[:10]
 
+# %% ../nbs/81_xray.ipynb #81b00040
+#| code-fold: true
+#| code-summary: "The file of a chapter, and what is out of date"
 def _file(notebook):
     notebook = Path(notebook)
     return notebook.parent/'xray'/f'{notebook.stem}.json'
@@ -61,7 +67,7 @@ def stale_cells(
 
 # %% ../nbs/81_xray.ipynb #81a00043
 #| code-fold: true
-#| code-summary: "In the kernel: every cell is marked; in the end, all notes are printed"
+#| code-summary: "In the kernel: every cell is marked"
 class _Listener:  # marks all cells that an IPython shell runs
     def __init__(self, shell):
         self.source, self.traces = None, {}
@@ -82,29 +88,38 @@ class _Listener:  # marks all cells that an IPython shell runs
         found = {}
         for key, (source, trace) in self.traces.items():
             lines = _lines(source)
-            rows = [[lines[line], *rest] for line, *rest in trace.rows()
-                    if line in lines]
+            rows = [[lines[i], *rest] for i, *rest in trace.rows() if i in lines]
             if rows: found[key] = rows
         return found
 
+# %% ../nbs/81_xray.ipynb #81b00043
+#| code-fold: true
+#| code-summary: "The cells of a run, and its surroundings"
 _BEGIN = 'from nntrain import traces\n_xray = traces._Listener(get_ipython())'
 _END = 'import json\nprint(json.dumps(_xray.notes()))'
 
+def _cells_of(nb):  # sources, without what the tests of a chapter skip
+    skip = '|'.join(_settings(_root())['tst_flags'].split())
+    skip = re.compile(rf'^#\| *(eval: *false|{skip}\b)|^\s*%pip', re.M)
+    cells = [c.source for c in nb.cells if c.cell_type == 'code']
+    return [_BEGIN, *(s for s in cells if not skip.search(s)), _END]
+
+def _surroundings(budget):
+    return {**os.environ, 'NNTRAIN_BUDGET': budget, 'NNTRAIN_STATIC': '1',
+            'NNTRAIN_RECORD': '', 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1',
+            'PYTHONHASHSEED': '0', **(dict(IN_TEST='1') if budget == 'quick' else {})}
+
+# %% ../nbs/81_xray.ipynb #81b00044
+#| code-fold: true
+#| code-summary: "One run"
 def _once(path, budget):  # run a notebook, return its notes
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, as_version=4)
-    skip = '|'.join(_settings(_root())['tst_flags'].split())
-    skip = re.compile(rf'^#\| *(eval: *false|{skip}\b)|^\s*%pip', re.M)
-    cells = [c.source for c in nb.cells if c.cell_type == 'code']
-    cells = [source for source in cells if not skip.search(source)]
-    nb.cells = [nbformat.v4.new_code_cell(s) for s in (_BEGIN, *cells, _END)]
-    env = {**os.environ, 'NNTRAIN_BUDGET': budget, 'NNTRAIN_STATIC': '1',
-           'NNTRAIN_RECORD': '', 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1',
-           'PYTHONHASHSEED': '0', **(dict(IN_TEST='1') if budget == 'quick' else {})}
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in _cells_of(nb)]
     client = NotebookClient(nb, timeout=3600, kernel_name='python3',
                             resources={'metadata': {'path': str(Path(path).parent)}})
-    client.execute(env=env)
+    client.execute(env=_surroundings(budget))
     printed = [o.text for o in nb.cells[-1].outputs if o.get('name') == 'stdout']
     return json.loads(''.join(printed))
 
@@ -127,11 +142,43 @@ def _agreed(one, two):  # of two runs {key: rows}
         if rows := [row for row in rows if row]: found[key] = rows
     return found
 
+# %% ../nbs/81_xray.ipynb #81b00047
+#| code-fold: true
+#| code-summary: "The text of a file"
 def _text(budget, cells):  # of a chapter's file; one line a cell
     rows = [f'{json.dumps(key)}: {json.dumps(cells[key], ensure_ascii=False)}'
             for key in sorted(cells)]
     return (f'{{"budget": {json.dumps(budget)},\n"cells": {{\n'
             + ',\n'.join(rows) + '\n}}\n')
+
+# %% ../nbs/81_xray.ipynb #81b00049
+#| code-fold: true
+#| code-summary: "Check a chapter"
+def _checked(path):
+    stale = stale_cells(path)
+    if stale: print(f'{path.name}: {len(stale)} cells have changed; trace it again')
+    return int(bool(stale))
+
+# %% ../nbs/81_xray.ipynb #81c00003
+#| code-fold: true
+#| code-summary: "Trace a chapter"
+def _traced(path, budget):
+    try: cells = _agreed(_once(path, budget), _once(path, budget))
+    except Exception as e:
+        said = re.sub(r'\x1b\[[0-9;]*m', '', str(e)).strip()
+        print(f'{path.name}: failed, its notes stay as they were\n{said}',
+              file=sys.stderr)
+        return 1
+    text = _text(budget, cells)
+    if len(text.encode()) > _MOST_BYTES:
+        print(f'{path.name}: {len(text.encode()):,} bytes of notes, more than '
+              f'{_MOST_BYTES:,}: shorten the chapter', file=sys.stderr)
+        return 1
+    _file(path).parent.mkdir(exist_ok=True)
+    _write(_file(path), text)
+    print(f'{path.name}: {sum(map(len, cells.values()))} notes, '
+          f'{len(text.encode()):,} bytes')
+    return 0
 
 # %% ../nbs/81_xray.ipynb #81a00046
 #| code-fold: true
@@ -154,26 +201,3 @@ def nntrain_xray(
         return 2
     return max(_checked(p) if args.check else _traced(p, args.budget)
                for p in args.paths)
-
-def _checked(path):
-    stale = stale_cells(path)
-    if stale: print(f'{path.name}: {len(stale)} cells have changed; trace it again')
-    return int(bool(stale))
-
-def _traced(path, budget):
-    try: cells = _agreed(_once(path, budget), _once(path, budget))
-    except Exception as e:
-        said = re.sub(r'\x1b\[[0-9;]*m', '', str(e)).strip()
-        print(f'{path.name}: failed, its notes stay as they were\n{said}',
-              file=sys.stderr)
-        return 1
-    text = _text(budget, cells)
-    if len(text.encode()) > _MOST_BYTES:
-        print(f'{path.name}: {len(text.encode()):,} bytes of notes, more than '
-              f'{_MOST_BYTES:,}: shorten the chapter', file=sys.stderr)
-        return 1
-    _file(path).parent.mkdir(exist_ok=True)
-    _write(_file(path), text)
-    print(f'{path.name}: {sum(map(len, cells.values()))} notes, '
-          f'{len(text.encode()):,} bytes')
-    return 0

@@ -112,13 +112,10 @@ class MLflowTracker:
         self.client.log_batch(self.id, [
             make(name, value, now, step) for name, value in numbers.items()
             if (name, step) not in self.seen])
-    def close(self, failed):
-        self.client.set_terminated(self.id, 'FAILED' if failed else 'FINISHED')
-        del self.client
 
 # %% ../nbs/87_logging.ipynb #218d7f65
 #| code-fold: true
-#| code-summary: "MLflow: find a run, make one, ask what it has"
+#| code-summary: "MLflow: find a run, or make one"
 @patch
 def _place(self:MLflowTracker):  # the number of the experiment
     found = self.client.get_experiment_by_name(self.experiment)
@@ -137,9 +134,17 @@ def _new_run(self:MLflowTracker, settings):
         self.client.log_param(run.info.run_id, name, value)
     return run
 
+# %% ../nbs/87_logging.ipynb #87b00025
+#| code-fold: true
+#| code-summary: "MLflow: what a run has; close"
 @patch
 def _seen_in(self:MLflowTracker, run):  # what it has logged: (name, step)
     at = run.info.run_id
     self.client.update_run(at, 'RUNNING')
     return {(name, m.step) for name in run.data.metrics
             for m in self.client.get_metric_history(at, name)}
+
+@patch
+def close(self:MLflowTracker, failed):
+    self.client.set_terminated(self.id, 'FAILED' if failed else 'FINISHED')
+    del self.client

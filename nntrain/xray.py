@@ -7,16 +7,21 @@ __all__ = ['notes', 'Shapes', 'xray', 'load_ipython_extension', 'unload_ipython_
 
 # %% ../nbs/81_xray.ipynb #81a00024
 #| code-fold: true
-#| code-summary: "Imports; notes and their two forms"
+#| code-summary: "Imports of the module"
 import ast
 import html
 import itertools
 import linecache
 import re
 
+from fastcore.basics import patch
+
 from .figure_web import _style
 from .xray_marks import start_trace, stop_trace
 
+# %% ../nbs/81_xray.ipynb #81b00029
+#| code-fold: true
+#| code-summary: "Notes"
 def notes(
     rows:list,  # (line, name, what it made, how often), see `Trace.rows`
 )->dict:        # line -> what to show beside it
@@ -32,6 +37,9 @@ def notes(
                           for i, one in enumerate(found))
     return {i: line(found) for i, found in lines.items()}
 
+# %% ../nbs/81_xray.ipynb #81b00031
+#| code-fold: true
+#| code-summary: "Shapes: code and notes as text"
 class Shapes:
     "Source code with what its lines made"
     def __init__(self,
@@ -48,13 +56,28 @@ class Shapes:
             if i in said: lines.append(' '*(deep + 6) + f'↳ {said[i]}')
         return '\n'.join(lines)
 
-    def _repr_html_(self):
-        said, lines = notes(self.rows), []
-        for i, line in enumerate(self.code.splitlines(), 1):
-            note = f'<i>{html.escape(said[i])}</i>' if i in said else ''
-            lines.append(f'<div><code>{html.escape(line) or " "}</code>{note}</div>')
-        return (f'{_style("xray_live.css")}<div class="nn-xray-live" role="group" '
-                f'aria-label="Code with what its lines make">{"".join(lines)}</div>')
+# %% ../nbs/81_xray.ipynb #81b00032
+#| code-fold: true
+#| code-summary: "Shapes: code and notes in a browser"
+@patch
+def _repr_html_(self:Shapes):
+    said, lines = notes(self.rows), []
+    for i, line in enumerate(self.code.splitlines(), 1):
+        note = f'<i>{html.escape(said[i])}</i>' if i in said else ''
+        lines.append(f'<div><code>{html.escape(line) or " "}</code>{note}</div>')
+    return (f'{_style("xray_live.css")}<div class="nn-xray-live" role="group" '
+            f'aria-label="Code with what its lines make">{"".join(lines)}</div>')
+
+# %% ../nbs/81_xray.ipynb #81b00034
+#| code-fold: true
+#| code-summary: "What cannot be run"
+def _check_code(code, namespace):
+    if not isinstance(code, str):
+        raise TypeError(f'code must be a text, got {type(code).__name__}: '
+                        "write xray('x = 1'), or %%xray on top of a cell")
+    if namespace is not None and not isinstance(namespace, dict):
+        raise TypeError(f'namespace must be a dictionary of names or None, '
+                        f'got {type(namespace).__name__}: write vars(module)')
 
 # %% ../nbs/81_xray.ipynb #81a00025
 #| code-fold: true
@@ -70,12 +93,7 @@ def xray(
     The code runs as without `xray`: the same results, random numbers and exceptions,
     and no value lives longer. Of functions that it defines, the first call is shown; of
     loops the last turn. TypeError for anything but text and a dictionary."""
-    if not isinstance(code, str):
-        raise TypeError(f'code must be a text, got {type(code).__name__}: '
-                        "write xray('x = 1'), or %%xray on top of a cell")
-    if namespace is not None and not isinstance(namespace, dict):
-        raise TypeError(f'namespace must be a dictionary of names or None, '
-                        f'got {type(namespace).__name__}: write vars(module)')
+    _check_code(code, namespace)
     name = f'<xray {next(_cells)}>'
     space = {'__name__': 'xray'} if namespace is None else namespace
     plain = ast.parse(code, name)
@@ -88,7 +106,7 @@ def xray(
 
 # %% ../nbs/81_xray.ipynb #81a00030
 #| code-fold: true
-#| code-summary: "The word that marks a cell, and who acts on it"
+#| code-summary: "The word that marks a cell"
 _WORD = '%%xray in line '
 
 def _with_word(lines):  # lines of a cell, before IPython looks for magics
@@ -100,6 +118,9 @@ def _with_word(lines):  # lines of a cell, before IPython looks for magics
     if below and below[0].startswith('%%'): return lines[at + 1:]  # no Python
     return [*lines[:at], f'{_WORD + "0"!r}\n', *lines[at + 1:]]
 
+# %% ../nbs/81_xray.ipynb #81b00036
+#| code-fold: true
+#| code-summary: "Who acts on the word"
 class _Watch:  # one for each IPython shell
     def __init__(self, shell): self.shell, self.run = shell, None
 
@@ -123,7 +144,7 @@ class _Watch:  # one for each IPython shell
 
 # %% ../nbs/81_xray.ipynb #81a00031
 #| code-fold: true
-#| code-summary: "load_ipython_extension, unload_ipython_extension"
+#| code-summary: "load_ipython_extension"
 def _unusual(line, cell=''):  # `%%xray` where it is not the line alone, on top
     from IPython.core.error import UsageError
     raise UsageError(f'%%xray stands alone on the first line of a cell, '
@@ -141,6 +162,9 @@ def load_ipython_extension(
     shell.ast_transformers.append(watch)
     shell.events.register('post_run_cell', watch.show)
 
+# %% ../nbs/81_xray.ipynb #81b00038
+#| code-fold: true
+#| code-summary: "unload_ipython_extension"
 def unload_ipython_extension(
     shell,  # the same, for `%unload_ext nntrain.xray`
 ):

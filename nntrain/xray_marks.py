@@ -10,7 +10,7 @@ __all__ = ['Marks', 'Trace', 'start_trace', 'stop_trace']
 
 # %% ../nbs/81_xray.ipynb #81a00014
 #| code-fold: true
-#| code-summary: "Imports; which names a target binds; which values speak for themselves"
+#| code-summary: "Imports of the module; which names a target binds"
 import __future__
 import ast
 import builtins
@@ -20,6 +20,7 @@ import itertools
 from types import CodeType, FunctionType
 
 import torch
+from fastcore.basics import patch
 
 from .xray_words import in_words
 
@@ -32,6 +33,7 @@ def _names(target):  # names that are bound, in the order of the text
         return [n for part in target.elts for n in _names(part)]
     return []
 
+# %% ../nbs/81_xray.ipynb #81b00014
 def _one(targets):  # 'h', 'self.w' or "stats['h']"; None if there are several
     kinds = ast.Name, ast.Attribute, ast.Subscript
     if len(targets) > 1 or not isinstance(targets[0], kinds): return None
@@ -43,8 +45,6 @@ def _plain(value):  # you can read it in the code
     return value is None or isinstance(value, (ast.Constant, ast.Lambda))
 
 # %% ../nbs/81_xray.ipynb #81a00015
-#| code-fold: true
-#| code-summary: "Marks: the tree of a cell, with calls that look"
 class Marks(ast.NodeTransformer):
     "Puts `__xray__(key, place, value)` where a line makes something"
     def __init__(self,
@@ -68,54 +68,60 @@ class Marks(ast.NodeTransformer):
         return [self.alone(at, n.lineno, n.id, name(n))
                 for target in targets for n in _names(target)]
 
-    def visit_Assign(self, node):
-        self.generic_visit(node)
-        if _plain(node.value): return node
-        name = _one(node.targets)
-        if name is None: return [node, *self.after(node, node.targets)]
+# %% ../nbs/81_xray.ipynb #81b00017
+def _assign(self, node):
+    self.generic_visit(node)
+    if _plain(node.value): return node
+    name = _one(node.targets)
+    if name is None: return [node, *self.after(node, node.targets)]
+    node.value = self.call(node.value, node.lineno, name, node.value)
+    return node
+
+def _annotated(self, node):
+    self.generic_visit(node)
+    name = _one([node.target])
+    if name is not None and not _plain(node.value):
         node.value = self.call(node.value, node.lineno, name, node.value)
-        return node
+    return node
 
-    def visit_AnnAssign(self, node):
-        self.generic_visit(node)
-        name = _one([node.target])
-        if name is not None and not _plain(node.value):
-            node.value = self.call(node.value, node.lineno, name, node.value)
-        return node
+Marks.visit_Assign, Marks.visit_AnnAssign = _assign, _annotated
 
-    def visit_AugAssign(self, node):
-        self.generic_visit(node)
-        return [node, *self.after(node, [node.target])]
+# %% ../nbs/81_xray.ipynb #81b00019
+def _in_place(self, node):
+    self.generic_visit(node)
+    return [node, *self.after(node, [node.target])]
 
-    def visit_NamedExpr(self, node):
-        self.generic_visit(node)
-        node.value = self.call(node.value, node.lineno, node.target.id, node.value)
-        return node
+def _named(self, node):
+    self.generic_visit(node)
+    node.value = self.call(node.value, node.lineno, node.target.id, node.value)
+    return node
 
-    def visit_For(self, node):
-        self.generic_visit(node)
-        node.body[:0] = self.after(node.body[0], [node.target])
-        return node
+Marks.visit_AugAssign, Marks.visit_NamedExpr = _in_place, _named
 
-    def visit_With(self, node):
-        self.generic_visit(node)
-        targets = [i.optional_vars for i in node.items if i.optional_vars is not None]
-        node.body[:0] = self.after(node.body[0], targets)
-        return node
+# %% ../nbs/81_xray.ipynb #81b00021
+def _loop(self, node):
+    self.generic_visit(node)
+    node.body[:0] = self.after(node.body[0], [node.target])
+    return node
 
-    def visit_Return(self, node):
-        self.generic_visit(node)
-        if not _plain(node.value) and not isinstance(node.value, ast.Name):
-            node.value = self.call(node.value, node.lineno, '→', node.value)
-        return node
+def _with(self, node):
+    self.generic_visit(node)
+    targets = [i.optional_vars for i in node.items if i.optional_vars is not None]
+    node.body[:0] = self.after(node.body[0], targets)
+    return node
 
-    def visit_Lambda(self, node): return node
+def _return(self, node):
+    self.generic_visit(node)
+    if not _plain(node.value) and not isinstance(node.value, ast.Name):
+        node.value = self.call(node.value, node.lineno, '→', node.value)
+    return node
 
-    visit_AsyncFor, visit_AsyncWith, visit_Yield = visit_For, visit_With, visit_Return
+Marks.visit_For = Marks.visit_AsyncFor = _loop
+Marks.visit_With = Marks.visit_AsyncWith = _with
+Marks.visit_Return = Marks.visit_Yield = _return
+Marks.visit_Lambda = lambda self, node: node
 
-# %% ../nbs/81_xray.ipynb #81a00017
-#| code-fold: true
-#| code-summary: "Functions, and the cell as a whole"
+# %% ../nbs/81_xray.ipynb #81c00001
 def _has_docstring(body):
     first = body[0] if body else None
     return (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
@@ -125,7 +131,8 @@ def _parameters(a):  # of a function, without self and cls
     every = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
     return [p for p in every if p is not None and p.arg not in ('self', 'cls', '_')]
 
-def _function(self, node):  # only the body: defaults and decorators run outside
+# %% ../nbs/81_xray.ipynb #81a00017
+def _function(self, node):
     self.functions += 1
     outside, self.inside = self.inside, self.functions
     start = int(_has_docstring(node.body))
@@ -138,6 +145,9 @@ def _function(self, node):  # only the body: defaults and decorators run outside
     self.inside = outside
     return node
 
+Marks.visit_FunctionDef = Marks.visit_AsyncFunctionDef = _function
+
+# %% ../nbs/81_xray.ipynb #81b00023
 def _cell(self, node):
     "A cell: also what an expression on its own makes"
     start = int(_has_docstring(node.body))
@@ -156,14 +166,9 @@ def _cell(self, node):
     node.body = head + body
     return node
 
-Marks.visit_FunctionDef = Marks.visit_AsyncFunctionDef = _function
 Marks.visit_Module = _cell
 
 # %% ../nbs/81_xray.ipynb #81a00020
-#| code-fold: true
-#| code-summary: "Trace, the probe, start and stop"
-_open, _count = {}, itertools.count(1)   # traces that are being written: {key: trace}
-
 class Trace:
     "What the marked places of a cell made, in words"
     def __init__(self,
@@ -183,11 +188,8 @@ class Trace:
             if call == first and (text := in_words(value)) is not None:
                 self.seen[place] = call, n + 1, text
 
-    def rows(self):
-        "[(line, name, what it made, how often)], from top to bottom"
-        found = [(*self.places[i][:2], text, n)
-                 for i, (_, n, text) in self.seen.items()]
-        return sorted(found, key=lambda row: row[0])   # within a line: as it came
+# %% ../nbs/81_xray.ipynb #81b00026
+_open, _count = {}, itertools.count(1)   # traces that are being written: {key: trace}
 
 def _probe(key, place, *value):  # `__xray__` in marked code
     if not torch.compiler.is_compiling() and (trace := _open.get(key)):
@@ -206,8 +208,6 @@ def start_trace(
     return trace, tree
 
 # %% ../nbs/81_xray.ipynb #81a00022
-#| code-fold: true
-#| code-summary: "stop_trace"
 _FUTURES = sum({getattr(__future__, n).compiler_flag
                 for n in __future__.all_feature_names})
 
@@ -227,6 +227,14 @@ def _plain_again(marked, tree):  # the functions of a cell get the code without 
         if type(f) is not FunctionType or f.__code__.co_filename != name: continue
         code = codes.get((f.__code__.co_name, f.__code__.co_firstlineno))
         if code is not None and _is_marked(f.__code__): f.__code__ = code
+
+# %% ../nbs/81_xray.ipynb #81b00028
+@patch
+def rows(self:Trace):
+    "[(line, name, what it made, how often)], from top to bottom"
+    found = [(*self.places[i][:2], text, n)
+             for i, (_, n, text) in self.seen.items()]
+    return sorted(found, key=lambda row: row[0])   # within a line: as it came
 
 def stop_trace(
     trace:Trace,      # from `start_trace`

@@ -32,14 +32,17 @@ _SWITCH = '''<p class="nn-x-all"><label><input type="checkbox"> Show shapes in a
 code</label> (from a run on few data; of functions the first call, of loops the last
 turn) <span aria-live="polite"></span></p>'''.replace('\n', ' ')
 
-# %% ../nbs/81_xray.ipynb #81a00052
+# %% ../nbs/81_xray.ipynb #81b00051
 #| code-fold: true
-#| code-summary: "XrayProc"
+#| code-summary: "Is a cell shown?"
 def _is_shown(source):
     options = [line for line in source.splitlines() if line.startswith('#|')]
     hidden = 'echo: false', 'include: false', 'hide'
     return not any(word in line for line in options for word in hidden)
 
+# %% ../nbs/81_xray.ipynb #81a00052
+#| code-fold: true
+#| code-summary: "XrayProc"
 class XrayProc:
     """nbdev docs processor: blocks of code that `nntrain_xray` has traced get a switch
     "shapes"; a page without traces stays as it is"""

@@ -26,6 +26,9 @@ def _times(shape): return '×'.join(map(str, shape)) or 'scalar'
 
 def _number(v): return f'{v:.4g}' if isinstance(v, float) else f'{v}'
 
+# %% ../nbs/81_xray.ipynb #81b00002
+#| code-fold: true
+#| code-summary: "Look without being heard"
 @contextlib.contextmanager
 def _quietly():  # nobody who listens to torch's calls hears ours
     from torch.utils import _python_dispatch as dispatch
@@ -55,6 +58,9 @@ def _mean_std(t):  # (mean, std, how many) of the finite elements
     std = (var/max(n - 1, 1))**.5
     return mean, std if std > 1e-12*abs(mean) else 0., n   # else it is rounding
 
+# %% ../nbs/81_xray.ipynb #81b00005
+#| code-fold: true
+#| code-summary: "What can be averaged, in words"
 def _spread(t):    # ', 0.286 ± 0.353, 2 nan'; '' if there is nothing to average
     if t.layout != torch.strided or t.is_complex() or t.is_meta: return ''
     if t.is_quantized or not 0 < t.numel() <= _MOST or _busy(): return ''
@@ -67,6 +73,9 @@ def _spread(t):    # ', 0.286 ± 0.353, 2 nan'; '' if there is nothing to averag
     counts = dict(nan=t.isnan().sum().item(), inf=t.isinf().sum().item())
     return said + ''.join(f', {k} {name}' for name, k in counts.items() if k)
 
+# %% ../nbs/81_xray.ipynb #81b00007
+#| code-fold: true
+#| code-summary: "Tensors and arrays"
 def _tensor(t):    # '64×784 float32 cuda:0, 0.286 ± 0.353'
     where = '' if t.device.type == 'cpu' else f' {t.device}'
     said = f"{_times(t.shape)} {str(t.dtype).removeprefix('torch.')}{where}"
@@ -83,7 +92,7 @@ def _array(a):     # of NumPy
 
 # %% ../nbs/81_xray.ipynb #81a00011
 #| code-fold: true
-#| code-summary: "_loader, in_words"
+#| code-summary: "Loaders, texts, collections"
 def _loader(v):  # number of batches, and their shapes if it says so without a draw
     try: said = f'{len(v):,} batches'
     except (TypeError, NotImplementedError): return None
@@ -97,6 +106,18 @@ def _is_loader(v):  # by type and name: asking a stranger for an attribute may d
     own = type(v).__name__.endswith('Loader') and hasattr(type(v), '__len__')
     return isinstance(v, DataLoader) or own
 
+def _letters(text):   # absolute paths are another machine's
+    return repr(text) if len(text) <= _LONG and not os.path.isabs(text) else None
+
+def _several(values):
+    parts = [in_words(v) for v in values] if len(values) <= 3 else [None]
+    if type(values) is not dict and values and all(parts):
+        return f"({'; '.join(parts)})"
+    return f'{type(values).__name__} of {len(values)}'
+
+# %% ../nbs/81_xray.ipynb #81b00012
+#| code-fold: true
+#| code-summary: "in_words"
 def in_words(
     value,   # anything
 )->str:      # 64×784 float32, 0.286 ± 0.353; None for what needs no words
@@ -109,16 +130,11 @@ def in_words(
         say = _tensor if isinstance(value, Tensor) else _array
         with _quietly(): return say(value)
     if isinstance(value, nn.Module):
-        n = sum(p.numel() for p in value.parameters())
-        return f'{type(value).__name__}, {n:,} parameters'
+        count = sum(p.numel() for p in value.parameters())
+        return f'{type(value).__name__}, {count:,} parameters'
     if type(value) in (bool, int, float, np.float32, np.float64, np.int64):
         return _number(value.item() if hasattr(value, 'item') else value)
-    if type(value) is str:    # absolute paths are another machine's
-        short = len(value) <= _LONG and not os.path.isabs(value)
-        return repr(value) if short else None
+    if type(value) is str: return _letters(value)
     if type(value) is torch.Size: return str(tuple(value))
     if _is_loader(value): return _loader(value)
-    if type(value) not in (tuple, list, dict): return None
-    parts = [in_words(v) for v in value] if len(value) <= 3 else [None]
-    if type(value) is not dict and value and all(parts): return f"({'; '.join(parts)})"
-    return f'{type(value).__name__} of {len(value)}'
+    return _several(value) if type(value) in (tuple, list, dict) else None

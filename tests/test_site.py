@@ -16,7 +16,7 @@ yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 import page_checks as checks
 from conftest import ROOT
 
-from nntrain import listing, reference
+from nntrain import diagram, listing, reference
 from nntrain.site import TitleProc
 from nntrain.tools import _settings
 
@@ -46,6 +46,66 @@ def test_a_page_between_two_chapters_keeps_its_letter():
     nb = SimpleNamespace(path_='11b_ones.ipynb', cells=[head])
     TitleProc(nb).begin()
     assert nb.cells[1].source == '# 11b Ones {.unnumbered}'
+
+
+def relinked(text):
+    made = AttrDict(cell('markdown', text))
+    TitleProc(SimpleNamespace(cells=[]))(made)
+    return made.source
+
+def test_links_to_names_that_nobody_describes_are_taken_back():
+    one, shown = ('[`%s`](https://x.org/%s.html#%s)' % names for names in (
+        ('fit', 'a', 'fit'), ('Learner', 'learner', 'learner')))
+    assert relinked('[`_run`](x.html#_run) and [`run`](x.html#run)') == (
+        '`_run` and [`run`](x.html#run)')
+    assert relinked(f'{shown} and [`step`](https://x.org/bugs.html#step)') == (
+        f'{shown} and `step`')                                       # a museum's
+    assert relinked(f'[{one}](02_b.ipynb#runs), [what {one} does](02_b.ipynb)') == (
+        '[`fit`](02_b.ipynb#runs), [what `fit` does](02_b.ipynb)')
+
+@pytest.mark.parametrize('sources, kept', [
+    (['# One\n\n> Steps:\n> small\n\nYou **need** two.\n\n- time: an hour'],
+     ['# One\n\n> Steps: small', 'You **need** two.\n\n- time: an hour']),
+    (['Before.\n\n# One\n\nAfter.\n\n> A quotation'],
+     ['# One', 'Before.\n\nAfter.\n\n> A quotation']),
+    *((whole, whole) for whole in (
+        ['# One\n\n> Steps'], ['# One', 'more'], ['## no title']))])
+def test_the_first_cell_loses_nothing(sources, kept):
+    nb = SimpleNamespace(cells=[AttrDict(cell('markdown', s)) for s in sources])
+    TitleProc(nb)
+    assert [c.source for c in nb.cells] == kept
+
+
+# ---- the reference and diagrams ------------------------------------------------------
+
+def test_comments_belong_to_the_parameter_they_are_at():
+    text = """__all__ = ['f']
+def f(
+    # the
+    # first
+    a,
+    b,  # behind
+        # it
+    c,
+    # above
+    d): ..."""
+    [entry] = reference.entries(text)
+    assert [m for *_, m in entry.params] == ['the first', 'behind it', '', 'above']
+
+def test_a_long_arrow_has_a_place_in_each_row():
+    d = diagram.read_diagram('flowchart TD\n A --> B --> C\n A --> C')
+    ways = diagram._rows(d)
+    assert {n: b.row for n, b in d.boxes.items()} == dict(A=0, B=1, C=2) | {'2@1': 1}
+    assert ways[2] == ['A', '2@1', 'C']
+    a, b = diagram._arranged(d, ways)[1]
+    assert b.x - a.x >= (a.width + b.width)/2 + 22 - 1e-6      # side by side, 22 apart
+    with pytest.raises(ValueError, match='circle'):
+        diagram._rows(diagram.read_diagram('flowchart TD\n A --> B --> A'))
+    assert diagram._wrapped('one<br>two') == ('one', 'two')
+    assert diagram._text_width('wide') > diagram._text_width('till')
+
+def test_a_place_that_a_heading_names():
+    assert listing._slug('A *b* {#sec-x}') == 'sec-x'
 
 
 # ---- the checkers can fail -----------------------------------------------------------

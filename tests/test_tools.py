@@ -1,4 +1,6 @@
 """The commands that run notebooks and keep everything in step."""
+import base64
+import io
 import json
 import re
 import shutil
@@ -8,12 +10,29 @@ from pathlib import Path
 import pytest
 
 from nntrain.sync import nntrain_sync
-from nntrain.tools import _dumps, nntrain_execute
+from nntrain.tools import _dumps, _small_png, nntrain_execute
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 # ---- nntrain_execute -----------------------------------------------------------------
+
+def test_pictures_get_smaller_and_lose_nothing_that_you_see():
+    from PIL import Image
+    def png_of(picture):
+        out = io.BytesIO()
+        picture.save(out, 'PNG')
+        return base64.b64encode(out.getvalue()).decode()
+    noise = Image.effect_noise((60, 60), 80).convert('RGBA')   # more than 128 greys
+    small = _small_png(png_of(noise))
+    found = Image.open(io.BytesIO(base64.b64decode(small)))
+    assert len(small) < len(png_of(noise)) and len(found.getcolors(1000)) <= 128
+    pairs = zip(found.convert('L').tobytes(), noise.convert('L').tobytes())
+    assert max(abs(a - b) for a, b in pairs) < 20
+    assert _small_png(small) == small                  # a second time changes nothing
+    noise.putalpha(100)                                # transparent parts stay
+    assert _small_png(png_of(noise)) == png_of(noise)
+
 
 def write_notebook(path, *cells):
     cell = lambda i, src: dict(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
-from torch import nn
 
 from .budgets import to_device
 from .callback import Callback
@@ -162,7 +161,7 @@ def _convert(self:AccelerateCB, learn):
             f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm needs a GPU) '
             f'and this is {self.device.type}: leave it out, or use a norm that looks '
             f'at one sample, such as GroupNorm')
-    learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+    learn.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
 
 # %% ../nbs/18_distributed.ipynb #76c98f96
 @patch
@@ -188,9 +187,8 @@ def after_loss(self:AccelerateCB, learn):
     ours = (loss - loss.detach())*self._share(n).to(loss.dtype)
     whole = (total/self.world.weight).to(loss.dtype)
     learn.loss = ours.where(n > 0, 0.) + whole          # our gradient, the value of all
-    if not self.world.empty: return
-    learn.batch = rows_of(learn.batch, slice(0))
-    learn.preds = rows_of(learn.preds, slice(0))
+    if self.world.empty:
+        learn.batch, learn.preds = rows_of((learn.batch, learn.preds), slice(0))
 
 # %% ../nbs/18_distributed.ipynb #63b87801
 #| code-summary: "Code of a batch, with rows or without"

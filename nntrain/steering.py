@@ -198,18 +198,8 @@ def load_state_dict(self:ScheduleCB, state)->None:
     self.values = {name: list(values) for name, values in state['values'].items()}
 
 # %% ../nbs/15_schedulers.ipynb #700f2c01
-#| code-summary: "fit_one_cycle and fit_flat_cos"
+#| code-summary: "fit_one_cycle"
 #| code-fold: true
-def _listed(lr):  # one rate for all parameter groups, or one for each
-    rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
-    if not rates: raise ValueError('lr is an empty list: give one rate for each group')
-    for k, rate in enumerate(rates):
-        finite(f'lr[{k}]' if len(rates) > 1 else 'lr', rate)
-    return rates
-
-def _per_group(make, lr):  # one schedule, or a list if `lr` is one
-    return [make(rate) for rate in lr] if isinstance(lr, (list, tuple)) else make(lr)
-
 @patch
 def fit_one_cycle(self:Learner,
     n_epochs:int,                # how many epochs, at least 1
@@ -223,12 +213,14 @@ def fit_one_cycle(self:Learner,
 )->None:
     "Train with one cycle of learning rate and momentum; everything else as `fit`"
     lr = self.lr if lr is None else lr
-    peaks = _listed(lr)
-    rates = _per_group(lambda peak: one_cycle(peak, pct_start, div, div_final), lr)
+    rates, peak = _per_group(
+        lambda peak: one_cycle(peak, pct_start, div, div_final), lr)
     momentum = {} if moms is None else {'momentum': momentum_cycle(moms, pct_start)}
-    cbs = [ScheduleCB(lr=rates, **momentum), *cbs]
-    self.fit(n_epochs, max(peaks), cbs=cbs, **kwargs)
+    self.fit(n_epochs, peak, cbs=[ScheduleCB(lr=rates, **momentum), *cbs], **kwargs)
 
+# %% ../nbs/15_schedulers.ipynb #8b94b958
+#| code-summary: "fit_flat_cos; a schedule for each rate of a list"
+#| code-fold: true
 @patch
 def fit_flat_cos(self:Learner,
     n_epochs:int,         # how many epochs, at least 1
@@ -240,10 +232,13 @@ def fit_flat_cos(self:Learner,
 )->None:
     "Train at a constant rate, then down along a cosine; everything else as `fit`"
     lr = self.lr if lr is None else lr
-    highs = _listed(lr)
     share('pct_start', pct_start), positive('div_final', div_final)
-    def flat_cos(high):
-        down = cosine(high, high/div_final)
-        return join([pct_start, 1-pct_start], [constant(high), down])
-    cbs = [ScheduleCB(lr=_per_group(flat_cos, lr)), *cbs]
-    self.fit(n_epochs, max(highs), cbs=cbs, **kwargs)
+    rates, high = _per_group(lambda high: join(
+        [pct_start, 1-pct_start], [constant(high), cosine(high, high/div_final)]), lr)
+    self.fit(n_epochs, high, cbs=[ScheduleCB(lr=rates), *cbs], **kwargs)
+
+def _per_group(make, lr):  # (a schedule, or one for each rate of a list; the highest)
+    if not isinstance(lr, (list, tuple)): return make(finite('lr', lr)), lr
+    if not lr: raise ValueError('lr is an empty list: give one rate for each group')
+    for k, rate in enumerate(lr): finite(f'lr[{k}]' if len(lr) > 1 else 'lr', rate)
+    return [make(rate) for rate in lr], max(lr)

@@ -3,7 +3,8 @@
 What a reader of e-books cannot do, this page does not need:
 
 - Folded text is open under its title. Hints stand at the end of the page, answers and
-  solutions after them, with links there and back: the reader thinks first.
+  solutions after them, with links there and back: the reader thinks first. Cells that
+  only import are left out: they would fill the first pages of a chapter.
 - An interactive figure is the picture of its first setting, which the page holds as
   SVG, with its words and the values of its controls below.
 - A formula stays MathML, without the copy in TeX that some readers print beside it;
@@ -30,6 +31,7 @@ KEPT = set('id class href src alt style colspan rowspan start lang dir width hei
 ROLES = {'img', 'list', 'listitem', 'doc-biblioref', 'doc-noteref', 'doc-backlink',
          'doc-endnotes', 'doc-footnote'}
 REPLY = re.compile(r'(hint|answer|solution)s?\b', re.I)
+IMPORTS = re.compile(r'(from|import) |[\s)#]|$')  # how a line of such a cell begins
 ALIVE = 'Try it on the site.'
 
 
@@ -88,10 +90,11 @@ class Page:
         if node.attrs.get('id') == 'title-block-header':
             return [Node('h1', (), self.inside(h)) for h in node.all('h1')]
         if node.tag == 'details': return self.details(node)
-        if node.tag == 'math': return [self.formula(node)]
+        if node.tag == 'math': return self.formula(node)
         if node.tag == 'svg': return [self.drawing(node)]
         if node.tag == 'img': return self.picture(node)
         if node.tag == 'a': return [self.link(node)]
+        if 'cell' in classes and only_imports(node): return []
         if 'nnx-q' in classes: return self.quiz(node)
         if classes & {'nnx', 'nnt'}: return self.figure(node)
         if 'cell' in classes and (fold := node.find('details', class_='code-fold')):
@@ -123,7 +126,7 @@ class Page:
                      and k.tag == 'summary'), None)
         if said is None: return [Node('div', {'class': 'fold'}, self.inside(node))]
         rest = Node('div', (), [k for k in node.kids if k is not said])
-        card = 'recall-card' in node.classes
+        card = 'recall-card' in node.classes or self.heading == 'Remember'
         if card or REPLY.match(said.text()):
             return self.reply(said, self.inside(rest), card)
         title = Node('p', {'class': 'fold-title'}, self.inside(said))
@@ -152,15 +155,23 @@ class Page:
         return self.plain(node, self.inside(node))
 
     def formula(self, node):
-        "MathML for the eye, and TeX for those who cannot see it"
+        """MathML for the eye, and TeX for those who cannot see it. What stands side by
+        side, with a wide gap, gets a line each: a phone would cut it off."""
         tex = node.find('annotation')
         attrs = {k: v for k, v in node.attrs.items() if k in ('display', 'id', 'class')}
-        if tex: attrs['alttext'] = tex.text()
-        first = node.find('semantics')
+        first, said = node.find('semantics'), tex.text() if tex else None
         kids = node.kids
         if first: kids = [k for k in first.kids if isinstance(k, Node)
                           and not k.tag.startswith('annotation')][:1]
-        return Node('math', attrs, kids)
+        parts, words = [kids], [said]
+        row = [k.tag for k in kids if isinstance(k, Node)] == ['mrow']
+        if row and said and attrs.get('display') == 'block':
+            parts, words = split(kids[0].kids), re.split(r'(?:\\qquad\s*)+', said)
+        if len(parts) != len(words): parts, words = [kids], [said]
+        found = [Node('math', dict(attrs, alttext=tex.strip()) if tex else attrs, part)
+                 for part, tex in zip(parts, words)]
+        for later in found[1:]: later.attrs.pop('id', None)
+        return found
 
     def drawing(self, node):
         "SVG without anything that acts; pixels in it become files"
@@ -231,6 +242,25 @@ class Page:
                 if isinstance(kid, Node): kid.tag = 'li'
             box.kids = [kid for kid in box.kids if isinstance(kid, Node)]
         return [new]
+
+
+def split(kids):
+    "Parts of a row of MathML, cut at its wide gaps"
+    parts = [[]]
+    for kid in kids:
+        wide = isinstance(kid, Node) and kid.tag == 'mspace' and re.match(
+            r'([2-9]|\d\d)', kid.attrs.get('width', ''))
+        if not wide: parts[-1].append(kid)
+        elif parts[-1]: parts.append([])
+    return [[Node('mrow', (), part)] for part in parts]
+
+
+def only_imports(cell):
+    "Is its code folded, nothing but imports, and without an output?"
+    lines = [line for pre in cell.all('pre') for line in pre.words().split('\n')]
+    folded = cell.find('details', class_='code-fold') and any(map(str.strip, lines))
+    return (folded and not cell.find('div', class_='cell-output')
+            and all(map(IMPORTS.match, lines)))
 
 
 def settings(figure):

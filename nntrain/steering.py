@@ -9,9 +9,8 @@ from __future__ import annotations
 __all__ = ['hyper_names', 'find_hyper', 'set_hyper', 'ScheduleCB']
 
 # %% ../nbs/15_schedulers.ipynb #321c5e66
-#| code-summary: "Imports of the module; hyper_names, find_hyper, set_hyper"
+#| code-summary: "Imports of the module, and hyper_names"
 #| code-fold: true
-import math
 from numbers import Real
 
 from fastcore.basics import patch
@@ -36,6 +35,9 @@ def hyper_names(
     has_momentum = 'betas' in names or 'beta' in names
     return names + ['momentum']*(has_momentum and 'momentum' not in names)
 
+# %% ../nbs/15_schedulers.ipynb #6abfbd11
+#| code-summary: "find_hyper: where a name is kept"
+#| code-fold: true
 def find_hyper(
     group:dict,     # a parameter group of an optimizer
     name:str,       # a key of the group; beta1, beta2; momentum (also of Adam: beta1)
@@ -52,6 +54,9 @@ def find_hyper(
     if name == 'momentum' and 'betas' not in group: return 'beta', None
     return 'betas', int(name == 'beta2')
 
+# %% ../nbs/15_schedulers.ipynb #af66ce60
+#| code-summary: "What is refused: values, and schedules"
+#| code-fold: true
 def _checked_value(group, name, value, ranges):
     "Where a value belongs in the group, and the value as numbers; refuse a bad one"
     key, i = find_hyper(group, name)
@@ -61,9 +66,21 @@ def _checked_value(group, name, value, ranges):
         raise TypeError(f'{name} must be a number, got {value!r}') from e
     if whole and len(value) != len(group[key]):
         raise ValueError(f'{name} needs {len(group[key])} values, got {value}')
-    check_hyper(name, value, *(ranges or {}).get(key, (-math.inf, math.inf)))
+    check_hyper(name, value, *(ranges or {}).get(key, (float('-inf'),)))
     return key, i, value
 
+def _checked_schedules(schedules):
+    if not schedules:
+        raise ValueError('nothing to schedule: give at least one, '
+                         'such as ScheduleCB(lr=cosine(.1, 0))')
+    for name, given in schedules.items():
+        for one in given if isinstance(given, (list, tuple)) else [given]:
+            _check_schedule(one, name)
+    return schedules
+
+# %% ../nbs/15_schedulers.ipynb #318688ea
+#| code-summary: "set_hyper: write a value; the length of a fit"
+#| code-fold: true
 def set_hyper(
     group:dict,  # a parameter group of an optimizer, changed in place
     name:str,    # as in `find_hyper`
@@ -78,21 +95,11 @@ def set_hyper(
     else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
 
-def _checked_schedules(schedules):
-    if not schedules:
-        raise ValueError('nothing to schedule: give at least one, '
-                         'such as ScheduleCB(lr=cosine(.1, 0))')
-    for name, given in schedules.items():
-        for one in given if isinstance(given, (list, tuple)) else [given]:
-            _check_schedule(one, name)
-    return schedules
-
 def _length(learn):  # steps of the fit
-    if learn.n_steps is None:
-        raise ValueError('the training loader has no length, so the progress of the '
-                         'run is unknown: set learn.n_steps in the before_fit of a '
-                         'callback whose order is below 0')
-    return learn.n_steps
+    if learn.n_steps is not None: return learn.n_steps
+    raise ValueError('the training loader has no length, so the progress of the run '
+                     'is unknown: set learn.n_steps in the before_fit of a callback '
+                     'whose order is below 0')
 
 # %% ../nbs/15_schedulers.ipynb #fa787a01
 class ScheduleCB(Callback):

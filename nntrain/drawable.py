@@ -35,8 +35,8 @@ _MOST = 1_500_000  # letters of a network in a page: four for three bytes
 
 def _as_network(network):
     if not isinstance(network, (PortableNetwork, str, os.PathLike)):
-        raise TypeError('network must be a PortableNetwork or the path of its file, got '
-                        f'{type(network).__name__}: make_portable makes one')
+        raise TypeError('network must be a PortableNetwork or the path of its file, '
+                        f'got {type(network).__name__}: make_portable makes one')
     if not isinstance(network, PortableNetwork): network = load_network(network)
     if network.shape != (1, 28, 28):
         raise ValueError('the page draws pictures of the shape (1, 28, 28), and this '

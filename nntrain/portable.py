@@ -51,7 +51,8 @@ def _check_shape(shape):
 
 def _check_names(classes, n_out):
     if isinstance(classes, (str, Mapping)) or not hasattr(classes, '__len__'):
-        raise ValueError(f'classes must be a list of {n_out} names, got {classes!r:.60}')
+        raise ValueError(f'classes must be a list of {n_out} names, got '
+                         f'{classes!r:.60}')
     if len(classes) != n_out:
         raise ValueError(f'the network gives {n_out} numbers, and there are '
                          f'{len(classes)} names in classes: {classes!r:.60}')

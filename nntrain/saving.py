@@ -78,7 +78,7 @@ class SaveBestCB(MonitorCB):
         saved, self.saved = self.saved, False  # a later fit that fails early has none
         if not (self.restore and saved): return
         try: best = torch.load(self.path, map_location=learn.device, weights_only=True)
-        except Exception as e:                           # of the system, of zip, of torch
+        except Exception as e:  # of the system, of zip, of torch
             gone = isinstance(e, FileNotFoundError)
             print(f'{self.path} {"is gone" if gone else "cannot be read"}: the weights '
                   f'are those of the last epoch, not of the best ({self.best_epoch})')

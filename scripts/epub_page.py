@@ -15,6 +15,7 @@ import re
 from base64 import b64decode
 from hashlib import sha256
 
+from epub_math import formulas
 from xhtml import Node, copy, read
 
 # texts and controls that only scripts use, or that belong to the site
@@ -30,6 +31,7 @@ KEPT = set('id class href src alt style colspan rowspan start lang dir width hei
            'type role aria-label aria-hidden scope headers'.split())
 ROLES = {'img', 'list', 'listitem', 'doc-biblioref', 'doc-noteref', 'doc-backlink',
          'doc-endnotes', 'doc-footnote'}
+SVG_ROLES = 'application', 'document', 'img'      # that EPUB allows
 REPLY = re.compile(r'(hint|answer|solution)s?\b', re.I)
 IMPORTS = re.compile(r'(from|import) |[\s)#]|$')  # how a line of such a cell begins
 ALIVE = 'Try it on the site.'
@@ -71,11 +73,9 @@ class Page:
         if len(links) < 2: return
         at = next((i for i, k in enumerate(kids) if isinstance(k, Node)
                    and 'lead' in k.classes), None)
-        if at is None: at = next((i for i, k in enumerate(kids) if isinstance(k, Node)
-                                  and k.find('h1')), -1)
+        if at is None: at = next((i for i, k in enumerate(kids)
+                                  if isinstance(k, Node) and k.find('h1')), -1)
         kids.insert(at + 1, Node('ul', {'class': 'in-chapter'}, links))
-
-    # ---- element by element ----------------------------------------------------------
 
     def inside(self, node): return [new for kid in node.kids for new in self.tidy(kid)]
 
@@ -90,7 +90,7 @@ class Page:
         if node.attrs.get('id') == 'title-block-header':
             return [Node('h1', (), self.inside(h)) for h in node.all('h1')]
         if node.tag == 'details': return self.details(node)
-        if node.tag == 'math': return self.formula(node)
+        if node.tag == 'math': return formulas(node)
         if node.tag == 'svg': return [self.drawing(node)]
         if node.tag == 'img': return self.picture(node)
         if node.tag == 'a': return [self.link(node)]
@@ -154,25 +154,6 @@ class Page:
     def link(self, node):  # epub_links.py settles where it leads
         return self.plain(node, self.inside(node))
 
-    def formula(self, node):
-        """MathML for the eye, and TeX for those who cannot see it. What stands side by
-        side, with a wide gap, gets a line each: a phone would cut it off."""
-        tex = node.find('annotation')
-        attrs = {k: v for k, v in node.attrs.items() if k in ('display', 'id', 'class')}
-        first, said = node.find('semantics'), tex.text() if tex else None
-        kids = node.kids
-        if first: kids = [k for k in first.kids if isinstance(k, Node)
-                          and not k.tag.startswith('annotation')][:1]
-        parts, words = [kids], [said]
-        row = [k.tag for k in kids if isinstance(k, Node)] == ['mrow']
-        if row and said and attrs.get('display') == 'block':
-            parts, words = split(kids[0].kids), re.split(r'(?:\\qquad\s*)+', said)
-        if len(parts) != len(words): parts, words = [kids], [said]
-        found = [Node('math', dict(attrs, alttext=tex.strip()) if tex else attrs, part)
-                 for part, tex in zip(parts, words)]
-        for later in found[1:]: later.attrs.pop('id', None)
-        return found
-
     def drawing(self, node):
         "SVG without anything that acts; pixels in it become files"
         kids = []
@@ -185,6 +166,9 @@ class Page:
         attrs = {k: v for k, v in node.attrs.items()
                  if not re.match('on|data-|xmlns|tabindex|focusable', k)}
         if node.tag == 'image': attrs['href'] = self.file(attrs.get('href', ''))
+        if node.tag == 'a': attrs['xlink:title'] = attrs.get('aria-label', node.text())
+        if node.tag == 'svg' and attrs.get('role', 'img') not in SVG_ROLES:
+            attrs['role'] = 'document'
         return Node(node.tag, attrs, kids)
 
     def file(self, source):
@@ -206,8 +190,6 @@ class Page:
         new.attrs |= {'src': self.file(node.attrs.get('src', '')),
                       'alt': node.attrs.get('alt', '')}
         return [new]
-
-    # ---- interactive figures ---------------------------------------------------------
 
     def figure(self, node):
         "The picture of the first setting, its words, and the setting"
@@ -242,17 +224,6 @@ class Page:
                 if isinstance(kid, Node): kid.tag = 'li'
             box.kids = [kid for kid in box.kids if isinstance(kid, Node)]
         return [new]
-
-
-def split(kids):
-    "Parts of a row of MathML, cut at its wide gaps"
-    parts = [[]]
-    for kid in kids:
-        wide = isinstance(kid, Node) and kid.tag == 'mspace' and re.match(
-            r'([2-9]|\d\d)', kid.attrs.get('width', ''))
-        if not wide: parts[-1].append(kid)
-        elif parts[-1]: parts.append([])
-    return [[Node('mrow', (), part)] for part in parts]
 
 
 def only_imports(cell):

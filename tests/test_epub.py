@@ -1,10 +1,12 @@
 """The e-book (scripts/epub.py) of small made-up pages, and of a built site if
-NNTRAIN_SITE names one."""
+NNTRAIN_SITE names one; if NNTRAIN_EPUBCHECK is the path of epubcheck.jar, the checker
+of the W3C looks at that book as well."""
 import os
 import re
 import sys
 from base64 import b64encode
 from pathlib import Path
+from subprocess import run
 from xml.etree import ElementTree
 from zipfile import ZipFile
 
@@ -211,6 +213,22 @@ def swap(site, name, old, new):
     assert old in path.read_text('utf-8')
     path.write_text(path.read_text('utf-8').replace(old, new), 'utf-8')
 
+STRICT = '''<style>.za:has(b){color:red}.zb{color:blue}@media print{.zc:is(p):hover{
+color:red}.zd{color:blue}}</style><math><semantics><mrow><mfrac displaystyle="true">
+<mi minsize="2">x</mi><mo minsize="2">/</mo></mfrac></mrow><annotation
+encoding="application/x-tex">x</annotation></semantics></math><svg role="group"><a
+href="a.html" aria-label="To A"><rect/></a><a href="a.html"><text>B</text></a></svg>'''
+
+def test_only_what_epub_allows(epub, site):
+    swap(site, 'z.html', '<h2>One</h2>', '<h2>One</h2>' + STRICT)
+    files = files_of(make(epub, site))
+    text = re.sub(r'\s+', ' ', files['EPUB/z.xhtml'].decode())
+    assert '<mstyle displaystyle="true"><mfrac> <mi>x</mi><mo minsize="2">' in text
+    assert re.findall('<svg[^>]* role="([^"]*)"', text) == ['document']
+    assert re.findall('xlink:title="([^"]*)"', text) == ['To A', 'B']
+    css = files['EPUB/figures.css'].decode()
+    assert [name for name in 'abcd' if f'.z{name}' in css] == ['b', 'd']
+
 @pytest.mark.parametrize('damage, words', [
     (lambda d: (d/'index.html').unlink(), 'holds no index.html'),
     (lambda d: (d/'index.html').write_text('<main>x</main>'), 'lists no chapters'),
@@ -265,6 +283,9 @@ def test_the_e_book_of_the_built_site(epub, tmp_path):
     files = files_of(path)
     assert bad_container(path) == [] == bad_pages(files)
     assert path.stat().st_size < 20e6
+    if jar := os.environ.get('NNTRAIN_EPUBCHECK'):     # of the W3C's checker, for Java
+        said = run(['java', '-jar', jar, path], capture_output=True, text=True)
+        assert 'No errors or warnings detected' in said.stdout, said.stderr[:2000]
     chapters = {re.sub(r'^\d+_', '', p.stem) for p in (ROOT/'nbs').glob('*.ipynb')}
     order = spine(files)
     assert {f'{name}.xhtml' for name in chapters} <= set(order)

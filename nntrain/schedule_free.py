@@ -14,7 +14,6 @@ __all__ = ['two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 
 import contextlib
 
 import torch
-from torch import Tensor
 
 from .adaptive import adam_denoms, adam_direction
 from .callback import Callback

@@ -52,7 +52,7 @@ class TapeCB(Callback):
         if pictures is not None: _check_batch(pictures)
         if isinstance(classes, str) or not hasattr(classes or (), '__len__'):
             raise ValueError(f'classes must be a list of names, got {classes!r:.60}')
-        if beside is not None and not isinstance(beside, Tape):
+        if beside is not None and not hasattr(beside, 'steps'):
             raise ValueError(f'beside must be a Tape, got {beside!r:.60}')
         self.n_moments, self.pictures, self.classes = n_moments, pictures, classes
         self.show, self.beside = show, beside

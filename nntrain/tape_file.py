@@ -87,9 +87,9 @@ def keep_tape(
     folder=None  # write here in any case (for trying out)
 )->None:
     "Put a tape among those of the book, in a full run under `nntrain_execute` only"
-    if not isinstance(tape, Tape) or not str(name).isidentifier():
-        raise ValueError(f'keep_tape takes a Tape and the topic of a chapter, got '
-                         f'{tape!r:.40} and {name!r:.40}')
+    _check(getattr(tape, 'data', None))
+    if not str(name).isidentifier():
+        raise ValueError(f'name must be a topic, such as learner, got {name!r:.60}')
     if folder is None and not (os.environ.get('NNTRAIN_RECORD') and _checkout()): return
     folder = Path(folder or _results_dir()/'tapes')
     folder.mkdir(parents=True, exist_ok=True)

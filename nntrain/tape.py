@@ -240,7 +240,7 @@ def _packed_pictures(self:TapeCB):
         return None
     names = self._about['classes'] or range(n)
     if len(names) != n:
-        self._probe.missing['names'] = f'there are {len(names)} names for {n} classes'
+        self._probe.missing['names'] = f'{n} classes need {n} names, got {len(names)}'
         names = range(n)
     part = dict(n=len(targets), height=0, width=0, png=None)
     if (x := self._probe.shown) is not None: part = _pack_pictures(x)

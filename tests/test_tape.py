@@ -395,7 +395,7 @@ def test_a_probe_needs_a_learner():
 def test_names_that_do_not_fit_give_way_to_numbers():
     fitted(cb := TapeCB(classes=['a']))
     assert cb.tape.data['pictures']['classes'] == ['0', '1', '2', '3']
-    assert 'Left out: names: there are 1 names for 4 classes.' in (
+    assert 'Left out: names: 4 classes need 4 names, got 1.' in (
         tape_view(cb.tape).to_html())
 
 def test_the_generator_of_the_models_own_device_is_put_back(monkeypatch):

@@ -75,6 +75,7 @@ def compare(
 
 def describe_machine():
     "One line that says what ran: processor, usable cores, operating system, Python"
+    from nntrain.results import _processor
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
         else os.cpu_count())
@@ -119,15 +120,6 @@ def _record(name, ratios, seconds, yardstick, limit, unit, title, sync, folder, 
     row.update(seconds=seconds, per=unit, against=yardstick, limit=limit)
     (folder / f'{name}.json').write_text(
         json.dumps(row, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
-def _processor():
-    try:
-        with open('/proc/cpuinfo') as f:
-            return next(
-                line.split(':', 1)[1].strip() for line in f
-                if line.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
 def _time(fn, number, sync):

@@ -36,8 +36,8 @@ class WeightAveragingCB(Callback):
         validates:bool=True  # validate with the average? only one average can
     ):
         self.start, self.every = share('start', start, one=False), whole('every', every)
-        self.average, self.swap = ExactEMA(beta, dampened=beta < 1), None
-        self.beta, self.validates = beta, validates
+        self.average = ExactEMA(share('beta', beta), dampened=beta < 1)
+        self.beta, self.validates, self.swap = beta, validates, None
     @property
     def ready(self)->bool: return self.average.weight > 0
     def after_step(self, learn):
@@ -52,9 +52,13 @@ class WeightAveragingCB(Callback):
 @contextlib.contextmanager
 def averaged(self:WeightAveragingCB, model):
     "Have the averaged weights in `model` for the length of a `with`"
+    means, own = self.average.mean if self.ready else [], _averageable(model)
+    if [t.shape for t in means] != [t.shape for t in own]:
+        raise ValueError('there is no average for this model yet: fit first, and give '
+                         'the model that was trained')
     with torch.no_grad():
-        trained = [t.clone() for t in _averageable(model)]
-        for t, mean in zip(_averageable(model), self.average.mean): t.data.copy_(mean)
+        trained = [t.clone() for t in own]
+        for t, mean in zip(own, means): t.data.copy_(mean)
     try: yield model
     finally:
         with torch.no_grad():

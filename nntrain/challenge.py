@@ -77,7 +77,7 @@ def find_recipe(
 
 # %% ../nbs/23_challenge.ipynb #23263dda
 #| code-fold: true
-#| code-summary: "Code of challenge_jobs and run_challenge"
+#| code-summary: "challenge_jobs: what is missing"
 SEEDS = range(3)
 
 def challenge_jobs(
@@ -96,6 +96,9 @@ def challenge_jobs(
         if (name, seed) in kept or names is not None and name not in names: continue
         yield name, recipe, seed, valid
 
+# %% ../nbs/23_challenge.ipynb #23263ddb
+#| code-fold: true
+#| code-summary: "run_challenge: run it"
 def run_challenge(
     kept,                # `KeptRuns`; written after every run
     seconds:float=None,  # stop after the first run that ends later; None: run all

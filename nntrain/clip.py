@@ -27,7 +27,8 @@ class GradientClipCB(Callback):
         max_value:float=None  # or: limit of each number, above 0
     ):
         if (max_norm is None) == (max_value is None):
-            raise ValueError('give one of max_norm and max_value')
+            raise ValueError('give one of max_norm and max_value, got '
+                             + ('neither' if max_norm is None else 'both'))
         positive('the limit', max_norm if max_value is None else max_value)
         self.max_norm, self.max_value = max_norm, max_value
         self.norms, self.new = [], []

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 
 import torch
 
@@ -33,6 +34,9 @@ _DRAW_CSS = 'figure.css', 'drawing.css'
 _MOST = 1_500_000  # letters of a network in a page: four for three bytes
 
 def _as_network(network):
+    if not isinstance(network, (PortableNetwork, str, os.PathLike)):
+        raise TypeError('network must be a PortableNetwork or the path of its file, '
+                        f'got {type(network).__name__}: make_portable makes one')
     if not isinstance(network, PortableNetwork): network = load_network(network)
     if network.shape != (1, 28, 28):
         raise ValueError('the page draws pictures of the shape (1, 28, 28), and this '
@@ -51,12 +55,12 @@ def _as_bytes(pictures, names):
         raise ValueError('pictures must be at most 20 of 28×28 grey levels, (N, 1, 28, '
                          f'28), got shape {tuple(x.shape)}')
     if x.is_floating_point():
-        if not ((x >= 0) & (x <= 1)).all():
-            raise ValueError('grey levels must lie in [0, 1], or be bytes')
-        x = (255*x).round()
+        x = 255*x
     if len(names) != len(x):
         raise ValueError(f'{len(x)} pictures need as many names, got {len(names)}')
-    return x.to(torch.uint8)
+    if not ((x >= 0) & (x <= 255)).all():
+        raise ValueError('grey levels must lie in [0, 1], or be bytes')
+    return x.round().to(torch.uint8) if x.is_floating_point() else x.to(torch.uint8)
 
 # %% ../nbs/28_browser.ipynb #2843506f
 #| code-fold: true

@@ -12,15 +12,17 @@ __all__ = ['KeptRuns']
 import json
 from pathlib import Path
 
-from .results import _checkout, _results_dir, _write
+from .results import _checkout, _hardware, _results_dir, _write
 
 def _read_runs(path, budget):
-    "{'budget': name, 'runs': {name: {seed: numbers}}}; ValueError if it cannot be"
-    if not path.is_file(): return dict(budget=budget, runs={})
+    """{'budget': name, 'runs': {name: {seed: numbers}}, 'hardware': {name: places}};
+    ValueError if it cannot be"""
+    if not path.is_file(): return dict(budget=budget, runs={}, hardware={})
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
         for seeds in found['runs'].values():
             for seed, numbers in seeds.items(): int(seed), numbers.items()
+        for places in found.setdefault('hardware', {}).values(): '; '.join(places)
         kept_budget = found['budget']
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): move it away '
@@ -41,6 +43,8 @@ def _check_place(name, seed):
 def _with_run(path, budget, name, seed, numbers):  # the file with one run more
     found = _read_runs(path, budget)  # another process may have added runs meanwhile
     found['runs'].setdefault(name, {})[str(seed)] = numbers
+    places = found['hardware'].setdefault(name, [])
+    if (here := _hardware()) not in places: places.append(here)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(found, indent=1, ensure_ascii=False))
     return found
@@ -79,3 +83,8 @@ class KeptRuns:
         runs = self.found['runs'].get(name, {})
         seeds = sorted(map(int, runs))
         return dict(seeds=seeds, values=[runs[str(seed)][key] for seed in seeds])
+    def hardware(self,
+        name:str  # of the runs
+    )->str:       # such as 'AMD EPYC, 2 of 2 cores'; several with ; in between
+        "On what the runs of a name were made: processor and threads, or the GPU"
+        return '; '.join(self.found['hardware'].get(name, [])) or 'not noted'

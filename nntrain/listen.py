@@ -14,6 +14,7 @@ __all__ = ['listen']
 import contextlib
 import copy
 import sys
+import threading
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 
 from .batches import tensors_of
+from .checks import whole
 from .flight import (LOSSES, Call, Flight, LossCall, _after_backward,
                             _after_step, _before_backward, _before_step, _norm,
                             row_keys)
@@ -37,6 +39,7 @@ class _Listener(TorchFunctionMode):
         self.depth, self.busy, self.call, self.pending = 0, False, None, []
         self.backs, self.stepped, self.last, self.old = [], False, (None, None), {}
         self.step, self.before, self.latest, self.norm = None, [], {}, 0.
+        self.thread = threading.get_ident()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(func, '__name__', '')
@@ -48,7 +51,7 @@ class _Listener(TorchFunctionMode):
         return result
 
     def note(self, fn, *args):  # what goes wrong in here must not stop the program
-        if self.busy: return
+        if self.busy or threading.get_ident() != self.thread: return
         self.busy = True
         try: fn(self, *args)
         except Exception as e: self.flight.troubles.append(f'{fn.__name__}: {e!r}')
@@ -180,9 +183,10 @@ def _replaced(cls, name, note):
 # %% ../nbs/83_listening.ipynb #ac63ce0c
 @contextlib.contextmanager
 def listen(
-    keep:int=2048  # samples of training, and of validation, whose inputs are kept
+    keep:int=2048  # so many samples of training and of validation keep their inputs
 ):                 # a `Flight`, filled while the `with` lasts
     "Note what any training program does: its calls, losses, gradients and steps"
+    whole('keep', keep, 0)
     flight = Flight()
     ear = _Listener(flight, keep)
     def note(fn): return lambda *args: ear.note(fn, *args)

@@ -16,12 +16,15 @@ import math
 from fastcore.basics import patch
 
 from .callback import Callback
-from .checks import at_least, whole
+from .checks import at_least, share, whole
 from .events import CancelFit
 from .history import last_metric
 from .metrics import MetricsCB
 
-def _check_mode(mode, min_delta):
+def _check_watched(monitor, mode, min_delta):
+    if not isinstance(monitor, str):
+        raise ValueError(f"monitor must be the name of a number in the history, such "
+                         f"as 'valid_loss', got {monitor!r}")
     if mode not in ('min', 'max', None):
         raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is "
                          f"better) or None (the metric says which), got {mode!r}")
@@ -37,7 +40,7 @@ class MonitorCB(Callback):
         mode:str=None,             # 'min' or 'max' is better; None: ask the metric
         min_delta:float=0.         # better means: by more than this; at least 0
     ):
-        _check_mode(mode, min_delta)
+        _check_watched(monitor, mode, min_delta)
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
         self.best, self.best_epoch, self.waited = None, None, 0
     def after_epoch(self, learn):
@@ -125,8 +128,9 @@ class ReduceOnPlateauCB(MonitorCB):
     ):
         super().__init__(monitor, mode, min_delta)
         self.patience = whole('patience', patience)
-        if not 0 < factor < 1:
-            raise ValueError(f'factor must lie between 0 and 1, got {factor}')
+        if not share('factor', factor, one=False):
+            raise ValueError('factor must lie above 0, got 0: a rate of 0 trains no '
+                             'more')
         self.factor, self.min_lr, self.wrote = factor, at_least('min_lr', min_lr), None
     def before_fit(self, learn): super().before_fit(learn); self.wrote = None
     def after_epoch(self, learn):

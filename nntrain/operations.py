@@ -151,4 +151,7 @@ def round_operations(
     per:str='channel'    # as in `quantize`
 )->list:                 # operations
     "The same network with weights that have been whole numbers for a moment"
+    if not isinstance(operations, list):
+        raise TypeError('operations must be a list from to_operations, got '
+                        f'{type(operations).__name__}')
     return with_weights(operations, lambda w: dequantize(*quantize(w, bits, per)))

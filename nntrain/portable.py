@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import finite, positive
 from .files import write_whole
 from .operations import (_RUN, dequantize, quantize, run_operations,
                                 to_operations)
@@ -48,12 +49,10 @@ def _check_shape(shape):
         raise ValueError('shape must be (channels, height, width) of a picture of at '
                          f'most a million numbers, got {shape!r:.60}')
 
-def _check_scaling(mean, std):
-    if not (math.isfinite(mean) and 0 < std < math.inf):
-        raise ValueError('mean must be a number and std one above 0, got '
-                         f'{mean!r:.20} and {std!r:.20}')
-
 def _check_names(classes, n_out):
+    if isinstance(classes, (str, Mapping)) or not hasattr(classes, '__len__'):
+        raise ValueError(f'classes must be a list of {n_out} names, got '
+                         f'{classes!r:.60}')
     if len(classes) != n_out:
         raise ValueError(f'the network gives {n_out} numbers, and there are '
                          f'{len(classes)} names in classes: {classes!r:.60}')
@@ -62,7 +61,13 @@ def _check_answer(model, operations, shape):
     "Does the list answer as the network does?"
     twin = copy.deepcopy(model).cpu().float().eval()
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): want, got = twin(x), run_operations(operations, x)
+    try:
+        with torch.no_grad(): want, got = twin(x), run_operations(operations, x)
+    except RuntimeError as e:
+        raise ValueError(f'the network does not take pictures of shape {tuple(shape)}: '
+                         'give its own shape=(channels, height, width)') from e
+    if not want.isfinite().all():
+        raise ValueError('the network answers with NaN or infinite numbers')
     if want.shape != got.shape or not torch.allclose(want, got, 1e-3, 1e-3):
         raise ValueError('the list of layers answers differently from the network: '
                          'does a hook or a forward of its own do more than its layers?')
@@ -104,11 +109,15 @@ def _check_window(op):  # with a rim as large as itself, maps could grow without
     if any(rim >= n for rim, n in zip(op.get('padding', ()), window)):
         raise ValueError('the windows of this network file are damaged: ' + _AGAIN)
 
+def _turned(scale):  # do the numbers make sense only with their bytes turned around?
+    def usual(v): return bool(((v > 1e-9) & (v < 1e9)).all())
+    return not usual(scale) and usual(torch.from_numpy(scale.numpy().byteswap()))
+
 def _unpacked(layers, stream):
     "Operations of a file; their numbers come from `stream`"
     operations = []
     for layer in layers:
-        op = dict(layer)
+        op = {**layer}
         if op['op'] not in _RUN:
             raise ValueError(f"the operation {op['op']!r:.20} is not known here")
         if 'paths' in op: op['paths'] = [_unpacked(p, stream) for p in op['paths']]
@@ -116,7 +125,8 @@ def _unpacked(layers, stream):
             shape = op.pop('shape')
             codes = _take(stream, math.prod(shape), 'i1').view(shape)
             scale, op['bias'] = (_take(stream, shape[0], '<f4') for _ in range(2))
-            if not (scale > 0).all() or not (scale + op['bias']).isfinite().all():
+            good = (scale > 0).all() and (scale + op['bias']).isfinite().all()
+            if not good or _turned(scale):
                 raise ValueError('the numbers of this network file are damaged, or in '
                                  'another byte order: ' + _AGAIN)
             op['weight'] = dequantize(codes, scale)
@@ -131,7 +141,7 @@ def _read(content):
     try:
         mean, std = header['mean'], header['std']
         _check_shape(header['shape'])
-        _check_scaling(mean, std)
+        finite('mean', mean), positive('std', std)
         operations = _unpacked(header['layers'], stream)
         if rest := len(stream.read()):
             raise ValueError(f'this network file has {rest} bytes that belong to no '
@@ -164,10 +174,14 @@ class PortableNetwork:
     def __call__(self,
         x:Tensor  # (N, channels, height, width) floats from 0 to 1, or bytes
     )->Tensor:    # (N, n_classes) logits
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f'this network takes pictures (N, *{self.shape}), got '
-                             f'{tuple(x.shape)}')
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if got[1:] != self.shape:
+            raise ValueError('this network takes pictures as a tensor (N, '
+                             f'{", ".join(map(str, self.shape))}), got {got}')
         x = x.float()/255 if x.dtype == torch.uint8 else x.float()
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ValueError('pictures must be bytes, or floats from 0 to 1: this '
+                             'network normalises them by itself')
         x = (x - self.header['mean'])/self.header['std']
         return run_operations(self.operations, x)
 
@@ -188,10 +202,9 @@ def make_portable(
     "A network as a list of numbers and operations, with BatchNorm folded"
     model = getattr(learn_or_model, 'model', learn_or_model)
     if not isinstance(model, nn.Module):
-        raise TypeError('give a Learner or an nn.Module, got '
-                        f'{type(learn_or_model).__name__}')
+        raise TypeError(f'give a Learner or an nn.Module, got {type(model).__name__}')
     _check_shape(shape)
-    _check_scaling(mean, std)
+    finite('mean', mean), positive('std', std)
     operations, numbers = to_operations(model), []
     _check_names(classes, _check_answer(model, operations, shape))
     header = dict(

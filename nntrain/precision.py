@@ -28,6 +28,9 @@ class MixedPrecisionCB(Callback):
         if dtype not in (None, torch.float16, torch.bfloat16):
             raise ValueError(f'dtype must be torch.float16, torch.bfloat16 or None, '
                              f'got {dtype!r}')
+        if scaler is not None and not hasattr(scaler, 'unscale_'):
+            raise ValueError('scaler must be a torch.amp.GradScaler or None, got '
+                             f'{scaler!r}')
         if scaler is not None and dtype == torch.bfloat16:
             raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: '
                              'leave it out, or use float16')

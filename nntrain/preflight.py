@@ -11,8 +11,11 @@ import time
 import warnings
 from types import SimpleNamespace
 
+from torch import nn
 
 from .aside import acting, aside
+from .callback import Callback, check_callbacks
+from .checks import positive, whole
 from .data import DataLoaders
 from .data_looks import DATA_LOOKS
 from .findings import Finding, Findings
@@ -42,6 +45,7 @@ def _kept(cbs):  # callbacks that act, and those that matter for what is measure
 
 def _fly_learner(learn, lr, cbs, size):
     "A short run of a learner, and readings of its data; to be called aside"
+    check_callbacks([*learn.cbs, *cbs])                   # as a fit would do it
     loaders, valid = learn.dls, getattr(learn.dls, 'valid', None)
     batches = few_batches(loaders.train, size=size)
     train = [read(loaders.train), read(loaders.train, n=2)]
@@ -65,7 +69,20 @@ def _fly_program(program):
 
 # %% ../nbs/26_preflight.ipynb #5d84effe
 #| code-fold: true
-#| code-summary: "What may stop a run"
+#| code-summary: "What is refused, and what may stop a run"
+def _check(learn, lr, cbs, size):
+    "Refuse what is neither a learner nor a program, and what no fit would take"
+    if isinstance(learn, (type, nn.Module)) or not (
+            hasattr(learn, 'fit') or callable(learn)):
+        raise TypeError(f'preflight takes a learner, or a function without arguments '
+                        f'that trains, got {type(learn).__name__}')
+    if lr is not None: positive('lr', lr)
+    whole('size', size)
+    if not isinstance(cbs, (list, tuple)) or not all(
+            isinstance(cb, Callback) for cb in cbs):
+        raise TypeError('cbs must be a list of callbacks, such as [MetricsCB()], got '
+                        f'{cbs!r:.60}')
+
 def _sentence(error):
     first = next(iter(str(error).splitlines()), '')
     return f'{type(error).__name__}: {first}' if first else type(error).__name__
@@ -110,10 +127,8 @@ def preflight(
 
     A function takes no arguments, builds everything anew, trains two short epochs on a
     part of the data, and may return its validation accuracy, or (loss, accuracy)."""
+    _check(learn, lr, cbs, size)
     start, is_learner = time.monotonic(), hasattr(learn, 'fit')
-    if not is_learner and not callable(learn):
-        raise TypeError(f'preflight takes a learner, or a function without arguments '
-                        f'that trains, got {type(learn).__name__}')
     with aside(learn if is_learner else SimpleNamespace()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:

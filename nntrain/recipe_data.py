@@ -79,7 +79,7 @@ class Recipe:
 
 # %% ../nbs/23_challenge.ipynb #23b10098
 #| code-fold: true
-#| code-summary: "The check of a recipe, and its changes in words"
+#| code-summary: "The check of words and numbers"
 _FLIPS = 'none', 'random', 'alternating'
 
 def _check_recipe(r):
@@ -97,6 +97,10 @@ def _check_recipe(r):
     for name in 'average', 'warm_up': checks.share(name, getattr(r, name), one=False)
     _check_tuples(r)
 
+
+# %% ../nbs/23_challenge.ipynb #23b10099
+#| code-fold: true
+#| code-summary: "The check of tuples"
 def _check_tuples(r):
     if not isinstance(r.widths, tuple) or len(r.widths) < 2:
         raise ValueError('widths must be a tuple of at least two numbers of channels, '
@@ -114,6 +118,7 @@ def _check_tuples(r):
         checks.share('grow: share of the epochs', part[0])
         checks.whole('grow: pixels', part[1])
 
+# %% ../nbs/23_challenge.ipynb #23b1009a
 def changes(
     recipe:Recipe,      # what it came to
     start:Recipe=None   # what it is compared with; None: `Recipe()`
@@ -121,6 +126,17 @@ def changes(
     "The fields in which two recipes differ"
     start = asdict(Recipe() if start is None else start)
     return {k: v for k, v in asdict(recipe).items() if v != start[k]}
+
+# %% ../nbs/23_challenge.ipynb #23a8b018
+def _on_pictures(r):
+    tfms = [RandomCrop(r.move)]*bool(r.move) + [RandomFlip()]*(r.flip == 'random')
+    if r.crop: tfms.append(RandomResizedCrop(r.crop))
+    if r.erase: tfms.append(RandomErase(r.erase, .36, 1, fill=0.))
+    cbs = [AugmentCB(*tfms)] if tfms else []
+    if r.size: cbs.append(AugmentCB(partial(resized, size=r.size), on_train=False,
+                                    on_valid=True))
+    if r.mixup: cbs.append(MixUpCB(r.mixup))
+    return cbs
 
 # %% ../nbs/23_challenge.ipynb #23a8b019
 #| code-fold: true
@@ -136,14 +152,7 @@ def recipe_callbacks(
     cycle = dict(momentum=momentum_cycle(pct_start=r.warm_up)) if (
         r.schedule == 'one-cycle' and r.optimizer == 'adamw') else {}
     cbs = [NormalizeCB(mean, std), ScheduleCB(lr=SHAPES[r.schedule](r.lr, r.warm_up),
-                                              **cycle)]
-    tfms = [RandomCrop(r.move)]*bool(r.move) + [RandomFlip()]*(r.flip == 'random')
-    if r.crop: tfms.append(RandomResizedCrop(r.crop))
-    if r.erase: tfms.append(RandomErase(r.erase, .36, 1, fill=0.))
-    if tfms: cbs.append(AugmentCB(*tfms))
-    if r.size: cbs.append(AugmentCB(partial(resized, size=r.size), on_train=False,
-                                    on_valid=True))
-    if r.mixup: cbs.append(MixUpCB(r.mixup))
+                                              **cycle), *_on_pictures(r)]
     if r.average: cbs.append(WeightAveragingCB(r.average))
     if r.optimizer == 'schedule-free': cbs.append(ScheduleFreeCB())
     if has_bfloat16(device): cbs.append(MixedPrecisionCB(torch.bfloat16))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import tempfile
 import time
@@ -66,14 +67,19 @@ def _write(path, content):  # text or bytes; a reader never meets half a file
         raise said from e
 
 # %% ../nbs/93_recording.ipynb #6cd8b774
+def _processor():
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(line.split(':', 1)[1].strip() for line in f
+                        if line.startswith('model name'))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
 def _hardware():
     import torch
-    return (
-        torch.cuda.get_device_name() if torch.cuda.is_available()
-        else f'CPU, {os.cpu_count()} cores')
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return f'{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores'
 
 def _versions():
-    import platform
     from importlib.metadata import version, PackageNotFoundError
     res = {'python': platform.python_version()}
     for name in ('torch', 'nntrain'):

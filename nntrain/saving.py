@@ -56,6 +56,7 @@ class SaveBestCB(MonitorCB):
     ):
         super().__init__(monitor, mode, min_delta)
         self.path, self.restore, self.saved = _file(path), restore, False
+        self.owns = (f'the file {self.path}',)         # two would mix up their best
     def before_fit(self, learn):
         self.saved = False                                       # in this fit
         super().before_fit(learn)
@@ -76,9 +77,9 @@ class SaveBestCB(MonitorCB):
     def cleanup_fit(self, learn):
         saved, self.saved = self.saved, False  # a later fit that fails early has none
         if not (self.restore and saved): return
-        if not self.path.exists():
-            print(f'{self.path} is gone: the weights are those of the last epoch, '
-                  f'not of the best ({self.best_epoch})')
-            return
-        best = torch.load(self.path, map_location=learn.device, weights_only=True)
-        _load_model_state(learn.model, best)
+        try: best = torch.load(self.path, map_location=learn.device, weights_only=True)
+        except Exception as e:  # of the system, of zip, of torch
+            gone = isinstance(e, FileNotFoundError)
+            print(f'{self.path} {"is gone" if gone else "cannot be read"}: the weights '
+                  f'are those of the last epoch, not of the best ({self.best_epoch})')
+        else: _load_model_state(learn.model, best)

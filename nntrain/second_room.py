@@ -195,5 +195,7 @@ def room_program(
     data           # ((x, y), (valid_x, valid_y)): normalised 28×28 pictures and labels
 ):                 # a function that trains, or a learner
     "A program of the second room"
+    if name not in ROOM:
+        raise ValueError(f'the room has no fault {name!r}; it has {", ".join(ROOM)}')
     torch.manual_seed(seed)
     return ROOM[name][1](data, bad)

@@ -30,9 +30,11 @@ def fit_drawing(
     levels:Tensor  # (n, n) grey levels, 0 the background … 1 the ink
 )->Tensor:         # (28, 28): cut at the ink, its longer side 28 points, centred
     "A drawing as Fashion-MNIST would hold it; a dot is enlarged four times at most"
-    if levels.ndim != 2 or levels.shape[0] != levels.shape[1]:
-        raise ValueError('a drawing must be a square of grey levels (n, n), got shape '
-                         f'{tuple(levels.shape)}')
+    got = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels).__name__
+    if len(got) != 2 or got[0] != got[1]:
+        raise ValueError(f'a drawing must be a square of grey levels (n, n), got {got}')
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError('grey levels must lie in [0, 1]: divide bytes by 255')
     n, ink = len(levels), levels > _FAINT
     if not ink.any(): return torch.zeros(_SIDE, _SIDE)
     rows, columns = (ink.any(axis).nonzero()[:, 0] for axis in (1, 0))
@@ -60,11 +62,12 @@ def _drawings(x, thick, grey):
 #| code-fold: true
 #| code-summary: "What RandomSketch refuses"
 def _check_grey(x):
-    if x.shape[1] != 1 or not x.is_floating_point() or x.amin() < 0 or x.amax() > 1:
+    grey = x.shape[1] == 1 and x.is_floating_point()
+    if not grey or not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
-            'RandomSketch draws grey pictures (N, 1, H, W) with levels from 0 to 1, '
+            'RandomSketch draws grey pictures (N, 1, H, W) of floats from 0 to 1, '
             f'got {x.dtype} of shape {tuple(x.shape)} from {x.amin():.3g} to '
-            f'{x.amax():.3g}: use it before NormalizeCB')
+            f'{x.amax():.3g}: divide bytes by 255, and use it before NormalizeCB')
 
 # %% ../nbs/28_browser.ipynb #285f01e7
 #| code-fold: true

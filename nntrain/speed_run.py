@@ -18,7 +18,7 @@ from .recipe_data import Recipe
 
 # %% ../nbs/23_challenge.ipynb #232a4ec7
 #| code-fold: true
-#| code-summary: "Code of the protocol: enough, speed_runs"
+#| code-summary: "enough: the fewest epochs that reach a goal"
 GOALS = .90, .92, .94
 LENGTHS = 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20      # epochs that a way may take
 
@@ -35,6 +35,9 @@ def enough(
                          lambda n=n: run(n, CHOICE_SEED, 'split', goal))
         if found['accuracy'] >= goal: return n
 
+# %% ../nbs/23_challenge.ipynb #232a4ec8
+#| code-fold: true
+#| code-summary: "speed_runs: time a way with as many epochs as it needs"
 def speed_runs(
     kept, way:str, goal:float, run,  # as in `enough`
     n_runs:int=5,                    # seeds 0, 1, …

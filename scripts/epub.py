@@ -27,6 +27,8 @@ from xhtml import escaped, read, write
 
 FONT = 'fonts/math.woff2'
 FACE = f'@font-face {{ font-family: "Book Math"; src: url("{FONT}"); }}\n'
+# rules for pointers, which old readers take for damage
+MOVES = re.compile(r'[^{}]*:(?:is|has|hover|focus)[^{}]*\{[^{}]*\}')
 
 
 # ---- what the site holds -------------------------------------------------------------
@@ -86,6 +88,7 @@ def book(docs, notebooks):
     parts, pages, date = pages_of(docs, home)
     own = (ROOT/'scripts/epub.css').read_text(encoding='utf-8')
     moving = '\n'.join(dict.fromkeys(css for p in pages.values() for css in p.styles))
+    moving = MOVES.sub('', moving)
     files = {'figures.css': moving.encode()}
     if (docs/FONT).is_file(): files[FONT], own = picture(docs, FONT), FACE + own
     files['book.css'] = own.encode()

@@ -40,8 +40,8 @@ TITLE = '''<section epub:type="titlepage">
 leads to the figure on the site.</li>
 <li>Hints and answers stand at the end of each chapter. An arrow leads there, and the
 sign ↩ leads back.</li>
-<li>What the site folds is open here. What each line of code makes, and the reference of
-the modules, are on the site only.</li>
+<li>What the site folds is open here. Imports, what each line of code makes, and the
+reference of the modules are on the site only.</li>
 <li>To run a chapter, take its notebook from <a href="{repo}">{repo}</a>.</li>
 </ul>
 </section>'''

@@ -3,7 +3,8 @@
 What a reader of e-books cannot do, this page does not need:
 
 - Folded text is open under its title. Hints stand at the end of the page, answers and
-  solutions after them, with links there and back: the reader thinks first.
+  solutions after them, with links there and back: the reader thinks first. Cells that
+  only import are left out: they would fill the first pages of a chapter.
 - An interactive figure is the picture of its first setting, which the page holds as
   SVG, with its words and the values of its controls below.
 - A formula stays MathML, without the copy in TeX that some readers print beside it;
@@ -14,6 +15,7 @@ import re
 from base64 import b64decode
 from hashlib import sha256
 
+from epub_math import formulas
 from xhtml import Node, copy, read
 
 # texts and controls that only scripts use, or that belong to the site
@@ -29,7 +31,9 @@ KEPT = set('id class href src alt style colspan rowspan start lang dir width hei
            'type role aria-label aria-hidden scope headers'.split())
 ROLES = {'img', 'list', 'listitem', 'doc-biblioref', 'doc-noteref', 'doc-backlink',
          'doc-endnotes', 'doc-footnote'}
+SVG_ROLES = 'application', 'document', 'img'      # that EPUB allows
 REPLY = re.compile(r'(hint|answer|solution)s?\b', re.I)
+IMPORTS = re.compile(r'(from|import) |[\s)#]|$')  # how a line of such a cell begins
 ALIVE = 'Try it on the site.'
 
 
@@ -69,11 +73,9 @@ class Page:
         if len(links) < 2: return
         at = next((i for i, k in enumerate(kids) if isinstance(k, Node)
                    and 'lead' in k.classes), None)
-        if at is None: at = next((i for i, k in enumerate(kids) if isinstance(k, Node)
-                                  and k.find('h1')), -1)
+        if at is None: at = next((i for i, k in enumerate(kids)
+                                  if isinstance(k, Node) and k.find('h1')), -1)
         kids.insert(at + 1, Node('ul', {'class': 'in-chapter'}, links))
-
-    # ---- element by element ----------------------------------------------------------
 
     def inside(self, node): return [new for kid in node.kids for new in self.tidy(kid)]
 
@@ -88,10 +90,11 @@ class Page:
         if node.attrs.get('id') == 'title-block-header':
             return [Node('h1', (), self.inside(h)) for h in node.all('h1')]
         if node.tag == 'details': return self.details(node)
-        if node.tag == 'math': return [self.formula(node)]
+        if node.tag == 'math': return formulas(node)
         if node.tag == 'svg': return [self.drawing(node)]
         if node.tag == 'img': return self.picture(node)
         if node.tag == 'a': return [self.link(node)]
+        if 'cell' in classes and only_imports(node): return []
         if 'nnx-q' in classes: return self.quiz(node)
         if classes & {'nnx', 'nnt'}: return self.figure(node)
         if 'cell' in classes and (fold := node.find('details', class_='code-fold')):
@@ -123,7 +126,7 @@ class Page:
                      and k.tag == 'summary'), None)
         if said is None: return [Node('div', {'class': 'fold'}, self.inside(node))]
         rest = Node('div', (), [k for k in node.kids if k is not said])
-        card = 'recall-card' in node.classes
+        card = 'recall-card' in node.classes or self.heading == 'Remember'
         if card or REPLY.match(said.text()):
             return self.reply(said, self.inside(rest), card)
         title = Node('p', {'class': 'fold-title'}, self.inside(said))
@@ -151,17 +154,6 @@ class Page:
     def link(self, node):  # epub_links.py settles where it leads
         return self.plain(node, self.inside(node))
 
-    def formula(self, node):
-        "MathML for the eye, and TeX for those who cannot see it"
-        tex = node.find('annotation')
-        attrs = {k: v for k, v in node.attrs.items() if k in ('display', 'id', 'class')}
-        if tex: attrs['alttext'] = tex.text()
-        first = node.find('semantics')
-        kids = node.kids
-        if first: kids = [k for k in first.kids if isinstance(k, Node)
-                          and not k.tag.startswith('annotation')][:1]
-        return Node('math', attrs, kids)
-
     def drawing(self, node):
         "SVG without anything that acts; pixels in it become files"
         kids = []
@@ -174,6 +166,9 @@ class Page:
         attrs = {k: v for k, v in node.attrs.items()
                  if not re.match('on|data-|xmlns|tabindex|focusable', k)}
         if node.tag == 'image': attrs['href'] = self.file(attrs.get('href', ''))
+        if node.tag == 'a': attrs['xlink:title'] = attrs.get('aria-label', node.text())
+        if node.tag == 'svg' and attrs.get('role', 'img') not in SVG_ROLES:
+            attrs['role'] = 'document'
         return Node(node.tag, attrs, kids)
 
     def file(self, source):
@@ -195,8 +190,6 @@ class Page:
         new.attrs |= {'src': self.file(node.attrs.get('src', '')),
                       'alt': node.attrs.get('alt', '')}
         return [new]
-
-    # ---- interactive figures ---------------------------------------------------------
 
     def figure(self, node):
         "The picture of the first setting, its words, and the setting"
@@ -231,6 +224,14 @@ class Page:
                 if isinstance(kid, Node): kid.tag = 'li'
             box.kids = [kid for kid in box.kids if isinstance(kid, Node)]
         return [new]
+
+
+def only_imports(cell):
+    "Is its code folded, nothing but imports, and without an output?"
+    lines = [line for pre in cell.all('pre') for line in pre.words().split('\n')]
+    folded = cell.find('details', class_='code-fold') and any(map(str.strip, lines))
+    return (folded and not cell.find('div', class_='cell-output')
+            and all(map(IMPORTS.match, lines)))
 
 
 def settings(figure):

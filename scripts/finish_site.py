@@ -3,6 +3,7 @@
 
 - Style sheets lose the rules that no page uses (of Bootstrap's 500 KB, 130 are used),
   scripts do not hold up the first picture, images load when they come near the screen.
+- Appendices have the numbers by which the texts name them, not Quarto's letters.
 - A link to skip the navigation and a contents list for narrow screens, both without
   JavaScript.
 - Old addresses lead on: pages by themselves, places in a page by `moved.json`, which
@@ -141,6 +142,39 @@ def finished(text):
     return contents(text)
 
 
+# ---- numbers of appendices -----------------------------------------------------------
+
+def appendices(notebooks):
+    "{page: number}, such as {'tape.html': '80'}: texts speak of appendix 80"
+    return {f'{p.stem[3:]}.html': p.stem[:2]
+            for p in sorted(notebooks.glob('[89][0-9]_*.ipynb'))}
+
+
+LETTER = re.compile('Appendix [A-Z] — ')
+LISTED = re.compile(r'(<a href="(?:\./)?(\w+\.html)"[^>]*>(?:\s*<i [^>]*></i>)?\s*'
+                    r'(?:<span class="nav-page-text">)?<span class="chapter-title">)'
+                    r'(?!\d)')
+
+
+def numbered(text, name, known):
+    "A page with the numbers of appendices in its title, and in its lists of pages"
+    mine = f'Appendix {known[name]} — ' if name in known else ''
+    text = LETTER.sub(mine, text)
+    return LISTED.sub(lambda m: m[1] + f'{known[m[2]]} ' if m[2] in known else m[1],
+                      text)
+
+
+def number_search(docs, known):
+    "The same in the index that the search field reads"
+    index = docs/'search.json'
+    if not index.is_file(): return
+    found = json.loads(index.read_text(encoding='utf-8'))
+    for one in found:
+        page = one.get('href', '').partition('#')[0]
+        one['title'] = numbered(one.get('title', ''), page, known)
+    index.write_text(json.dumps(found, ensure_ascii=False, indent=2), encoding='utf-8')
+
+
 # ---- old addresses -------------------------------------------------------------------
 
 GONE = 'This page has moved'
@@ -217,7 +251,10 @@ def finish(docs, notebooks):
     "Finish the site in the folder `docs`; `notebooks`: folder of the notebooks"
     pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
              for p in sorted(docs.rglob('*.html'))}
-    pages = {name: finished(text) for name, text in pages.items() if GONE not in text}
+    known = appendices(notebooks)
+    pages = {name: numbered(finished(text), name, known)
+             for name, text in pages.items() if GONE not in text}
+    number_search(docs, known)
     for name, text in pages.items(): (docs/name).write_text(text, encoding='utf-8')
     words = words_of(docs, pages)
     for sheet in sorted(docs.glob('site_libs/**/*.css')):

@@ -237,6 +237,12 @@ def swapped(numbers):
         at = end + 4*n
     return out
 
+# two classes, whose turned scales are positive and finite, and too small to be true
+TURNED = json.dumps(dict(
+    format='nntrain network', version=2, classes=['a', 'b'], shape=[1, 28, 28], mean=0.,
+    std=1., layers=[dict(op='flatten'), dict(op='linear', shape=[2, 784])])
+    ).encode() + b'\n' + bytes(1568) + bytes.fromhex('39302010')*2 + bytes(8)
+
 FOREIGN = 'not a network file', 'it is not a network of this book'
 BAD_FILES = [  # what a file holds; what Python says of it; what the page says of it
     (b'', *FOREIGN), (b'{', *FOREIGN), (b'[]\n', *FOREIGN), (b'"a"\n', *FOREIGN),
@@ -248,6 +254,7 @@ BAD_FILES = [  # what a file holds; what Python says of it; what the page says o
     (changed(numbers=lambda b: b''), 'is cut short', 'it is cut short'),
     (changed(numbers=lambda b: b + b'ab'), 'has 2 bytes that belong to no operation',
      'it has 2 bytes that belong to no layer'),
+    (TURNED, 'another byte order', 'have their bytes in another'),
     (changed(numbers=swapped), 'another byte order', 'have their bytes in another'),
     (changed(first=dict(shape=[10**9, 10**9, 3, 3])), 'is cut short', 'is cut short'),
     (changed(first=dict(shape=[-4, 1, -3, 3])), 'damaged', 'its shapes are damaged'),
@@ -260,12 +267,16 @@ BAD_FILES = [  # what a file holds; what Python says of it; what the page says o
     (changed(layers=None), 'damaged', 'its content is damaged'),
     (changed(layers=[]), 'that belong to no operation', 'that belong to no layer'),
     (changed(classes=['a']), 'there are 1 names', 'gives 10 numbers for its classes a'),
-    (changed(classes=3), 'damaged', 'it gives 10 numbers for its classes 3'),
+    (changed(classes=3), 'classes must be a list of 10 names, got 3',
+     'it gives 10 numbers for its classes 3'),
+    (changed(layers='ab'), 'is damaged (TypeError)', 'its content is damaged'),
     (changed(shape=[1, 10**6, 10**6]), 'at most a million numbers',
      'it wants pictures of the shape 1,1000000,1000000'),
     (changed(shape=[3, 28, 28]), 'damaged', 'it wants pictures of the shape 3,28,28'),
-    (changed(mean='a'), 'damaged', 'its mean and its spread are not numbers'),
-    (changed(std=0), 'std one above 0', 'its mean and its spread are not numbers'),
+    (changed(mean='a'), "mean must be a finite number, got 'a'",
+     'its mean and its spread are not numbers'),
+    (changed(std=0), 'std must be a finite number above 0',
+     'its mean and its spread are not numbers'),
 ]
 
 @pytest.mark.parametrize('i', range(len(BAD_FILES)))
@@ -283,6 +294,72 @@ def test_the_file_that_is_changed_is_a_good_one(tmp_path):
     assert changed(numbers=swapped) != changed()
     loaded = PortableNetwork(changed())
     assert_close(loaded(torch.ones(1, 1, 28, 28)), portable()(torch.ones(1, 1, 28, 28)))
+
+def test_two_channels_in_another_byte_order():
+    "With few channels, turned numbers may all be positive and finite"
+    taken = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        content = make_portable(net, ['a', 'b'], shape=(1, 2, 2)).content
+        line, numbers = content.split(b'\n', 1)
+        floats = struct.pack('>4f', *struct.unpack('<4f', numbers[8:]))
+        try: PortableNetwork(line + b'\n' + numbers[:8] + floats)
+        except ValueError: continue
+        taken += 1
+    assert taken <= 1
+
+def test_tiny_weights_are_no_damage():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    for size in 1e-43, 1e-12:                      # such as weight decay leaves
+        with torch.no_grad(): net[1].weight[:2] = size
+        make_portable(net, ['a', 'b', 'c'], shape=(1, 2, 2))
+
+PICTURES = 'pictures must be bytes, or floats from 0 to 1: this network normalises'
+
+@pytest.mark.parametrize('given, says', [
+    ([[1.]], 'as a tensor (N, 1, 28, 28), got list'),
+    (None, 'as a tensor (N, 1, 28, 28), got NoneType'),
+    (torch.zeros(1, 28, 28), 'got (1, 28, 28)'),
+    (torch.full((1, 1, 28, 28), -.8), PICTURES),
+    (torch.full((1, 1, 28, 28), 9), PICTURES),
+    (torch.full((1, 1, 28, 28), math.nan), PICTURES)])
+def test_what_a_network_is_not_asked(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)): portable()(given)
+
+@pytest.mark.parametrize('error, says, make', [
+    (ValueError, 'classes must be a list of 10 names, got 5', lambda m: make_portable(
+        m, 5)),
+    (ValueError, "of 10 names, got '0123456789'", lambda m: make_portable(
+        m, '0123456789')),
+    (ValueError, "mean must be a finite number, got 'x'", lambda m: make_portable(
+        m, range(10), mean='x')),
+    (ValueError, 'does not take pictures of shape (3, 28, 28): give its own shape=',
+     lambda m: make_portable(mlp_with_norm(), range(10), shape=(3, 28, 28))),
+    (ValueError, 'answers with NaN or infinite numbers', lambda m: make_portable(
+        m.apply(spoilt), range(10))),
+    (TypeError, 'a list from to_operations, got Sequential', lambda m: round_operations(
+        nn.Sequential(m))),
+    (TypeError, 'network must be a PortableNetwork or the path of its file, got ResNet',
+     lambda m: draw_view(m, alt=ALT)),
+    (ValueError, 'must lie in [0, 1], or be bytes', lambda m: draw_view(
+        portable(), torch.full((1, 28, 28), 300), ['a'], alt=ALT)),
+    (ValueError, 'a square of grey levels (n, n), got list',
+     lambda m: fit_drawing([1])),
+    (ValueError, 'divide bytes by 255', lambda m: fit_drawing(
+        torch.full((9, 9), 200, dtype=torch.uint8))),
+    (ValueError, 'divide bytes by 255', lambda m: RandomSketch()(
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8)))])
+def test_bad_input_is_one_sentence(error, says, make):
+    with pytest.raises(error, match=re.escape(says)) as e: make(network('resnet'))
+    assert len(str(e.value).splitlines()) == 1
+
+@torch.no_grad()
+def spoilt(module):
+    if isinstance(module, nn.Linear): module.bias[0] = math.nan
+
+def test_no_pictures_give_no_sketches():
+    assert RandomSketch()(torch.zeros(0, 1, 8, 8)).shape == (0, 1, 8, 8)
 
 def test_what_is_no_file_of_ours_is_not_read(tmp_path):
     (tmp_path/'large.bin').open('wb').truncate(200_000_000)
@@ -306,7 +383,7 @@ def test_where_a_network_is_not_written(tmp_path):
     for shape in (4,), (0, 28, 28), (1, 10**6, 10**6), 28, (1., 28., 28.):
         with pytest.raises(ValueError, match='shape must be'):
             export_network(nn.Linear(4, 10), tmp_path/'a.bin', ['a'], shape=shape)
-    with pytest.raises(ValueError, match='std one above 0'):
+    with pytest.raises(ValueError, match='std must be a finite number above 0'):
         export_network(model, tmp_path/'a.bin', FASHION_CLASSES, std=0)
     assert not list(tmp_path.iterdir())
 

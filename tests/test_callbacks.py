@@ -574,6 +574,33 @@ def test_the_best_of_an_earlier_fit_is_not_restored_over_other_weights(tmp_path)
         with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[RefuseCB(order)])
         assert not learn.model.weight.any()
 
+def test_a_best_file_that_somebody_spoilt_is_named(tmp_path, capsys):
+    class SpoilCB(Callback):
+        order = 99
+        def after_epoch(self, learn): (tmp_path/'a.pt').write_bytes(b'junk')
+    learn = learner(MetricsCB(), SaveBestCB(tmp_path/'a.pt', restore=True), SpoilCB())
+    learn.fit(1)
+    assert 'a.pt cannot be read: the weights are those' in capsys.readouterr().out
+
+def test_two_do_not_save_into_one_file(tmp_path):
+    first, second = (SaveBestCB(tmp_path/'a.pt') for _ in range(2))
+    with pytest.raises(ValueError, match='would both write the file .*a.pt'):
+        learner(MetricsCB(), first, second).fit(1)
+    learner(MetricsCB(), first, SaveBestCB(tmp_path/'b.pt')).fit(1)
+
+def test_an_average_is_put_only_into_its_own_model():
+    average = WeightAveragingCB()
+    plain = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match='no average for this model yet: fit first'):
+        average.averaged(plain).__enter__()
+    learn = learner(average)
+    learn.fit(1)
+    larger = nn.Sequential(learn.model, nn.Linear(3, 3))
+    before = [p.detach().clone() for p in larger.parameters()]
+    with pytest.raises(ValueError, match='give the model that was trained'):
+        average.averaged(larger).__enter__()
+    assert_close([*larger.parameters()], before, rtol=0, atol=0)
+
 def test_a_best_file_that_is_gone_is_named(tmp_path, capsys):
     class DeleteCB(Callback):
         order = 500
@@ -1150,6 +1177,12 @@ def test_a_matrix_refuses_what_names_no_classes():
         (lambda: WeightAveragingCB(beta=-.1), 'beta'),
         (lambda: WeightAveragingCB(start=1.), r'start must lie in \[0, 1\)'),
         (lambda: RNNRegularizerCB(alpha=-1.), 'alpha must be'),
+        (lambda: EarlyStoppingCB(3), "such as 'valid_loss', got 3"),
+        (lambda: ReduceOnPlateauCB(factor='x'), 'factor must lie'),
+        (lambda: WeightAveragingCB('x'), 'beta must lie'),
+        (lambda: MixedPrecisionCB(scaler=5), 'scaler must be a torch.amp.GradScaler'),
+        (lambda: GradientClipCB(), 'give one of max_norm and max_value, got neither'),
+        (lambda: GradientClipCB(1., 1.), 'got both'),
     ],
 )
 def test_the_first_number_that_is_too_much_is_refused(make, says):

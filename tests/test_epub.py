@@ -1,10 +1,12 @@
 """The e-book (scripts/epub.py) of small made-up pages, and of a built site if
-NNTRAIN_SITE names one."""
+NNTRAIN_SITE names one; if NNTRAIN_EPUBCHECK is the path of epubcheck.jar, the checker
+of the W3C looks at that book as well."""
 import os
 import re
 import sys
 from base64 import b64encode
 from pathlib import Path
+from subprocess import run
 from xml.etree import ElementTree
 from zipfile import ZipFile
 
@@ -45,12 +47,21 @@ role="doc-noteref"><sup>1</sup></a></p>
 <p><math display="inline" xmlns="http://www.w3.org/1998/Math/MathML"><semantics><mrow>
 <mi>x</mi><mo>&lt;</mo></mrow><annotation encoding="application/x-tex">x &lt; "1"
 </annotation></semantics></math> <span class="math inline">$\\odd$</span></p>
+<p><math display="block"><semantics><mrow><mi>a</mi><mo>,</mo><mspace width="2.0em">
+</mspace><mspace width="2.0em"></mspace><mi>b</mi></mrow><annotation
+encoding="application/x-tex">a, \\qquad\\qquad b</annotation></semantics></math></p>
 <details class="code-fold"><summary>Imports</summary><div
 class="sourceCode" id="cb1"><pre class="sourceCode python"><code
 class="sourceCode python"><span id="cb1-1"><span class="im">import</span> torch</span>
 <span id="cb1-2"></span>
 <span id="cb1-3">         <span class="op">+</span> 1</span></code>
 <button>Copy</button></pre></div></details>
+<div class="cell"><details class="code-fold"><summary>All imports</summary><pre><code
+class="sourceCode python"><span>import os</span>
+<span>from a import (b,</span>
+<span>               c)</span>
+<span></span></code></pre></details></div>
+<div class="cell"><pre><code>from z import y</code></pre></div>
 <details class="nn-x"><summary>Shapes</summary><i data-x="1 · 2"></i></details>
 <p><img src="p/plot.png" loading="lazy"> <img src="data:image/png;base64,DATA"
 alt="dots"></p></section>
@@ -68,6 +79,8 @@ Which curve?</legend><div class="nnx-o"><label><input type="radio"><span>up</spa
 <details class="recall-card"><summary>Why <em>two</em>?</summary><p>Because.</p>
 <p class="recall-knew" hidden><button>I knew it</button></p></details>
 <details class="recall-card" hidden><summary>Not now?</summary><p>No.</p></details>
+<h3 id="remember">Remember</h3><details><summary>Why three?</summary><p>Since one is
+few.</p></details><h3>Further</h3>
 <details id="deep"><summary>Going deeper</summary><p>Deep text</p></details>
 <h3 id="ex">Warm-up</h3><p>Write it.</p><details><summary>Hint</summary><p>Think.</p>
 </details><div class="cell"><details class="code-fold"><summary>Solution</summary><pre>
@@ -154,9 +167,14 @@ def test_formulas_and_code(epub, site):
     text = chapter(epub, site)
     assert '<math display="inline" alttext="x &lt; &quot;1&quot;" xmlns=' in text
     assert 'annotation' not in text and '$\\odd$' in text
+    for tex, row in (('a,', '<mi>a</mi><mo>,</mo>'), ('b', '<mi>b</mi>')):
+        assert re.search(f'<math display="block" alttext="{tex}" xmlns="[^"]*"><mrow>'
+                         f'{row}</mrow></math>', text)            # a line each
     assert '<span><span class="im">import</span> torch</span>\n<span></span>' in text
     assert '<span class="i8">         + 1</span></code>' in text
     assert 'Imports' in text and 'Shapes' not in text and 'Copy' not in text
+    assert 'All imports' not in text and 'import os' not in text  # nothing but imports
+    assert 'from z import y' in text                              # these are in view
     assert 'a &lt; b &amp; c<br/>\xa0d\ufffd <b>bold</b></p>' in text
     assert 'class="wide"' in text and 'data-head="value"' in text
     css = files_of(site.parent/'book.epub')['EPUB/book.css'].decode()
@@ -178,22 +196,38 @@ def test_hints_and_answers_stand_at_the_end(epub, site):
     text = chapter(epub, site)
     ends = text.index('<h2>Hints</h2>'), text.index('<h2>Answers</h2>')
     assert text.index('printed 1') > ends[1] > text.index('Think.') > ends[0]
-    for words in ('Up it goes.', 'Because.', 'solved = 1'):
+    for words in ('Up it goes.', 'Because.', 'Since one is', 'solved = 1'):
         assert text.count(words) == 1 and text.index(words) > ends[1]
     asked = [re.sub('<.*?>|↩', '', t).strip()
              for t in re.findall('<p class="asked">(.*?)</p>', text, re.S)]
-    assert asked == ['Hint: Warm-up', 'Answer: Which curve?', 'Why two?',
+    assert asked == ['Hint: Warm-up', 'Answer: Which curve?', 'Why two?', 'Why three?',
                      'Solution: Warm-up']
     assert re.search('<ol[^>]*><li><span>up|<ol[^>]*><li>up', text)
     assert 'Not now?' not in text and 'I knew it' not in text
     assert text.index('Going deeper') < text.index('Deep text') < ends[0]
-    for kind, n in (('hint', 1), ('answer', 1), ('answer', 2), ('answer', 3)):
+    for kind, n in (('hint', 1), *(('answer', i) for i in range(1, 5))):
         assert f'href="#{kind}-{n}"' in text and f'href="#to-{kind}-{n}"' in text
 
 def swap(site, name, old, new):
     path = site/name
     assert old in path.read_text('utf-8')
     path.write_text(path.read_text('utf-8').replace(old, new), 'utf-8')
+
+STRICT = '''<style>.za:has(b){color:red}.zb{color:blue}@media print{.zc:is(p):hover{
+color:red}.zd{color:blue}}</style><math><semantics><mrow><mfrac displaystyle="true">
+<mi minsize="2">x</mi><mo minsize="2">/</mo></mfrac></mrow><annotation
+encoding="application/x-tex">x</annotation></semantics></math><svg role="group"><a
+href="a.html" aria-label="To A"><rect/></a><a href="a.html"><text>B</text></a></svg>'''
+
+def test_only_what_epub_allows(epub, site):
+    swap(site, 'z.html', '<h2>One</h2>', '<h2>One</h2>' + STRICT)
+    files = files_of(make(epub, site))
+    text = re.sub(r'\s+', ' ', files['EPUB/z.xhtml'].decode())
+    assert '<mstyle displaystyle="true"><mfrac> <mi>x</mi><mo minsize="2">' in text
+    assert re.findall('<svg[^>]* role="([^"]*)"', text) == ['document']
+    assert re.findall('xlink:title="([^"]*)"', text) == ['To A', 'B']
+    css = files['EPUB/figures.css'].decode()
+    assert [name for name in 'abcd' if f'.z{name}' in css] == ['b', 'd']
 
 @pytest.mark.parametrize('damage, words', [
     (lambda d: (d/'index.html').unlink(), 'holds no index.html'),
@@ -249,6 +283,9 @@ def test_the_e_book_of_the_built_site(epub, tmp_path):
     files = files_of(path)
     assert bad_container(path) == [] == bad_pages(files)
     assert path.stat().st_size < 20e6
+    if jar := os.environ.get('NNTRAIN_EPUBCHECK'):     # of the W3C's checker, for Java
+        said = run(['java', '-jar', jar, path], capture_output=True, text=True)
+        assert 'No errors or warnings detected' in said.stdout, said.stderr[:2000]
     chapters = {re.sub(r'^\d+_', '', p.stem) for p in (ROOT/'nbs').glob('*.ipynb')}
     order = spine(files)
     assert {f'{name}.xhtml' for name in chapters} <= set(order)

@@ -41,6 +41,27 @@ def test_words_are_those_of_pages_and_scripts(finish, tmp_path):
     words = finish.words_of(tmp_path, {'p': page})
     assert words >= {'a', 'b', 'c', 'nav', 'late', 'soon'} and 'never' not in words
 
+def test_appendices_have_the_numbers_of_the_texts(finish, tmp_path):
+    for name in '28_browser', '80_tape', '82_cards':
+        (tmp_path/f'{name}.ipynb').write_text('{}')
+    known = finish.appendices(tmp_path)
+    assert known == {'tape.html': '80', 'cards.html': '82'}
+    span = '<span class="chapter-title">'
+    page = ('<title>Appendix A — Tape</title><a href="./tape.html" class="x">'
+            f'{span}Tape</span></a><a href="./cards.html"> <i class="b"></i> '
+            f'<span class="nav-page-text">{span}Cards</span></span></a>'
+            f'<a href="./browser.html">{span}28 Draw</span></a><a href="./references.html">{span}Books</span>')
+    text = finish.numbered(page, 'tape.html', known)
+    assert '<title>Appendix 80 — Tape<' in text and f'{span}80 Tape<' in text
+    assert f'{span}82 Cards<' in text and f'{span}28 Draw<' in text
+    assert f'{span}Books<' in text and finish.numbered(text, 'tape.html', known) == text
+    assert finish.numbered('Appendix S — Books', 'references.html', known) == 'Books'
+    index = tmp_path/'search.json'
+    one = dict(href='cards.html#a', title='Appendix C — Cards')
+    index.write_text(json.dumps([one]))
+    finish.number_search(tmp_path, known)
+    assert json.loads(index.read_text())[0]['title'] == 'Appendix 82 — Cards'
+
 PAGE = '''<html><head><script src="a.js"></script></head><body class="x">
 <main id="quarto-document-content"><header id="title-block-header"><h1>T</h1></header>
 <div class="lead"><p>L</p></div><p id="here"><img src="a.png" alt="A">

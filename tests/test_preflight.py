@@ -3,6 +3,7 @@ answers bad input with a sentence"""
 import json
 import random
 import re
+import threading
 from functools import partial
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from nntrain.museum import EXHIBITS
 from nntrain.precision import MixedPrecisionCB
 from nntrain.probes import losses_at
 from nntrain.saving import SaveBestCB
-from nntrain.second_room import ROOM, ranks_found
+from nntrain.second_room import ROOM, ranks_found, room_program
 from nntrain.soft_targets import MixUpCB
 from nntrain.tensor_loader import TensorLoader
 
@@ -315,9 +316,55 @@ def test_bad_input_gives_a_sentence(name):
     assert len(found) == 1 and said in found[0].sentence
     assert '\n' not in found[0].sentence
 
-@pytest.mark.parametrize('bad', [None, 3, 'learn'])
+@pytest.mark.parametrize('bad', [None, 3, 'learn', Learner, nn.Linear(1, 1)])
 def test_what_is_neither_a_learner_nor_a_function(bad):
     with pytest.raises(TypeError, match='a learner, or a function'): look(bad)
+
+@pytest.mark.parametrize('error, says, given', [
+    (ValueError, "lr must be a finite number above 0, got 'fast'", dict(lr='fast')),
+    (ValueError, 'lr must be a finite number above 0, got -1', dict(lr=-1)),
+    (ValueError, 'size must be a whole number of at least 1, got 0', dict(size=0)),
+    (ValueError, 'size must be a whole number of at least 1, got 2.5', dict(size=2.5)),
+    (TypeError, r'such as \[MetricsCB\(\)\], got MetricsCB', dict(cbs=MetricsCB())),
+    (TypeError, "cbs must be a list of callbacks", dict(cbs=[MetricsCB])),
+    (TypeError, "cbs must be a list of callbacks", dict(cbs=None))])
+def test_bad_arguments_are_no_finding(error, says, given):
+    with pytest.raises(error, match=says): look(line(), **given)
+
+def test_what_a_fit_refuses_does_not_pass():
+    learn = line()
+    learn.cbs = (MetricsCB,)
+    assert 'pass an object, MetricsCB()' in look(learn)[0].sentence
+    learn.cbs = (GradientAccumulationCB(2), GradientAccumulationCB(2))
+    assert 'keep one of them' in look(learn)[0].sentence
+
+@pytest.mark.parametrize('keep', [-1, 2.5, 'x', None])
+def test_listen_refuses(keep):
+    with pytest.raises(ValueError, match='keep must be a whole number'), \
+            listen.listen(keep): pass
+
+def test_only_its_own_thread_is_heard():
+    "A second program that trains beside the first"
+    def train(n, wait=lambda: None):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        opt = torch.optim.SGD(model.parameters(), lr=.1)
+        for _ in range(n):
+            wait()
+            F.cross_entropy(model(torch.ones(8, 4)), torch.arange(8) % 2).backward()
+            opt.step(); opt.zero_grad()
+    def beside():
+        other = threading.Thread(target=train, args=(1,))
+        other.start(); other.join()
+    with listen.listen() as alone: train(5)
+    with listen.listen() as together: train(5, beside)
+    assert len(alone.calls) == len(together.calls) == 5
+    assert len(alone.steps) == len(together.steps) == 5
+    assert alone.stale == together.stale and not together.troubles
+
+def test_a_room_without_that_fault():
+    with pytest.raises(ValueError, match="no fault 'leak'; it has reordered"):
+        room_program('leak', 0, True, None)
 
 def test_no_validation():
     learn = line()

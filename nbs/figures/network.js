@@ -1,4 +1,4 @@
-// A trained network without Python: its file becomes arrays, and six operations run it.
+// A trained network without Python: its file becomes arrays, and operations run it.
 // What flows through is { data: Float32Array, shape: [channels, height, width] }.
 
 // The bytes that a text of base64 stands for.
@@ -31,6 +31,13 @@ function opened(buffer) {
   return { line, take, left: () => buffer.byteLength - at };
 }
 
+// Do the numbers make sense only with their bytes turned around?
+function isTurned(numbers) {
+  const usual = v => v > 1e-9 && v < 1e9, view = new DataView(numbers.buffer);
+  const turned = numbers.map((_, i) => view.getFloat32(4 * i));
+  return !numbers.every(usual) && turned.every(usual);
+}
+
 // A layer with its numbers: first the codes of the weights, whole numbers of 8 bits,
 // then for each output channel what a step of one is worth, and the biases.
 function made(layer, take) {
@@ -43,7 +50,8 @@ function made(layer, take) {
   need(sizes.every(n => Number.isInteger(n) && n > 0), 'its shapes are damaged');
   const codes = take(Int8Array, sizes.reduce((a, b) => a * b));
   const scales = take(Float32Array, sizes[0]), bias = take(Float32Array, sizes[0]);
-  need(scales.every(s => s > 0 && s < Infinity) && bias.every(Number.isFinite),
+  need(scales.every(s => s > 0 && s < Infinity) && bias.every(Number.isFinite)
+    && !isTurned(scales),
     'its numbers are damaged, or have their bytes in another order');
   const each = codes.length / scales.length;
   const weight = Float32Array.from(

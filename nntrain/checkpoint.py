@@ -67,6 +67,8 @@ class CheckpointCB(Callback):
         self.lock = RunLock(self.path)
 
 # %% ../nbs/17_checkpoints.ipynb #385940e2
+#| code-fold: true
+#| code-summary: "Code of save"
 @patch
 def save(self:CheckpointCB,
     learn,         # the learner, during a fit
@@ -82,6 +84,9 @@ def save(self:CheckpointCB,
     in_main(learn, lambda: write_checkpoint(state | told, self.path))
     self.saved = n_epochs, n_batches
 
+# %% ../nbs/17_checkpoints.ipynb #d7c4e913
+#| code-fold: true
+#| code-summary: "When to save"
 @patch
 def after_batch(self:CheckpointCB, learn):
     if not (self.on and learn.training): return
@@ -101,16 +106,15 @@ def after_epoch(self:CheckpointCB, learn):
     if asked: self._end(learn)
 
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
-#| code-summary: "The circumstances, what cannot be saved, and what is printed"
 #| code-fold: true
+#| code-summary: "The circumstances"
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
-    bare = [type(cb).__name__ for cb in learn.active
-            if not (cb.watches or counts(cb, learn))]
+    bare = [cb for cb in learn.active if not (cb.watches or counts(cb, learn))]
     noted = {'torch': str(torch.__version__), 'device': learn.device.type,
              'processes': learn.world.size, 'compiled': compiled,
              'CPU threads': torch.get_num_threads(),
-             'callbacks without settings': bare}
+             'callbacks without settings': [type(cb).__name__ for cb in bare]}
     for phase, loader in loaders_of(learn).items():
         workers = getattr(loader, 'num_workers', 0)
         noted[f'number of workers of the {phase} loader'] = workers
@@ -120,6 +124,9 @@ def _place(learn, epochs, batches):
     and_batches = f' and {batches} batches' if batches else ''
     return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
 
+# %% ../nbs/17_checkpoints.ipynb #796fc14a
+#| code-fold: true
+#| code-summary: "What cannot be saved"
 def _check_savable(learn):
     if CheckpointCB in getattr(learn.world, 'main_only', ()):
         raise ValueError('CheckpointCB saves what is different in each process, so it '
@@ -133,11 +140,13 @@ def _check_savable(learn):
         if nn.parameter.is_lazy(value): plain(value, f'the parameter {name}')
     for phase, loader in loaders_of(learn).items():
         if getattr(loader, 'persistent_workers', False):
-            raise ValueError(
-                f'the {phase} loader keeps its workers from epoch to epoch, and with '
-                f'them random states that no checkpoint can hold: make it with '
-                f'persistent_workers=False')
+            raise ValueError(f'the {phase} loader keeps its workers from epoch to '
+                             f'epoch, and with them random states that no checkpoint '
+                             f'can hold: make it with persistent_workers=False')
 
+# %% ../nbs/17_checkpoints.ipynb #3b0fcf72
+#| code-fold: true
+#| code-summary: "What is printed"
 @patch
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
@@ -157,7 +166,7 @@ def _say(self:CheckpointCB, learn, circumstances):
 
 # %% ../nbs/17_checkpoints.ipynb #ce9b3901
 #| code-fold: true
-#| code-summary: "The way back into a run, and out of it"
+#| code-summary: "When a fit begins"
 @patch
 def before_fit(self:CheckpointCB, learn):
     self.outside.append(self.on)
@@ -180,27 +189,9 @@ def _go_on(self:CheckpointCB, learn, found):
     if found['batch']: self.unfinished = found
     self._say(learn, found['circumstances'])
 
-@patch
-def before_phase(self:CheckpointCB, learn):
-    if not (self.on and learn.training): return
-    if self.unfinished is None:
-        self.phase_start = plain(chance_state(learn))
-        return
-    found, self.unfinished = self.unfinished, None
-    load_training_state(learn, found)
-    self.phase_start, learn.iter = found['phase_start'], found['batch']
-    set_chance_state(learn, self.phase_start)
-    learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
-
-@patch
-def cleanup_fit(self:CheckpointCB, learn):
-    on, self.on = self.on, self.outside.pop()
-    if not on: return
-    self.lock.release()
-    failed = sys.exc_info()[1] is not self.outer
-    if self.sigterm.came and not failed: self._end(learn)
-    self.sigterm.stop()
-
+# %% ../nbs/17_checkpoints.ipynb #8595b317
+#| code-fold: true
+#| code-summary: "The checkpoint to go on from, if there is one"
 @patch
 def _find(self:CheckpointCB, learn):
     "The checkpoint to go on from, if there is one"
@@ -218,6 +209,28 @@ def _find(self:CheckpointCB, learn):
                      f'run has {size}: go on with {n}, or start anew in this file '
                      f'with resume=False')
 
+# %% ../nbs/17_checkpoints.ipynb #326247d0
+#| code-fold: true
+#| code-summary: "When an epoch begins in its middle, and when the fit ends"
+@patch
+def before_phase(self:CheckpointCB, learn):
+    if not (self.on and learn.training): return
+    found, self.unfinished = self.unfinished, None
+    if found is None: self.phase_start = plain(chance_state(learn)); return
+    load_training_state(learn, found)
+    self.phase_start, learn.iter = found['phase_start'], found['batch']
+    set_chance_state(learn, self.phase_start)
+    learn.dl = _Rest(learn.dl, found['batch'], partial(set_chance_state, learn, found))
+
+@patch
+def cleanup_fit(self:CheckpointCB, learn):
+    on, self.on = self.on, self.outside.pop()
+    if not on: return
+    self.lock.release()
+    failed = sys.exc_info()[1] is not self.outer
+    if self.sigterm.came and not failed: self._end(learn)
+    self.sigterm.stop()
+
 # %% ../nbs/17_checkpoints.ipynb #0ab5f859
 #| code-fold: true
 #| code-summary: "CheckpointCB after a SIGTERM: tell the others, leave the fit"
@@ -228,9 +241,8 @@ def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
 @patch
 def _end(self:CheckpointCB, learn):
     "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
-    kept, came = self.sigterm.kept, self.sigterm.came
+    kept, came, self.sigterm.came = self.sigterm.kept, self.sigterm.came, False
     self.sigterm.stop()
-    self.sigterm.came = False
     where = _place(learn, *self.saved)
     said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
     if learn.world.is_main and not self.quiet: print(said, flush=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 __all__ = ['FORMAT', 'plain', 'write_checkpoint', 'read_checkpoint']
 
 # %% ../nbs/17_checkpoints.ipynb #5a1e9f01
-#| code-summary: "Code of plain: copy what is allowed, refuse the rest by name"
 #| code-fold: true
+#| code-summary: "Imports of the module; a dict, and what is said of a value that is not plain"
 import pickle
 import zipfile
 from collections import Counter, OrderedDict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,83 +22,86 @@ from torch import Tensor, nn
 
 from .files import _save_tensors, write_whole
 
+def _plain_dict(value, name):
+    copied = type(value)()
+    for k, v in value.items():
+        copied[plain(k, f'a key of {name}')] = plain(v, f'{name}[{k!r}]')
+    if hasattr(value, '_metadata'): copied._metadata = value._metadata  # of a model
+    return copied
+
+def _refuse(value, name):
+    its = ''.join(k.__name__ for k in (tuple, list, dict) if isinstance(value, k))
+    own = f' (a {its} of a class of its own would come back as another)' if its else ''
+    raise TypeError(f'{name} is a {type(value).__name__}{own}, and a checkpoint holds '
+                    f'tensors, numbers, text, None, lists, tuples and dicts only: let '
+                    f'the state_dict that it comes from give such values')
+
+# %% ../nbs/17_checkpoints.ipynb #afd01487
+#| code-fold: true
+#| code-summary: "Code of plain: copy what is allowed"
 def plain(
     value,            # tensors, numbers, text, None; lists, tuples and dicts of them
     name='the state'  # what it is called, for the message
 ):                    # a copy that shares no memory with `value`
     "A copy that `torch.load(…, weights_only=True)` gives back as it is; or TypeError"
-    if nn.parameter.is_lazy(value):
-        raise ValueError(f'{name} has no shape before the first batch, so it cannot be '
-                         f'saved: run the model once, model(*inputs), before you fit')
-    if isinstance(value, Tensor) and type(value.detach()) is Tensor:
-        return value.detach().clone()
     if value is None: return None
+    if isinstance(value, Tensor): return _plain_tensor(value, name)
     for kind in bool, int, float, complex, str:  # torch.__version__ is a kind of str
         if isinstance(value, kind): return kind(value)
     if isinstance(value, np.generic): return value.item()
     if type(value) in (list, tuple, torch.Size):
         return type(value)([plain(v, f'{name}[{i}]') for i, v in enumerate(value)])
     if type(value) in (dict, OrderedDict, Counter): return _plain_dict(value, name)
-    raise TypeError(f'{name} is a {type(value).__name__}{_of_its_own(value)}, and a '
-                    f'checkpoint holds tensors, numbers, text, None, lists, tuples and '
-                    f'dicts only: let the state_dict that it comes from give such '
-                    f'values')
+    _refuse(value, name)
 
-def _of_its_own(value):
-    for kind in tuple, list, dict:
-        if not isinstance(value, kind): continue
-        return f' (a {kind.__name__} of a class of its own would come back as another)'
-    return ''
-
-def _plain_dict(value, name):
-    copied = type(value)()
-    for k, v in value.items():
-        copied[plain(k, f'a key of {name}')] = plain(v, f'{name}[{k!r}]')
-    if hasattr(value, '_metadata'):          # the versions of a model's modules
-        copied._metadata = value._metadata
-    return copied
+def _plain_tensor(value, name):
+    if nn.parameter.is_lazy(value):
+        raise ValueError(f'{name} has no shape before the first batch, so it cannot be '
+                         f'saved: run the model once, model(*inputs), before you fit')
+    if type(value.detach()) is not Tensor: _refuse(value, name)
+    return value.detach().clone()
 
 # %% ../nbs/17_checkpoints.ipynb #23ea48e3
 #| code-fold: true
-#| code-summary: "Code of write_checkpoint, read_checkpoint and its four checks"
+#| code-summary: "Code of write_checkpoint; are the bytes whole?"
 FORMAT = 'nntrain checkpoint 2'
 _FIX = 'take another file, or move this one away to start anew'
-
-def _check_sums(path):
-    if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            for part in archive.infolist():   # a tensor marked as a folder is noise
-                if part.external_attr & 16: broken = part.filename
-        if broken:
-            raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
-    except Exception as e:                    # a spoilt archive fails in many ways
-        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({e}): '
-                         f'{_FIX}') from e
-
-def _load_plain(path):
-    try: return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise ValueError(f'{path} holds more than tensors and plain values, so reading '
-                         f'it could run foreign code: {_FIX}') from e
-    except Exception as e:
-        raise ValueError(f'{path} is not a file of torch.save: {_FIX}') from e
-
-def _check_format(path, state):
-    its = state.get('format') if isinstance(state, dict) else None
-    if its == FORMAT: return
-    ours = str(its).startswith(FORMAT[:-1])
-    who = 'by another version of CheckpointCB' if ours else 'not by CheckpointCB'
-    raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be '
-                     f'{FORMAT!r}): {_FIX}')
 
 def write_checkpoint(
     state:dict,  # plain values, see `plain`
     path         # the file; its folder must be there
 )->None:
     "Write a checkpoint; it is whole and on the disk before it gets its name"
-    write_whole(path, partial(_save_tensors, {'format': FORMAT} | state))
+    write_whole(path, lambda path: _save_tensors({'format': FORMAT} | state, path))
+
+def _check_sums(path):
+    if not path.is_file(): raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            marked = [p.filename for p in archive.infolist() if p.external_attr & 16]
+            broken = [archive.testzip(), *marked][-1]    # a tensor is no folder
+        if broken:
+            raise zipfile.BadZipFile(f'the checksum or a mark of {broken} is wrong')
+    except Exception as e:                    # a spoilt archive fails in many ways
+        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({e}): '
+                         f'{_FIX}') from e
+
+# %% ../nbs/17_checkpoints.ipynb #f0367566
+#| code-fold: true
+#| code-summary: "Code of read_checkpoint; does it hold plain values of ours?"
+def _load_ours(path):
+    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f'{path} holds more than tensors and plain values, so reading '
+                         f'it could run foreign code: {_FIX}') from e
+    except Exception as e:
+        raise ValueError(f'{path} is not a file of torch.save: {_FIX}') from e
+    its = state.get('format') if isinstance(state, dict) else None
+    if its == FORMAT: return state
+    ours = str(its).startswith(FORMAT[:-1])
+    who = 'by another version of CheckpointCB' if ours else 'not by CheckpointCB'
+    raise ValueError(f'{path} was written {who} (its format is {its!r}, and should be '
+                     f'{FORMAT!r}): {_FIX}')
 
 def read_checkpoint(
     path  # a file of `write_checkpoint`
@@ -107,6 +109,4 @@ def read_checkpoint(
     "Read a checkpoint without running code from it; an error says what is wrong"
     path = Path(path)
     _check_sums(path)
-    state = _load_plain(path)
-    _check_format(path, state)
-    return state
+    return _load_ours(path)

@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['nntrain_fit']
 
-# %% ../nbs/24_recipe.ipynb #23a0a0f2
+# %% ../nbs/24_recipe.ipynb #d0f3e11f
 #| code-fold: true
-#| code-summary: "Imports of the module on the command"
+#| code-summary: "Imports of the module; a parser that raises errors"
 import argparse
 import inspect
 import math
@@ -24,15 +24,15 @@ from .engine import PRECISIONS
 from .recipe import (MODELS, OPTIMIZERS, SCHEDULES, resume_fashion,
                             train_fashion, train_recipe)
 
-# %% ../nbs/24_recipe.ipynb #d0f3e11f
-#| code-fold: true
-#| code-summary: "A parser that raises errors; numbers with a range"
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(message)
     def exit(self, status=0, message=None):  # after --help
         sys.stdout.flush()
         super().exit(status, message)
 
+# %% ../nbs/24_recipe.ipynb #f64732ec
+#| code-fold: true
+#| code-summary: "Numbers with a range"
 def _number(kind, text, fits):
     def parse(word):
         try:
@@ -50,14 +50,13 @@ _SHARE = _number(float, 'a number from 0 to 1', lambda x: 0 <= x <= 1)
 
 # %% ../nbs/24_recipe.ipynb #fea5b41d
 #| code-fold: true
-#| code-summary: "The options, with their help"
-def _add_options(add):
-    "All options, each with what it means"
+#| code-summary: "The options of the training, with their help"
+def _add_training(add):
+    "The options of the training itself, each with what it means"
     customary = ', '.join(f'{lr:g} for {name}' for name, (_, lr) in OPTIMIZERS.items())
-    times = SCHEDULES['one-cycle'][1]
     add('--epochs', 'rounds through the training data', type=_COUNT)
-    add('--lr', f'learning rate; left out: {customary}; {times} times that at the peak '
-        'of one-cycle', type=_ABOVE_0)
+    add('--lr', f'learning rate; left out: {customary}; {SCHEDULES["one-cycle"][1]} '
+        'times that at the peak of one-cycle', type=_ABOVE_0)
     add('--batch-size', 'images per batch', type=_COUNT)
     add('--model', 'mlp: one hidden layer; cnn: four convolutions; resnet: nine, with '
         'skip connections', choices=MODELS)
@@ -72,6 +71,12 @@ def _add_options(add):
     add('--clip', 'limit of the norm of the gradient; left out: none', type=_ABOVE_0)
     add('--ema', 'validate, test and keep an average of the weights with this decay, '
         'such as .99; left out: the weights themselves', type=_SHARE)
+
+# %% ../nbs/24_recipe.ipynb #e3ffeec0
+#| code-fold: true
+#| code-summary: "The options of the run"
+def _add_run(add):
+    "The options of the run: where, with which data, and by which recipe"
     add('--processes', 'processes of this machine that train as one; left out: one, '
         'or as many as a launcher (torchrun) has started', type=_COUNT)
     add('--source', 'auto: the folder that NNTRAIN_DATA names, else the Hugging Face '
@@ -89,6 +94,9 @@ def _add_options(add):
         'only --device may be another, and --epochs more (at a constant rate)',
         metavar='FOLDER')
 
+# %% ../nbs/24_recipe.ipynb #b53afe6d
+#| code-fold: true
+#| code-summary: "Code of _parser"
 def _parser():
     parser = _Parser(
         prog='nntrain_fit',
@@ -99,36 +107,41 @@ def _parser():
         'options.json.',
         epilog='Exit status: 0 done, 1 one of several processes was lost, 2 a mistake '
         'of yours, 3 the loss was not finite, 130 interrupted, 141 nobody reads the '
-        'output, 143 ended with kill.',
-    )
+        'output, 143 ended with kill.')
     parameters = inspect.signature(train_fashion).parameters
     def add(name, help, **kwargs):
         parameter = parameters.get(name[2:].replace('-', '_'))
         default = parameter and parameter.default
         shown = default is not None and default is not False
         parser.add_argument(name, help=help + f' (default: {default})'*shown, **kwargs)
-    _add_options(add)
+    _add_training(add)
+    _add_run(add)
     return parser
 
 # %% ../nbs/24_recipe.ipynb #13b5f988
 #| code-fold: true
-#| code-summary: "How the command speaks"
+#| code-summary: "What may stand beside what; go on, or train"
+_BESIDE_RECIPE = 'out', 'device', 'seed', 'source', 'resume'
+
+def _check_beside(given, allowed, why):
+    others = [name.replace('_', '-') for name in given if name not in allowed]
+    if others: raise ValueError(f'{why}: leave out --{", --".join(others)}')
+
+def _obey(given):
+    run, by_recipe = given.pop('resume', None), 'recipe' in given
+    if by_recipe: _check_beside(given, (*_BESIDE_RECIPE, 'recipe'), (
+        f'--recipe decides the result, and only --{", --".join(_BESIDE_RECIPE)} may '
+        f'stand beside it'))
+    if run is None: return (train_recipe if by_recipe else train_fashion)(**given)
+    _check_beside(given, ('device', 'epochs', 'recipe'), (
+        "--resume takes the options from the run's folder, and only --device and "
+        '--epochs may stand beside it'))
+    resume_fashion(run, **given)
+
+# %% ../nbs/24_recipe.ipynb #62967e22
+#| code-fold: true
+#| code-summary: "What is said, and when nobody listens"
 def _say(text): print(f'nntrain_fit: {text}', file=sys.stderr)
-
-def _check_resumable(given):
-    others = [name for name in given if name not in ('device', 'epochs', 'recipe')]
-    words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
-    if words: raise ValueError(
-        f"--resume takes the options from the run's folder, and only --device and "
-        f'--epochs may stand beside it: leave out {words}')
-
-def _check_beside_recipe(given):
-    allowed = 'out', 'device', 'seed', 'source', 'resume'
-    others = [name for name in given if name not in allowed]
-    words = ', '.join(f'--{name.replace("_", "-")}' for name in others)
-    if words: raise ValueError(
-        f'--recipe decides the result, and only --{", --".join(allowed)} may stand '
-        f'beside it: leave out {words}')
 
 def _say_stopped(how, folder):
     if folder and (Path(folder)/'options.json').is_file():
@@ -144,6 +157,26 @@ def _drop_output():
 
 # %% ../nbs/24_recipe.ipynb #13b5f987
 #| code-fold: true
+#| code-summary: "From an error to an exit status"
+def _status(error, run):
+    "Say what has happened, and give the exit status; other errors are raised again"
+    folder = getattr(error, 'folder', run)   # without one there was no training
+    if isinstance(error, KeyboardInterrupt):
+        print(file=sys.stderr)
+        _say_stopped('interrupted', folder)
+        return 130
+    if isinstance(error, SystemExit) and error.code == 143:
+        _say_stopped('ended from outside', folder)
+        return 143
+    if isinstance(error, BrokenPipeError): _drop_output(); return 141
+    if isinstance(error, FloatingPointError): _say(error); return 3
+    if isinstance(error, ChildProcessError): _say(error); return 1
+    if not isinstance(error, (ValueError, OSError, ImportError)): raise error
+    _say(f'error: {" ".join(str(error).split())}')
+    return 2
+
+# %% ../nbs/24_recipe.ipynb #f67257ce
+#| code-fold: true
 #| code-summary: "Code of nntrain_fit, also as a module: torchrun -m nntrain.command"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
@@ -151,39 +184,12 @@ def nntrain_fit(
                # 3 the loss was not finite, 130 interrupted, 141 nobody reads the
                # output, 143 ended with kill
     "Command `nntrain_fit`: train, show a row per epoch, test, leave a run folder"
-    run = None
+    given = {}
     try:
-        given = vars(_parser().parse_args(argv))
-        run, by_recipe = given.pop('resume', None), 'recipe' in given
-        if by_recipe:
-            _check_beside_recipe({k: v for k, v in given.items() if k != 'recipe'})
-        if run is None:
-            (train_recipe if by_recipe else train_fashion)(**given)
-        else:
-            _check_resumable(given)
-            resume_fashion(run, **given)
+        given |= vars(_parser().parse_args(argv))
+        _obey(dict(given))
         sys.stdout.flush()
-    except KeyboardInterrupt as e:
-        print(file=sys.stderr)
-        # before the training there is at most the folder asked for
-        _say_stopped('interrupted', getattr(e, 'folder', run))
-        return 130
-    except SystemExit as e:
-        if e.code != 143: raise  # such as that of --help
-        _say_stopped('ended from outside', getattr(e, 'folder', run))
-        return 143
-    except BrokenPipeError:
-        _drop_output()
-        return 141
-    except FloatingPointError as e:
-        _say(e)
-        return 3
-    except ChildProcessError as e:
-        _say(e)
-        return 1
-    except (ValueError, OSError, ImportError) as e:
-        _say(f'error: {" ".join(str(e).split())}')
-        return 2
+    except BaseException as e: return _status(e, given.get('resume'))
     return 0
 
 # also as a module: python -m nntrain.command, torchrun -m nntrain.command

@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['PRECISIONS', 'assemble', 'validated_weights', 'refuse_faults']
 
-# %% ../nbs/24_recipe.ipynb #e2a0f002
+# %% ../nbs/24_recipe.ipynb #e2a0f010
 #| code-fold: true
-#| code-summary: "Imports of the module engine"
+#| code-summary: "Imports of the module"
 import contextlib
 from importlib import import_module
 
@@ -32,11 +32,31 @@ from .prepare import DeviceCB
 from .progress import ProgressCB
 from .steering import ScheduleCB
 
-# %% ../nbs/24_recipe.ipynb #e2a0f010
+# %% ../nbs/24_recipe.ipynb #3a36a8b9
 PRECISIONS = {  # name: the type in which predictions and loss are computed
     'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16,
     'bf16': torch.bfloat16, 'fp16': torch.float16}
 
+def _pick(kind, name, table):
+    if name not in table:
+        raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(table)}')
+    return table[name]
+
+def _chosen(device, schedule, precision, accumulate, clip, ema):
+    "A callback for each option that asks for one"
+    dtype = _pick('precision', precision, PRECISIONS)
+    several, cpu = started() > 1, device.type == 'cpu'
+    parts = [AccelerateCB(cpu=cpu) if several else DeviceCB(device)]
+    if accumulate != 1: parts.append(GradientAccumulationCB(accumulate))
+    if dtype is not None: parts.append(MixedPrecisionCB(dtype))
+    if clip is not None: parts.append(GradientClipCB(clip))
+    if schedule is not None: parts.append(ScheduleCB(lr=schedule))
+    if ema is not None: parts.append(WeightAveragingCB(ema))
+    return parts
+
+# %% ../nbs/24_recipe.ipynb #cd7cf977
+#| code-fold: true
+#| code-summary: "Code of assemble"
 def assemble(
     model:nn.Module,         # trained in place
     dls,                     # has `train` and `valid`, loaders of batches
@@ -57,23 +77,14 @@ def assemble(
 )->Learner:                  # call its `fit`
     "A learner with the parts that the options ask for, each in its place"
     _check_processes(processes)
-    device = find_device(device)
-    dtype = _pick('precision', precision, PRECISIONS)
-    several, cpu = started() > 1, device.type == 'cpu'
-    parts = [AccelerateCB(cpu=cpu) if several else DeviceCB(device)]
-    if accumulate != 1: parts.append(GradientAccumulationCB(accumulate))
-    if dtype is not None: parts.append(MixedPrecisionCB(dtype))
-    if clip is not None: parts.append(GradientClipCB(clip))
-    if schedule is not None: parts.append(ScheduleCB(lr=schedule))
-    if ema is not None: parts.append(WeightAveragingCB(ema))
-    if checkpoint is not None: parts.append(
-        CheckpointCB(checkpoint, resume=resume))
+    parts = _chosen(find_device(device), schedule, precision, accumulate, clip, ema)
+    if checkpoint is not None: parts.append(CheckpointCB(checkpoint, resume=resume))
     parts += [StopOnNonFiniteCB(), MetricsCB(*metrics), ProgressCB()]
     return Learner(model, dls, loss_func, opt_func, lr, cbs=[*cbs, *parts])
 
 # %% ../nbs/24_recipe.ipynb #e2a0f011
 #| code-fold: true
-#| code-summary: "Code of validated_weights and refuse_faults, and of two checks"
+#| code-summary: "Code of validated_weights; two refusals"
 @contextlib.contextmanager
 def validated_weights(
     learn  # what `assemble` gave, after its fit
@@ -92,13 +103,7 @@ def refuse_faults(
     raise ValueError('preflight has found a fault, see above: mend it, or leave out '
                      '--preflight')
 
-def _pick(kind, name, table):
-    if name not in table:
-        raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(table)}')
-    return table[name]
-
 def _check_processes(wanted):
-    if wanted in (None, started()): return
-    raise ValueError(
+    if wanted not in (None, started()): raise ValueError(
         f'{wanted} processes should train as one, but {started()} were started: leave '
         f'`processes` out, or start as many (launch, torchrun)')

@@ -6,132 +6,37 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['kept_arguments', 'describe', 'counts', 'check_facts', 'training_facts']
+__all__ = ['counts', 'training_facts', 'check_facts']
 
-# %% ../nbs/17_checkpoints.ipynb #626d9f01
-#| code-summary: "describe, with one function for each kind of setting"
+# %% ../nbs/17_checkpoints.ipynb #626d9f04
 #| code-fold: true
-import dis
-import inspect
+#| code-summary: "Imports of the module; facts of the optimizer"
 import os
-import re
-import types
 import zlib
-from collections.abc import Mapping
-from functools import partial, singledispatch
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .callback import Callback
 from .checkpoint_file import plain
 from .data import n_batches
-from .callback import Callback
 from .saving import _model_state, _short
+from .settings import _checksum, describe, kept_arguments
 from .state import loaders_of, with_state
 
-def kept_arguments(value)->dict:
-    "The arguments that an object was made with, if it keeps them under their names"
-    try: names = inspect.signature(type(value).__init__).parameters
-    except ValueError: return {}
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+def _optimizer_facts(opt):
+    facts = {'optimizer': type(opt).__name__}
+    for i, group in enumerate(opt.param_groups):
+        for name, value in group.items():
+            if name in ('params', 'param_names'): continue
+            facts[f'{name} of parameter group {i}'] = describe(value)
+        facts[f'number of tensors in parameter group {i}'] = len(group['params'])
+    return facts
 
-def describe(
-    value,       # a setting of any kind
-    depth:int=4  # how far to look into what it holds
-)->str:          # the same for equal settings, also in another process
-    "A setting as text: an object by its arguments, a function by what it holds"
-    if isinstance(value, (Tensor, np.ndarray, np.generic)): return _array_text(value)
-    atoms = int, float, complex, str, torch.dtype, torch.device
-    if value is None or isinstance(value, atoms): return repr(value)
-    return _setting_text(value, depth-1) if depth else type(value).__name__
-
-def _array_text(value):
-    if isinstance(value, np.generic): return repr(value.item())
-    shape = tuple(value.shape)
-    if isinstance(value, nn.Parameter): return f'parameter of shape {shape}'
-    few = np.prod(shape) <= 16
-    return repr(value.tolist()) if few else f'{shape} #{_checksum(value):08x}'
-
-def _checksum(array):  # of a tensor or a NumPy array
-    if isinstance(array, Tensor):
-        array = array.detach().cpu().resolve_conj().flatten().view(torch.uint8).numpy()
-    return zlib.crc32(np.ascontiguousarray(array).tobytes())
-
-def _call(value, args, named, depth):
-    name = getattr(value, '__qualname__', type(value).__qualname__)
-    texts = [describe(v, depth) for v in args]
-    texts += [f'{k}={describe(v, depth)}' for k, v in named.items()]
-    return name.replace('.<locals>', '') + (f'({", ".join(texts)})' if texts else '')
-
-@singledispatch
-def _setting_text(value, depth):
-    arguments = kept_arguments(value)
-    speaks = type(value).__repr__ not in (object.__repr__, nn.Module.__repr__)
-    if arguments or not speaks: return _call(value, (), arguments, depth)
-    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
-
-@_setting_text.register(type)
-@_setting_text.register(types.BuiltinFunctionType)
-def _name_text(value, depth): return _call(value, (), {}, depth)
-
-@_setting_text.register(Mapping)
-def _mapping_text(value, depth):
-    return '{' + ', '.join(f'{k}: {describe(v, depth)}' for k, v in value.items()) + '}'
-
-def _sequence_text(value, depth):
-    texts = [describe(v, depth) for v in value]
-    if isinstance(value, (set, frozenset)): texts.sort()
-    if len(texts) <= 16: return f'({", ".join(texts)})'
-    five = [texts[i*(len(texts)-1)//4] for i in range(5)]
-    checksum = zlib.crc32(repr(texts).encode())
-    return f'({", … ".join(five)}; {len(texts)}, #{checksum:08x})'
-for kind in list, tuple, set, frozenset: _setting_text.register(kind, _sequence_text)
-
-@_setting_text.register(partial)
-def _partial_text(value, depth):
-    return _call(value.func, value.args, value.keywords, depth)
-
-@_setting_text.register(types.MethodType)
-def _method_text(value, depth):
-    return f'{describe(value.__self__, depth)}.{value.__name__}'
-
-_SIMPLE = int, float, complex, str, Tensor, np.ndarray, partial, types.FunctionType
-
-@_setting_text.register(types.FunctionType)
-def _function_text(function, depth):
-    code, held = function.__code__, {}
-    for name, cell in zip(code.co_freevars, function.__closure__ or ()):
-        try: held[name] = cell.cell_contents
-        except ValueError: pass                        # it has no value yet
-    if '-packages' not in code.co_filename:            # libraries change their code
-        held |= _written_in(function)
-    steps, stores = dis.get_instructions(code), ('STORE_GLOBAL', 'STORE_DEREF')
-    changed = {i.argval for i in steps if i.opname in stores}
-    held = {name: v for name, v in held.items()
-            if name not in changed and not isinstance(v, (list, dict, set))}
-    return _call(function, (), held, depth)
-
-def _written_in(function):
-    "Its defaults, the simple globals that it reads, and its constants"
-    code, space = function.__code__, function.__globals__
-    held = {name: space.get(name) for name in code.co_names}
-    held = {name: v for name, v in held.items() if isinstance(v, _SIMPLE)}
-    names = inspect.signature(function).parameters.values()
-    held |= {p.name: p.default for p in names if p.default is not p.empty}
-    constants = tuple(_constants(code))
-    return held | ({'constants': constants} if constants else {})
-
-def _constants(code):
-    "Numbers in the code of a function, and of the functions in it"
-    for i in dis.get_instructions(code):
-        if isinstance(i.argval, types.CodeType): yield from _constants(i.argval)
-        elif 'CONST' in i.opname or 'SMALL_INT' in i.opname:
-            if isinstance(i.argval, (int, float, complex, tuple)): yield i.argval
-
-# %% ../nbs/17_checkpoints.ipynb #626d9f04
-#| code-summary: "The facts of data, callbacks, optimizer and model, and their comparison"
+# %% ../nbs/17_checkpoints.ipynb #321aa89c
 #| code-fold: true
+#| code-summary: "What a loader holds, and a checksum of some of it"
 def _sample(data):
     "Checksum of up to 64 rows of a tensor, an array or a list, spread evenly"
     n = len(data)
@@ -150,9 +55,12 @@ def _held(source):
     names = 'x', 'y', 'data', 'targets', 'labels', 'stats'
     held |= {name: getattr(data, name) for name in names if hasattr(data, name)}
     kinds = Tensor, np.ndarray, list, tuple
-    held = {name: v for name, v in held.items() if isinstance(v, kinds)}
-    return {name: v for name, v in held.items() if getattr(v, 'ndim', 1) and len(v)}
+    return {name: v for name, v in held.items()
+            if isinstance(v, kinds) and getattr(v, 'ndim', 1) and len(v)}
 
+# %% ../nbs/17_checkpoints.ipynb #ef94c74d
+#| code-fold: true
+#| code-summary: "Facts of a loader; two helpers"
 def _loader_facts(loader):
     n = getattr(loader, 'n', None)
     if n is None and hasattr(loader, 'dataset'): n = n_batches(loader.dataset)
@@ -167,6 +75,15 @@ def _loader_facts(loader):
         if it is not None: facts[name] = describe(it, 3)
     return facts
 
+def _plain_arguments(value):
+    kept = kept_arguments(value).items()
+    return {name: v for name, v in kept if isinstance(v, (int, float, str))}
+
+def _cut(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
+
+# %% ../nbs/17_checkpoints.ipynb #6a16f3e0
+#| code-fold: true
+#| code-summary: "Which callbacks count, and their facts"
 def counts(
     cb,    # a callback
     learn  # a learner during a fit
@@ -189,53 +106,17 @@ def _callback_facts(learn):
             facts[f'{key} of {name}'] = describe(value)
     return facts
 
-def _optimizer_facts(opt):
-    facts = {'optimizer': type(opt).__name__}
-    for i, group in enumerate(opt.param_groups):
-        for name, value in group.items():
-            if name in ('params', 'param_names'): continue
-            facts[f'{name} of parameter group {i}'] = describe(value)
-        facts[f'number of tensors in parameter group {i}'] = len(group['params'])
-    return facts
-
-def _plain_arguments(value):
-    kept = kept_arguments(value).items()
-    return {name: v for name, v in kept if isinstance(v, (int, float, str))}
-
+# %% ../nbs/17_checkpoints.ipynb #6f4d525d
+#| code-fold: true
+#| code-summary: "Facts of the model, and all facts together"
 def _model_facts(model):
-    facts = {}
-    for name, value in _model_state(model).items():
-        if isinstance(value, Tensor): facts[f'shape of {name}'] = tuple(value.shape)
+    facts = {f'shape of {name}': tuple(v.shape)
+             for name, v in _model_state(model).items() if isinstance(v, Tensor)}
     for name, module in model.named_modules():
         text = module.extra_repr() or describe(_plain_arguments(module))
-        if text == '{}': continue
-        short = _short(name)
-        facts[f'settings of {f"module {short}" if short else "the model"}'] = text
+        which = f'module {_short(name)}' if _short(name) else 'the model'
+        if text != '{}': facts[f'settings of {which}'] = text
     return facts
-
-def check_facts(
-    then:dict,  # facts of the checkpoint
-    now:dict,   # facts of the run that wants to go on with it
-    path        # name of the checkpoint, for the message
-)->None:
-    "ValueError that names the first differences, if there are any"
-    differ = [name for name in then | now if then.get(name) != now.get(name)]
-    if not differ: return
-    def cut(value): return text if len(text := str(value)) < 200 else f'{text[:200]}…'
-    some = '; '.join(f'{name} was {cut(then.get(name))}, is {cut(now.get(name))}'
-                     for name in differ[:3])
-    if len(differ) > 3: some += f'; and {len(differ)-3} more'
-    if differ != ['n_epochs']:
-        raise ValueError(
-            f'{path} belongs to another run: {some}. Go on with the old settings, or '
-            f'start anew with another path or with resume=False (which replaces that '
-            f'file)')
-    raise ValueError(
-        f'{path} belongs to a run of another length: {some}. A schedule is stretched '
-        f'over the whole run, so finish it with fit({then["n_epochs"]}). To '
-        f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
-        f"path, or resume='extend' if no step already taken would be another one. To "
-        f'start anew: resume=False (which replaces that file)')
 
 def training_facts(
     learn  # a learner during a fit
@@ -249,3 +130,27 @@ def training_facts(
             facts[f'{name} of the {phase} data'] = fact
     facts |= _optimizer_facts(learn.opt) | _callback_facts(learn)
     return plain(facts | _model_facts(learn.model), 'the setting')
+
+# %% ../nbs/17_checkpoints.ipynb #6a02676c
+#| code-fold: true
+#| code-summary: "Code of check_facts"
+def check_facts(
+    then:dict,  # facts of the checkpoint
+    now:dict,   # facts of the run that wants to go on with it
+    path        # name of the checkpoint, for the message
+)->None:
+    "ValueError that names the first differences, if there are any"
+    differ = [name for name in then | now if then.get(name) != now.get(name)]
+    if not differ: return
+    some = '; '.join(f'{name} was {_cut(then.get(name))}, is {_cut(now.get(name))}'
+                     for name in differ[:3])
+    if len(differ) > 3: some += f'; and {len(differ)-3} more'
+    if differ != ['n_epochs']: raise ValueError(
+        f'{path} belongs to another run: {some}. Go on with the old settings, or start '
+        f'anew with another path or with resume=False (which replaces that file)')
+    raise ValueError(
+        f'{path} belongs to a run of another length: {some}. A schedule is stretched '
+        f'over the whole run, so finish it with fit({then["n_epochs"]}). To '
+        f'train further after it: fit(n, opt=learn.opt) with a CheckpointCB of another '
+        f"path, or resume='extend' if no step already taken would be another one. To "
+        f'start anew: resume=False (which replaces that file)')

@@ -10,7 +10,7 @@ __all__ = ['STORE', 'launch']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f013
 #| code-fold: true
-#| code-summary: "Imports of the module (no torch: they start at once); a process that was started"
+#| code-summary: "Imports of the module (no torch: they start at once)"
 import contextlib
 import os
 import pickle
@@ -28,6 +28,13 @@ STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
 
 _MEMBER = 'from nntrain.launch import _member; _member()'
 
+def _end_with_parent():
+    sys.stdin.buffer.read()        # ends when the parent does, however it ends
+    os._exit(1)
+
+# %% ../nbs/24_recipe.ipynb #6fa115be
+#| code-fold: true
+#| code-summary: "A process that was started"
 def _member():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     returned, error, text = None, None, ''
@@ -38,14 +45,9 @@ def _member():
         returned = function(*args)
     except BaseException as e: error, text = e, traceback.format_exc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)         # it is over
-    outcome = time.time(), returned, error, text
-    Path(sys.argv[1]).write_bytes(_pickled(outcome))
+    Path(sys.argv[1]).write_bytes(_pickled((time.time(), returned, error, text)))
     sys.stderr.flush()
     os._exit(error is not None)    # without goodbyes: the others may be gone
-
-def _end_with_parent():
-    sys.stdin.buffer.read()        # ends when the parent does, however it ends
-    os._exit(1)
 
 def _pickled(outcome):
     try:
@@ -61,10 +63,9 @@ def _pickled(outcome):
 @contextlib.contextmanager
 def _members(n, folder, threads):
     "Start `n` processes; when this is left, none of them is there any more"
-    env, members = os.environ | dict(
+    members, env = [], os.environ | {STORE: (folder/'store').as_uri()} | dict(
         WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), OMP_NUM_THREADS=str(threads),
-        PYTHONIOENCODING='utf-8'), []
-    env[STORE] = (folder/'store').as_uri()
+        PYTHONIOENCODING='utf-8')
     try:
         for rank in range(n):
             env |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
@@ -82,7 +83,7 @@ def _members(n, folder, threads):
 
 # %% ../nbs/24_recipe.ipynb #d0a22c4a
 #| code-fold: true
-#| code-summary: "The parent: pass signals on, show what the main process prints, wait for all"
+#| code-summary: "The parent: pass signals on"
 @contextlib.contextmanager
 def _passing_on(members):
     "Pass Ctrl-C and SIGTERM on to all; a second Ctrl-C ends them at once"
@@ -100,6 +101,9 @@ def _passing_on(members):
     finally:
         for kind, handler in before.items(): signal.signal(kind, handler)
 
+# %% ../nbs/24_recipe.ipynb #841692b1
+#| code-fold: true
+#| code-summary: "The parent: show what the main process prints, and wait for all"
 def _follow(members, patience=5.):
     """Print what the main process prints until all have ended; when one fails, the
     others get some seconds. Returns those that had to be killed"""
@@ -135,8 +139,7 @@ def launch(
     job = pickle.dumps(sys.path) + pickle.dumps((function, args))
     with contextlib.ExitStack() as stack:
         inside = stack.enter_context
-        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        folder = Path(inside(temporary))
+        folder = Path(inside(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         members = inside(_members(n, folder, threads))
         heard = inside(_passing_on(members))
         for p in members:

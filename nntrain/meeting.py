@@ -10,7 +10,7 @@ __all__ = ['started', 'meet', 'own_device']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f012
 #| code-fold: true
-#| code-summary: "Imports of the module; started and meet"
+#| code-summary: "Imports of the module; code of started"
 import contextlib
 import os
 
@@ -27,6 +27,9 @@ def started()->int:
         return world_size()
     return int(os.environ['WORLD_SIZE'])
 
+# %% ../nbs/24_recipe.ipynb #6f02673a
+#| code-fold: true
+#| code-summary: "Code of meet"
 def meet(
     device:str='cpu'  # the kind of device that they train on
 )->None:
@@ -47,7 +50,7 @@ def _interfaces():
 
 # %% ../nbs/24_recipe.ipynb #f3110102
 #| code-fold: true
-#| code-summary: "A device for each; only the main process prints, and makes folders"
+#| code-summary: "A device for each"
 def own_device(
     device  # the kind that was asked for, such as torch.device('cuda')
 )->torch.device:
@@ -61,6 +64,9 @@ def own_device(
     torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     return torch.device('cuda', torch.cuda.current_device())
 
+# %% ../nbs/24_recipe.ipynb #447aa21b
+#| code-fold: true
+#| code-summary: "Only the main process prints, and makes folders"
 @contextlib.contextmanager
 def _only_main_prints():
     with open(os.devnull, 'w') as nowhere, contextlib.ExitStack() as stack:

@@ -9,8 +9,8 @@ from __future__ import annotations
 __all__ = ['in_main', 'marks', 'differing', 'others_of', 'take_own']
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a01
-#| code-summary: "in_main, marks and differing: compare two states by their checksums"
 #| code-fold: true
+#| code-summary: "Imports of the module; code of in_main"
 import hashlib
 import pickle
 
@@ -35,6 +35,9 @@ def in_main(
     if box[1] is not None: raise box[1]
     return box[0]
 
+# %% ../nbs/17_checkpoints.ipynb #6f6a7477
+#| code-fold: true
+#| code-summary: "A checksum in place of each value"
 def _checksum(value):
     if not isinstance(value, Tensor): content = pickle.dumps(value)
     else:
@@ -57,6 +60,9 @@ def marks(
     if parts is None: return _checksum(state)
     return {key: marks(part) for key, part in parts.items()}
 
+# %% ../nbs/17_checkpoints.ipynb #d67f2375
+#| code-fold: true
+#| code-summary: "What differs here, for the main process"
 def differing(
     state,   # plain values
     theirs,  # the `marks` of another state
@@ -69,9 +75,6 @@ def differing(
     return [found for key, part in parts.items()
             for found in differing(part, theirs[key], (*path, key))]
 
-# %% ../nbs/17_checkpoints.ipynb #d67f2375
-#| code-fold: true
-#| code-summary: "others_of and take_own: what each process adds, and takes back"
 def others_of(
     learn,      # a learner during a fit
     state:dict  # of this process: plain values
@@ -79,12 +82,14 @@ def others_of(
     "Tell the main process what differs here; the history is that of the main process"
     if learn.world.size == 1: return []
     compared = {key: value for key, value in state.items() if key != 'history'}
-    box = [marks(compared) if learn.world.is_main else None]
-    dist.broadcast_object_list(box, src=0)
+    theirs = in_main(learn, lambda: marks(compared))
     gathered = [None]*learn.world.size if learn.world.is_main else None
-    dist.gather_object(differing(compared, box[0]), gathered, dst=0)
+    dist.gather_object(differing(compared, theirs), gathered, dst=0)
     return gathered and gathered[1:]
 
+# %% ../nbs/17_checkpoints.ipynb #bcb92115
+#| code-fold: true
+#| code-summary: "What each process takes back"
 def take_own(
     learn,      # a learner during a fit
     state:dict  # of the main process, with the `others`; changed in place

@@ -10,7 +10,7 @@ __all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 
 # %% ../nbs/24_recipe.ipynb #c44798d4
 #| code-fold: true
-#| code-summary: "Imports of the module; how JSON, history and curves are written"
+#| code-summary: "Imports of the module"
 import json
 import time
 from functools import partial
@@ -30,6 +30,9 @@ from .precision import MixedPrecisionCB
 from .prepare import DeviceCB, NormalizeCB
 from .progress import ProgressCB
 
+# %% ../nbs/24_recipe.ipynb #6cfeba95
+#| code-fold: true
+#| code-summary: "How JSON and curves are written"
 def write_json(
     values,  # what json can write
     path     # file, replaced whole
@@ -67,6 +70,8 @@ class SaveRunCB(Callback):
 # %% ../nbs/24_recipe.ipynb #a42f9729
 #| code-fold: true
 #| code-summary: "Code of new_run_folder"
+def _no_folder(why): return OSError(f'{why}; choose another folder with --out')
+
 def new_run_folder(
     out,      # parent folder, made if it is missing
     name:str  # what the run is called
@@ -81,16 +86,11 @@ def new_run_folder(
             return folder
         except FileExistsError:
             if folder.is_dir(): continue
-            raise OSError(
-                f'cannot write into {out}: it is a file, not a folder; choose another '
-                'folder with --out') from None
+            why = 'it is a file, not a folder'
+            raise _no_folder(f'cannot write into {out}: {why}') from None
         except OSError as e:
-            raise OSError(
-                f'cannot write into {out}: {e.strerror or e}; choose another folder '
-                'with --out') from e
-    raise OSError(
-        f'{out} already has a thousand runs of this second; choose another folder '
-        'with --out')
+            raise _no_folder(f'cannot write into {out}: {e.strerror or e}') from e
+    raise _no_folder(f'{out} already has a thousand runs of this second')
 
 # %% ../nbs/24_recipe.ipynb #e2a0f017
 #| code-fold: true
@@ -114,7 +114,7 @@ def _tested(learn, device, looks=()):
 
 # %% ../nbs/24_recipe.ipynb #fd6d8276
 #| code-fold: true
-#| code-summary: "_conclude: test, keep the weights, and say how it went"
+#| code-summary: "Code of _conclude: test, and keep the weights"
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test
@@ -131,6 +131,13 @@ def _conclude(
             write_whole(weights, partial(_save_tensors, model.state_dict()))
             test = {'epochs': learn.n_epochs, **_tested(learn, device, looks)}
         write_json(test, path)
+    _report(learn, test, folder)
+
+# %% ../nbs/24_recipe.ipynb #8a74b027
+#| code-fold: true
+#| code-summary: "Code of _report: say how it went"
+def _report(learn, test, folder):
+    "Print what was validated and tested"
     averaged = any(isinstance(cb, WeightAveragingCB) for cb in learn.cbs)
     if learn.dls.valid is not None: print(
         f'valid accuracy {learn.history[-1]["valid_accuracy"]:.4f} after '

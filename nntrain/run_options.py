@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/24_recipe.ipynb #b7906ee1
+# %% ../nbs/24_recipe.ipynb #b7906ee2
 #| code-fold: true
-#| code-summary: "Imports of the module on the options of a run"
+#| code-summary: "Imports of the module; the data"
 import warnings
 
 from .challenge import find_recipe
@@ -20,14 +20,20 @@ from .meeting import started
 from .metrics import Accuracy
 from .recipe_data import recipe_parts
 
-# %% ../nbs/24_recipe.ipynb #b7906ee2
-#| code-fold: true
-#| code-summary: "Checks of the options, and the title line"
-def _check_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(
-            f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
+def _load(options, device):
+    "The data; says when it is not the set that was asked for"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        if 'recipe' in options: dls = _recipe_data(options, device)
+        else: dls = fashion_dls(
+            options['batch_size'], valid='split', source=options['source'],
+            device=device, normalize=not options['augment'])
+    for w in caught: print(f'notice: {w.message}')
+    return dls
 
+# %% ../nbs/24_recipe.ipynb #c3808892
+#| code-fold: true
+#| code-summary: "The title line"
 def _titled(options, dls, device):
     if 'recipe' in options: return _recipe_title(options, dls, device)
     words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
@@ -43,9 +49,19 @@ def _titled(options, dls, device):
         f'out to validate, {dls.test.n:,} for one test at the end; '
         f'{", ".join(words)}, {where}')
 
+def _recipe_title(options, dls, device):
+    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.test.n:,} '
+            f'for one test at the end; recipe {options["recipe"]}, seed '
+            f'{options["seed"]}, {device}')
+
 # %% ../nbs/24_recipe.ipynb #b7906ee3
 #| code-fold: true
-#| code-summary: "The data; the same for a recipe of the challenge"
+#| code-summary: "The seed; data and parts of a recipe"
+def _check_seed(seed):
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(
+            f'seed must be a whole number from 0 to 2**64 - 1, got {seed!r}')
+
 def _recipe_data(options, device):
     "All pictures to train on, and the test split, not looked at before the end"
     r = find_recipe(options['recipe'])
@@ -59,23 +75,7 @@ def _recipe_parts(options, dls, device):
     parts = recipe_parts(find_recipe(options['recipe']), dls, device, options['seed'])
     return parts | dict(device=device, metrics=[Accuracy()], processes=1)
 
-def _recipe_title(options, dls, device):
-    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.test.n:,} '
-            f'for one test at the end; recipe {options["recipe"]}, seed '
-            f'{options["seed"]}, {device}')
-
 def _recipe_looks(options):
     "The second looks of a recipe; none without one"
     name = options.get('recipe')
     return LOOKS[find_recipe(name).looks] if name else ()
-
-def _load(options, device):
-    "The data; says when it is not the set that was asked for"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        if 'recipe' in options: dls = _recipe_data(options, device)
-        else: dls = fashion_dls(
-            options['batch_size'], valid='split', source=options['source'],
-            device=device, normalize=not options['augment'])
-    for w in caught: print(f'notice: {w.message}')
-    return dls

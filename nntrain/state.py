@@ -10,7 +10,7 @@ __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
 #| code-fold: true
-#| code-summary: "Code of random_state, loader_state, and of the functions that put them back"
+#| code-summary: "Imports of the module; code of random_state"
 import random
 
 import numpy as np
@@ -31,6 +31,9 @@ def random_state()->dict:  # plain numbers and uint8 tensors
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
+# %% ../nbs/17_checkpoints.ipynb #1f4d043c
+#| code-fold: true
+#| code-summary: "Code of set_random_state"
 def set_random_state(
     state:dict  # what `random_state` gave
 )->None:
@@ -44,6 +47,9 @@ def set_random_state(
     if 'mps' in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state['mps'])
 
+# %% ../nbs/17_checkpoints.ipynb #6d4713d8
+#| code-fold: true
+#| code-summary: "Code of loader_state and set_loader_state"
 def loader_state(
     loader  # a `TensorLoader`, a torch `DataLoader`, or anything else to iterate over
 )->dict:
@@ -63,8 +69,8 @@ def set_loader_state(
     if 'epoch' in state: loader.epoch = state['epoch']
 
 # %% ../nbs/17_checkpoints.ipynb #c3b62101
-#| code-summary: "Code of load_optimizer, and of helpers for callbacks, loaders and generators"
 #| code-fold: true
+#| code-summary: "Code of load_optimizer; which callbacks remember something?"
 def load_optimizer(
     opt:torch.optim.Optimizer,  # changed in place; its dicts of groups stay the same
     state:dict                  # what `opt.state_dict()` gave, of such an optimizer
@@ -87,6 +93,9 @@ def _remembering(learn):  # also those that only the main process hears
     both = 'state_dict', 'load_state_dict'
     return [cb for cb in learn.active if all(hasattr(cb, name) for name in both)]
 
+# %% ../nbs/17_checkpoints.ipynb #ba8ff421
+#| code-fold: true
+#| code-summary: "Code of loaders_of, chance_state and set_chance_state"
 def loaders_of(
     learn  # a learner during a fit
 )->dict:   # {phase: loader}
@@ -123,9 +132,6 @@ def training_state(
         'callbacks': [[type(cb).__name__, cb.state_dict()] for cb in with_state(learn)],
         'history': learn.history, 'n_taken': learn.n_taken, **chance_state(learn)})
 
-# %% ../nbs/17_checkpoints.ipynb #bfb9691a
-#| code-summary: "Code of load_training_state"
-#| code-fold: true
 def load_training_state(
     learn,      # a learner during a fit, made like the one that the state is from
     state:dict  # what `training_state` gave; it is copied
@@ -135,6 +141,9 @@ def load_training_state(
     try: _load(learn, plain(state))
     except BaseException: _load(learn, before); raise
 
+# %% ../nbs/17_checkpoints.ipynb #bfb9691a
+#| code-fold: true
+#| code-summary: "Code of _load: each part in its place"
 def _load(learn, state):
     cbs = with_state(learn)
     then, now = [n for n, _ in state['callbacks']], [type(cb).__name__ for cb in cbs]

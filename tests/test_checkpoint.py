@@ -37,7 +37,7 @@ from nntrain.callbacks import BatchLimitCB
 from nntrain.logs import CSVLogCB
 from nntrain.monitors import EarlyStoppingCB, ReduceOnPlateauCB
 from nntrain.saving import SaveBestCB
-from nntrain.checkpoint import CheckpointCB
+from nntrain.checkpoint import CheckpointCB, _Rest
 from nntrain.checkpoint_file import plain, read_checkpoint, write_checkpoint
 from nntrain.in_steps import InSteps
 from nntrain.lock import RunLock
@@ -301,6 +301,14 @@ def torch_loader(**kwargs):
 )
 def test_loaders(tmp_path, train):
     check_resume(tmp_path, lambda: learner(train=train), (1, 'train', 1))
+
+
+def test_the_rest_of_an_epoch_begins_with_the_state_of_its_middle():
+    events = []
+    def loader():
+        for i in range(4): events.append(f'fetch {i}'); yield i
+    assert list(_Rest(loader(), 2, lambda: events.append('then'))) == [2, 3]
+    assert events == ['fetch 0', 'fetch 1', 'then', 'fetch 2', 'fetch 3']
 
 
 class EveryThirdCB(Callback):

@@ -50,7 +50,8 @@ def test_appendices_have_the_numbers_of_the_texts(finish, tmp_path):
     page = ('<title>Appendix A — Tape</title><a href="./tape.html" class="x">'
             f'{span}Tape</span></a><a href="./cards.html"> <i class="b"></i> '
             f'<span class="nav-page-text">{span}Cards</span></span></a>'
-            f'<a href="./browser.html">{span}28 Draw</span></a><a href="./references.html">{span}Books</span>')
+            f'<a href="./browser.html">{span}28 Draw</span></a>'
+            f'<a href="./references.html">{span}Books</span>')
     text = finish.numbered(page, 'tape.html', known)
     assert '<title>Appendix 80 — Tape<' in text and f'{span}80 Tape<' in text
     assert f'{span}82 Cards<' in text and f'{span}28 Draw<' in text

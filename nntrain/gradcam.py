@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['heat_in', 'grad_cam']
+__all__ = ['grad_cam', 'heat_in']
 
 # %% ../nbs/22_photographs.ipynb #cam00001
 #| code-fold: true
-#| code-summary: "Imports; the check of the layer; heat_in: the share of a map in a box"
+#| code-summary: "Imports; the check of the layer"
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,53 @@ def _check_features(kept, logits):
         raise ValueError(f'the model must give logits (N, classes), got '
                          f'{tuple(logits.shape)}')
 
+# %% ../nbs/22_photographs.ipynb #68288039
+#| code-fold: true
+#| code-summary: "The explained logits, and their gradient"
+def _explained(logits, classes):
+    "The logit of each picture that is explained: of `classes`, or its largest one"
+    if classes is None: classes = logits.argmax(1)
+    if not (0 <= classes.min() and classes.max() < logits.shape[1]):
+        raise ValueError(f'classes must be from 0 to {logits.shape[1] - 1}, '
+                         f'got {classes.tolist()}')
+    return logits.gather(1, classes[:, None])
+
+def _features_and_grad(model, x, layer, classes):
+    "What `layer` gives for `x`, and how the explained logits depend on it"
+    kept = []
+    hook = Hook(layer, lambda hook, module, inputs, out: kept.append(out))
+    try:
+        with torch.enable_grad():
+            logits = model(x.detach().clone().requires_grad_())
+            _check_features(kept, logits)
+            score = _explained(logits, classes).sum()
+            grad, = torch.autograd.grad(score, kept[0])
+    finally: hook.remove()
+    return kept[0].detach(), grad
+
+# %% ../nbs/22_photographs.ipynb #cam00002
+def grad_cam(
+    model:nn.Module,     # images -> logits (N, classes)
+    x:Tensor,            # (N, C, H, W) images, as the model takes them
+    layer:nn.Module,     # part of the model, with output (N, K, h, w)
+    classes:Tensor=None  # (N,) which logit to explain; None: the largest one
+)->Tensor:               # (N, H, W) in [0, 1]; 0 where nothing speaks for the class
+    "Where the channels of `layer` speak for a class: Grad-CAM"
+    check_images(x, 'grad_cam')
+    if not x.is_floating_point():
+        raise ValueError(f'grad_cam needs float images, got {x.dtype}: give them as '
+                         'the model takes them, divided and normalised')
+    training = model.training
+    try: features, grad = _features_and_grad(model.eval(), x, layer, classes)
+    finally: model.train(training)
+    weights = grad.float().mean((2, 3), keepdim=True)             # α: (N, K, 1, 1)
+    maps = (weights*features.float()).sum(1, keepdim=True).relu()
+    maps = maps/maps.amax((2, 3), keepdim=True).clamp(min=1e-12)
+    return F.interpolate(maps, x.shape[2:], mode='bilinear')[:, 0]
+
+# %% ../nbs/22_photographs.ipynb #1de3d3a6
+#| code-fold: true
+#| code-summary: "heat_in: the share of a map in a box"
 def heat_in(
     maps:Tensor,  # (N, H, W), at least 0
     boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
@@ -43,35 +90,3 @@ def heat_in(
     inside = (((rows >= top) & (rows <= bottom))[:, :, None]
               & ((columns >= left) & (columns <= right))[:, None])
     return (maps*inside).sum((1, 2))/maps.sum((1, 2)).clamp(min=1e-12)
-
-# %% ../nbs/22_photographs.ipynb #cam00002
-def grad_cam(
-    model:nn.Module,     # images -> logits (N, classes)
-    x:Tensor,            # (N, C, H, W) images, as the model takes them
-    layer:nn.Module,     # part of the model, with output (N, K, h, w)
-    classes:Tensor=None  # (N,) which logit to explain; None: the largest one
-)->Tensor:               # (N, H, W) in [0, 1]; 0 where nothing speaks for the class
-    "Where the channels of `layer` speak for a class: Grad-CAM"
-    check_images(x, 'grad_cam')
-    if not x.is_floating_point():
-        raise ValueError(f'grad_cam needs float images, got {x.dtype}: give them as '
-                         'the model takes them, divided and normalised')
-    kept, training = [], model.training
-    hook = Hook(layer, lambda hook, module, inputs, out: kept.append(out))
-    try:
-        model.eval()
-        with torch.enable_grad():
-            logits = model(x.detach().clone().requires_grad_())
-            _check_features(kept, logits)
-            if classes is None: classes = logits.argmax(1)
-            if not (0 <= classes.min() and classes.max() < logits.shape[1]):
-                raise ValueError(f'classes must be from 0 to {logits.shape[1] - 1}, '
-                                 f'got {classes.tolist()}')
-            score = logits.gather(1, classes[:, None]).sum()
-            grad, = torch.autograd.grad(score, kept[0])
-    finally:
-        hook.remove(), model.train(training)
-    weights = grad.float().mean((2, 3), keepdim=True)             # α: (N, K, 1, 1)
-    maps = (weights*kept[0].detach().float()).sum(1, keepdim=True).relu()
-    maps = maps/maps.amax((2, 3), keepdim=True).clamp(min=1e-12)
-    return F.interpolate(maps, x.shape[2:], mode='bilinear')[:, 0]

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['OPTIMIZERS', 'N_RATES', 'muon', 'photo_rates', 'photo_run']
+__all__ = ['OPTIMIZERS', 'N_RATES', 'small_cnn', 'quick_resnet', 'photo_resnet', 'muon', 'photo_rates', 'photo_run']
 
-# %% ../nbs/22_photographs.ipynb #run00001
+# %% ../nbs/22_photographs.ipynb #93569e85
 #| code-fold: true
-#| code-summary: "Imports; OPTIMIZERS: ten of them, each with four rates"
+#| code-summary: "Imports for networks; small_cnn and quick_resnet"
 import math
 import time
 from functools import partial
@@ -19,6 +19,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .blocks import cnn, conv_block
+from .callback import Callback
+from .photo_transforms import RandomResizedCrop, resized
+from .resnet import resnet
+from .transforms import RandomFlip
+
+def small_cnn():
+    "Four convolutions with BatchNorm and stride 2: 60 million MACs at 128 pixels"
+    return cnn((32, 64, 128, 256), n_in=3)
+
+def quick_resnet(**kwargs):
+    "A smaller ResNet, for the tables of many epochs: every stage halves the picture"
+    return resnet((32, 64, 128, 256), strides=(2,)*4, n_in=3, **kwargs)
+
+# %% ../nbs/22_photographs.ipynb #1089484a
+#| code-fold: true
+#| code-summary: "photo_resnet"
+def photo_resnet(
+    widths=(32, 32, 64, 128, 256),  # of the stem, then of each stage
+    deep_stem:bool=False,           # three 3×3 convolutions instead of one?
+    **kwargs                        # as in `ResBlock`: zero_init, identity, …
+):
+    "A ResNet whose stem and all stages but the first halve the picture"
+    strides = (2, 1) + (2,)*(len(widths) - 2)
+    model = resnet(widths, strides=strides, n_in=3, **kwargs)
+    if deep_stem:
+        half = widths[0]//2
+        model[0] = nn.Sequential(conv_block(3, half), conv_block(half, half, stride=1),
+                                 conv_block(half, widths[0], stride=1))
+    return model
+
+# %% ../nbs/22_photographs.ipynb #run00001
+#| code-fold: true
+#| code-summary: "Imports for optimizers and runs"
 from .adaptive import Adam, AdamW, RMSProp, adam_direction
 from .augment import AugmentCB
 from .budgets import default_device
@@ -32,18 +66,16 @@ from .metrics import Accuracy, MetricsCB
 from .momentum import Momentum
 from .parts import (
     add_decay, average_grad, average_sqr_grad, sgd_step, step_count)
-from .photo_transforms import resized
 from .precision import MixedPrecisionCB, has_bfloat16
 from .prepare import DeviceCB, NormalizeCB
 from .sgd import SGD
 from .split import split
 from .steering import ScheduleCB
-from .transforms import RandomFlip
 from .zoo import LAMB, Lion
 
-def _usual(opt_func, **hypers):
-    return lambda model, lr: opt_func(model.parameters(), lr=lr, **hypers)
-
+# %% ../nbs/22_photographs.ipynb #2e3b336e
+#| code-fold: true
+#| code-summary: "muon: one rate for two optimizers"
 def muon(
     model:nn.Module,  # whose matrices and kernels between first and last layer it steps
     lr:float          # of all parameters
@@ -54,6 +86,12 @@ def muon(
     inner = dict(weight_decay=.01, adjust_lr_fn='match_rms_adamw')
     made = split(dict(inner=Muon, rest=rest), inner_weights(model), inner=inner)
     return made(model.parameters(), lr=lr)
+
+# %% ../nbs/22_photographs.ipynb #a4fd7af2
+#| code-fold: true
+#| code-summary: "OPTIMIZERS and photo_rates"
+def _usual(opt_func, **hypers):
+    return lambda model, lr: opt_func(model.parameters(), lr=lr, **hypers)
 
 # name: (function of model and rate that makes the optimizer, smallest rate, one cycle?)
 OPTIMIZERS = {
@@ -74,6 +112,37 @@ def photo_rates(
     lowest = OPTIMIZERS[name][1]
     return [float(f'{lowest*10**(k/2):.2g}') for k in range(N_RATES)]
 
+# %% ../nbs/22_photographs.ipynb #b6b3f446
+#| code-fold: true
+#| code-summary: "What all runs share"
+def _callbacks(dls, tfms, peak, test_size, *more):
+    "What all runs have, the cycle if there is one, then the callbacks of this run"
+    cbs = [DeviceCB(), AugmentCB(*tfms), NormalizeCB(dls.mean, dls.std),
+           MetricsCB(Accuracy())]
+    if peak: cbs.append(ScheduleCB(lr=one_cycle(peak), momentum=momentum_cycle()))
+    cbs.extend(more)
+    if has_bfloat16(default_device()): cbs.append(MixedPrecisionCB(torch.bfloat16))
+    if test_size is not None:
+        cbs.append(AugmentCB(partial(resized, size=test_size), on_train=False,
+                             on_valid=True))
+    return cbs
+
+# %% ../nbs/22_photographs.ipynb #8899c93a
+#| code-fold: true
+#| code-summary: "Train, then test once"
+def _tested(learn, n_epochs, lr):
+    "Train, then open the test split once: the numbers of a row"
+    begin, right, loss = time.perf_counter(), .1, math.nan
+    try:
+        learn.fit(n_epochs, valid=False)
+        learn.fit(1, train=False)
+        row = learn.history[-1]
+        right, loss = row['valid_accuracy'], row['valid_loss']
+    except ValueError as e:                # an optimizer refused what had overflowed
+        if 'infinite or missing' not in str(e): raise
+    return dict(accuracy=right, loss=loss if math.isfinite(loss) else 99., rate=lr,
+                seconds=time.perf_counter() - begin)
+
 # %% ../nbs/22_photographs.ipynb #run00003
 #| code-fold: true
 #| code-summary: "photo_run: train once"
@@ -88,31 +157,23 @@ def photo_run(
     tfms=(RandomFlip(),),     # of training batches, one after the other
     test_size:int=None,       # pixels at the end; None: those of `photos`
     cbs=(),                   # further callbacks
-    smoothing:float=0.,       # of the labels, in [0, 1]
     **kwargs                  # valid, batch_size, share, noise: as in `photo_dls`
 )->tuple:                     # {accuracy, loss, seconds, rate}; the learner
     "Train once; a run whose numbers overflow counts as a guess"
     set_seed(seed)
     dls = photo_dls(photos, seed=seed, **kwargs)
     model = make_model().to(memory_format=torch.channels_last)
-    schedule = ScheduleCB(lr=one_cycle(lr), momentum=momentum_cycle())
-    cbs = [DeviceCB(), AugmentCB(*tfms), NormalizeCB(dls.mean, dls.std),
-           MetricsCB(Accuracy()), *[schedule]*cycle, *cbs]
-    if has_bfloat16(default_device()): cbs.append(MixedPrecisionCB(torch.bfloat16))
-    if test_size is not None:
-        cbs.append(AugmentCB(partial(resized, size=test_size), on_train=False,
-                             on_valid=True))
-    learn = Learner(model, dls, partial(F.cross_entropy, label_smoothing=smoothing),
+    cbs = _callbacks(dls, tfms, lr if cycle else None, test_size, *cbs)
+    learn = Learner(model, dls, F.cross_entropy,
                     lambda params, lr: optimizer(model, lr), lr, cbs=cbs)
-    begin = time.perf_counter()
-    try:
-        learn.fit(n_epochs, valid=False)   # the test split is opened once, at the end
-        learn.fit(1, train=False)
-        row = learn.history[-1]
-        right, loss = row['valid_accuracy'], row['valid_loss']
-    except ValueError as e:                # an optimizer refused what had overflowed
-        if 'infinite or missing' not in str(e): raise
-        right, loss = .1, math.nan
-    made = dict(accuracy=right, loss=loss if math.isfinite(loss) else 99., rate=lr,
-                seconds=time.perf_counter() - begin)
-    return made, learn
+    return _tested(learn, n_epochs, lr), learn
+
+# %% ../nbs/22_photographs.ipynb #tab00003
+class ProgressiveCB(Callback):
+    "Let the crops grow from epoch to epoch: small pictures first, large ones last"
+    def __init__(self,
+        crop:RandomResizedCrop,  # one of the transforms; changed in place
+        sizes                    # of an epoch each, in pixels; the last one stays
+    ): self.crop, self.sizes = crop, tuple(sizes)
+    def before_epoch(self, learn):
+        self.crop.size = self.sizes[min(learn.epoch, len(self.sizes)-1)]

@@ -10,7 +10,7 @@ __all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'RandomResizedCrop', '
 
 # %% ../nbs/22_photographs.ipynb #sha00001
 #| code-fold: true
-#| code-summary: "Imports; squared: squash, crop or pad, for one picture"
+#| code-summary: "Imports of the module; the check of a window"
 import math
 
 import torch
@@ -21,6 +21,16 @@ from torch import Tensor
 from . import checks
 from .transforms import ImageTransform, check_images
 
+def _check_windows(start, length, n):
+    "ValueError unless each window lies inside `n` pixels"
+    if (length <= 0).any() or (start < 0).any() or (start + length > n + 1e-3).any():
+        raise ValueError(f'each window must lie inside the image of {n} pixels and be '
+                         'wider than 0: start at least 0, start + length at most '
+                         f'{n}')
+
+# %% ../nbs/22_photographs.ipynb #c384ce20
+#| code-fold: true
+#| code-summary: "squared: squash, crop or pad"
 SHAPES = 'squash', 'crop', 'pad'
 
 def squared(
@@ -47,10 +57,7 @@ def resample(
     antialias:bool=True  # average over all that falls into a new pixel?
 )->Tensor:               # (N, size, n): rows of weights that sum to 1
     "The matrices that turn a window of `n` pixels into `size` new ones"
-    if (length <= 0).any() or (start < 0).any() or (start + length > n + 1e-3).any():
-        raise ValueError(f'each window must lie inside the image of {n} pixels and be '
-                         'wider than 0: start at least 0, start + length at most '
-                         f'{n}')
+    _check_windows(start, length, n)
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     step = length/size                                   # old pixels per new one
     centre = start + step*(torch.arange(size, device=start.device)[:, None] + .5)
@@ -78,6 +85,27 @@ def windows_to(
     out = rows[:, None] @ pixels @ columns[:, None].mT
     return out.to(x.dtype) if x.is_floating_point() else out.round().to(x.dtype)
 
+# %% ../nbs/22_photographs.ipynb #42fa621f
+#| code-fold: true
+#| code-summary: "The check of ranges; the first window that fits"
+def _range(name, value, high=math.inf):
+    "Two numbers, ascending, above 0 and at most `high`"
+    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) == 2:
+        for v in pair: checks.positive(name, v)
+        if pair[0] <= pair[1] <= high: return pair
+    upto = f' and at most {high:g}' if high < math.inf else ''
+    raise ValueError(f'{name} must be two ascending numbers above 0{upto}, '
+                     f'got {value!r}')
+
+def _first_that_fits(width, height, h, w):
+    "(N, tries) sizes -> (N,) of the first that fits into h×w; else the whole image"
+    fits = (width <= w) & (height <= h) & (width >= 1) & (height >= 1)
+    first = fits.int().argmax(1, keepdim=True)                     # (N, 1)
+    width, height = (v.gather(1, first)[:, 0] for v in (width, height))
+    none = ~fits.any(1)
+    return width.masked_fill(none, w), height.masked_fill(none, h)
+
 # %% ../nbs/22_photographs.ipynb #sha00007
 class RandomResizedCrop(ImageTransform):
     "Cut a window of random size, shape and place out of each image, and resize it"
@@ -100,7 +128,7 @@ class RandomResizedCrop(ImageTransform):
 
 # %% ../nbs/22_photographs.ipynb #sha00008
 #| code-fold: true
-#| code-summary: "windows: ten draws for each image, the first that fits; the check of ranges; resized"
+#| code-summary: "windows: ten draws for each image"
 @patch
 def windows(self:RandomResizedCrop,
     x:Tensor  # (N, C, H, W) images
@@ -112,15 +140,14 @@ def windows(self:RandomResizedCrop,
     span = math.log(high/low)
     ratio = low*(span*self.uniform(x, n, self.TRIES)).exp()
     width, height = (area*ratio).sqrt().round(), (area/ratio).sqrt().round()
-    fits = (width <= w) & (height <= h) & (width >= 1) & (height >= 1)
-    first = fits.int().argmax(1, keepdim=True)                     # (N, 1)
-    width, height = (v.gather(1, first)[:, 0] for v in (width, height))
-    none = ~fits.any(1)
-    width, height = width.masked_fill(none, w), height.masked_fill(none, h)
+    width, height = _first_that_fits(width, height, h, w)
     top = (self.uniform(x, n)*(h - height + 1)).floor()
     left = (self.uniform(x, n)*(w - width + 1)).floor()
     return top, left, height, width
 
+# %% ../nbs/22_photographs.ipynb #12d84ae2
+#| code-fold: true
+#| code-summary: "resized"
 def resized(
     x:Tensor,            # (N, C, H, W) images
     size:int,            # height and width of the result
@@ -132,13 +159,3 @@ def resized(
     pixels = x if x.is_floating_point() else x.float()
     out = F.interpolate(pixels, (size, size), mode='bilinear', antialias=antialias)
     return out if x.is_floating_point() else out.round_().to(x.dtype)
-
-def _range(name, value, high=math.inf):
-    "Two numbers, ascending, above 0 and at most `high`"
-    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) == 2:
-        for v in pair: checks.positive(name, v)
-        if pair[0] <= pair[1] <= high: return pair
-    upto = f' and at most {high:g}' if high < math.inf else ''
-    raise ValueError(f'{name} must be two ascending numbers above 0{upto}, '
-                     f'got {value!r}')

@@ -30,7 +30,8 @@ SHARED_PAGES = {'81_xray', '82_cards', '90_pictures', '92_figures', '93_recordin
 # Appendices that build on the chapters up to a number: their modules import no later
 # one, and every chapter from that number on may import them
 SHARED_FROM = {'80_tape': 4, '83_listening': 26, '84_looks': 26,
-               '85_second_room': 26, '86_panels': 4, '87_logging': 16}
+               '85_second_room': 26, '86_panels': 4, '87_logging': 16,
+               '88_photo_files': 22}
 FOLDERS = 'home|Users|root|tmp|private|work|opt|mnt|srv|var/folders'
 MACHINE_PATH = re.compile(rf'(?<![\w.:/-])(?:/(?:{FOLDERS})/|[A-Z]:\\+Users\\+)[\w.-]+')
 # ruff: undefined and unused names, mutable defaults, useless comparisons and

@@ -14,6 +14,7 @@ __all__ = ['AdamAnnealed', 'AnnealCB', 'AutoAnnealCB']
 import copy
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .adaptive import Adam
@@ -90,19 +91,29 @@ class AutoAnnealCB(Callback):
         if self.every == 'batch': self._look(learn)
     def after_phase(self, learn):
         if learn.training and self.every == 'epoch': self._look(learn)
-    def _look(self, learn):
-        self.seen.append(torch.stack(self.new).mean().item())
-        self.new, lowest = [], min(self.seen)
-        if self.level is None: self.level = lowest
-        elif lowest <= self.share*self.level:
-            self.level = lowest
-            self._cut(learn.opt.param_groups)
-        self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
-    def _cut(self, groups):
-        shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}
-        for lr in shared.values(): lr /= self.factor  # a shared tensor is cut once
-        for group in groups:
-            if not isinstance(group['lr'], Tensor): group['lr'] /= self.factor
-    def state_dict(self)->dict:
-        return {k: copy.copy(getattr(self, k)) for k in ('seen', 'lrs', 'level', 'new')}
-    def load_state_dict(self, state)->None: vars(self).update(copy.copy(state))
+
+# %% ../nbs/15_schedulers.ipynb #576cb8e2
+#| code-summary: "When it cuts, and what a checkpoint saves"
+#| code-fold: true
+@patch
+def _look(self:AutoAnnealCB, learn):
+    self.seen.append(torch.stack(self.new).mean().item())
+    self.new, lowest = [], min(self.seen)
+    if self.level is None: self.level = lowest
+    elif lowest <= self.share*self.level:
+        self.level = lowest
+        _divide_rates(learn.opt.param_groups, self.factor)
+    self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
+
+def _divide_rates(groups, factor):
+    shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}
+    for lr in shared.values(): lr /= factor   # a tensor of several groups: once
+    for group in groups:
+        if not isinstance(group['lr'], Tensor): group['lr'] /= factor
+
+@patch
+def state_dict(self:AutoAnnealCB)->dict:
+    return {k: copy.copy(getattr(self, k)) for k in ('seen', 'lrs', 'level', 'new')}
+
+@patch
+def load_state_dict(self:AutoAnnealCB, state)->None: vars(self).update(copy.copy(state))

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['unpack', 'tensors_of', 'count_samples', 'loss_divisor', 'detached', 'check_loss', 'explain']
+__all__ = ['tensors_of', 'unpack', 'count_samples', 'check_loss', 'loss_divisor', 'detached', 'explain']
 
-# %% ../nbs/04_learner.ipynb #bcad9e68
+# %% ../nbs/04_learner.ipynb #bea06c31
+#| code-fold: true
+#| code-summary: "Imports of the module; all parts of a batch, and its tensors"
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,9 +20,25 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .collate import TARGET_KEYS
 
-# %% ../nbs/04_learner.ipynb #bea06c31
+def _parts(batch):
+    "What a batch consists of, at the bottom of its tuples, lists and dicts"
+    if isinstance(batch, PackedSequence): yield batch
+    elif isinstance(batch, Mapping): yield from _parts(list(batch.values()))
+    elif isinstance(batch, (tuple, list)):
+        for part in batch: yield from _parts(part)
+    else: yield batch
+
+def tensors_of(
+    batch  # tensors in tuples, lists and dicts, of any depth
+):         # one after the other
+    "The tensors of a batch, or of what a module returns"
+    for part in _parts(batch):
+        if isinstance(part, PackedSequence): yield part.data   # its sizes stay here
+        elif isinstance(part, Tensor): yield part
+
+# %% ../nbs/04_learner.ipynb #cc5584a6
 #| code-fold: true
-#| code-summary: "unpack, which finds the target, and its helpers"
+#| code-summary: "unpack, which finds the target"
 def unpack(
     batch  # (input, …, target), a dict with one of `TARGET_KEYS`, or inputs only
 )->tuple:  # (tuple of inputs, target); the target is None for inputs only
@@ -40,22 +58,9 @@ def unpack(
                      f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` '
                      f'and `Learner.get_loss`')
 
-def _parts(batch):
-    "What a batch consists of, at the bottom of its tuples, lists and dicts"
-    if isinstance(batch, PackedSequence): yield batch
-    elif isinstance(batch, Mapping): yield from _parts(list(batch.values()))
-    elif isinstance(batch, (tuple, list)):
-        for part in batch: yield from _parts(part)
-    else: yield batch
-
-def tensors_of(
-    batch  # tensors in tuples, lists and dicts, of any depth
-):         # one after the other
-    "The tensors of a batch, or of what a module returns"
-    for part in _parts(batch):
-        if isinstance(part, PackedSequence): yield part.data   # its sizes stay here
-        elif isinstance(part, Tensor): yield part
-
+# %% ../nbs/04_learner.ipynb #be90d903
+#| code-fold: true
+#| code-summary: "count_samples, and what check_loss refuses"
 def count_samples(
     batch  # as in `tensors_of`
 )->int:
@@ -66,14 +71,26 @@ def count_samples(
     raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
                     f'override Learner.count, which returns that number')
 
+def check_loss(
+    loss  # what a loss function gave
+)->None:
+    "Refuse a loss that is not a single number: only one number can be made smaller"
+    shape = getattr(loss, 'shape', ())
+    if len(shape):
+        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                         f"take its mean (in torch's losses: reduction='mean')")
+
+# %% ../nbs/04_learner.ipynb #a7021b3b
+#| code-fold: true
+#| code-summary: "loss_divisor"
 def loss_divisor(
     loss_func,  # a loss
     targets     # what it was given
 ):              # a tensor on the device of the targets; None: unknown
     "What cross-entropy divides by: the weights of the targets it does not ignore"
     if isinstance(loss_func, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        func, weight = F.cross_entropy, loss_func.weight
-        ignored = loss_func.ignore_index
+        func = F.cross_entropy
+        weight, ignored = loss_func.weight, loss_func.ignore_index
     else:
         func = getattr(loss_func, 'func', loss_func)         # of a partial
         given = getattr(loss_func, 'keywords', {})
@@ -85,6 +102,9 @@ def loss_divisor(
     total = counts.sum()
     return total.float() if total.device.type == 'mps' else total.double()
 
+# %% ../nbs/04_learner.ipynb #4ecfc7ca
+#| code-fold: true
+#| code-summary: "detached; predictions and targets of two shapes"
 def detached(
     value,                     # tensors in tuples, lists and dicts
     other=lambda value: value  # applied to anything else
@@ -98,20 +118,50 @@ def detached(
     if isinstance(value, tuple): return tuple(detached(v, other) for v in value)
     return other(value)
 
-def check_loss(
-    loss  # what a loss function gave
-)->None:
-    "Refuse a loss that is not a single number: only one number can be made smaller"
-    shape = getattr(loss, 'shape', ())
-    if len(shape):
-        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
-                         f"take its mean (in torch's losses: reduction='mean')")
-
 def _each_with_each(learn):
     return ValueError(f'predictions {tuple(learn.preds.shape)} and targets '
                       f'{tuple(learn.yb.shape)} would be compared each with each: '
                       f'give both one shape, such as self.preds.squeeze(1) at the end '
                       f'of Learner.predict')
+
+# %% ../nbs/04_learner.ipynb #c2c7049a
+#| code-fold: true
+#| code-summary: "Each verb is called by this function; a batch on another device"
+import warnings
+
+from .events import CANCELS, CancelStep
+
+def _do(learn, verb):
+    try:
+        if verb != 'get_loss' or learn.iter: return learn.verbs[verb]()
+        with warnings.catch_warnings():        # of the first batch of a phase
+            warnings.filterwarnings('error', 'Using a target size', UserWarning)
+            learn.verbs[verb]()
+    except (*CANCELS.values(), CancelStep): raise
+    except Exception as e:
+        why = explain(learn, verb, e)
+        if why is None: raise
+        raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
+
+def _elsewhere(learn):
+    away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]
+    if away:
+        return ValueError(f'the model is on {learn.device}, a tensor of the batch on '
+                          f'{away[0]}: add DeviceCB() to the callbacks, or build '
+                          f'model and loaders on the same device')
+
+# %% ../nbs/04_learner.ipynb #27510823
+#| code-fold: true
+#| code-summary: "explain: what is probably wrong"
+def _not_tensors(learn):
+    odd = [part for part in _parts(learn.batch) if isinstance(part, (np.ndarray, str))]
+    if not odd: return None
+    if isinstance(odd[0], str):
+        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and '
+                         f'for names of classes their position in a list')
+    return TypeError('the batch holds NumPy arrays, and models and losses take '
+                     'tensors: let the loader make them (torch.from_numpy), or '
+                     'override Learner.predict and get_loss')
 
 def explain(
     learn,  # a learner whose verb has failed
@@ -123,20 +173,9 @@ def explain(
     if isinstance(error, UserWarning):
         broadcast = verb == 'get_loss' and 'Using a target size' in str(error)
         return _each_with_each(learn) if broadcast else None
-    away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]
-    if away:
-        return ValueError(f'the model is on {learn.device}, a tensor of the batch on '
-                          f'{away[0]}: add DeviceCB() to the callbacks, or build '
-                          f'model and loaders on the same device')
+    if why := _elsewhere(learn): return why
     if not isinstance(error, (TypeError, AttributeError)): return None
-    odd = [part for part in _parts(learn.batch) if isinstance(part, (np.ndarray, str))]
-    if odd and isinstance(odd[0], str):
-        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and '
-                         f'for names of classes their position in a list')
-    if odd:
-        return TypeError('the batch holds NumPy arrays, and models and losses take '
-                         'tensors: let the loader make them (torch.from_numpy), or '
-                         'override Learner.predict and get_loss')
+    if why := _not_tensors(learn): return why
     preds = getattr(learn, 'preds', None)
     if verb == 'get_loss' and not isinstance(preds, Tensor):
         return TypeError(f'the model returned a {type(preds).__name__}, and the loss '

@@ -18,7 +18,7 @@ from .events import EVENTS, VERBS
 
 # %% ../nbs/04_learner.ipynb #9d5e2783
 #| code-fold: true
-#| code-summary: "Helpers: checks of a class, and the arguments of a constructor"
+#| code-summary: "The checks of a class: its methods, and its tuples of names"
 def _check_names(cls):
     "Refuse methods of `cls` itself that look like events, but are not"
     for name in vars(cls):
@@ -41,6 +41,9 @@ def _check_class(cls):
             raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
                             f'got {value!r}: write ({value!r},)')
 
+# %% ../nbs/04_learner.ipynb #006fddde
+#| code-fold: true
+#| code-summary: "What a constructor was given, by name"
 def _arguments(cls, args, kwargs):
     "What `cls(*args, **kwargs)` was given, defaults and base classes included"
     given, rest = {}, {}
@@ -60,15 +63,8 @@ def _arguments(cls, args, kwargs):
         if not rest: break                               # nothing goes on to the base
     return given | dict(rest.values())
 
-class _Arguments:
-    "Notes what the constructor was given: a checkpoint saves it"
-    def __new__(cls, *args, **kwargs):
-        self = super().__new__(cls)
-        self._given = _arguments(cls, args, kwargs)
-        return self
-
 # %% ../nbs/04_learner.ipynb #ffbaefef
-class Callback(_Arguments):
+class Callback:
     "Base class of all callbacks; an event calls the method of its name"
     order = 0              # a number or `After(OtherCB)`: which comes first at an event
     needs = ()             # callback classes that must be there as well
@@ -78,6 +74,10 @@ class Callback(_Arguments):
     main_only = False      # True, or events: run in one of several processes only
     shows = ()             # names of attributes that `repr` shows
 
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._given = _arguments(cls, args, kwargs)
+        return self
     def __init__(self): super().__init__()   # refuses unknown arguments
 
     def __init_subclass__(cls, **kwargs):
@@ -86,7 +86,7 @@ class Callback(_Arguments):
 
 # %% ../nbs/04_learner.ipynb #335667c3
 #| code-fold: true
-#| code-summary: "How a callback is shown; After, sort_callbacks and check_callbacks"
+#| code-summary: "How a callback is shown, and its settings"
 @patch
 def __repr__(self:Callback):
     settings = ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shows)
@@ -100,6 +100,9 @@ def settings(self:Callback)->dict:
     given = {name: now.get(name, value) for name, value in self._given.items()}
     return given | shown
 
+# %% ../nbs/04_learner.ipynb #06f247a6
+#| code-fold: true
+#| code-summary: "After and sort_callbacks"
 class After:
     "Order: right after callbacks of class `cls`"
     def __init__(self, cls): self.cls = cls
@@ -121,6 +124,9 @@ def sort_callbacks(
     "Sort callbacks by their `order`"
     return sorted(cbs, key=lambda cb: _place(cb.order, cbs))
 
+# %% ../nbs/04_learner.ipynb #7bbd5085
+#| code-fold: true
+#| code-summary: "check_callbacks"
 def check_callbacks(
     cbs  # what was passed as callbacks
 )->None:
@@ -136,9 +142,8 @@ def check_callbacks(
                              f'(once to the learner and once to fit?)')
         for needed in cb.needs:
             if not any(isinstance(other, needed) for other in cbs):
-                name = needed.__name__
-                raise ValueError(f'{cb} needs {name}, which is not among the callbacks '
-                                 f'{list(cbs)}: add {name}()')
+                raise ValueError(f'{cb} needs {needed.__name__}, which is not among '
+                                 f'the callbacks {list(cbs)}: add {needed.__name__}()')
         for other in cbs[:i]:
             if both := sorted(set(cb.owns) & set(other.owns)):
                 raise ValueError(f'{other} and {cb} would both write '
@@ -146,7 +151,7 @@ def check_callbacks(
 
 # %% ../nbs/04_learner.ipynb #b344ec4e
 #| code-fold: true
-#| code-summary: "Listeners: who hears which event, and who cleans up"
+#| code-summary: "Listeners: who hears which event"
 class Listeners:
     "The callbacks of a fit in their order, and who hears which event"
     def __init__(self,
@@ -167,18 +172,23 @@ class Listeners:
             self._call(cb, event)
         if when == 'before': self.reached[level] = None      # all of them
 
-    def _call(self, cb, event):
-        if not self.learn.world.hears(cb, event): return
-        self.calling.append(cb)
-        try: getattr(cb, event)(self.learn)
-        finally: self.calling.pop()
+# %% ../nbs/04_learner.ipynb #052d9e24
+#| code-fold: true
+#| code-summary: "Who is called, and who cleans up"
+@patch
+def _call(self:Listeners, cb, event):
+    if not self.learn.world.hears(cb, event): return
+    self.calling.append(cb)
+    try: getattr(cb, event)(self.learn)
+    finally: self.calling.pop()
 
-    def _clean_up(self, event, last):
-        began = self.cbs if last is None else self.cbs[:self.cbs.index(last)+1]
-        errors = []
-        for cb in self.of[event]:
-            if not any(cb is other for other in began): continue
-            try: self._call(cb, event)
-            except BaseException as e: errors.append(e)
-        if errors:                                           # Ctrl-C first
-            raise next((e for e in errors if not isinstance(e, Exception)), errors[0])
+@patch
+def _clean_up(self:Listeners, event, last):
+    began = self.cbs if last is None else self.cbs[:self.cbs.index(last)+1]
+    errors = []
+    for cb in self.of[event]:
+        if not any(cb is other for other in began): continue
+        try: self._call(cb, event)
+        except BaseException as e: errors.append(e)
+    if errors:                                           # Ctrl-C first
+        raise next((e for e in errors if not isinstance(e, Exception)), errors[0])

@@ -54,8 +54,7 @@ class Runs:
     @property
     def se(self)->float:
         "Standard error of the mean; nan for a single seed"
-        n = len(self.values)
-        if n == 1: return math.nan
+        if (n := len(self.values)) == 1: return math.nan
         return math.sqrt(sum((v-self.mean)**2 for v in self.values)/(n-1)/n)
     def __str__(self):
         n, spread = len(self.values), f' ± {self.se:.4f}'

@@ -16,13 +16,17 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .callback import Callback
+from .checks import whole
 
 class ConfusionMatrixCB(Callback):
     "Count which class was taken for which in the newest validation"
     watches = True
     def __init__(self,
         classes  # names of the classes, in the order of their numbers
-    ): self.classes, self.new = tuple(classes), []
+    ):
+        if not hasattr(classes, '__len__'):
+            raise ValueError(f'classes must be a list of names, got {classes!r:.60}')
+        self.classes, self.new, self.targets = tuple(classes), [], None
     def before_fit(self, learn):
         if isinstance(self, getattr(learn.world, 'main_only', ())):
             raise ValueError('ConfusionMatrixCB gathers the rows of all processes, so '
@@ -54,18 +58,20 @@ def cleanup_phase(self:ConfusionMatrixCB, learn):
 @patch(as_prop=True)
 def matrix(self:ConfusionMatrixCB)->Tensor:
     "(C, C) counts: true class down, predicted class across"
+    if self.targets is None: raise ValueError('nothing was validated yet: fit first')
     n = len(self.classes)
     counts = torch.bincount(self.targets*n + self.preds, minlength=n*n)
     return counts.view(n, n).cpu()
 
 @patch
 def most_confused(self:ConfusionMatrixCB,
-    n:int=5  # how many rows at most
+    n:int=5  # how many rows at most, at least 1
 )->list:
     "The `n` most frequent mistakes as (count, true class, predicted class)"
     wrong = self.matrix.fill_diagonal_(0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()
-    found = [(wrong.flatten()[i].item(), *divmod(i, len(wrong))) for i in order]
+    order = wrong.flatten().argsort(descending=True, stable=True)
+    found = [(wrong.flatten()[i].item(), *divmod(i, len(wrong)))
+             for i in order[:whole('n', n)].tolist()]
     return [row for row in found if row[0]]
 
 # %% ../nbs/87_logging.ipynb #87b10001

@@ -15,14 +15,6 @@ from .checks import finite, positive, share
 from .hypers import check_hyper
 from .schedule import _named, constant, cosine, join
 
-def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
-    share('pct_start', pct_start)
-    if three_phase and pct_start > .5:
-        raise ValueError(f'pct_start must lie in [0, 0.5] with three phases, '
-                         f'got {pct_start!r}')
-    if three_phase: return [pct_start, pct_start, 1-2*pct_start]
-    return [pct_start, 1-pct_start]
-
 def momentum_cycle(
     moms:tuple=(.95, .85, .95),  # at the start, the peak and the end; each in [0, 1)
     pct_start:float=.25,         # as in `one_cycle`
@@ -41,7 +33,14 @@ def momentum_cycle(
 
 # %% ../nbs/15_schedulers.ipynb #3d185501
 #| code-fold: true
-#| code-summary: "one_cycle"
+#| code-summary: "one_cycle, and the shares of its parts"
+def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
+    share('pct_start', pct_start)
+    if not three_phase: return [pct_start, 1-pct_start]
+    if pct_start <= .5: return [pct_start, pct_start, 1-2*pct_start]
+    raise ValueError(f'pct_start must lie in [0, 0.5] with three phases, '
+                     f'got {pct_start!r}')
+
 def one_cycle(
     max_lr:float,           # value at the peak
     pct_start:float=.25,    # share of the run before the peak, in [0, 1]

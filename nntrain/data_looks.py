@@ -136,8 +136,8 @@ def _find_scale(trial):
     if not same or len(x) < 8: return
     v = torch.cat(same)
     noise = (x.mean(1).var()/len(x) + v.mean(1).var()/len(v)).sqrt().nan_to_num(0)
-    off = abs(v.mean() - x.mean()).item()
-    if off > LIMITS['shift']*std + 4*noise or not .67 < v.std()/std < 1.5:
+    off, s = abs(v.mean() - x.mean()).item(), LIMITS['scale']
+    if off > LIMITS['shift']*std + 4*noise or not 1/s < v.std()/std < s:
         yield 'other scale', (
             f'training inputs have mean {mean:.3f} and standard deviation {std:.3f}, '
             f'validation inputs {v.mean():.3f} and {v.std():.3f}: prepare both with '

@@ -26,10 +26,13 @@ def _is_main():  # of several processes that train together, the one that writes
     dist = torch.distributed
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
-def _file(path):  # the path of a file that can be written; in words if it is a folder
-    if not Path(path).is_dir(): return Path(path)
-    raise ValueError(f"{path} is a folder: name a file in it, "
-                     f"such as {Path(path)/'run'}")
+def _file(path):  # the path of a file that can be written; else it says why not
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it, such as {path/'run'}")
+    above = next((p for p in path.parents if p.exists()), None)
+    if above is None or above.is_dir(): return path
+    raise ValueError(f'{path} cannot be written: {above} is a file, not a folder')
 
 # %% ../nbs/87_logging.ipynb #87b00003
 #| code-fold: true

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['FAMILIES', 'LIMITS', 'KINDS', 'page', 'Finding', 'Findings']
+__all__ = ['FAMILIES', 'KINDS', 'LIMITS', 'page', 'Finding', 'Findings']
 
 # %% ../nbs/84_looks.ipynb #9c1cc895
 #| code-fold: true
@@ -72,6 +72,9 @@ FAMILIES = {
         'young average': ('fault', 'debiasing')},
     'program': {'stopped': ('fault', 'learner'), 'empty': ('fault', 'data')}}
 
+KINDS = {name: (family, *rest) for family, names in FAMILIES.items()
+         for name, rest in names.items()}
+
 # %% ../nbs/84_looks.ipynb #869afe81
 #| code-fold: true
 #| code-summary: "All limits"
@@ -80,13 +83,15 @@ LIMITS = {                       # where a number becomes a finding
     'input size': 4.,            # mean or deviation of the inputs
     'input spread': .05,         # their least deviation
     'shift': .15,                # from training to validation, in deviations
+    'scale': 1.5,                # times the deviation of training, or a share of it
     'roughness': .7,             # of the pixels in another order
     'bend': 1e-3,                # between two inputs
     'weight size': 4.,           # in units of the root of 2/inputs
     'dead share': .5,            # of the units of a ReLU
     'batch': 5,                  # samples for a running mean
     'zero logits': .02,          # share of logits that are exactly 0
-    'first loss': 2.,            # times the loss of guessing
+    'first loss': 2.,            # of a classifier: times the loss of guessing
+    'first error': 10.,          # of a regression: times the variance of the targets
     'low rate': .2,              # of what a rate 100 times as large gains
     'high rate': 2.,             # times the first loss, on average
     'one batch': .85,            # of its first loss, after 40 steps
@@ -98,14 +103,15 @@ LIMITS = {                       # where a number becomes a finding
 # %% ../nbs/84_looks.ipynb #ea1287a8
 #| code-fold: true
 #| code-summary: "Finding"
-KINDS = {name: (family, *rest) for family, names in FAMILIES.items()
-         for name, rest in names.items()}
-
 @dataclass(frozen=True)
 class Finding:
     "What a look found, in a sentence"
     name:str      # a key of `KINDS`
     sentence:str  # what was measured, and what was expected
+    def __post_init__(self):
+        if self.name in KINDS: return
+        raise ValueError(f'{self.name!r} is no finding that we know: add it to KINDS, '
+                         'with its family, severity and chapter')
     @property
     def family(self)->str: return KINDS[self.name][0]
     @property
@@ -138,7 +144,8 @@ class Findings(Sequence):
     def names(self)->list: return list(dict.fromkeys(f.name for f in self))
     def _head(self):
         n = 'nothing found' if self.ok else f'{len(self)} found'
-        return f'preflight, {len(self.looks)} looks in {self.seconds:.0f} s: {n}'
+        looks = f'{len(self.looks)} look' + 's'*(len(self.looks) != 1)
+        return f'preflight, {looks} in {self.seconds:.0f} s: {n}'
     def _missed(self): return [f'{k}: {why}' for k, why in self.skipped.items()]
     def __repr__(self):
         left = [f'  not looked at: {text}' for text in self._missed()]

@@ -12,6 +12,7 @@ __all__ = ['COLORS', 'history_table', 'last_metric', 'plot_history', 'RecorderCB
 import difflib
 import math
 
+from fastcore.basics import patch
 from torch import Tensor
 
 from .callback import After, Callback
@@ -19,7 +20,7 @@ from .metrics import MetricsCB, to_floats
 
 # %% ../nbs/05_measuring.ipynb #71518fe3
 #| code-fold: true
-#| code-summary: "history_table and last_metric"
+#| code-summary: "history_table"
 def history_table(
     history,       # rows of `learn.history`
     plain=False    # aligned text instead of a Markdown table
@@ -36,6 +37,9 @@ def history_table(
     lines = ('  '.join(f'{c:>{w}}' for c, w in zip(row, widths)) for row in rows)
     return '\n'.join(lines)
 
+# %% ../nbs/05_measuring.ipynb #8bcaebe2
+#| code-fold: true
+#| code-summary: "One cell of the table; last_metric"
 def _cell(name, value):
     if value is None: return ''
     if name == 'epoch': return f'{value:d}'
@@ -58,7 +62,7 @@ def last_metric(
 
 # %% ../nbs/05_measuring.ipynb #ed2b8fca
 #| code-fold: true
-#| code-summary: "plot_history"
+#| code-summary: "COLORS, and axes to draw on"
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
 
 def _axes(ax):
@@ -66,6 +70,9 @@ def _axes(ax):
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(6, 3))[1]
 
+# %% ../nbs/05_measuring.ipynb #4c56c1d2
+#| code-fold: true
+#| code-summary: "plot_history"
 def plot_history(
     history,      # rows of `learn.history`
     what='loss',  # a metric: plots train_<what> and valid_<what>
@@ -88,15 +95,7 @@ def plot_history(
 
 # %% ../nbs/05_measuring.ipynb #8355a28b
 #| code-fold: true
-#| code-summary: "RecorderCB; ColumnsCB, for more columns of the history"
-def _loss(learn): return learn.loss.detach()
-
-def _one_number(name, value):
-    if not isinstance(value, Tensor) or value.numel() == 1: return value
-    raise ValueError(f'RecorderCB notes numbers, but {name} gave a tensor of shape '
-                     f'{tuple(value.shape)}: give its mean, or one function for '
-                     f'each number')
-
+#| code-summary: "RecorderCB"
 class RecorderCB(Callback):
     "Note the loss and `fns` at each training batch; read once per phase"
     order, watches = 10, True
@@ -113,19 +112,40 @@ class RecorderCB(Callback):
     def cleanup_phase(self, learn):
         for name, values in self.new.items(): self.values[name] += to_floats(values)
         self.new = {}
-    def state_dict(self)->dict:
-        return {name: values + to_floats(self.new.get(name, []))
-                for name, values in self.values.items()}
-    def load_state_dict(self, state)->None:
-        self.values = {name: list(values) for name, values in state.items()}
-        self.new = {name: [] for name in self.fns}
     def plot(self, name='loss', ax=None):
         "Plot one recorded quantity over the training batches"
-        ax = _axes(ax)
-        ax.plot(self.values[name], color=COLORS[0])
-        ax.set(xlabel='training batch', ylabel=name, title=f'{name}, batch by batch')
-        return ax
+        return _plot_batches(self.values[name], name, ax)
 
+# %% ../nbs/05_measuring.ipynb #2a6dca8b
+#| code-fold: true
+#| code-summary: "Its helpers, and what a checkpoint saves"
+def _loss(learn): return learn.loss.detach()
+
+def _one_number(name, value):
+    if not isinstance(value, Tensor) or value.numel() == 1: return value
+    raise ValueError(f'RecorderCB notes numbers, but {name} gave a tensor of shape '
+                     f'{tuple(value.shape)}: give its mean, or one function for '
+                     f'each number')
+
+def _plot_batches(values, name, ax):
+    ax = _axes(ax)
+    ax.plot(values, color=COLORS[0])
+    ax.set(xlabel='training batch', ylabel=name, title=f'{name}, batch by batch')
+    return ax
+
+@patch
+def state_dict(self:RecorderCB)->dict:
+    return {name: values + to_floats(self.new.get(name, []))
+            for name, values in self.values.items()}
+
+@patch
+def load_state_dict(self:RecorderCB, state)->None:
+    self.values = {name: list(values) for name, values in state.items()}
+    self.new = {name: [] for name in self.fns}
+
+# %% ../nbs/05_measuring.ipynb #4f79125d
+#| code-fold: true
+#| code-summary: "ColumnsCB: more columns of the history"
 class ColumnsCB(Callback):
     "Base class: add what `columns(learn)` gives to each row of the history"
     order, needs, watches = After(MetricsCB), (MetricsCB,), True

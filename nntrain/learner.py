@@ -5,15 +5,14 @@
 # %% ../nbs/04_learner.ipynb #d70604e4
 from __future__ import annotations
 
-import warnings
 from functools import partial
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .batches import (check_loss, count_samples, detached, explain,
-                             loss_divisor, unpack)
+from .batches import (_do, check_loss, count_samples, detached, loss_divisor,
+                             unpack)
 from .callback import Listeners, check_callbacks, sort_callbacks
 from .checks import positive, whole
 from .data import n_batches
@@ -45,7 +44,7 @@ class Learner:
 
 # %% ../nbs/04_learner.ipynb #549c7596
 #| code-fold: true
-#| code-summary: "World, one process alone; the learner's properties, count, loss_weight"
+#| code-summary: "World, one process alone"
 class World:
     "The processes that train together; here there is just one"
     rank, size = 0, 1
@@ -67,9 +66,9 @@ class World:
         only = cb.main_only
         return self.is_main or not (only is True or event in (only or ()))
 
-@patch(as_prop=True)
-def forward(self:Learner):         # call it in a `predict` of your own
-    return self.model if self.world.forward is None else self.world.forward
+# %% ../nbs/04_learner.ipynb #ec6d7d80
+#| code-fold: true
+#| code-summary: "Of the batch: xb, yb, count, loss_weight"
 @patch(as_prop=True)
 def xb(self:Learner)->tuple: return unpack(self.batch)[0]  # inputs of the batch
 @patch(as_prop=True)
@@ -79,15 +78,6 @@ def yb(self:Learner):                                      # target of the batch
     raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
                      f'without a target: enough for predictions, but a loss or '
                      f'a metric needs targets')
-@patch(as_prop=True)
-def training(self:Learner)->bool: return self.phase == 'train'
-@patch(as_prop=True)
-def device(self:Learner)->torch.device:
-    held = (*self.model.parameters(), *self.model.buffers())
-    return next((t.device for t in held), torch.device('cpu'))
-@patch(as_prop=True)
-def active(self:Learner)->list:    # all callbacks of the fit under way, in their order
-    return [] if self.listeners is None else self.listeners.cbs
 @patch
 def count(self:Learner)->int:
     "How many samples the current batch holds"
@@ -99,25 +89,50 @@ def loss_weight(self:Learner):
     except ValueError: divisor = None      # a batch of another kind
     return self.count() if divisor is None else divisor
 
-# %% ../nbs/04_learner.ipynb #95d0d501
+# %% ../nbs/04_learner.ipynb #30ab07bd
 #| code-fold: true
-#| code-summary: "The loop from a batch to all epochs; fit and its helpers"
+#| code-summary: "Of the fit: forward, training, device, active; what is let go at its end"
+@patch(as_prop=True)
+def forward(self:Learner):         # call it in a `predict` of your own
+    return self.model if self.world.forward is None else self.world.forward
+@patch(as_prop=True)
+def training(self:Learner)->bool: return self.phase == 'train'
+@patch(as_prop=True)
+def device(self:Learner)->torch.device:
+    held = (*self.model.parameters(), *self.model.buffers())
+    return next((t.device for t in held), torch.device('cpu'))
+@patch(as_prop=True)
+def active(self:Learner)->list:    # all callbacks of the fit under way, in their order
+    return [] if self.listeners is None else self.listeners.cbs
+
+@patch
+def _let_go(self:Learner):
+    self.fitting, self.world, self.verbs, self.dl = False, World(), {}, None
+    self.listeners = Listeners(sort_callbacks(self.cbs), self)
+    if hasattr(self, 'batch'): self.batch = detached(self.batch)
+    for name in {'preds', 'loss'} & set(vars(self)):
+        setattr(self, name, detached(getattr(self, name), other=lambda value: None))
+
+# %% ../nbs/04_learner.ipynb #95d0d501
 @patch
 def _one_batch(self:Learner):
     emit = self.listeners.emit
-    self._do('predict'); emit('after_predict')
-    self._do('get_loss'); check_loss(getattr(self, 'loss', None))
+    _do(self, 'predict'); emit('after_predict')
+    _do(self, 'get_loss'); check_loss(getattr(self, 'loss', None))
     emit('after_loss')
     if not self.training: return
-    self._do('backward')
+    _do(self, 'backward')
     try:
         emit('after_backward')
-        self._do('step')
+        _do(self, 'step')
     except CancelStep: return  # the gradients stay: the next backward adds to them
     self.n_taken += 1
-    emit('after_step')         # too late for a CancelStep: the weights have changed
-    self._do('zero_grad')
+    emit('after_step')         # too late for a CancelStep
+    _do(self, 'zero_grad')
 
+# %% ../nbs/04_learner.ipynb #2a67b490
+#| code-fold: true
+#| code-summary: "From a phase to all epochs"
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1
@@ -140,6 +155,9 @@ def _all_epochs(self:Learner):
     for self.epoch in range(self.epoch, self.n_epochs):
         run_level('epoch', self._one_epoch, self.listeners.emit)
 
+# %% ../nbs/04_learner.ipynb #202e9ac6
+#| code-fold: true
+#| code-summary: "fit"
 @patch
 def fit(self:Learner,
     n_epochs:int=1,    # how many epochs, at least 1
@@ -151,51 +169,50 @@ def fit(self:Learner,
 )->None:
     "Train and validate for `n_epochs`; changes the model in place"
     lr, cbs = self.lr if lr is None else lr, [*self.cbs, *cbs]
-    self.check_fit(n_epochs, lr, train, valid)
-    check_callbacks(cbs)
+    self.check_fit(n_epochs, lr, train, valid), check_callbacks(cbs)
     if self.fitting:
         raise RuntimeError('this learner is in the middle of a fit: to run another '
                            'one meanwhile, write with aside(learn): learn.fit(…)')
     try:
-        self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
-        self._choose_verbs(self.active)
-        self._plan(n_epochs, train, valid)
+        self._prepare(cbs, n_epochs, train, valid)
         if train: self.opt = opt or self.opt_func(self.model.parameters(), lr=lr)
-        self.model.zero_grad()
-        run_level('fit', self._all_epochs, self.listeners.emit)
+        self._run()
+    finally: self._let_go()
+
+# %% ../nbs/04_learner.ipynb #2547d62e
+#| code-fold: true
+#| code-summary: "Before the run and in it: what is planned, and cancels that nobody can use"
+@patch
+def _prepare(self:Learner, cbs, n_epochs, train, valid):
+    self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
+    self._choose_verbs(self.active)
+    valid = valid and getattr(self.dls, 'valid', None) is not None
+    self.phases = ['train']*train + ['valid']*valid
+    self.n_epochs, self.epoch, self.iter = n_epochs, 0, 0
+    self.phase = 'train' if train else 'valid'
+    n, self.n_taken = n_batches(self.dls.train) if train else None, 0
+    self.n_steps = None if n is None else n_epochs*n    # planned; None: unknown
+
+@patch
+def _run(self:Learner):
+    self.model.zero_grad()
+    try: run_level('fit', self._all_epochs, self.listeners.emit)
     except CancelStep as e:
         raise RuntimeError('CancelStep was raised where there is no step to skip: '
                            'raise it in after_backward or in `step`') from e
     except tuple(CANCELS.values()) as e:
         raise RuntimeError(f'{type(e).__name__} was raised while no such level was '
                            f'running') from e
-    finally: self._let_go()
 
+# %% ../nbs/04_learner.ipynb #d8f8fb01
+#| code-fold: true
+#| code-summary: "What is refused, and who gives each verb"
 @patch
 def check_fit(self:Learner, n_epochs, lr, train=True, valid=True)->None:
     "Refuse what `fit` would refuse of these arguments"
-    whole('n_epochs', n_epochs)
-    positive('lr', lr)
+    whole('n_epochs', n_epochs), positive('lr', lr)
     if not (train or valid):
         raise ValueError('train=False and valid=False leave nothing to do')
-
-@patch
-def _plan(self:Learner, n_epochs, train, valid):
-    valid = valid and getattr(self.dls, 'valid', None) is not None
-    self.phases = ['train']*train + ['valid']*valid
-    self.n_epochs, self.epoch, self.iter = n_epochs, 0, 0
-    self.phase = 'train' if train else 'valid'
-    n = n_batches(self.dls.train) if train else None
-    self.n_taken = 0                                    # steps taken
-    self.n_steps = None if n is None else n_epochs*n    # planned; None: unknown
-
-@patch
-def _let_go(self:Learner):
-    self.fitting, self.world, self.verbs, self.dl = False, World(), {}, None
-    self.listeners = Listeners(sort_callbacks(self.cbs), self)
-    if hasattr(self, 'batch'): self.batch = detached(self.batch)
-    for name in {'preds', 'loss'} & set(vars(self)):
-        setattr(self, name, detached(getattr(self, name), other=lambda value: None))
 
 @patch
 def _choose_verbs(self:Learner, cbs):
@@ -206,19 +223,6 @@ def _choose_verbs(self:Learner, cbs):
             raise ValueError(f'{givers} all have the method {verb!r}: keep one')
         if givers: self.verbs[verb] = partial(getattr(givers[0], verb), self)
 
-@patch
-def _do(self:Learner, verb):
-    try:
-        if verb != 'get_loss' or self.iter: return self.verbs[verb]()
-        with warnings.catch_warnings():        # of the first batch of a phase
-            warnings.filterwarnings('error', 'Using a target size', UserWarning)
-            self.verbs[verb]()
-    except (*CANCELS.values(), CancelStep): raise
-    except Exception as e:
-        why = explain(self, verb, e)
-        if why is None: raise
-        raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
-
 # %% ../nbs/04_learner.ipynb #a8838b71
 #| code-fold: true
 #| code-summary: "Show the loop"
@@ -228,21 +232,17 @@ def show_loop(self:Learner,
 )->None:
     "Print the loop, with the callbacks that listen at each event, in their order"
     check_callbacks(cbs := [*self.cbs, *cbs])
-    cbs = sort_callbacks(cbs)
-    def line(depth, name, who=None):
-        who = who or ', '.join(str(cb) for cb in cbs if hasattr(cb, name))
-        if who: print(f'{"  "*depth}{name:{26-2*depth}} {who}')
-    def level(depth):
-        name = LEVELS[depth]
-        print('  '*depth + name + dict(epoch=' × n_epochs', phase=' train, then valid',
-                                       batch=' × batches').get(name, ''))
+    cbs, how = sort_callbacks(cbs), dict(epoch=' × n_epochs', batch=' × batches',
+                                         phase=' train, then valid')
+    def line(depth, name, default=''):
+        who = ', '.join(str(cb) for cb in cbs if callable(getattr(cb, name, None)))
+        if who or default: print(f'{"  "*depth}{name:{26-2*depth}} {who or default}')
+    def level(depth, name, *inner):
+        print('  '*depth + name + how.get(name, ''))
         line(depth+1, 'before_'+name)
-        if name != 'batch': level(depth+1)
-        else: verbs(depth+1)
+        if inner: level(depth+1, *inner)
+        for verb in () if inner else VERBS:
+            line(depth+1, verb, type(self).__name__)
+            line(depth+1, 'after_'+verb.removeprefix('get_'))
         for when in 'after_', 'cleanup_': line(depth+1, when+name)
-    def verbs(depth):
-        for verb in VERBS:
-            givers = [str(cb) for cb in cbs if callable(getattr(cb, verb, None))]
-            line(depth, verb, ', '.join(givers) or type(self).__name__)
-            line(depth, 'after_'+verb.removeprefix('get_'))
-    level(0)
+    level(0, *LEVELS)

@@ -64,15 +64,17 @@ class CSVLogCB(Callback):
     "Keep the history in a CSV file, whole after each epoch"
     order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
     def __init__(self,
-        path,              # the file; its folder is made if need be
+        path,              # the file, new or of an earlier log; its folder is made
         append:bool=False  # keep the rows that are in it? (not with a checkpoint)
-    ): self.path, self.append = _file(path), append
+    ):
+        self.path, self.append = _file(path), append
+        self.owns = (f'the file {self.path}',)
     def before_fit(self, learn):
         if 'train' not in learn.phases: return            # the file stays as it is
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(self.path)
-        old = self.append and self.path.exists()
-        self.earlier = _read_log(self.path) if old else []
+        old = _read_log(self.path) if self.path.exists() else []
+        self.earlier = old if self.append else []
     def after_epoch(self, learn):
         if 'train' not in learn.phases: return
         write_whole(self.path, partial(_write_rows, self.earlier + learn.history))
@@ -168,6 +170,7 @@ class TrackerCB(Callback):
         if not callable(log):
             raise TypeError(f'log must be a function of a dict and a step, got {log!r}')
         self.log, self.every, self.opened = log, whole('every', every), False
+        self.owns = tuple(getattr(log, 'owns', ()))      # such as the file of a tracker
     def before_fit(self, learn): self.opened, self.outer = False, sys.exc_info()[1]
     def before_epoch(self, learn):  # here the step is known, also of a resumed run
         if self.opened or 'train' not in learn.phases: return

@@ -34,31 +34,51 @@ class Mean:
         self.values.append(value); self.weights.append(weight)
         self.n = self.n + n
         if len(self.values) == 1000: self.values, self.weights = [self._total()], [1]
-    def _total(self):
-        values, weights = torch.stack(self.values).float(), self.weights
-        if isinstance(weights[-1], Tensor):
-            weights = torch.stack([torch.as_tensor(w, device=values.device)
-                                   for w in weights]).float()
-        else: weights = torch.tensor(weights, device=values.device, dtype=torch.float32)
-        return values @ weights
+    def _total(self): return _weighted_sum(self.values, self.weights)
     def compute(self)->Tensor:
         "The mean so far"
         if not self.values: raise ValueError('no samples yet: call update first')
         return self._total()/self.n
-    def state_dict(self)->dict:
-        return dict(values=list(self.values), weights=list(self.weights), n=self.n)
-    def load_state_dict(self, state)->None:
-        self.values, self.weights = list(state['values']), list(state['weights'])
-        self.n = state['n']
+
+# %% ../nbs/05_measuring.ipynb #74de9abd
+#| code-fold: true
+#| code-summary: "The weighted sum; what has been counted, saved and restored"
+def _weighted_sum(values, weights):
+    values = torch.stack(values).float()
+    if isinstance(weights[-1], Tensor):
+        weights = torch.stack([torch.as_tensor(w, device=values.device)
+                               for w in weights]).float()
+    else: weights = torch.tensor(weights, device=values.device, dtype=torch.float32)
+    return values @ weights
+
+@patch
+def state_dict(self:Mean)->dict:
+    return dict(values=list(self.values), weights=list(self.weights), n=self.n)
+
+@patch
+def load_state_dict(self:Mean, state)->None:
+    self.values, self.weights = list(state['values']), list(state['weights'])
+    self.n = state['n']
 
 # %% ../nbs/05_measuring.ipynb #57ea1821
 #| code-fold: true
-#| code-summary: "The error for shapes that do not fit"
+#| code-summary: "The class that the model gives each sample; shapes that do not fit"
 def _refuse(preds, targets, why=''):
     shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
               for t in (preds, targets)]
     raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), '
                      f'got {shapes[0]} and {shapes[1]}{why}')
+
+def _chosen(preds, targets, threshold):
+    if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)):
+        _refuse(preds, targets)
+    if threshold is not None:
+        above = preds > threshold
+        one = above.ndim == targets.ndim + 1 and above.shape[1] == 1
+        return above.squeeze(1) if one else above
+    if preds.ndim > 1 and preds.shape[1] > 1: return preds.argmax(1)
+    _refuse(preds, targets, ': for one number per sample, say where class 1 begins: '
+            'Accuracy(threshold=0.) for logits, .5 for probabilities')
 
 # %% ../nbs/05_measuring.ipynb #04ad2789
 class Accuracy(Mean):
@@ -73,16 +93,7 @@ class Accuracy(Mean):
         preds:Tensor,   # (N, C, …); with a threshold (N, …) or (N, 1, …)
         targets:Tensor  # (N, …) class numbers; with a threshold also as `preds`
     )->None:
-        if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)):
-            _refuse(preds, targets)
-        if self.threshold is not None:
-            hits = preds > self.threshold
-            one = hits.ndim == targets.ndim + 1 and hits.shape[1] == 1
-            if one: hits = hits.squeeze(1)
-        elif preds.ndim < 2 or preds.shape[1] == 1: _refuse(preds, targets, (
-            ': for one number per sample, say where class 1 begins: '
-            'Accuracy(threshold=0.) for logits, .5 for probabilities'))
-        else: hits = preds.argmax(1)
+        hits = _chosen(preds, targets, self.threshold)
         if hits.shape != targets.shape:
             last = preds.ndim > 2 and preds.shape[:-1] == targets.shape
             _refuse(preds, targets, ': the classes seem to come last, move them to the '
@@ -90,68 +101,78 @@ class Accuracy(Mean):
         self.add(torch.count_nonzero(hits == targets), targets.numel())
 
 # %% ../nbs/05_measuring.ipynb #c47fcf7b
-#| code-fold: true
-#| code-summary: "MetricsCB in full"
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
     order, watches, owns = 10, True, ('the history',)
     def __init__(self,
         *metrics,  # objects with `reset`, `update(preds, targets)`, `compute`
         **named    # the same, under names of your choice
-    ):
-        pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
-        for name, m in pairs: _check_metric(name, m)
-        self.metrics, self.loss = dict(pairs), Mean()
-        if len(self.metrics) < len(pairs) or 'loss' in self.metrics:
-            raise ValueError(f'two metrics of one name, or one called loss, in '
-                             f'{[name for name, _ in pairs]}: give each a name of its '
-                             f'own, name=metric')
-    def before_fit(self, learn):
-        learn.history, self.start = [], None
-        for m in self.metrics.values():
-            if hasattr(m, 'to'): m.to(learn.device)
-            if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: for saving
+    ): self.metrics, self.loss = _named_metrics(metrics, named), Mean()
+    def _all(self): return {'loss': self.loss, **self.metrics}
     def before_epoch(self, learn): self.values, self.start = {}, time.perf_counter()
     def before_phase(self, learn):
-        for m in (self.loss, *self.metrics.values()): m.reset()
+        for m in self._all().values(): m.reset()
     def after_loss(self, learn):
         if self.metrics:
             preds, targets = detached(learn.preds), learn.yb
             for m in self.metrics.values(): m.update(preds, targets)
         self.loss.update(learn.loss.detach(), learn.loss_weight())
-    def cleanup_phase(self, learn):          # also when the phase was left early
-        if self.loss.values:
-            for name, m in {'loss': self.loss, **self.metrics}.items():
-                new = _columns(f'{learn.phase}_', name, m.compute())
-                if twice := sorted({*new} & {*self.values}):
-                    raise ValueError(f'two metrics give {twice[0]}: name one, '
-                                     f'MetricsCB(name=metric)')
-                self.values |= new
-        self.loss.reset()                    # the next phase must not report this
-    def after_epoch(self, learn):
-        row = dict(zip(self.values, to_floats(list(self.values.values()))))
-        seconds = time.perf_counter() - self.start
-        learn.history.append({'epoch': learn.epoch, **row, 'seconds': seconds})
-        self.start = None
 
-# %% ../nbs/05_measuring.ipynb #852f1219
+# %% ../nbs/05_measuring.ipynb #c08ffa65
 #| code-fold: true
-#| code-summary: "Its helpers: the numbers of a metric, and what a checkpoint saves"
-def to_floats(
-    values  # 0-dim tensors or numbers
-)->list:    # floats, with one transfer for all tensors of a device
-    "Read many values at once"
-    if not values: return []
-    tensors = all(isinstance(v, Tensor) for v in values)
-    if tensors and len({v.device for v in values}) == 1:
-        return torch.stack([v.detach().reshape(()).float() for v in values]).tolist()
-    return [float(v) for v in values]
+#| code-summary: "What is accepted as a metric; where the metrics are placed"
+def _named_metrics(metrics, named):
+    pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
+    for name, m in pairs: _check_metric(name, m)
+    if len(dict(pairs)) == len(pairs) and 'loss' not in dict(pairs): return dict(pairs)
+    raise ValueError(f'two metrics of one name, or one called loss, in '
+                     f'{[name for name, _ in pairs]}: give each a name of its '
+                     f'own, name=metric')
 
 def _check_metric(name, m):
     wanted = ('reset', 'update', 'compute')
     if isinstance(m, type) or not all(callable(getattr(m, a, None)) for a in wanted):
         raise TypeError(f'metric {name!r} must be an object with reset, update and '
                         f'compute, got {m!r}')
+
+@patch
+def before_fit(self:MetricsCB, learn):
+    learn.history, self.start = [], None
+    for m in self.metrics.values():
+        if hasattr(m, 'to'): m.to(learn.device)
+        if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: for saving
+
+# %% ../nbs/05_measuring.ipynb #21a15d70
+#| code-fold: true
+#| code-summary: "The end of a phase, and the row of an epoch"
+@patch
+def cleanup_phase(self:MetricsCB, learn):    # also when the phase was left early
+    for name, m in self._all().items() if self.loss.values else ():
+        new = _columns(f'{learn.phase}_', name, m.compute())
+        if twice := sorted({*new} & {*self.values}):
+            raise ValueError(f'two metrics give {twice[0]}: name one, '
+                             f'MetricsCB(name=metric)')
+        self.values |= new
+    self.loss.reset()                        # the next phase must not report this
+
+@patch
+def after_epoch(self:MetricsCB, learn):
+    row = dict(zip(self.values, to_floats(list(self.values.values()))))
+    seconds = time.perf_counter() - self.start
+    learn.history.append({'epoch': learn.epoch, **row, 'seconds': seconds})
+    self.start = None
+
+# %% ../nbs/05_measuring.ipynb #852f1219
+#| code-fold: true
+#| code-summary: "The numbers of a metric: to_floats, and a column for each"
+def to_floats(
+    values  # 0-dim tensors or numbers
+)->list:    # floats, with one transfer for all tensors of a device
+    "Read many values at once"
+    tensors = all(isinstance(v, Tensor) for v in values)
+    if tensors and len({v.device for v in values}) == 1:
+        return torch.stack([v.detach().reshape(()).float() for v in values]).tolist()
+    return [float(v) for v in values]
 
 def _columns(prefix, name, value):
     "One entry per number of a number, a vector (one per class) or a dict of these"
@@ -165,24 +186,29 @@ def _columns(prefix, name, value):
                      f'and a row of the history holds numbers: give a number, a '
                      f'vector or a dict of numbers')
 
+# %% ../nbs/05_measuring.ipynb #46d07a0e
+#| code-fold: true
+#| code-summary: "What a checkpoint in the middle of an epoch saves"
 @patch
 def state_dict(self:MetricsCB)->dict:
     "What the current epoch has counted so far; empty between epochs"
     if self.start is None: return {}
-    metrics = {'loss': self.loss, **self.metrics}
-    for name, m in metrics.items():
+    for name, m in self._all().items():
         if not (hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict')):
             raise TypeError(f'metric {name!r} has no state_dict and load_state_dict: '
                             f'what it has counted in the middle of an epoch cannot '
                             f'be saved')
     return {'seconds': time.perf_counter() - self.start, 'values': dict(self.values),
-            'metrics': {name: m.state_dict() for name, m in metrics.items()}}
+            'metrics': {name: m.state_dict() for name, m in self._all().items()}}
 
+# %% ../nbs/05_measuring.ipynb #23b5a368
+#| code-fold: true
+#| code-summary: "Go on counting from there"
 @patch
 def load_state_dict(self:MetricsCB, state)->None:
     "Go on counting from what `state_dict` gave"
     if not state: return
-    metrics = {'loss': self.loss, **self.metrics}
+    metrics = self._all()
     if set(metrics) != set(state['metrics']):
         raise ValueError(f"the saved metrics are {sorted(state['metrics'])}, "
                          f"these are {sorted(metrics)}")

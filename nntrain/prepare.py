@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['DeviceCB', 'BatchTransformCB', 'NormalizeCB', 'SingleBatchCB']
+__all__ = ['DeviceCB', 'SingleBatchCB', 'BatchTransformCB', 'NormalizeCB']
 
 # %% ../nbs/04_learner.ipynb #8f79fca5
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from .events import CancelPhase
 
 # %% ../nbs/04_learner.ipynb #e8ea97f1
 #| code-fold: true
-#| code-summary: "DeviceCB, BatchTransformCB, NormalizeCB and SingleBatchCB"
+#| code-summary: "DeviceCB and SingleBatchCB"
 class DeviceCB(Callback):
     "Model and batches on one device"
     order = -20
@@ -36,6 +36,14 @@ class DeviceCB(Callback):
         learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
+class SingleBatchCB(Callback):
+    "Leave each phase after its first batch: do the shapes fit, is the loss finite?"
+    order = 100
+    def after_batch(self, learn): raise CancelPhase()
+
+# %% ../nbs/04_learner.ipynb #ffbb2811
+#| code-fold: true
+#| code-summary: "BatchTransformCB; images scaled by channel"
 class BatchTransformCB(Callback):
     "Replace each batch by `tfm(batch)`"
     order = -10
@@ -48,6 +56,15 @@ class BatchTransformCB(Callback):
         if self.on_train if learn.training else self.on_valid:
             learn.batch = self.tfm(learn.batch)
 
+def _scaled(x, mean, std):
+    shape = (1, -1) + (1,)*(x.ndim-2)              # channels come second
+    mean, std = (v.to(x.device).view(shape) for v in (mean, std))
+    if not x.is_floating_point(): x = x.float()
+    return ((x - mean)/std).to(x.dtype)            # 16 bits stay 16 bits
+
+# %% ../nbs/04_learner.ipynb #c8d76b78
+#| code-fold: true
+#| code-summary: "NormalizeCB"
 class NormalizeCB(BatchTransformCB):
     "Normalise the first input of each batch: (x − mean)/std"
     order = After(BatchTransformCB)
@@ -65,13 +82,4 @@ class NormalizeCB(BatchTransformCB):
             name = next(k for k in batch if k not in TARGET_KEYS)
             return {**batch, name: self._scale(batch[name])}
         return (self._scale(batch[0]), *batch[1:])
-    def _scale(self, x):
-        shape = (1, -1) + (1,)*(x.ndim-2)              # channels come second
-        mean, std = (v.to(x.device).view(shape) for v in (self.mean, self.std))
-        if not x.is_floating_point(): x = x.float()
-        return ((x - mean)/std).to(x.dtype)            # 16 bits stay 16 bits
-
-class SingleBatchCB(Callback):
-    "Leave each phase after its first batch: do the shapes fit, is the loss finite?"
-    order = 100
-    def after_batch(self, learn): raise CancelPhase()
+    def _scale(self, x): return _scaled(x, self.mean, self.std)

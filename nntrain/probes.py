@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from .aside import acting, aside
-from .callback import Callback
 from .batches import count_samples
+from .callback import Callback
+from .checks import positive, whole
 from .data import DataLoaders
 from .findings import LIMITS
 from .trial import cut_batch, spread
@@ -35,12 +36,14 @@ class _LossesCB(Callback):
 def losses_at(
     learn,       # a learner; it stays as it is
     lr:float,    # rate, above 0
-    n:int,       # how many steps
-    batches=None # for all steps in turn; None: those of the learner
+    n:int,       # how many steps, at least 1
+    batches=None # for all steps in turn, at least one; None: those of the learner
 )->list:         # losses; the last ones are nan once one was not finite
     "Train a few steps aside"
     watch = _LossesCB()
     batches = list(learn.dls.train if batches is None else batches)
+    positive('lr', lr), whole('n', n)
+    if not batches: raise ValueError('losses_at needs at least one batch, got none')
     with aside(learn):
         learn.cbs = tuple(acting(learn.cbs))
         steps = [batches[i % len(batches)] for i in range(n)]
@@ -186,7 +189,7 @@ def _find_steps(trial):
         'eps in the root': f'with eps .1, {name} goes from 1 to {mine[1]:.4f}, in '
             f'torch to {path[1]:.4f}: eps is added to the root, √v + eps.',
         'other steps': f'{name} leaves the path of the optimizer of that name in torch '
-            f'by {bad:.2g} within 8 steps.'}[kind]
+            f'by {bad:.2g} within {len(path)-1} steps.'}[kind]
 
 PROBES = {'rate': _find_rate, 'one batch': _find_one_batch, 'decay': _find_decay,
           'steps': _find_steps}

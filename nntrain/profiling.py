@@ -56,6 +56,7 @@ _PARTS = dict(predict='forward', get_loss='loss', backward='backward', step='ste
 class ProfileCB(Callback):
     "Record a few training batches: `table()` of operations, `plot()` of parts"
     order, watches, main_only = -100, True, True
+    owns = ('the profiler of torch',)
     def __init__(self,
         skip:int=2,     # training batches before the record begins, from 0: warm-up
         n_batches:int=3,# batches to record, at least 1; the record ends with the epoch

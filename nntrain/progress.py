@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['in_notebook', 'ProgressCB']
+__all__ = ['ProgressCB', 'in_notebook']
 
 # %% ../nbs/05_measuring.ipynb #2436dc9f
 import time
@@ -18,14 +18,7 @@ from .metrics import MetricsCB
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
 #| code-fold: true
-#| code-summary: "ProgressCB, and its two screens: terminal and notebook"
-def in_notebook()->bool:
-    "Is there a Jupyter kernel that shows rich output?"
-    import sys
-    ipython = sys.modules.get('IPython')
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, 'kernel', None) is not None
-
+#| code-summary: "ProgressCB"
 class ProgressCB(Callback):
     "A progress bar, and a row per epoch; in a notebook with a live curve if `plot`"
     order, needs, watches, main_only = After(ColumnsCB), (MetricsCB,), True, True
@@ -45,6 +38,9 @@ class ProgressCB(Callback):
         self.screen.close()
         del self.screen              # a closed bar cannot be copied or pickled
 
+# %% ../nbs/05_measuring.ipynb #3134aa3f
+#| code-fold: true
+#| code-summary: "The screen of a terminal"
 class _TerminalScreen:
     def __init__(self, plot): self.bar, self.head = None, None
     def start(self, title, total, every):
@@ -62,39 +58,65 @@ class _TerminalScreen:
         self.head = lines[0]                         # new columns get a new header
     def close(self): self.stop()
 
-class _NotebookScreen:
-    def __init__(self, plot):
-        self.table, self.plain, self.plot, self.shown = '', '', plot, 0.
-        self.handle, self.curve = None, None         # two displays
-    def show(self, meter=''):
+# %% ../nbs/05_measuring.ipynb #8bc0f228
+#| code-fold: true
+#| code-summary: "Is there a notebook? An output that is replaced in place"
+def in_notebook()->bool:
+    "Is there a Jupyter kernel that shows rich output?"
+    import sys
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, 'kernel', None) is not None
+
+class _Output:
+    def __init__(self): self.handle = None
+    def show(self, what, **kw):
         from IPython.display import display
-        note = f'\n\n`{meter}`' if meter else ''
-        data = {'text/markdown': (self.table + note) or ' ',
-                'text/plain': '\n'.join(filter(None, (self.plain, meter)))}
-        if self.handle is None: self.handle = display(data, raw=True, display_id=True)
-        else: self.handle.update(data, raw=True)
+        if self.handle is None: self.handle = display(what, display_id=True, **kw)
+        else: self.handle.update(what, **kw)
+
+def _draw(output, history):
+    import matplotlib.pyplot as plt
+    fig = plot_history(history).figure
+    output.show(fig)
+    plt.close(fig)
+
+# %% ../nbs/05_measuring.ipynb #cd7228a8
+#| code-fold: true
+#| code-summary: "The text of the bar in a notebook, not more often than `every` seconds"
+class _Meter:
+    shown = 0.
     def start(self, title, total, every):
         self.title, self.total, self.every = title, total, every
         self.n, self.begin = 0, time.perf_counter()
-        self.tick(0)
-    def tick(self, step=1):
+    def tick(self, step)->str:                       # '': too early for a new text
         self.n, now = self.n + step, time.perf_counter()
-        if now - self.shown < self.every: return
+        if now - self.shown < self.every: return ''
         from tqdm import tqdm
         self.shown = now
-        self.show(tqdm.format_meter(self.n, self.total, now - self.begin, ncols=80,
-                                    prefix=self.title))
-    def stop(self): pass
+        return tqdm.format_meter(self.n, self.total, now - self.begin, ncols=80,
+                                 prefix=self.title)
+
+# %% ../nbs/05_measuring.ipynb #d0652642
+#| code-fold: true
+#| code-summary: "The screen of a notebook: a table, the bar below it, and a curve"
+class _NotebookScreen:
+    def __init__(self, plot):
+        self.table, self.plain, self.plot = '', '', plot
+        self.meter, self.text, self.curve = _Meter(), _Output(), _Output()
+    def show(self, meter=''):
+        note = f'\n\n`{meter}`' if meter else ''
+        plain = '\n'.join(filter(None, (self.plain, meter)))
+        self.text.show({'text/markdown': (self.table + note) or ' ',
+                        'text/plain': plain}, raw=True)
+    def start(self, title, total, every):
+        self.meter.start(title, total, every), self.tick(0)
+    def tick(self, step=1):
+        if meter := self.meter.tick(step): self.show(meter)
     def row(self, history):
         self.table = history_table(history)
         self.plain = history_table(history, plain=True)
         self.show()
-        if self.plot: self.draw(history)
-    def draw(self, history):
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-        fig = plot_history(history).figure
-        if self.curve is None: self.curve = display(fig, display_id=True)
-        else: self.curve.update(fig)
-        plt.close(fig)
+        if self.plot: _draw(self.curve, history)
+    def stop(self): pass
     def close(self): self.show()

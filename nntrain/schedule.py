@@ -25,7 +25,7 @@ def _check_schedule(schedule, name='this'):
 
 # %% auto #0
 __all__ = ['at_steps', 'linear', 'cosine', 'constant', 'polynomial', 'exponential', 'time_decay', 'step_decay', 'stairs', 'join',
-           'warm_up', 'wsd', 'repeat', 'triangular', 'warm_restarts', 'inverse_sqrt']
+           'warm_up', 'repeat', 'wsd', 'inverse_sqrt', 'triangular', 'warm_restarts']
 
 # %% ../nbs/15_schedulers.ipynb #d0537b01
 def at_steps(
@@ -48,19 +48,22 @@ def linear(
     finite('start', start), finite('end', end)
     return lambda progress: (1-progress)*start + progress*end
 
+def _mixed(start, end, weight):  # `weight` goes from exactly 1 to exactly 0
+    finite('start', start), finite('end', end)
+    def schedule(progress):
+        w = weight(progress)
+        return w*start + (1-w)*end
+    return schedule
+
 def cosine(
     start:float,  # value at progress 0
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Half a wave of the cosine: leaves the start slowly and reaches the end slowly"
-    finite('start', start), finite('end', end)
-    def schedule(progress):
-        w = (1 + math.cos(math.pi*progress))/2
-        return w*start + (1-w)*end
-    return schedule
+    return _mixed(start, end, lambda progress: (1 + math.cos(math.pi*progress))/2)
 
 # %% ../nbs/15_schedulers.ipynb #85981801
-#| code-summary: "constant, polynomial, exponential, time_decay, step_decay, stairs"
+#| code-summary: "constant and polynomial"
 #| code-fold: true
 def constant(
     value:float  # at all times; a tuple of numbers for `betas`
@@ -76,13 +79,12 @@ def polynomial(
     power:float=2.  # of what is left, above 0; 1 is linear, 2 reaches the end slowly
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
-    finite('start', start), finite('end', end)
     positive('power', power)  # at the end, 0**power must be 0
-    def schedule(progress):
-        w = (1-progress)**power
-        return w*start + (1-w)*end
-    return schedule
+    return _mixed(start, end, lambda progress: (1-progress)**power)
 
+# %% ../nbs/15_schedulers.ipynb #11bc7b76
+#| code-summary: "exponential and time_decay"
+#| code-fold: true
 def exponential(
     start:float,  # value at progress 0, above 0
     end:float     # value at progress 1, above 0
@@ -98,11 +100,12 @@ def time_decay(
 ):                # schedule: progress -> value
     "The first half falls most: start/(1 + k*progress), with the k that leads to `end`"
     _above_0(': it comes near 0 but never reaches it', start=start, end=end)
-    def schedule(progress):  # start*end/((1-progress)*end + progress*start), exact ends
-        w = (1-progress)*end/((1-progress)*end + progress*start)
-        return w*start + (1-w)*end
-    return schedule
+    def left(p): return (1-p)*end/((1-p)*end + p*start)
+    return _mixed(start, end, left)
 
+# %% ../nbs/15_schedulers.ipynb #1e3fe110
+#| code-summary: "step_decay and stairs"
+#| code-fold: true
 def step_decay(
     start:float,        # value before the first cut
     factor:float=.1,    # what each cut multiplies the value by, at least 0
@@ -111,10 +114,9 @@ def step_decay(
     "Constant, and cut at given places"
     finite('start', start), at_least('factor', factor)
     if isinstance(at, Real): at = (at,)
-    for a in at:
-        if not 0 <= a <= 1:
-            raise ValueError(f'a cut at {a!r}: give each place as progress in [0, 1], '
-                             f'not as a step or an epoch')
+    if wrong := [a for a in at if not 0 <= a <= 1]:
+        raise ValueError(f'a cut at {wrong[0]!r}: give each place as progress in '
+                         f'[0, 1], not as a step or an epoch')
     return lambda progress: start*factor**sum(progress >= a for a in at)
 
 def stairs(
@@ -169,8 +171,8 @@ def join(
     return schedule
 
 # %% ../nbs/15_schedulers.ipynb #769f5825
+#| code-summary: "warm_up and repeat"
 #| code-fold: true
-#| code-summary: "warm_up"
 def warm_up(
     schedule,        # what follows
     share:float=.1,  # of the run for the warm-up, in [0, 1]
@@ -182,8 +184,19 @@ def warm_up(
     parts = [linear(start, schedule(0.)), schedule]
     return _named('warm_up', join([share, 1-share], parts))
 
-# %% ../nbs/15_schedulers.ipynb #f3d1a901
-#| code-summary: "wsd, repeat, triangular, warm_restarts, inverse_sqrt"
+def repeat(
+    schedule,        # function: progress in [0, 1] -> value
+    n:int,           # how many times, at least 1
+    growth:float=1.  # how many times as long each cycle is as the one before
+):                   # schedule: progress -> value
+    "The same schedule again and again"
+    whole('n', n), positive('growth', growth)
+    lengths = [growth**k for k in range(n)]
+    parts = [length/math.fsum(lengths) for length in lengths]
+    return _named('repeat', join(parts, [schedule]*n))
+
+# %% ../nbs/15_schedulers.ipynb #f701b48e
+#| code-summary: "wsd and inverse_sqrt"
 #| code-fold: true
 def wsd(
     peak:float,      # value of the flat part
@@ -193,24 +206,23 @@ def wsd(
     anneal=linear    # (start, end) -> schedule: the shape of the decay
 ):                   # schedule: progress -> value
     "Warm-up, stable, decay"
-    finite('peak', peak), finite('end', end)
-    checks.share('up', up), checks.share('down', down)
-    checks.share('up + down', up + down)
+    finite('peak', peak), finite('end', end), checks.share('up', up)
+    checks.share('down', down), checks.share('up + down', up + down)
     parts = [linear(0., peak), constant(peak), anneal(peak, end)]
     return _named('wsd', join([up, 1-up-down, down], parts))
 
-def repeat(
-    schedule,        # function: progress in [0, 1] -> value
-    n:int,           # how many times, at least 1
-    growth:float=1.  # how many times as long each cycle is as the one before
-):                   # schedule: progress -> value
-    "The same schedule again and again"
-    whole('n', n)
-    positive('growth', growth)
-    lengths = [growth**k for k in range(n)]
-    parts = [length/math.fsum(lengths) for length in lengths]
-    return _named('repeat', join(parts, [schedule]*n))
+def inverse_sqrt(
+    peak:float,     # value at the end of the warm-up
+    share:float=.1  # of the run for the warm-up, in (0, 1]
+):                  # schedule: progress -> value
+    "A straight line from 0, then as 1/√progress; ends at `peak`·√`share`"
+    finite('peak', peak), positive('share', checks.share('share', share))
+    def falling(p): return peak*math.sqrt(share/(share + (1-share)*p))
+    return _named('inverse_sqrt', warm_up(falling, share))
 
+# %% ../nbs/15_schedulers.ipynb #f3d1a901
+#| code-summary: "triangular and warm_restarts; the values of a schedule"
+#| code-fold: true
 def triangular(
     low:float,   # value at the ends of each cycle
     high:float,  # value in the middle of each cycle
@@ -228,20 +240,9 @@ def warm_restarts(
     "Cosines from `start` to `end`, `n` of them"
     return repeat(cosine(start, end), n, growth)
 
-def inverse_sqrt(
-    peak:float,     # value at the end of the warm-up
-    share:float=.1  # of the run for the warm-up, in (0, 1]
-):                  # schedule: progress -> value
-    "A straight line from 0, then as 1/√progress; ends at `peak`·√`share`"
-    finite('peak', peak)
-    positive('share', checks.share('share', share))
-    def falling(p): return peak*math.sqrt(share/(share + (1-share)*p))
-    return _named('inverse_sqrt', warm_up(falling, share))
-
 def _planned(schedule, n_steps):  # one in steps has a plan for each length of a run
     return schedule.plan(n_steps) if hasattr(schedule, 'plan') else schedule
 
 def _values(schedule, n):  # at n steps, besides those that it fixes
     n += getattr(schedule, 'fixed', 0)
     return at_steps(_planned(schedule, n), n)
-

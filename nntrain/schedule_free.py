@@ -9,12 +9,11 @@ from __future__ import annotations
 __all__ = ['two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 'schedule_free_adam_step', 'ScheduleFreeAdamW', 'use_average', 'use_fast', 'averaged', 'ScheduleFreeCB']
 
 # %% ../nbs/15_schedulers.ipynb #313c8312
-#| code-summary: "Imports of the module; the points z and x; the rate of a step"
+#| code-summary: "Imports of the module; what is kept: the points z and x"
 #| code-fold: true
 import contextlib
 
 import torch
-from torch import Tensor
 
 from .adaptive import adam_denoms, adam_direction
 from .callback import Callback
@@ -24,20 +23,6 @@ from .parts import add_decay, at_least_float32, average_sqr_grad, step_count
 def _point(p):  # a copy in float32 or wider: an average in bfloat16 soon stands still
     return p.detach().to(at_least_float32(p), copy=True)
 def _number(p): return torch.zeros((), dtype=torch.float64, device='cpu')
-
-def _rate_and_share(
-    step:Tensor,        # steps of this parameter so far, from 1; one element
-    lr_max:Tensor,      # the largest rate so far, one element, changed in place
-    weight_sum:Tensor,  # sum of the weights so far, one element, changed in place
-    lr,                 # the rate after the warm-up: a number, or a one-element tensor
-    warmup_steps        # length of the warm-up; 0: none
-)->tuple:               # (rate of this step, share of its point in the average)
-    "The rate, and w/Σw, where w is the square of the largest rate so far"
-    rate = float(lr)*min(1., step.item()/max(1, warmup_steps))
-    lr_max.clamp_(min=rate)
-    weight = lr_max.item()**2
-    weight_sum += weight
-    return rate, weight/weight_sum.item() if weight else 0.
 
 def _in_training(params, group):
     if group['averaged']:
@@ -50,6 +35,14 @@ def two_points(z, x, *, averaged=False):
     "Stat: z and x; refuses a step while x is in the model"
 
 # %% ../nbs/15_schedulers.ipynb #c329d7bb
+def _rate_and_share(step, lr_max, weight_sum, lr, warmup_steps):
+    "The rate of a step, and w/Σw, where w is the square of the largest rate so far"
+    rate = float(lr)*min(1., step.item()/max(1, warmup_steps))   # steps count from 1
+    lr_max.clamp_(min=rate)                                      # in place, as the sum
+    weight = lr_max.item()**2
+    weight_sum += weight
+    return rate, weight/weight_sum.item() if weight else 0.
+
 @stat(lr_max=_number, weight_sum=_number, beta=_number)
 def schedule_free_step(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
                        momentum=.9, warmup_steps=0):
@@ -61,7 +54,7 @@ def schedule_free_step(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
     p.copy_(z.lerp(x, momentum))
 
 # %% ../nbs/15_schedulers.ipynb #d81391d4
-#| code-summary: "The classes and the forms for lists; use_average, use_fast, averaged; ScheduleFreeCB"
+#| code-summary: "ScheduleFreeSGD and ScheduleFreeAdamW, and the same for lists of tensors"
 #| code-fold: true
 class ScheduleFreeSGD(Composed):
     """Steps at a constant rate, and their average; equals `SGDScheduleFree` of
@@ -112,6 +105,9 @@ def _schedule_free_adam_steps(p, update, z, x, step, lr_max, weight_sum, beta, *
     _schedule_free_steps(p, update, z, x, step, lr_max, weight_sum, beta, lr=lr,
                          momentum=betas[0], warmup_steps=warmup_steps)
 
+# %% ../nbs/15_schedulers.ipynb #6dbc9a12
+#| code-summary: "use_average, use_fast and averaged: which point is in the model"
+#| code-fold: true
 def _groups(opt):
     if groups := [g for g in opt.param_groups if 'averaged' in g]: return groups
     raise ValueError(f'{type(opt).__name__} keeps no average: take ScheduleFreeSGD, '
@@ -157,6 +153,9 @@ def averaged(
     finally:
         if fast: use_fast(opt)
 
+# %% ../nbs/15_schedulers.ipynb #f1dd8a19
+#| code-summary: "ScheduleFreeCB"
+#| code-fold: true
 class ScheduleFreeCB(Callback):
     "Validate with the average, and leave it in the model, however the fit ends"
     watches, changes_model, validates = True, True, True

@@ -9,9 +9,8 @@ from __future__ import annotations
 __all__ = ['hyper_names', 'find_hyper', 'set_hyper', 'ScheduleCB']
 
 # %% ../nbs/15_schedulers.ipynb #321c5e66
-#| code-summary: "Imports of the module; hyper_names, find_hyper, set_hyper"
+#| code-summary: "Imports of the module, and hyper_names"
 #| code-fold: true
-import math
 from numbers import Real
 
 from fastcore.basics import patch
@@ -36,6 +35,9 @@ def hyper_names(
     has_momentum = 'betas' in names or 'beta' in names
     return names + ['momentum']*(has_momentum and 'momentum' not in names)
 
+# %% ../nbs/15_schedulers.ipynb #6abfbd11
+#| code-summary: "find_hyper: where a name is kept"
+#| code-fold: true
 def find_hyper(
     group:dict,     # a parameter group of an optimizer
     name:str,       # a key of the group; beta1, beta2; momentum (also of Adam: beta1)
@@ -52,6 +54,9 @@ def find_hyper(
     if name == 'momentum' and 'betas' not in group: return 'beta', None
     return 'betas', int(name == 'beta2')
 
+# %% ../nbs/15_schedulers.ipynb #af66ce60
+#| code-summary: "What is refused: values, and schedules"
+#| code-fold: true
 def _checked_value(group, name, value, ranges):
     "Where a value belongs in the group, and the value as numbers; refuse a bad one"
     key, i = find_hyper(group, name)
@@ -61,9 +66,21 @@ def _checked_value(group, name, value, ranges):
         raise TypeError(f'{name} must be a number, got {value!r}') from e
     if whole and len(value) != len(group[key]):
         raise ValueError(f'{name} needs {len(group[key])} values, got {value}')
-    check_hyper(name, value, *(ranges or {}).get(key, (-math.inf, math.inf)))
+    check_hyper(name, value, *(ranges or {}).get(key, (float('-inf'),)))
     return key, i, value
 
+def _checked_schedules(schedules):
+    if not schedules:
+        raise ValueError('nothing to schedule: give at least one, '
+                         'such as ScheduleCB(lr=cosine(.1, 0))')
+    for name, given in schedules.items():
+        for one in given if isinstance(given, (list, tuple)) else [given]:
+            _check_schedule(one, name)
+    return schedules
+
+# %% ../nbs/15_schedulers.ipynb #318688ea
+#| code-summary: "set_hyper: write a value; the length of a fit"
+#| code-fold: true
 def set_hyper(
     group:dict,  # a parameter group of an optimizer, changed in place
     name:str,    # as in `find_hyper`
@@ -78,21 +95,11 @@ def set_hyper(
     else: group[key] = tuple(value if j == i else b for j, b in enumerate(old))
     return value
 
-def _checked_schedules(schedules):
-    if not schedules:
-        raise ValueError('nothing to schedule: give at least one, '
-                         'such as ScheduleCB(lr=cosine(.1, 0))')
-    for name, given in schedules.items():
-        for one in given if isinstance(given, (list, tuple)) else [given]:
-            _check_schedule(one, name)
-    return schedules
-
 def _length(learn):  # steps of the fit
-    if learn.n_steps is None:
-        raise ValueError('the training loader has no length, so the progress of the '
-                         'run is unknown: set learn.n_steps in the before_fit of a '
-                         'callback whose order is below 0')
-    return learn.n_steps
+    if learn.n_steps is not None: return learn.n_steps
+    raise ValueError('the training loader has no length, so the progress of the run '
+                     'is unknown: set learn.n_steps in the before_fit of a callback '
+                     'whose order is below 0')
 
 # %% ../nbs/15_schedulers.ipynb #fa787a01
 class ScheduleCB(Callback):
@@ -198,18 +205,8 @@ def load_state_dict(self:ScheduleCB, state)->None:
     self.values = {name: list(values) for name, values in state['values'].items()}
 
 # %% ../nbs/15_schedulers.ipynb #700f2c01
-#| code-summary: "fit_one_cycle and fit_flat_cos"
+#| code-summary: "fit_one_cycle"
 #| code-fold: true
-def _listed(lr):  # one rate for all parameter groups, or one for each
-    rates = list(lr) if isinstance(lr, (list, tuple)) else [lr]
-    if not rates: raise ValueError('lr is an empty list: give one rate for each group')
-    for k, rate in enumerate(rates):
-        finite(f'lr[{k}]' if len(rates) > 1 else 'lr', rate)
-    return rates
-
-def _per_group(make, lr):  # one schedule, or a list if `lr` is one
-    return [make(rate) for rate in lr] if isinstance(lr, (list, tuple)) else make(lr)
-
 @patch
 def fit_one_cycle(self:Learner,
     n_epochs:int,                # how many epochs, at least 1
@@ -223,12 +220,14 @@ def fit_one_cycle(self:Learner,
 )->None:
     "Train with one cycle of learning rate and momentum; everything else as `fit`"
     lr = self.lr if lr is None else lr
-    peaks = _listed(lr)
-    rates = _per_group(lambda peak: one_cycle(peak, pct_start, div, div_final), lr)
+    rates, peak = _per_group(
+        lambda peak: one_cycle(peak, pct_start, div, div_final), lr)
     momentum = {} if moms is None else {'momentum': momentum_cycle(moms, pct_start)}
-    cbs = [ScheduleCB(lr=rates, **momentum), *cbs]
-    self.fit(n_epochs, max(peaks), cbs=cbs, **kwargs)
+    self.fit(n_epochs, peak, cbs=[ScheduleCB(lr=rates, **momentum), *cbs], **kwargs)
 
+# %% ../nbs/15_schedulers.ipynb #8b94b958
+#| code-summary: "fit_flat_cos; a schedule for each rate of a list"
+#| code-fold: true
 @patch
 def fit_flat_cos(self:Learner,
     n_epochs:int,         # how many epochs, at least 1
@@ -240,10 +239,13 @@ def fit_flat_cos(self:Learner,
 )->None:
     "Train at a constant rate, then down along a cosine; everything else as `fit`"
     lr = self.lr if lr is None else lr
-    highs = _listed(lr)
     share('pct_start', pct_start), positive('div_final', div_final)
-    def flat_cos(high):
-        down = cosine(high, high/div_final)
-        return join([pct_start, 1-pct_start], [constant(high), down])
-    cbs = [ScheduleCB(lr=_per_group(flat_cos, lr)), *cbs]
-    self.fit(n_epochs, max(highs), cbs=cbs, **kwargs)
+    rates, high = _per_group(lambda high: join(
+        [pct_start, 1-pct_start], [constant(high), cosine(high, high/div_final)]), lr)
+    self.fit(n_epochs, high, cbs=[ScheduleCB(lr=rates), *cbs], **kwargs)
+
+def _per_group(make, lr):  # (a schedule, or one for each rate of a list; the highest)
+    if not isinstance(lr, (list, tuple)): return make(finite('lr', lr)), lr
+    if not lr: raise ValueError('lr is an empty list: give one rate for each group')
+    for k, rate in enumerate(lr): finite(f'lr[{k}]' if len(lr) > 1 else 'lr', rate)
+    return [make(rate) for rate in lr], max(lr)

@@ -68,7 +68,7 @@ def _find_first_loss(trial):
                 f'classes costs {chance:.2f}: too large weights or inputs?')
     if first.name == 'mse_loss' and first.target.numel() > 1:
         y = first.target.float()
-        if value > 10*y.var(correction=0).item() > 0:
+        if value > LIMITS['first error']*y.var(correction=0).item() > 0:
             yield 'first loss', (
                 f'the first loss is {value:.3g}; always answering the mean of the '
                 f'targets, {y.mean():.3g}, costs {y.var(correction=0):.3g}: '

@@ -20,7 +20,7 @@ from .tape_file import Tape
 from .tape_layers import _filters_of, _first_filters, _moving
 from .tape_pack import (_FORMAT, _four, _pack_filters, _pack_pictures,
                                _pack_values, _pairs)
-from .tape_probe import Probe
+from .tape_probe import Probe, _check_batch
 from .tape_screen import _Screen
 
 # %% auto #0
@@ -29,9 +29,10 @@ __all__ = ['moments', 'TapeCB']
 # %% ../nbs/80_tape.ipynb #d886ae70
 def moments(
     n_steps:int,  # steps of the run, at least 1
-    n:int=48      # about how many moments, from 2 to 100
+    n:int=48      # about how many moments, at least 2
 )->list:          # numbers of steps taken, rising, from 0 to n_steps
     "When to look at a run: often at the start, ever more rarely after it"
+    n_steps, n = whole('n_steps', n_steps), whole('n', n, 2)
     shares = [(i/(n - 1))**1.5 for i in range(n)]
     return sorted({round(share*n_steps) for share in shares})
 
@@ -42,12 +43,17 @@ class TapeCB(Callback):
     def __init__(self,
         n_moments:int=48,  # how often to look, from 2 to 100
         pictures=None,     # a batch (input, target); None: from the validation loader
-        classes=None,      # names of the classes; None: those of the loaders
+        classes=None,      # list of their names; None: those of the loaders
         show:bool=False,   # in a notebook: show the tape while the run goes on
         beside=None        # with `show`: a `Tape` to lay the run over
     ):
         if whole('n_moments', n_moments, 2) > 100:
             raise ValueError(f'n_moments must be at most 100, got {n_moments}')
+        if pictures is not None: _check_batch(pictures)
+        if isinstance(classes, str) or not hasattr(classes or (), '__len__'):
+            raise ValueError(f'classes must be a list of names, got {classes!r:.60}')
+        if beside is not None and not hasattr(beside, 'steps'):
+            raise ValueError(f'beside must be a Tape, got {beside!r:.60}')
         self.n_moments, self.pictures, self.classes = n_moments, pictures, classes
         self.show, self.beside = show, beside
         self._restart()
@@ -102,8 +108,7 @@ def before_fit(self:TapeCB, learn):
         raise ValueError('TapeCB records the run of one process, and several train '
                          'here: record a run without the others, or leave it out')
     if 'train' not in learn.phases: return
-    if learn.n_steps is not None: self._planned = {*moments(learn.n_steps,
-                                                             self.n_moments)}
+    if n := learn.n_steps: self._planned = {*moments(n, self.n_moments)}
 
 @patch
 def before_phase(self:TapeCB, learn):
@@ -178,16 +183,6 @@ def _note(self:TapeCB, learn):
     if self._screen is not None: self._screen.draw_sometimes(self)
     self.seconds += time.perf_counter() - started
 
-# %% ../nbs/80_tape.ipynb #80b00003
-@patch
-def _look_at_filters(self:TapeCB, model):
-    shape = self._probe.shape
-    found = _first_filters(model, shape)
-    if isinstance(found, str): self._probe.missing['filters'] = found
-    else:
-        self._about['filters'] = found[0]
-        return _filters_of(found[1], shape)
-
 # %% ../nbs/80_tape.ipynb #c9131acd
 @patch(as_prop=True)
 def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
@@ -195,11 +190,11 @@ def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
         raise ValueError('nothing is recorded yet: give the callback to a learner or '
                          'to fit, and train')
     rows = self.rows
-    numbers = {name: [_number(row[key]) for row in rows] for name, key in dict(
+    numbers = {name: [_four(row[key]) for row in rows] for name, key in dict(
         epochs='epoch', loss='loss', rate='rate', gradient='gradient').items()}
-    moved = {name: [_number(row['moved'].get(name)) for row in rows]
+    moved = {name: [_four(row['moved'].get(name)) for row in rows]
              for name in self._moving}
-    valid = [[step, _number(float(loss))] for step, loss in self.valid]
+    valid = [[step, _four(loss)] for step, loss in self.valid]
     return Tape(dict(
         format=_FORMAT, model=self._about['model'], steps=[r['step'] for r in rows],
         **numbers, valid=valid, values=self._packed_values(),
@@ -207,11 +202,9 @@ def tape(self:TapeCB)->Tape:  # of the run so far; ValueError before it
         pictures=self._packed_pictures(), filters=self._packed_filters(),
         missing=self._probe.missing))
 
-def _number(v): return None if v is None else _four(float(v))
-
 # %% ../nbs/80_tape.ipynb #4c5db5c1
 #| code-fold: true
-#| code-summary: "Values and filters"
+#| code-summary: "Values; filters, found and packed"
 @patch
 def _packed_values(self:TapeCB):
     names = dict.fromkeys(name for row in self.rows for name in row['values'])
@@ -227,6 +220,14 @@ def _packed_filters(self:TapeCB, room=24_000):
     which = sorted({*range(0, len(kept), every), len(kept) - 1})
     return _pack_filters(self._about['filters'], [kept[i] for i in which], which)
 
+@patch
+def _look_at_filters(self:TapeCB, model):
+    found = _first_filters(model, shape := self._probe.shape)
+    if isinstance(found, str): self._probe.missing['filters'] = found
+    else:
+        self._about['filters'] = found[0]
+        return _filters_of(found[1], shape)
+
 # %% ../nbs/80_tape.ipynb #df5ece93
 #| code-fold: true
 #| code-summary: "Pictures, with what the network says of them"
@@ -237,9 +238,11 @@ def _packed_pictures(self:TapeCB):
     n = shares[0].shape[1]
     if any(s.shape[1] != n for s in shares) or not all(0 <= c < n for c in targets):
         return None
-    names = self._about['classes']
-    names = [str(c) for c in (names if names and len(names) == n else range(n))]
+    names = self._about['classes'] or range(n)
+    if len(names) != n:
+        self._probe.missing['names'] = f'{n} classes need {n} names, got {len(names)}'
+        names = range(n)
     part = dict(n=len(targets), height=0, width=0, png=None)
     if (x := self._probe.shown) is not None: part = _pack_pictures(x)
-    return dict(part, targets=targets, classes=names,
+    return dict(part, targets=targets, classes=[*map(str, names)],
                 shares=''.join(map(_pairs, shares)))

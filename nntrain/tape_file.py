@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .results import _checkout, _results_dir, _write
-from .tape_pack import _check, _shares
+from .tape_pack import _check, _damaged, _shares
 from .tape_view import tape_view
 
 class Tape:
@@ -55,40 +55,47 @@ def right(self:Tape)->list:
 # %% ../nbs/80_tape.ipynb #80b00006
 #| code-fold: true
 #| code-summary: "Save and load"
+def _no_folder(path):
+    if not Path(path).is_dir(): return Path(path)
+    raise ValueError(f'{Path(path)} is a folder: name a file in it, such as run.json')
+
 @patch
 def save(self:Tape,
     path  # of the file to write; a file that is there is replaced as a whole
 )->None:
     "Write the tape as JSON"
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it, such as "
-                         f"{path/'run.json'}")
-    _write(path, json.dumps(self.data, separators=(',', ':'), allow_nan=False))
+    text = json.dumps(self.data, separators=(',', ':'), allow_nan=False)
+    _write(_no_folder(path), text)
 
 @patch(cls_method=True)
 def load(cls:Tape,
     path  # of a file that `save` wrote
 )->Tape:
     "Read a tape; ValueError says in a sentence what is wrong with the file"
-    try: return cls(json.loads(Path(path).read_text(encoding='utf-8')))
-    except FileNotFoundError: raise
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is no tape, or a damaged one: {e}; record the '
-                         f'run again, and write it with Tape.save') from None
+    text = _no_folder(path).read_bytes()
+    try: data = json.loads(text.decode('utf-8-sig'))
+    except (ValueError, RecursionError) as e: raise _damaged(path, e) from None
+    _check(data, path)
+    return cls(data)
 
 # %% ../nbs/80_tape.ipynb #1a88f685
+#| code-fold: true
+#| code-summary: "keep_tape"
 def keep_tape(
     tape,      # a `Tape`
     name:str,  # topic of the chapter that recorded it
     folder=None  # write here in any case (for trying out)
 )->None:
     "Put a tape among those of the book, in a full run under `nntrain_execute` only"
+    _check(getattr(tape, 'data', None))
+    if not str(name).isidentifier():
+        raise ValueError(f'name must be a topic, such as learner, got {name!r:.60}')
     if folder is None and not (os.environ.get('NNTRAIN_RECORD') and _checkout()): return
     folder = Path(folder or _results_dir()/'tapes')
     folder.mkdir(parents=True, exist_ok=True)
     tape.save(folder/f'{name}.json')
 
+# %% ../nbs/80_tape.ipynb #80c00003
 def book_tape(
     name:str,  # topic of a chapter: learner, activations, schedulers, resnet or bugs
     folder=None  # as in `keep_tape`; None: the tapes that travel with the package
@@ -97,5 +104,6 @@ def book_tape(
     folder = Path(folder or _results_dir()/'tapes')
     names = sorted(path.stem for path in folder.glob('*.json'))
     if name not in names:
-        raise ValueError(f'the book has no tape {name!r}; it has {", ".join(names)}')
+        has = ', '.join(names) or f'none in {folder}'
+        raise ValueError(f'the book has no tape {name!r}; it has {has}')
     return Tape.load(folder/f'{name}.json')

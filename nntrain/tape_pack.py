@@ -140,7 +140,7 @@ def _check_strip(part, what):
 
 def _check_pictures(part, t):
     classes, targets, n = part['classes'], part['targets'], part['n']
-    _need(all(isinstance(c, str) for c in classes), 'names of classes are no texts')
+    _need(type(classes) is list and {*map(type, classes)} <= {str}, 'no class names')
     _need(len(targets) == n and all(c in range(len(classes)) for c in targets),
           'the targets are no classes')
     _need(_is_letters(part['shares'], 2*t*n*len(classes)), 'probabilities are missing')
@@ -157,6 +157,8 @@ def _check_values(part, t):
 #| code-fold: true
 #| code-summary: "All parts"
 def _check_parts(data):
+    for name in 'steps', 'valid', 'ratios', 'values':
+        _need(isinstance(data[name], list), f'{name!r} is no list')
     steps = data['steps']
     t = len(steps)
     _need(0 < t <= 200 and all(type(s) is int and s >= 0 for s in steps)
@@ -164,26 +166,34 @@ def _check_parts(data):
     for name in 'epochs', 'loss', 'rate', 'gradient':
         _need(_is_numbers(data[name], t), f'{name!r} does not hold {t} numbers')
     _need(all(_is_numbers(pair, 2) for pair in data['valid']), "'valid' holds no pairs")
-    for part in data['ratios']:
+    for part in data['ratios'] + data['values']:
         _need(isinstance(part['name'], str), 'a layer has no name')
+    for part in data['ratios']:
         _need(_is_numbers(part['moved'], t), 'an update ratio is cut short')
     for part in data['values']: _check_values(part, t)
     if data['pictures']: _check_pictures(data['pictures'], t)
-    if part := data['filters']:
-        _need(isinstance(part['name'], str), 'its filters have no name')
-        _need(all(m in range(t) for m in part['moments']), 'filters of no moment')
-        n = _check_strip(part, 'the filters')
-        _need(n == len(part['moments']), 'filters are missing')
+    if data['filters']: _check_filters(data['filters'], t)
     texts = [*data['missing'].values(), data['model'], *map(str, data['missing'])]
     _need(all(isinstance(text, str) for text in texts), 'its words are no texts')
 
 # %% ../nbs/80_tape.ipynb #80b00004
 #| code-fold: true
-#| code-summary: "The check as a whole"
-def _check(data):  # ValueError: what is wrong with the content of a tape
-    _need(isinstance(data, dict) and data.get('format') == _FORMAT,
-          f'it does not say {_FORMAT!r}')
+#| code-summary: "Filters; the check as a whole"
+def _check_filters(part, t):
+    _need(isinstance(part['name'], str), 'its filters have no name')
+    _need(all(m in range(t) for m in part['moments']), 'filters of no moment')
+    n = _check_strip(part, 'the filters')
+    _need(n == len(part['moments']), 'filters are missing')
+
+def _damaged(name, why):
+    return ValueError(f'{name} is no tape, or a damaged one: {why}; give what '
+                      'Tape.save wrote, or cb.tape of a TapeCB')
+
+def _check(data, name='this'):  # ValueError: what is wrong with the content of a tape
+    good = isinstance(data, dict) and data.get('format') == _FORMAT
+    if not good: raise _damaged(name, f"its 'format' is not {_FORMAT!r}")
     try: _check_parts(data)
-    except KeyError as e: raise ValueError(f'it has no {e}') from None
-    except (TypeError, AttributeError, IndexError, OSError) as e:
-        raise ValueError(f'a part of it is of another kind ({e})') from None
+    except KeyError as e: raise _damaged(name, f'it has no {e}') from None
+    except (TypeError, AttributeError, IndexError, OverflowError, OSError) as e:
+        raise _damaged(name, f'a part of it is of another kind ({e})') from None
+    except ValueError as e: raise _damaged(name, e) from None

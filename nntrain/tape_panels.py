@@ -104,7 +104,7 @@ def _lines(key, tapes, last, scale, log, dots):
         if dots: out += _dots(tape[dots], last, scale, log, t)
     return out
 
-def _value(key, t, v):  # a number that the script exchanges
+def _value(key, t, v):  # a number that the script replaces
     return (f'<b data-key="{key}" data-tape="{t}" style="--c:{_COLOURS[t]}">'
             f'{_short(v)}</b>')
 
@@ -165,7 +165,7 @@ def _ratio_rows(tapes):
 # %% ../nbs/86_panels.ipynb #4651ff96
 #| code-fold: true
 #| code-summary: "The place and the outline of a histogram"
-def _placed(found):  # (x of the first bin, width of a bin, height of a level) of each
+def _placed(found):  # where each begins, how wide and how high it is
     low = min(v['low'] for _, v in found)
     span = max(v['high'] for _, v in found) - low
     tall = [v['most']/(v['high'] - v['low']) for _, v in found]

@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .batches import count_samples, tensors_of
+from .checks import whole
 from .prepare import BatchTransformCB, DeviceCB
 from .tape_layers import _watched
 
@@ -32,12 +33,13 @@ from .tape_layers import _watched
 def _same_luck(device):
     "Random numbers go on afterwards as if the block had drawn none"
     own = [] if device.type == 'cpu' else [torch.get_device_module(device)]
-    kept, here = torch.get_rng_state(), [module.get_rng_state() for module in own]
+    at = [] if device.type == 'mps' else [device]     # of several GPUs, the model's
+    kept, here = torch.get_rng_state(), [module.get_rng_state(*at) for module in own]
     python, numpy = random.getstate(), np.random.get_state()
     try: yield
     finally:
         torch.set_rng_state(kept)
-        for module, state in zip(own, here): module.set_rng_state(state)
+        for module, state in zip(own, here): module.set_rng_state(state, *at)
         random.setstate(python)
         np.random.set_state(numpy)
 
@@ -136,10 +138,12 @@ class Probe:
     def __init__(self,
         learn,           # the learner; it stays as it is
         pictures=None,   # a batch (input, target); None: from the validation loader
-        n_shown:int=12,  # samples whose predictions are kept
-        n_probe:int=64   # samples that the histograms count
+        n_shown:int=12,  # samples whose predictions are kept, at least 1
+        n_probe:int=64   # samples that the histograms count, at least 1
     ):
-        self.missing, self.n_shown = {}, n_shown
+        _check_asked(learn, pictures)
+        self.missing, self.n_shown = {}, whole('n_shown', n_shown)
+        self.given, n_probe = pictures is not None, whole('n_probe', n_probe)
         self.learner, self.targets, self.shown = None, None, None
         with _same_luck(learn.device): self._find(learn, pictures, n_probe)
 
@@ -160,11 +164,32 @@ def ask(self:Probe)->tuple:  # (n_shown, C) probabilities or None, {label: value
             for label, m in _watched(model).items():
                 hook = lambda *args, label=label: note(label, *args)
                 handles.append(m.register_forward_hook(hook))
-            self.learner.predict()
+            self._predict()
         finally:
             for handle in handles: handle.remove()
     values = {label: np.concatenate(parts) for label, parts in seen.items()}
     return self._shares(self.learner.preds), values
+
+# %% ../nbs/80_tape.ipynb #80c00001
+#| code-fold: true
+#| code-summary: "What is given is refused in a sentence"
+def _check_batch(batch):  # pictures that somebody gave: rows, as many in each part
+    shapes = [tuple(t.shape) for t in tensors_of(batch) if t.ndim]
+    if len({shape[0] for shape in shapes}) == 1 and shapes[0][0]: return
+    raise ValueError('pictures must be a batch (input, target) as the model takes it, '
+                     f'got {shapes or type(batch).__name__}')
+
+def _check_asked(learn, pictures):
+    if not hasattr(learn, 'dls'):
+        raise TypeError(f'Probe asks the model of a learner, got {learn!r:.60}')
+    if pictures is not None: _check_batch(pictures)
+
+@patch
+def _predict(self:Probe):
+    try: self.learner.predict()
+    except Exception as e:
+        if not self.given: raise
+        raise ValueError(f'the model does not take the given pictures: {e}') from e
 
 # %% ../nbs/80_tape.ipynb #92e5d573
 #| code-fold: true

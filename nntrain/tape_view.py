@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from .figure_web import _script, _style
 from .tape_cards import _cards, _filters, _last_shares
+from .tape_pack import _check
 from .tape_panels import (_COLOURS, _DASHES, _chart, _histograms, _ratio_rows,
                                  _short)
 
@@ -108,11 +109,24 @@ def _left_out(tapes):
     return ''.join(f'<p><small>Left out: {html.escape(text)}.</small></p>'
                    for text in sorted(said))
 
+# %% ../nbs/86_panels.ipynb #86c00001
+#| code-fold: true
+#| code-summary: "Names and title are texts"
+def _check_words(names, title, play, n):
+    texts = isinstance(names, (list, tuple)) and {*map(type, names)} <= {str}
+    if not texts or len(names) != n:
+        raise ValueError(f'names={names!r:.60} must hold a name for each of the {n} '
+                         f"{'tapes' if n > 1 else 'tape'}")
+    if not isinstance(title, str):
+        raise ValueError(f"title must be a text, '' for none, got {title!r:.60}")
+    if not isinstance(play, bool):
+        raise ValueError(f'play must be True or False, got {play!r:.60}')
+
 # %% ../nbs/86_panels.ipynb #2a0c846a
 def tape_view(
     tape,          # a `Tape`
     other=None,    # a second one: both runs in the same panels
-    names=None,    # what the two runs are called, such as ('sick', 'healthy')
+    names=None,    # list of what the runs are called, such as ['sick', 'healthy']
     title:str='',  # above the view; '' leaves it out
     play:bool=False  # a button that runs through the moments by itself?
 )->TapeView:
@@ -123,9 +137,7 @@ def tape_view(
             raise ValueError(f'tape_view shows tapes, got {type(t).__name__}: give '
                              f'cb.tape of a TapeCB, or Tape.load(path)')
     if names is None: names = ('this run', 'the other')[:len(tapes)]
-    if isinstance(names, str) or len(names) < len(tapes):
-        raise ValueError(f'names={names!r} must hold a name for each of the '
-                         f'{len(tapes)} tapes')
+    _check_words(names, title, play, len(tapes))
     return TapeView([t.data for t in tapes], list(names), title, play)
 
 # %% ../nbs/86_panels.ipynb #86b00014
@@ -189,14 +201,8 @@ def to_html(self:TapeView)->str:
 
 # %% ../nbs/86_panels.ipynb #8b920dde
 #| code-fold: true
-#| code-summary: "Read a stored view"
-def stored_view(
-    text:str,  # HTML that `tape_view` made, such as a stored output
-)->TapeView:   # the same view, drawn by the package as it is now
-    "Read back the tapes of a stored view; ValueError if there is none"
-    hit = re.search(r'/\*tape\*/(.*?)/\*end\*/', text, re.S)
-    if not hit: raise ValueError('there is no training tape in this text')
-    data = json.loads(hit[1])
+#| code-summary: "The tapes of a stored view, with their strips"
+def _with_strips(data, text):  # tapes whose strips stand elsewhere in the HTML
     for t, tape in enumerate(data['tapes']):
         for part, letter in ('pictures', 'p'), ('filters', 'f'):
             strip = re.search(rf'{data["id"]}-{letter}{t}" href="data:image/png;base64,'
@@ -204,4 +210,24 @@ def stored_view(
             if strip: tape[part]['png'] = strip[1]
     if len(data['tapes']) > 1 and (part := data['tapes'][1]['pictures']):
         if part['png'] == '': part['png'] = data['tapes'][0]['pictures']['png']
-    return TapeView(*(data[k] for k in ('tapes', 'names', 'title', 'play')))
+    return data['tapes']
+
+# %% ../nbs/86_panels.ipynb #86c00003
+#| code-fold: true
+#| code-summary: "Read a stored view"
+def stored_view(
+    text:str,  # HTML that `tape_view` made, such as a stored output
+)->TapeView:   # the same view, drawn by the package as it is now
+    "Read back the tapes of a stored view; ValueError if there is no whole one"
+    hit = re.search(r'/\*tape\*/(.*?)/\*end\*/', str(text), re.S)
+    if not hit: raise ValueError('there is no training tape in this text')
+    try:
+        data = json.loads(hit[1])
+        tapes = _with_strips(data, text)
+        for tape in tapes: _check(tape)
+        words = data['names'], data['title'], data['play']
+        _check_words(*words, len(tapes))
+        return TapeView(tapes, *words)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as e:
+        raise ValueError('the training tape in this text is damaged '
+                         f'({type(e).__name__}: {e}): run its cell again') from None

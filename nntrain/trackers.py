@@ -21,6 +21,11 @@ from fastcore.basics import patch
 from .files import _file, _sweep, write_whole
 from .logs import _read_log, _write_rows
 
+def _opened(tracker, part):  # what `open` has made
+    if part in vars(tracker): return getattr(tracker, part)
+    raise ValueError(f'{type(tracker).__name__} is not open: give it to TrackerCB, or '
+                     'call open(settings, step) first')
+
 def _needed(package, module=None):
     try: return importlib.import_module(module or package)
     except ImportError as e:
@@ -43,28 +48,44 @@ class TensorBoardTracker:
         table = '\n'.join(['| setting | value |', '|---|---|', *rows])
         self.writer.add_text('settings', table)
     def __call__(self, numbers, step):
-        for name, value in numbers.items(): self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        writer = _opened(self, 'writer')
+        for name, value in numbers.items(): writer.add_scalar(name, value, step)
+        writer.flush()
     def close(self, failed): self.writer.close(); del self.writer
+
+# %% ../nbs/87_logging.ipynb #87c00002
+#| code-fold: true
+#| code-summary: "The rows of an earlier run, by step"
+def _by_step(path):  # {step: row}
+    found = {}
+    for row in _read_log(path, 'step') if path.exists() else []:
+        try: step, rest = divmod(float(row['step']), 1)
+        except (KeyError, ValueError): rest = 1
+        if rest != 0:
+            raise ValueError(f"{path} has a row whose step is {row.get('step', '')!r}, "
+                             'no whole number: move it away, or give another path')
+        found[int(step)] = row | dict(step=int(step))
+    return found
 
 # %% ../nbs/87_logging.ipynb #5ae8b5ea
 class CSVTracker:
     "Keep a row per step in a CSV file; the settings are beside it, in JSON"
     def __init__(self,
         path  # the file, whole after each report; its folder is made if need be
-    ): self.path = _file(path)
+    ):
+        self.path = _file(path)
+        self.owns = (f'the file {self.path}',)
     def open(self, settings, step):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f'{self.path.stem}.settings.json')
         for path in self.path, beside: _sweep(path)
-        old = _read_log(self.path, 'step') if self.path.exists() else []
-        rows = {int(row['step']): row for row in old}
+        rows = _by_step(self.path)
         self.rows = {n: row for n, row in rows.items() if n <= step} if step else {}
         if step: return
         text = json.dumps(settings, indent=1)
         write_whole(beside, lambda path: path.write_text(text))
     def __call__(self, numbers, step):
-        self.rows.setdefault(step, {'step': step}).update(numbers)
+        _opened(self, 'rows').setdefault(step, {'step': step}).update(numbers)
         write_whole(self.path, partial(_write_rows, self.rows.values()))
     def close(self, failed): pass
 
@@ -86,7 +107,8 @@ class WandbTracker:
             project=self.project, id=self.name, reinit='create_new',
             **begin | self.options)
     def __call__(self, numbers, step):   # steps that it has seen are left out
-        if step >= self.run.step: self.run.log(numbers, step=step)
+        run = _opened(self, 'run')
+        if step >= run.step: run.log(numbers, step=step)
     def close(self, failed): self.run.finish(exit_code=int(failed)); del self.run
 
 # %% ../nbs/87_logging.ipynb #734301f9
@@ -109,7 +131,7 @@ class MLflowTracker:
         self.id = known.info.run_id
     def __call__(self, numbers, step):
         make, now = _needed('mlflow.entities').Metric, int(1000*time.time())
-        self.client.log_batch(self.id, [
+        _opened(self, 'client').log_batch(self.id, [
             make(name, value, now, step) for name, value in numbers.items()
             if (name, step) not in self.seen])
 

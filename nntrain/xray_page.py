@@ -29,8 +29,8 @@ def shape_list(
     return f'<details class="nn-x"><summary>Shapes</summary>{lines}</details>'
 
 _SWITCH = '''<p class="nn-x-all"><label><input type="checkbox"> Show shapes in all
-code</label> (from a run on few data; of functions the first call, of loops the last
-turn) <span aria-live="polite"></span></p>'''.replace('\n', ' ')
+code</label> (from a run on a small part of the data; of functions the first call, of
+loops the last turn) <span aria-live="polite"></span></p>'''.replace('\n', ' ')
 
 # %% ../nbs/81_xray.ipynb #81b00051
 #| code-fold: true

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from nntrain.annealing import AnnealCB, AutoAnnealCB
+from nntrain.annealing import AnnealCB, AutoAnnealCB, _divide_rates
 from nntrain.data import DataLoaders
 from nntrain.callback import Callback
 from nntrain.events import CancelPhase
@@ -54,7 +54,7 @@ def test_the_annealer_cuts_each_rate_once(tensor):
     opt = SGD(
         [{'params': ps[:1]}, {'params': ps[1:]}],
         lr=torch.tensor(1.0) if tensor else 1.0)
-    AutoAnnealCB(factor=4.)._cut(opt.param_groups)
+    _divide_rates(opt.param_groups, 4.)
     assert [float(g['lr']) for g in opt.param_groups] == [.25, .25]
     assert AutoAnnealCB.owns == ('lr',)
 

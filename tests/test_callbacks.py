@@ -4,6 +4,7 @@ import copy
 import csv
 import math
 import os
+import re
 import stat
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
 from nntrain.confusion import ConfusionMatrixCB
 from nntrain.logs import CSVLogCB, TrackerCB
 from nntrain.profiling import ProfileCB
+from nntrain.trackers import CSVTracker
 from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
 from nntrain.files import write_whole
 from nntrain.saving import SaveBestCB
@@ -639,6 +641,29 @@ def test_any_name_of_a_file_will_do_but_no_folder(tmp_path, name):
     for kind in SaveBestCB, CSVLogCB:
         with pytest.raises(ValueError, match='is a folder: name a file in it'):
             kind(tmp_path)
+        with pytest.raises(ValueError, match=r'^\. is a folder: name a file in it'):
+            kind('')
+
+@pytest.mark.parametrize('make', [
+    CSVLogCB, SaveBestCB, CSVTracker, lambda path: ProfileCB(trace=path),
+    lambda path: write_whole(path, lambda path: path.write_text('x'))])
+def test_a_path_below_a_file_is_refused_at_once(tmp_path, make):
+    (tmp_path/'notes.txt').write_text('mine')
+    says = re.escape(f'{tmp_path/"notes.txt"} is a file, not a folder')
+    for path in tmp_path/'notes.txt/run.csv', tmp_path/'notes.txt/deep/run.csv':
+        with pytest.raises(ValueError, match=says): make(path)
+    assert (tmp_path/'notes.txt').read_text() == 'mine'
+
+def test_two_owners_of_one_file_or_profiler_are_refused(tmp_path):
+    path = tmp_path/'run.csv'
+    pairs = [(CSVLogCB(path), CSVLogCB(path), f'the file {path}'),
+             (CSVLogCB(path), TrackerCB(CSVTracker(path)), f'the file {path}'),
+             (ProfileCB(), ProfileCB(), 'the profiler of torch')]
+    for one, two, what in pairs:
+        with pytest.raises(ValueError, match=f'would both write {re.escape(what)}'):
+            learner(MetricsCB(), one, two).fit(1)
+    learner(MetricsCB(), CSVLogCB(path), CSVLogCB(tmp_path/'b.csv')).fit(1)
+    assert path.read_text() == (tmp_path/'b.csv').read_text()
 
 @pytest.mark.skipif(os.name == 'nt', reason='modes of files')
 def test_written_files_have_the_mode_of_any_new_file(tmp_path):
@@ -667,9 +692,10 @@ def test_a_log_goes_on_after_a_spreadsheet_has_saved_it(tmp_path, spoil):
     'content', [b'name,price\nbread,3\n', b'\xff\xfe\x00e', b'epoch,a\n1,2,3\n'])
 def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
     (tmp_path/'log.csv').write_bytes(content)
-    with pytest.raises(ValueError, match='not a log of a run'):
-        learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv', append=True)).fit(1)
-    assert (tmp_path/'log.csv').read_bytes() == content
+    for append in True, False:
+        with pytest.raises(ValueError, match='not a log of a run'):
+            learner(MetricsCB(), CSVLogCB(tmp_path/'log.csv', append=append)).fit(1)
+        assert (tmp_path/'log.csv').read_bytes() == content
 
 
 # ---- monitors ------------------------------------------------------------------------
@@ -1108,6 +1134,22 @@ def test_a_profile_ends_when_the_fit_is_left():
     assert not profile.running and profile.table()
     learner(again := ProfileCB(0, 1)).fit(1)             # another one can begin
     assert again.table()
+
+
+@pytest.mark.parametrize('ask', [
+    lambda cb: cb.matrix, lambda cb: cb.most_confused(), lambda cb: cb.plot()])
+def test_a_matrix_needs_a_validation(ask):
+    for table in ConfusionMatrixCB('abc'), ConfusionMatrixCB('abc'):
+        with pytest.raises(ValueError, match='nothing was validated yet'): ask(table)
+        learner(table).fit(1, valid=False)
+        with pytest.raises(ValueError, match='nothing was validated yet'): ask(table)
+
+def test_a_matrix_refuses_what_names_no_classes():
+    for bad in 5, None:
+        with pytest.raises(ValueError, match='classes must be a list of names, got'):
+            ConfusionMatrixCB(bad)
+    learner(table := ConfusionMatrixCB('abc')).fit(1)
+    with pytest.raises(ValueError, match='n must be a whole'): table.most_confused('x')
 
 
 # ---- edges of the arguments, and what others see

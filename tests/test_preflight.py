@@ -22,11 +22,12 @@ from nntrain.blocks import cnn
 from nntrain.callback import Callback
 from nntrain.clip import GradientClipCB
 from nntrain.data import DataLoaders
-from nntrain.findings import KINDS, page
+from nntrain.findings import KINDS, Finding, Findings, page
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.museum import EXHIBITS
 from nntrain.precision import MixedPrecisionCB
+from nntrain.probes import losses_at
 from nntrain.saving import SaveBestCB
 from nntrain.second_room import ROOM, ranks_found, room_program
 from nntrain.soft_targets import MixUpCB
@@ -381,6 +382,34 @@ def test_every_kind_leads_to_a_chapter():
     assert {topic for _, _, topic in KINDS.values()} <= topics
     assert {severity for _, severity, _ in KINDS.values()} == {'fault', 'warning'}
     assert page('bugs').startswith('https://')
+
+def test_a_finding_without_an_entry_costs_no_other_one(monkeypatch):
+    with pytest.raises(ValueError, match="'nonsense' is no finding that we know"):
+        Finding('nonsense', 'x')
+    monkeypatch.setitem(preflight.LOOKS, 'mine', lambda trial: [('landing', 'x')])
+    found = look(LEARNERS['broadcast']())
+    assert 'broadcast' in found.names and 'add it to KINDS' in found.skipped['mine']
+    assert 'broadcast' in repr(found) and 'mine: ValueError' in repr(found)
+
+def test_one_look_is_no_looks():
+    assert repr(Findings(looks=['a'])).startswith('preflight, 1 look in 0 s: nothing')
+    assert repr(Findings()).startswith('preflight, 0 looks in')
+
+@pytest.mark.parametrize('lr, n, batches, says', [
+    (.1, 0, None, 'n must be a whole number of at least 1, got 0'),
+    (-1., 3, None, 'lr must be a finite number above 0, got -1.0'),
+    (.1, 3, [], 'losses_at needs at least one batch, got none')])
+def test_a_probe_says_what_it_needs(lr, n, batches, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        losses_at(line(), lr, n, batches)
+
+def test_a_path_that_leaves_torchs_names_its_length():
+    class SGD(torch.optim.SGD):                # right as long as gradients are positive
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group['params']: p.data -= group['lr']*p.grad.abs()
+    said = {f.name: f.sentence for f in look(line(opt=SGD))}
+    assert said['other steps'].endswith('within 4 steps.')
 
 def test_row_keys_tell_samples_apart():
     x = torch.tensor([[1., 2.], [1., 2.], [2., 1.]])

@@ -37,6 +37,7 @@ from nntrain.tape_cards import _share_bars, _verdict
 from nntrain.tape_file import Tape, book_tape, keep_tape
 from nntrain.tape_pack import _BINS, _levels, _pairs, _shares
 from nntrain.tape_panels import _bar, _outline, _short
+from nntrain.tape_probe import Probe, _same_luck
 from nntrain.tape_view import _TAPE_JS, TapeView, stored_view, tape_view
 
 
@@ -367,9 +368,46 @@ def test_compiled_models_are_asked_uncompiled():
     (lambda: TapeCB(n_moments=101), 'n_moments must be at most 100, got 101'),
     (lambda: TapeCB().tape, 'nothing is recorded yet'),
     (lambda: book_tape('shoes'), "the book has no tape 'shoes'; it has"),
+    (lambda: moments(10, 1), 'n must be a whole number of at least 2, got 1'),
+    (lambda: moments(-5), 'n_steps must be a whole number of at least 1, got -5'),
+    (lambda: TapeCB(classes=5), 'classes must be a list of names, got 5'),
+    (lambda: TapeCB(classes='ten'), "classes must be a list of names, got 'ten'"),
+    (lambda: TapeCB(beside='learner'), "beside must be a Tape, got 'learner'"),
+    (lambda: TapeCB(pictures=5), 'pictures must be a batch (input, target) as the '
+     'model takes it, got int'),
+    (lambda: TapeCB(pictures=()), 'must be a batch (input, target)'),
+    (lambda: TapeCB(pictures=(pictures(8)[0], pictures(5)[1])),
+     'got [(8, 1, 8, 8), (5,)]'),
+    (lambda: TapeCB(pictures=tuple(t[:0] for t in pictures(8))), 'must be a batch'),
+    (lambda: Probe(fitted(n_epochs=1), n_shown=-1), 'n_shown must be a whole number'),
+    (lambda: fitted(TapeCB(pictures=(torch.zeros(8, 5), torch.arange(8)))),
+     'the model does not take the given pictures: '),
+    (lambda: Tape(5), "this is no tape, or a damaged one: its 'format' is not"),
+    (lambda: Tape({}), 'Tape.save wrote, or cb.tape of a TapeCB'),
+    (lambda: keep_tape(5, 'run'), 'this is no tape'),
 ])
 def test_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)): make()
+
+def test_a_probe_needs_a_learner():
+    with pytest.raises(TypeError, match='asks the model of a learner, got 5'): Probe(5)
+
+def test_names_that_do_not_fit_give_way_to_numbers():
+    fitted(cb := TapeCB(classes=['a']))
+    assert cb.tape.data['pictures']['classes'] == ['0', '1', '2', '3']
+    assert 'Left out: names: 4 classes need 4 names, got 1.' in (
+        tape_view(cb.tape).to_html())
+
+def test_the_generator_of_the_models_own_device_is_put_back(monkeypatch):
+    "With a model on the second GPU, torch's default is that of the first"
+    asked = []
+    class Module:
+        def get_rng_state(self, *at): asked.append(at)
+        def set_rng_state(self, state, *at): asked.append(at)
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: Module())
+    for name in 'cuda:1', 'mps':
+        with _same_luck(torch.device(name)): pass
+    assert asked == [(torch.device('cuda:1'),)]*2 + [()]*2
 
 def test_several_processes_are_refused():
     class Two(Callback):
@@ -386,7 +424,11 @@ def test_save_and_load(recorded, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['run.json']
     with pytest.raises(ValueError, match='is a folder: name a file in it'):
         recorded.save(tmp_path)
+    with pytest.raises(ValueError, match='is a folder: name a file in it'):
+        Tape.load(tmp_path)
     with pytest.raises(FileNotFoundError): Tape.load(tmp_path/'none.json')
+    (tmp_path/'run.json').write_text(json.dumps(recorded.data), encoding='utf-8-sig')
+    assert Tape.load(tmp_path/'run.json').data == recorded.data
 
 def without(data, *path):
     data = copy.deepcopy(data)
@@ -423,6 +465,9 @@ def changed(data, value, *path):
     lambda d: changed(d, {'x': 3}, 'missing'), lambda d: changed(d, 1, 'model'),
     lambda d: changed(d, '"><script>', 'filters', 'height'),
     lambda d: changed(d, 5, 'filters', 'name'),
+    lambda d: changed(d, 10**400, 'loss', 3),
+    lambda d: changed(d, dict(zip('0123', 'abcd')), 'pictures', 'classes'),
+    lambda d: changed(d, {}, 'valid'), lambda d: changed(d, 5, 'values', 0, 'name'),
 ])
 def test_damage_is_named_in_a_sentence(recorded, tmp_path, damage):
     path = tmp_path/'run.json'
@@ -449,6 +494,14 @@ def test_tapes_of_the_book():
     for path in (ROOT/'results/tapes').glob('*.json'):
         tape = book_tape(path.stem)
         assert len(tape.steps) >= 30 and path.stat().st_size < 100_000
+
+def test_names_of_tapes_stay_in_their_folder(recorded, tmp_path):
+    folder = tmp_path/'tapes'
+    with pytest.raises(ValueError, match='it has none in '): book_tape('x', folder)
+    for name in '../evil', '', 5:
+        with pytest.raises(ValueError, match='name must be a topic'):
+            keep_tape(recorded, name, folder)
+    assert not list(tmp_path.iterdir())
 
 def test_only_a_full_run_keeps_a_tape(recorded, monkeypatch):
     monkeypatch.delenv('NNTRAIN_RECORD', raising=False)
@@ -478,7 +531,20 @@ def test_view_in_words(recorded, hot):
     (lambda t: tape_view(t, 'x'), 'tape_view shows tapes, got str'),
     (lambda t: tape_view(t, t, names='ab'), "names='ab' must hold a name for each"),
     (lambda t: tape_view(t, t, names=['a']), 'must hold a name for each of the 2'),
+    (lambda t: tape_view(t, t, names=['a', 'b', 'c']), 'must hold a name for each'),
+    (lambda t: tape_view(t, names=5), 'names=5 must hold a name for each of the 1'),
+    (lambda t: tape_view(t, t, names=(1, 2)), 'names=(1, 2) must hold a name'),
+    (lambda t: tape_view(t, title=None), "title must be a text, '' for none, got None"),
+    (lambda t: tape_view(t, play='x'), "play must be True or False, got 'x'"),
     (lambda t: stored_view('<p>'), 'there is no training tape in this text'),
+    (lambda t: stored_view(None), 'there is no training tape in this text'),
+    (lambda t: stored_view('/*tape*/{"a":/*end*/'), 'is damaged (JSONDecodeError: '),
+    (lambda t: stored_view('/*tape*/{}/*end*/'), "is damaged (KeyError: 'tapes')"),
+    (lambda t: stored_view('/*tape*/[]/*end*/'), 'is damaged (TypeError: '),
+    (lambda t: stored_view(tape_view(t).to_html().replace('"loss":[', '"loss":[7,')),
+     "'loss' does not hold 25 numbers"),
+    (lambda t: stored_view(tape_view(t).to_html().replace('"title":""', '"title":5')),
+     'title must be a text'),
 ])
 def test_view_refuses(recorded, make, message):
     with pytest.raises(ValueError, match=re.escape(message)): make(recorded)

@@ -300,6 +300,24 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path):
     assert (tmp_path/'run.csv').read_text(encoding='utf-8').endswith('bread,3\n')
     with pytest.raises(ValueError, match='is a folder'): CSVTracker(tmp_path)
 
+def test_steps_that_a_spreadsheet_has_saved(tmp_path):
+    path = tmp_path/'run.csv'
+    path.write_text('step,loss\n2.0,1.5\n4,1.0\n', encoding='utf-8')
+    (tracker := CSVTracker(path)).open({}, 3)
+    tracker({'loss': .5}, 4)
+    assert path.read_text(encoding='utf-8').split() == ['step,loss', '2,1.5', '4,0.5']
+    for step in '', '2.5', 'two', 'nan', 'inf':
+        path.write_text(f'step,loss\n{step},1.5\n', encoding='utf-8')
+        with pytest.raises(ValueError, match=f'has a row whose step is {step!r}'):
+            CSVTracker(path).open({}, 3)
+
+def test_a_tracker_that_is_not_open_says_so(tmp_path):
+    pytest.importorskip('tensorboard')
+    for tracker in CSVTracker(tmp_path/'run.csv'), TensorBoardTracker(tmp_path):
+        with pytest.raises(ValueError, match='is not open: give it to TrackerCB'):
+            tracker({'loss': 1.}, 1)
+    assert not list(tmp_path.iterdir())
+
 
 # ---- Weights & Biases, offline -------------------------------------------------------
 

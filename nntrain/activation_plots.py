@@ -16,7 +16,7 @@ from .history import COLORS
 
 # %% ../nbs/07_activations.ipynb #b058f901
 #| code-fold: true
-#| code-summary: "Code of the four pictures"
+#| code-summary: "Code of the grid"
 def _check_seen(stats):
     if not any(map(len, stats.means.values())):
         raise ValueError('nothing recorded yet: pass this callback to fit, '
@@ -31,6 +31,9 @@ def _layer_grid(n, height=2):
     for ax in axs[-1]: ax.set_xlabel('batch')
     return axs.flat[:n]
 
+# %% ../nbs/07_activations.ipynb #7920c4cd
+#| code-fold: true
+#| code-summary: "Code of the lines"
 def _layer_lines(ax, series, starts=(), **labels):
     import matplotlib.pyplot as plt
     many = len(series) > len(COLORS)
@@ -43,6 +46,9 @@ def _layer_lines(ax, series, starts=(), **labels):
     ax.legend(title='layer', fontsize=8, title_fontsize=8)
     return ax
 
+# %% ../nbs/07_activations.ipynb #b2fd682f
+#| code-fold: true
+#| code-summary: "Code of plot_stats"
 def plot_stats(
     stats:ActivationStatsCB,  # after a fit
     axs=None                  # two matplotlib axes; None: a new figure
@@ -56,6 +62,9 @@ def plot_stats(
     _layer_lines(axs[1], stats.stds, stats.starts, ylabel='standard deviation')
     return axs
 
+# %% ../nbs/07_activations.ipynb #edb7e855
+#| code-fold: true
+#| code-summary: "Code of plot_hists"
 def plot_hists(
     stats:ActivationStatsCB  # after a fit
 ):                           # the axes, one per layer
@@ -69,6 +78,9 @@ def plot_hists(
         ax.set_ylabel('activation')
     return axs
 
+# %% ../nbs/07_activations.ipynb #bc945565
+#| code-fold: true
+#| code-summary: "Code of plot_dead"
 def plot_dead(
     stats:ActivationStatsCB  # after a fit
 ):                           # the axes, one per layer
@@ -84,6 +96,9 @@ def plot_dead(
         ax.set_ylabel('unit')
     return axs
 
+# %% ../nbs/07_activations.ipynb #ace11fbd
+#| code-fold: true
+#| code-summary: "Code of plot_firing"
 def plot_firing(
     stats:ActivationStatsCB,  # after a fit
     ax=None                   # matplotlib axes; None: a new figure

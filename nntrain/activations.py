@@ -41,9 +41,20 @@ def activation_stats(
     rates = fires.mean([d for d, _ in enumerate(x.shape) if d != unit_dim % x.ndim])
     return mean, std, hist, rates
 
+# %% ../nbs/07_activations.ipynb #fffeedad
+#| code-fold: true
+#| code-summary: "The check of the arguments"
+def _check_arguments(bins, range, on_train, on_valid):
+    whole('bins', bins)
+    if not (len(range) == 2 and range[0] < range[1]):
+        raise ValueError('range must be (low, high) with low below high, got '
+                         f'{range!r}')
+    if not (on_train or on_valid):
+        raise ValueError('on_train=False and on_valid=False leave nothing to watch')
+
 # %% ../nbs/07_activations.ipynb #c398d201
 #| code-fold: true
-#| code-summary: "ActivationStatsCB: its arguments, the modules that it watches, what a hook notes"
+#| code-summary: "ActivationStatsCB: its arguments"
 class ActivationStatsCB(Callback):
     "Mean, standard deviation, histogram and firing rates of layers, batch by batch"
     order, watches = 10, True
@@ -56,12 +67,7 @@ class ActivationStatsCB(Callback):
         on_train:bool=True,     # in the training phase?
         on_valid:bool=False     # in the validation phase?
     ):
-        whole('bins', bins)
-        if not (len(range) == 2 and range[0] < range[1]):
-            raise ValueError('range must be (low, high) with low below high, got '
-                             f'{range!r}')
-        if not (on_train or on_valid):
-            raise ValueError('on_train=False and on_valid=False leave nothing to watch')
+        _check_arguments(bins, range, on_train, on_valid)
         self.modules, self.range = modules, tuple(range)
         self.stats = partial(activation_stats, bins=bins, range=self.range,
                              hist_samples=hist_samples, unit_dim=unit_dim)
@@ -69,18 +75,25 @@ class ActivationStatsCB(Callback):
         self.on, self.hooks = False, ()
         self._reset(())
 
-    def _reset(self, names):
-        empty = lambda: {name: torch.empty(0) for name in names}
-        self.means, self.stds = empty(), empty()
-        self.hists, self.rates = empty(), empty()
-        self.starts = []  # number of batches seen when each phase began
+# %% ../nbs/07_activations.ipynb #cdf01612
+#| code-fold: true
+#| code-summary: "What it has noted, and which units are silent"
+@patch
+def _reset(self:ActivationStatsCB, names):
+    empty = lambda: {name: torch.empty(0) for name in names}
+    self.means, self.stds = empty(), empty()
+    self.hists, self.rates = empty(), empty()
+    self.starts = []  # number of batches seen when each phase began
 
-    @property
-    def dead(self)->dict:
-        "Layer -> (T,): share of the units that fire for no sample of the batch"
-        seen = {name: rates for name, rates in self.rates.items() if len(rates)}
-        return {name: (rates == 0).float().mean(1) for name, rates in seen.items()}
+@patch(as_prop=True)
+def dead(self:ActivationStatsCB)->dict:
+    "Layer -> (T,): share of the units that fire for no sample of the batch"
+    seen = {name: rates for name, rates in self.rates.items() if len(rates)}
+    return {name: (rates == 0).float().mean(1) for name, rates in seen.items()}
 
+# %% ../nbs/07_activations.ipynb #2d17bc46
+#| code-fold: true
+#| code-summary: "The modules that it watches"
 @patch
 def _find(self:ActivationStatsCB, model):
     modules = self.modules
@@ -95,6 +108,9 @@ def _find(self:ActivationStatsCB, model):
                              f'{list(names.values())}')
     return {names[m]: m for m in modules}
 
+# %% ../nbs/07_activations.ipynb #f2ac33f3
+#| code-fold: true
+#| code-summary: "What a hook notes"
 @patch
 def _note(self:ActivationStatsCB, hook, module, inputs, output):
     if not self.on: return
@@ -110,7 +126,9 @@ def _note(self:ActivationStatsCB, hook, module, inputs, output):
                          'each place')
     hook.new.append(stats)
 
-# %% ../nbs/07_activations.ipynb #d8c13001
+# %% ../nbs/07_activations.ipynb #621c6364
+#| code-fold: true
+#| code-summary: "The hooks are set"
 @patch
 def before_fit(self:ActivationStatsCB, learn):
     known = isinstance(self, getattr(learn.world, 'main_only', ()))
@@ -123,6 +141,7 @@ def before_fit(self:ActivationStatsCB, learn):
     self.hooks = Hooks(found, self._note)
     for hook in self.hooks: hook.new = []
 
+# %% ../nbs/07_activations.ipynb #d8c13001
 @patch
 def before_phase(self:ActivationStatsCB, learn):
     self.on = self.on_train if learn.training else self.on_valid
@@ -144,7 +163,7 @@ def cleanup_fit(self:ActivationStatsCB, learn):
 
 # %% ../nbs/07_activations.ipynb #77f5d0c8
 #| code-fold: true
-#| code-summary: "UpdateRatioCB: which parameters it watches, and one transfer per phase"
+#| code-summary: "UpdateRatioCB: which parameters it watches"
 class UpdateRatioCB(Callback):
     "How far each step moves the weights of each layer: ‖Δw‖/‖w‖, step by step"
     order, watches = 10, True
@@ -162,14 +181,6 @@ class UpdateRatioCB(Callback):
         self.ratios = {name: torch.empty(0) for name in self._watched}
         self._new = {name: [] for name in self._watched}
 
-@patch
-def cleanup_phase(self:UpdateRatioCB, learn):
-    self._old = {}
-    for name, new in self._new.items():
-        if not new: continue
-        self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
-        new.clear()
-
 # %% ../nbs/07_activations.ipynb #07a10003
 @patch
 def after_backward(self:UpdateRatioCB, learn):
@@ -180,3 +191,11 @@ def after_step(self:UpdateRatioCB, learn):
     for name, old in self._old.items():
         moved = torch.linalg.vector_norm(self._watched[name].detach() - old)
         self._new[name].append(moved/torch.linalg.vector_norm(old))
+
+@patch
+def cleanup_phase(self:UpdateRatioCB, learn):
+    self._old = {}
+    for name, new in self._new.items():
+        if not new: continue
+        self.ratios[name] = torch.cat([self.ratios[name], torch.stack(new).cpu()])
+        new.clear()

@@ -24,11 +24,10 @@ from .tensor_loader import TensorLoader
 
 # %% ../nbs/06_lr_finder.ipynb #815ab867
 #| code-fold: true
-#| code-summary: "How to undo changes of a tensor, a container, an object"
+#| code-summary: "How to undo changes of a tensor"
 def _remember_tensor(t):
     lazy = isinstance(t, nn.parameter.UninitializedTensorMixin)
-    result = not lazy and (t.grad_fn is not None or t.is_inference())
-    if result: return None, ()
+    if not lazy and (t.grad_fn is not None or t.is_inference()): return None, ()
     value = t.data if lazy else t.detach().clone()
     grad, needs_grad, kind = t.grad, t.requires_grad, type(t)
     form = None if lazy else (t.shape, t.dtype, t.device)
@@ -40,6 +39,9 @@ def _remember_tensor(t):
         if lazy: t.__class__ = kind
     return undo, () if grad is None else (grad,)
 
+# %% ../nbs/06_lr_finder.ipynb #d429fa47
+#| code-fold: true
+#| code-summary: "How to undo changes of a container and of an object"
 def _refill(container, kept):
     "Give a dict, list, deque or set its old content, if it has changed"
     def inside(c): return [*c, *c.values()] if isinstance(c, dict) else list(c)
@@ -56,17 +58,31 @@ def _remember_object(obj):
         if type(obj) is not kind: obj.__class__ = kind   # a lazy layer is one again
     return undo_all, vars(obj).values()
 
+# %% ../nbs/06_lr_finder.ipynb #bcdfd673
+#| code-fold: true
+#| code-summary: "How to undo changes of a generator and of an array"
+def _remember_state(obj):
+    "How to undo changes of a generator or an array; None: it is neither"
+    if isinstance(obj, (torch.Generator, np.random.RandomState)):
+        return partial(obj.set_state, obj.get_state())
+    if isinstance(obj, random.Random): return partial(obj.setstate, obj.getstate())
+    if isinstance(obj, np.random.Generator):
+        bits = obj.bit_generator
+        return partial(setattr, bits, 'state', bits.state)
+    if isinstance(obj, np.ndarray) and obj.flags.writeable:
+        return partial(np.copyto, obj, obj.copy())
+
+# %% ../nbs/06_lr_finder.ipynb #87387bb0
+#| code-fold: true
+#| code-summary: "Which of these, and what to look at next"
+_ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib',
+          'IPython', 'tqdm', 'threading', 'queue', 'logging', 'asyncio', 'concurrent',
+          'multiprocessing')
+
 def _remember(obj):
     "How to undo what will happen to `obj` (or None), and what to look at next"
     if isinstance(obj, Tensor): return _remember_tensor(obj)
-    if isinstance(obj, (torch.Generator, np.random.RandomState)):
-        return partial(obj.set_state, obj.get_state()), ()
-    if isinstance(obj, random.Random): return partial(obj.setstate, obj.getstate()), ()
-    if isinstance(obj, np.random.Generator):
-        bits = obj.bit_generator
-        return partial(setattr, bits, 'state', bits.state), ()
-    if isinstance(obj, np.ndarray):
-        return partial(np.copyto, obj, obj.copy()) if obj.flags.writeable else None, ()
+    if undo := _remember_state(obj): return undo, ()
     if isinstance(obj, dict):
         return partial(_refill, obj, dict(obj)), (*obj, *obj.values())
     if isinstance(obj, (list, deque, set)):
@@ -79,18 +95,18 @@ def _remember(obj):
         return None, ()
     return _remember_object(obj)
 
-# %% ../nbs/06_lr_finder.ipynb #02a51de1
+# %% ../nbs/06_lr_finder.ipynb #0be28345
 #| code-fold: true
-#| code-summary: "The walk"
+#| code-summary: "What the walk passes by"
 _ATOMS = (int, float, complex, str, bytes, type(None), type, types.FunctionType,
           types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
 _DATA = (torch.utils.data.DataLoader, torch.utils.data.Dataset,
          torch.utils.data.Sampler, DataLoaders, TensorLoader)
 _LARGE = (Tensor, np.ndarray, list, tuple, dict, set)
-_ALIVE = ('torch._', 'torch.fx', 'torch.distributed', 'accelerate', 'matplotlib',
-          'IPython', 'tqdm', 'threading', 'queue', 'logging', 'asyncio', 'concurrent',
-          'multiprocessing')
 
+# %% ../nbs/06_lr_finder.ipynb #02a51de1
+#| code-fold: true
+#| code-summary: "The walk"
 def _undo_all(learn):
     "Functions that put back `learn` and all that it holds"
     todo, seen = [(getattr(learn, name, None), True) for name in ('dl', 'dls')], {}
@@ -109,6 +125,9 @@ def _undo_all(learn):
         if getattr(obj, '_iterator', None) is not None and is_data:
             obj._iterator = None          # its workers serve the pass under way
 
+# %% ../nbs/06_lr_finder.ipynb #c3ee7559
+#| code-fold: true
+#| code-summary: "The global random generators"
 @contextlib.contextmanager
 def _random_kept():
     "Put back the global random generators of Python, NumPy and torch"

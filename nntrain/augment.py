@@ -39,6 +39,9 @@ def with_targets(
         return batch | {next(k for k in batch if k in TARGET_KEYS): y}
     return (*batch[:-1], y)
 
+# %% ../nbs/20_augmentation.ipynb #bfced764
+#| code-summary: "The check of the transforms"
+#| code-fold: true
 def _check_transforms(tfms):
     for tfm in tfms:
         if not callable(tfm) or isinstance(tfm, type):
@@ -64,7 +67,7 @@ class AugmentCB(BatchTransformCB):
         return with_images(batch, x)
 
 # %% ../nbs/20_augmentation.ipynb #0b00c4ee
-#| code-summary: "What AugmentCB says of itself, and what a checkpoint keeps of it"
+#| code-summary: "What AugmentCB says of itself"
 #| code-fold: true
 @patch
 def settings(self:AugmentCB)->dict:
@@ -79,6 +82,9 @@ def __repr__(self:AugmentCB):
         if value != usual]
     return f'AugmentCB({", ".join([*map(repr, self.tfms), *other])})'
 
+# %% ../nbs/20_augmentation.ipynb #a27941d5
+#| code-summary: "What a checkpoint keeps of it"
+#| code-fold: true
 @patch
 def state_dict(self:AugmentCB)->dict:
     "Where the transforms' own generators stand"

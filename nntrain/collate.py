@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['TARGET_KEYS', 'collate_tuple', 'collate']
+__all__ = ['TARGET_KEYS', 'collate', 'collate_tuple']
 
 # %% ../nbs/03_data.ipynb #30766aad
 #| code-fold: true
-#| code-summary: "Pictures, tensors, numbers: one column of a batch; and collate_tuple"
+#| code-summary: "_picture: from a PIL picture to a tensor"
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,6 +34,9 @@ def _picture(im, flat):
 # PIL modes whose numbers are not a brightness: black and white, entries of a palette
 _MODES = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA'}
 
+# %% ../nbs/03_data.ipynb #072d8d7a
+#| code-fold: true
+#| code-summary: "_stack and _numbers: what does not fit is refused in words"
 def _stack(tensors, what, fix):
     "One tensor of equal ones; ValueError if their shapes differ"
     shapes = list(dict.fromkeys(tuple(t.shape) for t in tensors))
@@ -41,26 +44,49 @@ def _stack(tensors, what, fix):
     raise ValueError(f"{what} of different shapes, such as {shapes[0]} and "
                      f"{shapes[1]}, do not fit into one batch: {fix}")
 
+def _numbers(values):
+    "One tensor of numbers; TypeError for values of another kind"
+    try: return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(
+            f"no tensor can be made of values such as {values[0]!r} "
+            f"({type(values[0]).__name__}): give numbers (for names of classes their "
+            f"position in a list, for a Hugging Face data set class_encode_column), "
+            f"or leave this column out") from e
+
+# %% ../nbs/03_data.ipynb #0c77f571
+#| code-fold: true
+#| code-summary: "_column: which of the three is it?"
 def _column(values, flat):
     "One tensor of many values of one kind"
-    first = values[0]
-    if hasattr(first, 'getbands'):                   # PIL, without importing it
+    if hasattr(values[0], 'getbands'):               # PIL, without importing it
         return _stack([_picture(o, flat) for o in values],
                       'pictures' if flat else 'pictures (C, H, W)',
                       "bring all to one mode and size first, such as "
                       "im.convert('RGB').resize((64, 64))")
-    if isinstance(first, np.ndarray): values = [torch.from_numpy(o) for o in values]
+    if isinstance(values[0], np.ndarray): values = [torch.from_numpy(o) for o in values]
     if isinstance(values[0], Tensor):
         return _stack(list(values), 'tensors',
                       'crop, resize or pad them, or write a collate function')
-    try: return torch.tensor(values)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(
-            f"no tensor can be made of values such as {first!r} "
-            f"({type(first).__name__}): give numbers (for names of classes their "
-            f"position in a list, for a Hugging Face data set class_encode_column), "
-            f"or leave this column out") from e
+    return _numbers(values)
 
+# %% ../nbs/03_data.ipynb #cb1de06b
+def collate(
+    items:list,       # rows: dicts, tuples, or tensors, arrays, numbers, PIL pictures
+    flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
+):                    # one batch of the same structure: dict, tuple or tensor
+    "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
+    if len(items) == 0: raise ValueError("cannot collate an empty list of rows")
+    first = items[0]
+    if isinstance(first, Mapping):
+        return {k: collate([o[k] for o in items], flat) for k in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(collate(o, flat) for o in zip(*items, strict=True))
+    return _column(items, flat)
+
+# %% ../nbs/03_data.ipynb #ed30db13
+#| code-fold: true
+#| code-summary: "collate_tuple, and the names of a target column"
 TARGET_KEYS = ('label', 'labels', 'target', 'targets', 'y')   # names of a target column
 
 def _target_last(names):
@@ -80,21 +106,6 @@ def collate_tuple(
     "Like `collate`, but rows that are dicts give a plain tuple, such as (xb, yb)"
     if not items or not isinstance(items[0], Mapping): return collate(items, flat)
     keys = _target_last(items[0]) if keys is None else list(keys)
-    missing = [k for k in keys if k not in items[0]]
-    if missing:
+    if missing := [k for k in keys if k not in items[0]]:
         raise ValueError(f"no column {missing[0]!r}: a row has {list(items[0])}")
     return tuple(collate([row[k] for row in items], flat) for k in keys)
-
-# %% ../nbs/03_data.ipynb #cb1de06b
-def collate(
-    items:list,       # rows: dicts, tuples, or tensors, arrays, numbers, PIL pictures
-    flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
-):                    # one batch of the same structure: dict, tuple or tensor
-    "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
-    if len(items) == 0: raise ValueError("cannot collate an empty list of rows")
-    first = items[0]
-    if isinstance(first, Mapping):
-        return {k: collate([o[k] for o in items], flat) for k in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(collate(o, flat) for o in zip(*items, strict=True))
-    return _column(items, flat)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from .budgets import Budget, budget as find_budget, default_device
 from .checks import whole
@@ -43,7 +44,7 @@ def stratified_split(
 
 # %% ../nbs/03_data.ipynb #654e4371
 #| code-fold: true
-#| code-summary: "DataLoaders, n_batches, and loaders from tensors"
+#| code-summary: "The check of a loader, and n_batches"
 def _check_loader(name, loader):
     kind = type(loader).__name__
     if isinstance(loader, Iterator):
@@ -60,6 +61,7 @@ def n_batches(
     try: return len(loader)
     except (TypeError, NotImplementedError): return None
 
+# %% ../nbs/03_data.ipynb #5999a947
 class DataLoaders:
     "Training, validation and perhaps test loader under one name"
     def __init__(self,
@@ -74,6 +76,9 @@ class DataLoaders:
         self.train, self.valid, self.test = train, valid, test
         self.source, self.classes = source, classes
 
+# %% ../nbs/03_data.ipynb #77805e32
+#| code-fold: true
+#| code-summary: "The check of the labels, and what only the training loader gets"
 def _check_labels(name, y, classes):
     y = as_numbers(f'{name}: the labels', y)
     bad = ((y < 0) | (y >= len(classes))).nonzero()
@@ -82,6 +87,15 @@ def _check_labels(name, y, classes):
         raise ValueError(f"{name}: label {y[i].item()} at index {i} is outside the "
                          f"{len(classes)} classes 0…{len(classes)-1}")
 
+def _own(name, batch_size, **only_train):
+    "Arguments of the loader `name`"
+    whole('batch_size', batch_size)
+    if name == 'train': return dict(batch_size=batch_size, **only_train)
+    return dict(batch_size=2*batch_size)
+
+# %% ../nbs/03_data.ipynb #86f2bdbe
+#| code-fold: true
+#| code-summary: "DataLoaders.from_tensors"
 @patch(cls_method=True)
 def from_tensors(cls:DataLoaders,
     train:tuple,           # (x, y)
@@ -95,27 +109,17 @@ def from_tensors(cls:DataLoaders,
     **kwargs,              # passed on to `TensorLoader`: device, mean, std
 )->DataLoaders:            # of TensorLoaders
     "Loaders from tensors; only the training loader shuffles"
-    whole('batch_size', batch_size)
     loaders = dict(source=source, classes=classes)
     for name, pair in dict(train=train, valid=valid, test=test).items():
         if pair is None: continue
         if classes is not None: _check_labels(name, pair[1], classes)
-        own = dict(batch_size=2*batch_size)
-        if name == 'train':
-            own = dict(batch_size=batch_size, shuffle=True, seed=seed,
-                       drop_last=drop_last)
+        own = _own(name, batch_size, shuffle=True, seed=seed, drop_last=drop_last)
         loaders[name] = TensorLoader(*pair, **own, **kwargs)
     return cls(**loaders)
 
-def _at_most(n, x, y):
-    "`n` of the samples, every class in proportion; all of them if `n` is None"
-    if n is None or n >= len(y): return x, y
-    chosen = stratified_split(y, n)[1]
-    return x[chosen], y[chosen]
-
 # %% ../nbs/03_data.ipynb #155f00a9
-#| code-summary: "Loaders from a DatasetDict"
 #| code-fold: true
+#| code-summary: "Which splits, and which classes?"
 def _splits(dd, valid):
     "Names of the splits that serve as train, valid and (perhaps) test"
     usual = (k for k in ('validation', 'valid', 'val', 'test') if k in dd)
@@ -134,12 +138,31 @@ def _class_names(ds):
         if hasattr(features.get(k), 'names'): return k, tuple(features[k].names)
     return None, None
 
+# %% ../nbs/03_data.ipynb #5ab3611c
+#| code-fold: true
+#| code-summary: "What can be checked, and what a stream cannot do"
+def _is_stream(ds): return isinstance(ds, IterableDataset)
+
+def _checked(dd, valid, seed):
+    "The splits by their roles, and the names of the classes"
+    roles = _splits(dd, valid)
+    column, classes = _class_names(dd['train'])
+    if _is_stream(dd['train']) and seed is not None:
+        raise ValueError("a stream comes in its own order, so seed cannot set it: "
+                         "shuffle it before, ds.shuffle(seed=…, buffer_size=…)")
+    for name in roles.values():
+        if not _is_stream(dd[name]): _check_split(name, dd[name], column, classes)
+    return {role: dd[name] for role, name in roles.items()}, classes
+
 def _check_split(name, ds, column, classes):
     if len(ds) == 0: raise ValueError(f"no samples: split {name!r} is empty")
     if classes:
         labels = ds.with_format('numpy', columns=[column])[column][:]
         _check_labels(name, labels, classes)
 
+# %% ../nbs/03_data.ipynb #aeb28573
+#| code-fold: true
+#| code-summary: "DataLoaders.from_dataset_dict"
 @patch(cls_method=True)
 def from_dataset_dict(cls:DataLoaders,
     dd,                        # DatasetDict, or dict of data sets, with a split `train`
@@ -151,25 +174,31 @@ def from_dataset_dict(cls:DataLoaders,
     **kwargs,                  # passed on to torch's DataLoader: num_workers, …
 )->DataLoaders:                # of torch DataLoaders
     "Loaders from Hugging Face data sets; only the training loader shuffles"
-    from torch.utils.data import DataLoader, IterableDataset
-    whole('batch_size', batch_size)
-    names = _splits(dd, valid)
-    splits = {role: dd[name] for role, name in names.items()}
-    column, classes = _class_names(splits['train'])
-    stream = {k for k, ds in splits.items() if isinstance(ds, IterableDataset)}
-    if 'train' in stream and seed is not None:
-        raise ValueError("a stream comes in its own order, so seed cannot set it: "
-                         "shuffle it before, ds.shuffle(seed=…, buffer_size=…)")
+    splits, classes = _checked(dd, valid, seed)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     loaders = dict(classes=classes)
     for role, ds in splits.items():
-        if role not in stream: _check_split(names[role], ds, column, classes)
-        own = dict(batch_size=2*batch_size)
-        if role == 'train':
-            own = dict(batch_size=batch_size, drop_last=drop_last, generator=generator,
-                       shuffle=None if role in stream else True)
+        own = _own(role, batch_size, drop_last=drop_last, generator=generator,
+                   shuffle=None if _is_stream(ds) else True)
         loaders[role] = DataLoader(ds, collate_fn=collate_fn, **own, **kwargs)
     return cls(**loaders)
+
+# %% ../nbs/03_data.ipynb #b5e3d495
+#| code-fold: true
+#| code-summary: "The pairs (x, y) of each split, as many as the budget allows"
+def _at_most(n, x, y):
+    "`n` of the samples, every class in proportion; all of them if `n` is None"
+    if n is None or n >= len(y): return x, y
+    chosen = stratified_split(y, n)[1]
+    return x[chosen], y[chosen]
+
+def _fashion_splits(data, valid, budget):
+    "(x, y) of train, valid and perhaps test"
+    (x, y), test = data['train'], _at_most(budget.n_valid, *data['test'])
+    if valid == 'test': return _at_most(budget.n_train, x, y), test
+    train_i, valid_i = stratified_split(y, len(y)//12)
+    held = _at_most(budget.n_valid, x[valid_i], y[valid_i])
+    return _at_most(budget.n_train, x[train_i], y[train_i]), held, test
 
 # %% ../nbs/03_data.ipynb #eff0eb9c
 #| code-fold: true
@@ -188,15 +217,9 @@ def fashion_dls(
         raise ValueError(f"unknown valid {valid!r}: choose 'test' or 'split'")
     budget = budget if isinstance(budget, Budget) else find_budget(budget)
     data = fashion_tensors(source, budget)
-    (x, y), test = data['train'], _at_most(budget.n_valid, *data['test'])
-    train_i, valid_i = stratified_split(y, len(y)//12)
-    splits = (x, y), test
-    if valid == 'split':
-        held = _at_most(budget.n_valid, x[valid_i], y[valid_i])
-        splits = (x[train_i], y[train_i]), held, test
-    train = _at_most(budget.n_train, *splits[0])
+    train, *others = _fashion_splits(data, valid, budget)
     norm = dict(mean=FASHION_MEAN, std=FASHION_STD) if normalize else {}
     device = default_device() if device is None else device
     return DataLoaders.from_tensors(
-        train, *splits[1:], batch_size=batch_size, classes=data.classes,
+        train, *others, batch_size=batch_size, classes=data.classes,
         source=data.source, seed=seed, device=device, **norm)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
-from torch import nn
 
 from .budgets import to_device
 from .callback import Callback
@@ -162,7 +161,14 @@ def _convert(self:AccelerateCB, learn):
             f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm needs a GPU) '
             f'and this is {self.device.type}: leave it out, or use a norm that looks '
             f'at one sample, such as GroupNorm')
-    learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+    learn.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+
+# %% ../nbs/18_distributed.ipynb #76c98f96
+@patch
+def _share(self:AccelerateCB, n):
+    "The factor of our gradient, so that the plain average is the gradient of the whole"
+    weight = self.world.weight
+    return torch.where(weight > 0, n/weight, 0.)*self.world.size
 
 # %% ../nbs/18_distributed.ipynb #2fb8f301
 @patch
@@ -181,19 +187,18 @@ def after_loss(self:AccelerateCB, learn):
     ours = (loss - loss.detach())*self._share(n).to(loss.dtype)
     whole = (total/self.world.weight).to(loss.dtype)
     learn.loss = ours.where(n > 0, 0.) + whole          # our gradient, the value of all
-    if not self.world.empty: return
-    learn.batch = rows_of(learn.batch, slice(0))
-    learn.preds = rows_of(learn.preds, slice(0))
-
-@patch
-def _share(self:AccelerateCB, n):
-    "The factor of our gradient, so that the plain average is the gradient of the whole"
-    weight = self.world.weight
-    return torch.where(weight > 0, n/weight, 0.)*self.world.size
+    if self.world.empty:
+        learn.batch, learn.preds = rows_of((learn.batch, learn.preds), slice(0))
 
 # %% ../nbs/18_distributed.ipynb #63b87801
-#| code-summary: "Code of a batch without rows, and of the end of a phase"
+#| code-summary: "Code of a batch, with rows or without"
 #| code-fold: true
+@patch
+def before_batch(self:AccelerateCB, learn):
+    learn.batch, self.called = to_device(learn.batch, self.device), False
+    self.world.empty = self.world.size > 1 and learn.count() == 0
+    if self.world.empty: learn.batch = made_up_row(learn.batch)
+
 @patch
 def before_phase(self:AccelerateCB, learn):
     model = self.wrapped if learn.training else learn.model
@@ -204,6 +209,9 @@ def before_phase(self:AccelerateCB, learn):
             return model(*inputs)
     self.world.forward = forward
 
+# %% ../nbs/18_distributed.ipynb #5ae67e3c
+#| code-summary: "Code of evaluation mode for a while, and of two questions"
+#| code-fold: true
 @contextlib.contextmanager
 def _evaluating(model):
     modes = {m: m.training for m in model.modules()}
@@ -211,12 +219,6 @@ def _evaluating(model):
     try: yield
     finally:
         for m, mode in modes.items(): m.training = mode
-
-@patch
-def before_batch(self:AccelerateCB, learn):
-    learn.batch, self.called = to_device(learn.batch, self.device), False
-    self.world.empty = self.world.size > 1 and learn.count() == 0
-    if self.world.empty: learn.batch = made_up_row(learn.batch)
 
 def _metrics(learn):
     cbs = [cb for cb in learn.active if isinstance(cb, MetricsCB)]
@@ -227,6 +229,9 @@ def _failed(self:AccelerateCB)->bool:
     e, cancels = sys.exc_info()[1], tuple(CANCELS.values())
     return e is not None and e is not self.outer and not isinstance(e, cancels)
 
+# %% ../nbs/18_distributed.ipynb #b1de596c
+#| code-summary: "Code of the end of a phase, and of an epoch"
+#| code-fold: true
 @patch
 def cleanup_phase(self:AccelerateCB, learn):
     if self.kept is None or self.world.size == 1: return

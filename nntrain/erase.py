@@ -14,14 +14,13 @@ __all__ = ['spans', 'RandomErase', 'RandomCopy']
 from numbers import Real
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from . import checks
 from .transforms import ImageTransform, colour
 
 # %% ../nbs/20_augmentation.ipynb #50a45000
-#| code-summary: "spans and _Rectangles: which rows and columns are hit"
-#| code-fold: true
 def spans(
     start:Tensor,  # (N, K) first place of each range; may lie outside
     length,        # places in a range: a number or (N, K)
@@ -32,45 +31,57 @@ def spans(
     if isinstance(length, Tensor): length = length[..., None]
     return (at >= 0) & (at < length)
 
+# %% ../nbs/20_augmentation.ipynb #d41c5b06
+#| code-summary: "_Rectangles: how many there are"
+#| code-fold: true
 class _Rectangles(ImageTransform):
     """Draws 1 … `max_num` rectangles for an image, with probability `p`; every pixel is
     equally likely to be hit"""
     def __init__(self,
         p:float=.8,      # probability that an image is touched at all, in [0, 1]
-        # sides of a rectangle as a share of the image's sides, in (0, 1]
-        share:float=.2,
-        # rectangles in an image at most, at least 1; each number is equally likely
-        max_num:int=4,
+        share:float=.2,  # a rectangle's sides as a share of the image's, in (0, 1]
+        max_num:int=4,   # rectangles at most, at least 1; each number equally likely
         generator=None   # as in `ImageTransform`
     ):
         super().__init__(generator)
         self.p = checks.share('p', p)
         self.share = checks.share('share', checks.positive('share', share))
         self.max_num = checks.whole('max_num', max_num)
+    def _there(self, x):  # (N, K) bool
+        touched = self.uniform(x, len(x)) < self.p
+        count = torch.where(touched, self.whole(x, 1, self.max_num, len(x)), 0)
+        return torch.arange(self.max_num, device=x.device) < count[:, None]
 
-    def rectangles(self,
-        x:Tensor  # (N, C, H, W) images
-    )->tuple:     # first rows and columns (N, K); rows (N, K, H) and columns (N, K, W)
-                  # that are hit; (height, width) of a rectangle
-        """Draw K = `max_num` rectangles for each image; no rows are hit by those that
-        are left out"""
-        n, _, h, w = x.shape
-        high, wide = (max(1, round(self.share*side)) for side in (h, w))
-        # may stick out
-        top = self.whole(x, 1 - high, h - 1, n, self.max_num)
-        left = self.whole(x, 1 - wide, w - 1, n, self.max_num)
-        count = torch.where(
-            self.uniform(x, n) < self.p, self.whole(x, 1, self.max_num, n), 0)
-        there = torch.arange(self.max_num, device=x.device) < count[:, None]  # (N, K)
-        rows, columns = spans(top, high, h), spans(left, wide, w)
-        return top, left, rows & there[..., None], columns, (high, wide)
+# %% ../nbs/20_augmentation.ipynb #be3532d6
+@patch
+def rectangles(self:_Rectangles,
+    x:Tensor  # (N, C, H, W) images
+)->tuple:     # first rows and columns (N, K); rows (N, K, H) and columns (N, K, W) that
+              # are hit; (height, width) of a rectangle
+    "Draw K = `max_num` rectangles for each image; no rows are hit by those left out"
+    n, _, h, w = x.shape
+    high, wide = (max(1, round(self.share*side)) for side in (h, w))
+    top = self.whole(x, 1 - high, h - 1, n, self.max_num)
+    left = self.whole(x, 1 - wide, w - 1, n, self.max_num)
+    rows, columns = spans(top, high, h), spans(left, wide, w)
+    return top, left, rows & self._there(x)[..., None], columns, (high, wide)
 
+# %% ../nbs/20_augmentation.ipynb #7f3634b2
+#| code-summary: "The check of the filling, and pixels of the batch"
+#| code-fold: true
 def _checked_fill(fill):
     if fill != 'pixels' and not isinstance(fill, (Real, tuple, list)):
         raise ValueError(
             "fill must be 'pixels', a number or one number per channel, got "
             f"{fill!r}")
     return fill
+
+def _with_pixels(x, hit, places):
+    "`x` with the pixels at `places` of the batch where `hit`, (N, H, W)"
+    out = x.clone()
+    for c in range(x.shape[1]):
+        out[:, c].masked_scatter_(hit, x[:, c].flatten().index_select(0, places))
+    return out
 
 # %% ../nbs/20_augmentation.ipynb #5cd9de01
 class RandomErase(_Rectangles):
@@ -87,18 +98,13 @@ class RandomErase(_Rectangles):
         self.fill = _checked_fill(fill)
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> the same shape and type
-        n, _, h, w = x.shape
-        if n == 0: return x.clone()
+        if len(x) == 0: return x.clone()
         *_, rows, columns, (high, wide) = self.rectangles(x)
         hit = (rows.transpose(1, 2).float() @ columns.float()).bool()  # (N, H, W)
         if self.fill != 'pixels':
             return torch.where(hit[:, None], colour(self.fill, x), x)
-        # of pixels, as many as can be hit at all; the same in each channel
-        places = self.whole(x, 0, n*h*w-1, n*self.max_num*high*wide)
-        out = x.clone()
-        for c in range(x.shape[1]):
-            out[:, c].masked_scatter_(hit, x[:, c].flatten().index_select(0, places))
-        return out
+        most = len(x)*self.max_num*high*wide  # as many as can be hit at all
+        return _with_pixels(x, hit, self.whole(x, 0, hit.numel()-1, most))
 
 # %% ../nbs/20_augmentation.ipynb #21e4cd01
 class RandomCopy(_Rectangles):

@@ -14,6 +14,7 @@ __all__ = ['Hook', 'find_modules', 'Hooks']
 import inspect
 from collections.abc import Mapping
 
+from fastcore.basics import patch
 from torch import nn
 
 from .batches import tensors_of
@@ -51,15 +52,41 @@ class Hook:
             out.register_hook(lambda grad: self._call(module, inputs, grad))
     def _call(self, module, inputs, output):
         if self.active: self.fn(self, module, inputs, output)
-    def remove(self)->None:
-        "Let go of the module; a second call does nothing"
-        self.active = False
-        self.handle.remove()
-    def __repr__(self): return f'Hook({self.name})'
+
+# %% ../nbs/07_activations.ipynb #6aeacf37
+@patch
+def remove(self:Hook)->None:
+    "Let go of the module; a second call does nothing"
+    self.active = False
+    self.handle.remove()
+
+@patch
+def __repr__(self:Hook): return f'Hook({self.name})'
 
 # %% ../nbs/07_activations.ipynb #1c488b01
 #| code-fold: true
-#| code-summary: "find_modules; what makes Hooks a list"
+#| code-summary: "Which kinds there are, and what is said if none is found"
+def _wanted(kind):  # predicate (name, module) -> bool
+    if kind is None: return lambda name, module: next(module.children(), None) is None
+    kinds = kind if isinstance(kind, tuple) and kind else (kind,)
+    if all(isinstance(k, type) for k in kinds):
+        return lambda name, module: isinstance(module, kinds)
+    if callable(kind) and not isinstance(kind, nn.Module): return kind
+    raise TypeError('kind must be a class such as nn.ReLU, a tuple of classes, or a '
+                    f'predicate (name, module) -> bool; got {kind!r}')
+
+def _select(named, kind):  # those of {name: module} that are wanted, at least one
+    wanted = _wanted(kind)
+    found = {name: module for name, module in named.items() if wanted(name, module)}
+    if found: return found
+    there = [f'{name}: {type(module).__name__}' for name, module in named.items()]
+    more = f' and {len(there)-30} more' if len(there) > 30 else ''
+    raise ValueError(f'no module matches {getattr(kind, "__name__", kind)!r}; '
+                     f'there is {", ".join(there[:30])}{more}')
+
+# %% ../nbs/07_activations.ipynb #80566cf9
+#| code-fold: true
+#| code-summary: "Compiled models, and the names of modules"
 def _is_compiled(module):
     return '_orig_mod' in module._modules or module._compiled_call_impl is not None
 
@@ -79,24 +106,7 @@ def _modules_of(model):  # {name: module}, without the wrappers of torch.compile
         named[name or type(module).__name__] = module
     return named
 
-def _wanted(kind):  # predicate (name, module) -> bool
-    if kind is None: return lambda name, module: next(module.children(), None) is None
-    kinds = kind if isinstance(kind, tuple) and kind else (kind,)
-    if all(isinstance(k, type) for k in kinds):
-        return lambda name, module: isinstance(module, kinds)
-    if callable(kind) and not isinstance(kind, nn.Module): return kind
-    raise TypeError('kind must be a class such as nn.ReLU, a tuple of classes, or a '
-                    f'predicate (name, module) -> bool; got {kind!r}')
-
-def _select(named, kind):  # those of {name: module} that are wanted, at least one
-    wanted = _wanted(kind)
-    found = {name: module for name, module in named.items() if wanted(name, module)}
-    if found: return found
-    there = [f'{name}: {type(module).__name__}' for name, module in named.items()]
-    more = f' and {len(there)-30} more' if len(there) > 30 else ''
-    raise ValueError(f'no module matches {getattr(kind, "__name__", kind)!r}; '
-                     f'there is {", ".join(there[:30])}{more}')
-
+# %% ../nbs/07_activations.ipynb #6bbe4459
 def find_modules(
     model:nn.Module,  # searched with everything inside; not compiled (torch.compile)
     kind=None         # class(es), or predicate (name, module) -> bool; None: leaves
@@ -105,6 +115,9 @@ def find_modules(
     _refuse_compiled(model)
     return _select(_modules_of(model), kind)
 
+# %% ../nbs/07_activations.ipynb #b3163dc2
+#| code-fold: true
+#| code-summary: "What Hooks accepts, and what makes it a list"
 def _named(modules):  # {name: module}, at least one
     if isinstance(modules, nn.Module) and not hasattr(modules, '__iter__'):
         kind = type(modules).__name__

@@ -53,30 +53,44 @@ class LRFinderCB(Callback):
         if not learn.training: return
         lr = self.lrs_to_try[min(learn.n_taken, len(self.lrs_to_try)-1)]
         for group in learn.opt.param_groups: group['lr'] = lr
-    def after_loss(self, learn):
-        if not learn.training: return
-        self.since.append(learn.loss.item())
-        if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
-        if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
-        if not self.losses or len(self.since) < self.per_step: return   # more to come
-        if self._exploded():
-            self._stop(f'the loss rose by {self.stop_at:g}× the range seen')
-        if learn.n_taken == len(self.lrs_to_try): raise CancelFit()
-    def after_step(self, learn):
-        self.since, self.per_step = [], len(self.since)
-        if learn.n_taken > len(self.lrs_to_try): raise CancelFit()
-    def _note(self, lr):                     # what the step with that rate has led to
-        mean = sum(self.since)/len(self.since)
-        if len(self.since) > 1: self.losses[-1] = mean
-        else: self.lrs.append(lr); self.losses.append(mean)
-    def _exploded(self):
-        smoothed = smooth_losses(self.losses, self.beta)
-        best = smoothed.index(min(smoothed))
-        seen = self.losses[:max(best+1, 10)]
-        return smoothed[-1] - smoothed[best] > self.stop_at*(max(seen) - min(seen))
-    def _stop(self, why):
-        self.stopped = f'{why} at lr {self.lrs[-1]:.2g}' if self.lrs else why
-        raise CancelFit()
+
+# %% ../nbs/06_lr_finder.ipynb #69e021e9
+@patch
+def _note(self:LRFinderCB, lr):              # what the step with that rate has led to
+    mean = sum(self.since)/len(self.since)
+    if len(self.since) > 1: self.losses[-1] = mean
+    else: self.lrs.append(lr); self.losses.append(mean)
+
+@patch
+def _exploded(self:LRFinderCB):
+    smoothed = smooth_losses(self.losses, self.beta)
+    best = smoothed.index(min(smoothed))
+    seen = self.losses[:max(best+1, 10)]
+    return smoothed[-1] - smoothed[best] > self.stop_at*(max(seen) - min(seen))
+
+# %% ../nbs/06_lr_finder.ipynb #c180e944
+#| code-fold: true
+#| code-summary: "When the search ends"
+@patch
+def after_loss(self:LRFinderCB, learn):
+    if not learn.training: return
+    self.since.append(learn.loss.item())
+    if learn.n_taken: self._note(self.lrs_to_try[learn.n_taken-1])
+    if not math.isfinite(self.since[-1]): self._stop(f'loss {self.since[-1]}')
+    if not self.losses or len(self.since) < self.per_step: return   # more to come
+    if self._exploded():
+        self._stop(f'the loss rose by {self.stop_at:g}× the range seen')
+    if learn.n_taken == len(self.lrs_to_try): raise CancelFit()
+
+@patch
+def after_step(self:LRFinderCB, learn):
+    self.since, self.per_step = [], len(self.since)
+    if learn.n_taken > len(self.lrs_to_try): raise CancelFit()
+
+@patch
+def _stop(self:LRFinderCB, why):
+    self.stopped = f'{why} at lr {self.lrs[-1]:.2g}' if self.lrs else why
+    raise CancelFit()
 
 # %% ../nbs/06_lr_finder.ipynb #854ddbf4
 #| code-fold: true
@@ -106,17 +120,31 @@ class LRFind:
     def minimum(self)->float:
         "A tenth of the rate with the lowest smoothed loss"
         return self.lrs[self._best()]/10
-    @property
-    def steep(self)->float:
-        "The rate at which the smoothed loss falls fastest per step, before its minimum"
-        s, span = self.smoothed, max(1, self._best())
-        def slope(i):                         # at the start there is only one side
-            before, after = max(i-1, 0), min(i+1, len(s)-1)
-            return (s[after] - s[before])/max(after - before, 1)
-        return self.lrs[min(range(span), key=slope)]
-    def __repr__(self):
-        return (f'LRFind(steep={self.steep:.2g}, minimum={self.minimum:.2g}; '
-                f'{len(self.lrs)} steps, {self.stopped})')
+
+# %% ../nbs/06_lr_finder.ipynb #15720f89
+@patch(as_prop=True)
+def steep(self:LRFind)->float:
+    "The rate at which the smoothed loss falls fastest per step, before its minimum"
+    s, span = self.smoothed, max(1, self._best())
+    def slope(i):                         # at the start there is only one side
+        before, after = max(i-1, 0), min(i+1, len(s)-1)
+        return (s[after] - s[before])/max(after - before, 1)
+    return self.lrs[min(range(span), key=slope)]
+
+@patch
+def __repr__(self:LRFind):
+    return (f'LRFind(steep={self.steep:.2g}, minimum={self.minimum:.2g}; '
+            f'{len(self.lrs)} steps, {self.stopped})')
+
+# %% ../nbs/06_lr_finder.ipynb #8cdbdd9d
+#| code-fold: true
+#| code-summary: "The limits of its axis"
+@patch
+def _limits(self:LRFind):
+    finite = [s for s in self.smoothed if math.isfinite(s)]
+    bottom, top = min(self.losses[:len(finite)]), max(finite[0], self.losses[0])
+    room = max(top - bottom, 1e-12)
+    return bottom - .1*room, top + .3*room
 
 # %% ../nbs/06_lr_finder.ipynb #92b230bf
 #| code-fold: true
@@ -136,14 +164,27 @@ def plot(self:LRFind,
         at = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i]/lr)))
         ax.plot(lr, self.smoothed[at], marker, color=color, ms=8,
                 label=f'{name}: {lr:.2g}')
-    finite = [s for s in self.smoothed if math.isfinite(s)]
-    bottom, top = min(self.losses[:len(finite)]), max(finite[0], self.losses[0])
-    room = max(top - bottom, 1e-12)          # an explosion may leave the picture
-    ax.set(xscale='log', xlabel='learning rate', ylabel='loss',
-           ylim=(bottom - .1*room, top + .3*room),
+    ax.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=self._limits(),
            title='Where does the loss fall fastest?')
     ax.legend()
     return ax
+
+# %% ../nbs/06_lr_finder.ipynb #11ebc0c5
+#| code-fold: true
+#| code-summary: "The check of the arguments, and why a search has found nothing"
+def _check_range(start_lr, end_lr, n_steps, stop_at, beta):
+    if not 0 < start_lr < end_lr < math.inf:
+        raise ValueError(f'0 < start_lr < end_lr must hold, '
+                         f'got {start_lr} and {end_lr}')
+    whole('n_steps', n_steps, least=5)
+    positive('stop_at', stop_at)
+    share('beta', beta, one=False)
+
+def _no_points(stopped):
+    if stopped.startswith('loss '):
+        return (f'the loss was not finite from the start ({stopped}): '
+                f'look at the data and the model')
+    return 'no two steps were taken: does a callback leave them all out?'
 
 # %% ../nbs/06_lr_finder.ipynb #4549eb29
 def lr_find(
@@ -155,19 +196,11 @@ def lr_find(
     beta:float=.9         # smoothing, in [0, 1)
 )->LRFind:
     "Measure the loss while the learning rate grows [Smith 2017]; leaves no trace"
-    if not 0 < start_lr < end_lr < math.inf:
-        raise ValueError(f'0 < start_lr < end_lr must hold, '
-                         f'got {start_lr} and {end_lr}')
-    whole('n_steps', n_steps, least=5)
-    positive('stop_at', stop_at)
-    share('beta', beta, one=False)
+    _check_range(start_lr, end_lr, n_steps, stop_at, beta)
     finder = LRFinderCB(start_lr, end_lr, n_steps, stop_at, beta)
     with aside(learn):
         learn.cbs = tuple(acting(learn.cbs))
         learn.fit(n_steps+1, lr=start_lr, cbs=[finder], valid=False)
     lrs, losses, stopped = finder.lrs, finder.losses, finder.stopped
-    if len(losses) > 1: return LRFind(lrs, losses, smooth_losses(losses, beta), stopped)
-    if stopped.startswith('loss '):
-        raise ValueError(f'the loss was not finite from the start ({stopped}): '
-                         f'look at the data and the model')
-    raise ValueError('no two steps were taken: does a callback leave them all out?')
+    if len(losses) < 2: raise ValueError(_no_points(stopped))
+    return LRFind(lrs, losses, smooth_losses(losses, beta), stopped)

@@ -37,29 +37,75 @@ class Asker:
         if makers not in self.known:
             with quiet_folder(): self.known[makers] = fit_once(self.learner, *makers)
         return self.known[makers]
-    def differs(self, one, other, leave=(), tol=0.):
-        "Where two fits differ, in what both of them have"
-        states = [{k: v for k, v in left.state.items() if k not in leave}
-                  for left in (one, other)]
-        both = set.intersection(*(set(s['callbacks']) for s in states))
-        for s in states:
-            s['callbacks'] = {k: v for k, v in s['callbacks'].items()
-                              if k in both and k not in leave}
-        return first_difference(*states, tol)
-    def watches(self, make)->bool:
-        "Does it change nothing of a fit?"
-        if make not in self.watching:
-            self.watching[make] = self.differs(self.left(), self.left(make)) is None
-        return self.watching[make]
     def forget(self, *makers):
         "Free what is known of a pair"
         for key in makers, makers[::-1]: self.known.pop(key, None)
 
+# %% ../nbs/27_pairs.ipynb #436e2004
+#| code-fold: true
+#| code-summary: "Code of Asker.differs and Asker.watches"
+@patch
+def differs(self:Asker, one, other, leave=(), tol=0.):
+    "Where two fits differ, in what both of them have"
+    states = [{k: v for k, v in left.state.items() if k not in leave}
+              for left in (one, other)]
+    both = set.intersection(*(set(s['callbacks']) for s in states))
+    for s in states:
+        s['callbacks'] = {k: v for k, v in s['callbacks'].items()
+                          if k in both and k not in leave}
+    return first_difference(*states, tol)
+
+@patch
+def watches(self:Asker, make)->bool:
+    "Does it change nothing of a fit?"
+    if make not in self.watching:
+        self.watching[make] = self.differs(self.left(), self.left(make)) is None
+    return self.watching[make]
+
+# %% ../nbs/27_pairs.ipynb #a083800e
+#| code-fold: true
+#| code-summary: "What a watcher changes in a pair, and name_of"
 def name_of(
     make  # a function that makes a callback: a class, a partial of one, …
 )->str:
     "The name of what it makes"
     return type(make()).__name__
+
+@patch
+def _by_watching(self:Asker, first, second, both):
+    for one, other in (first, second), (second, first):
+        if not self.watches(one): continue
+        if why := self.differs(self.left(other), both):
+            return f'{name_of(one)} changes nothing alone, but {why}'
+
+# %% ../nbs/27_pairs.ipynb #f21a935d
+#| code-fold: true
+#| code-summary: "What another order of giving changes"
+@patch
+def _tied(self:Asker, first, second):
+    pair = [first(), second()]
+    back = sort_callbacks(pair[::-1])
+    return [type(cb) for cb in sort_callbacks(pair)] != [type(cb) for cb in back]
+
+@patch
+def _by_order(self:Asker, first, second, both):
+    if not self._tied(first, second): return None
+    other = self.left(second, first)
+    if (both.answer is None) != (other.answer is None):
+        return 'refused in one order of giving only'
+    if both.answer is None and (why := self.differs(both, other)):
+        return f'another order of giving: {why}'
+
+# %% ../nbs/27_pairs.ipynb #7c70801d
+#| code-fold: true
+#| code-summary: "How many steps are missing"
+@patch
+def _by_count(self:Asker, first, second, both):
+    planned = [left.state['n_taken'] == left.state['n_steps']
+               for left in (self.left(first), self.left(second), both)]
+    if planned == [True, True, False]:
+        return (f'{both.state["n_steps"]} steps were planned, '
+                f'{both.state["n_taken"]} were taken')
 
 # %% ../nbs/27_pairs.ipynb #5e9de3f4
 #| code-fold: true
@@ -71,29 +117,11 @@ def steps(self:Asker,
 )->Answer:
     "Is each step counted, and taken, as the two alone would have it?"
     both = self.left(first, second)
-    if self._tied(first, second):     # the order in which they are given decides
-        other = self.left(second, first)
-        if (both.answer is None) != (other.answer is None):
-            return Answer('silent', 'refused in one order of giving only')
-        if both.answer is None and (why := self.differs(both, other)):
-            return Answer('silent', f'another order of giving: {why}')
-    if both.answer: return both.answer
-    for one, other in (first, second), (second, first):
-        if not self.watches(one): continue
-        if why := self.differs(self.left(other), both):
-            return Answer('silent', f'{name_of(one)} changes nothing alone, but {why}')
-    planned = [left.state['n_taken'] == left.state['n_steps']
-               for left in (self.left(first), self.left(second), both)]
-    if planned == [True, True, False]:
-        return Answer('silent', f'{both.state["n_steps"]} steps were planned, '
-                                f'{both.state["n_taken"]} were taken')
-    return Answer('equal')
-
-@patch
-def _tied(self:Asker, first, second):
-    pair = [first(), second()]
-    back = sort_callbacks(pair[::-1])
-    return [type(cb) for cb in sort_callbacks(pair)] != [type(cb) for cb in back]
+    why = self._by_order(first, second, both)
+    if not why and both.answer: return both.answer
+    why = why or self._by_watching(first, second, both)
+    why = why or self._by_count(first, second, both)
+    return Answer('silent', why) if why else Answer('equal')
 
 # %% ../nbs/27_pairs.ipynb #b187741a
 #| code-fold: true
@@ -142,9 +170,9 @@ def settings(self:Asker,
         return Answer('silent', f'another setting is not noticed: {went}')
     return Answer('equal')
 
-# %% ../nbs/27_pairs.ipynb #069ac395
+# %% ../nbs/27_pairs.ipynb #aac88e04
 #| code-fold: true
-#| code-summary: "Code of Asker.processes"
+#| code-summary: "What each process does"
 def _there(learner, makers):  # in each process
     from nntrain.distributed import AccelerateCB
     from nntrain.small_runs import (fit_once, quiet_folder, small_learner,
@@ -153,6 +181,9 @@ def _there(learner, makers):  # in each process
     with quiet_folder(), without_chance():
         return fit_once(learner, AccelerateCB, *makers)
 
+# %% ../nbs/27_pairs.ipynb #069ac395
+#| code-fold: true
+#| code-summary: "Code of Asker.processes"
 @patch
 def processes(self:Asker,
     *makers  # as in `resume`

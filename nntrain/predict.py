@@ -26,7 +26,7 @@ from .learner import Learner
 
 # %% ../nbs/20_augmentation.ipynb #c71bd101
 #| code-fold: true
-#| code-summary: "What get_preds adds to the validation phase"
+#| code-summary: "_PredictCB: a target that is missing, and an early end"
 class _PredictCB(Callback):
     """Leave out what follows a validation phase; a batch of inputs only gets the target
     None"""
@@ -43,6 +43,9 @@ class _PredictCB(Callback):
     # where the phase was left early
     def after_epoch(self, learn): raise CancelFit
 
+# %% ../nbs/20_augmentation.ipynb #a2aa2ceb
+#| code-fold: true
+#| code-summary: "_CollectCB: note predictions and targets"
 def _check_tensor(what, value):
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -64,6 +67,9 @@ class _CollectCB(Callback):
         self.targets.append(targets)
         raise CancelBatch
 
+# %% ../nbs/20_augmentation.ipynb #7568048c
+#| code-fold: true
+#| code-summary: "Which loader, and which callbacks"
 def _loader_and_callbacks(learn, dl):
     if dl is None: dl = getattr(learn.dls, 'valid', None)
     if dl is None:

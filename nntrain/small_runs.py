@@ -53,6 +53,19 @@ def small_learner(
     loss_func = nn.functional.cross_entropy
     return Learner(model.to(dtype), dls, loss_func, opt_func, .05, cbs)
 
+# %% ../nbs/27_pairs.ipynb #bc1ab4c4
+#| code-fold: true
+#| code-summary: "How two tensors differ, and the entries of two lists"
+def _differ(a, b, tol, name):  # tensors
+    if (a.shape, a.dtype) != (b.shape, b.dtype): return f'{name} has another shape'
+    near = a.is_floating_point() or a.is_complex()
+    if torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b): return None
+    return f'{name} differs by {(a.double() - b.double()).abs().max().item():.2g}'
+
+def _entries(a, b):
+    if isinstance(a, dict): return f'the keys {[*a]} and {[*b]}'
+    return f'{len(a)} and {len(b)} entries'
+
 # %% ../nbs/27_pairs.ipynb #e684f2ae
 #| code-fold: true
 #| code-summary: "Code of first_difference"
@@ -63,10 +76,7 @@ def first_difference(
     name='state'  # what they are called
 ):                # where they differ first, as text; None: nowhere
     "Compare two states"
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if (a.shape, a.dtype) != (b.shape, b.dtype): return f'{name} has another shape'
-        if _equal(a, b, tol): return None
-        return f'{name} differs by {(a.double() - b.double()).abs().max().item():.2g}'
+    if isinstance(a, Tensor) and isinstance(b, Tensor): return _differ(a, b, tol, name)
     dicts = isinstance(a, dict) and isinstance(b, dict)
     if dicts or isinstance(a, (list, tuple)) and type(a) is type(b):
         keys, others = (a.keys(), b.keys()) if dicts else (range(len(a)), range(len(b)))
@@ -78,17 +88,9 @@ def first_difference(
         same = same or abs(a - b) <= tol*(1 + abs(a))
     return None if same else f'{name}: {a!r:.60} and {b!r:.60}'
 
-def _entries(a, b):
-    if isinstance(a, dict): return f'the keys {[*a]} and {[*b]}'
-    return f'{len(a)} and {len(b)} entries'
-
-def _equal(a, b, tol):  # NaN is like NaN
-    near = a.is_floating_point() or a.is_complex()
-    return torch.allclose(a, b, tol, tol, True) if near else torch.equal(a, b)
-
 # %% ../nbs/27_pairs.ipynb #e7dc996d
 #| code-fold: true
-#| code-summary: "Code of Answer, Left and failure"
+#| code-summary: "Code of Answer and Left"
 class Answer(NamedTuple):
     "What a pair answers to a question"
     kind: str       # 'equal', 'refused', 'silent', 'crash', or 'none': nothing to ask
@@ -101,6 +103,9 @@ class Left(NamedTuple):
     state: dict = None     # everything: see `training_state`; None: it was interrupted
     answer: Answer = None  # why it failed; None: it did not
 
+# %% ../nbs/27_pairs.ipynb #c1bada25
+#| code-fold: true
+#| code-summary: "Code of failure"
 class _BeganCB(Callback):
     "Has a batch begun?"
     order, watches = -1000, True
@@ -122,9 +127,9 @@ def failure(
         return Answer('refused', str(error))
     return Answer('crash', f'{type(error).__name__}: {error}')
 
-# %% ../nbs/27_pairs.ipynb #f229ed5d
+# %% ../nbs/27_pairs.ipynb #e1bbd59b
 #| code-fold: true
-#| code-summary: "Code of fit_once, of an interruption, and of a quiet folder"
+#| code-summary: "Code of an interruption"
 class _Interrupted(Exception): "What `_InterruptCB` raises"
 
 class _InterruptCB(Callback):
@@ -136,6 +141,9 @@ class _InterruptCB(Callback):
     def cleanup_batch(self, learn):
         if (learn.epoch, learn.phase, learn.iter) == self.at: raise _Interrupted()
 
+# %% ../nbs/27_pairs.ipynb #ff949a2a
+#| code-fold: true
+#| code-summary: "Code of a quiet folder"
 @contextlib.contextmanager
 def quiet_folder():
     "Work in an empty folder, the same in all processes, and print nothing"
@@ -149,6 +157,21 @@ def quiet_folder():
         agree(lambda: None)                           # nobody needs it any more
         if is_main(): shutil.rmtree(folder)
 
+# %% ../nbs/27_pairs.ipynb #94b9bb78
+#| code-fold: true
+#| code-summary: "Leave out what is measured"
+_MEASURED = {'seconds', 'samples_per_second', 'peak_gb'}   # never twice the same
+
+def _without_measured(value):
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k not in _MEASURED}
+        return {k: _without_measured(v) for k, v in kept.items()}
+    if not isinstance(value, (list, tuple)): return value
+    return type(value)(_without_measured(v) for v in value)
+
+# %% ../nbs/27_pairs.ipynb #f229ed5d
+#| code-fold: true
+#| code-summary: "Code of fit_once"
 def fit_once(
     learner,  # function of callbacks that makes a learner, the same in every call
     *makers   # functions without arguments that make callbacks
@@ -166,41 +189,35 @@ def fit_once(
     for name in timed: memories.pop(name)             # of an epoch that was left early
     return Left(_without_measured(state | {'callbacks': memories}))
 
-_MEASURED = {'seconds', 'samples_per_second', 'peak_gb'}   # never twice the same
-
-def _without_measured(value):
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k not in _MEASURED}
-        return {k: _without_measured(v) for k, v in kept.items()}
-    if not isinstance(value, (list, tuple)): return value
-    return type(value)(_without_measured(v) for v in value)
-
-# %% ../nbs/27_pairs.ipynb #3fd54bf4
+# %% ../nbs/27_pairs.ipynb #bd39beb9
 #| code-fold: true
-#| code-summary: "Code of without_chance"
-def _neighbours(n, *_, **__):  # 0 with 1, 2 with 3, …
+#| code-summary: "What is drawn instead"
+_randperm = torch.randperm
+
+def _neighbours(n, *args, generator=None, **kwargs):  # 0 with 1, 2 with 3, …
+    if generator is not None: return _randperm(n, *args, generator=generator, **kwargs)
     i = torch.arange(n)
     return torch.where((i ^ 1) < n, i ^ 1, i)
 
 def _full(value):
     def draw(*size, **kwargs):
         kwargs.pop('generator', None)
-        return torch.full(tuple(torch.empty(*size, device='meta').shape), value,
-                          **kwargs)
+        size = torch.empty(*size, device='meta').shape
+        return torch.full(tuple(size), value, **kwargs)
     return draw
 
+def _middle(high, size, **kwargs): return torch.full(tuple(size), high//2)
+def _share(self, shape=()): return torch.full(tuple(shape), .7)
+
+# %% ../nbs/27_pairs.ipynb #3fd54bf4
+#| code-fold: true
+#| code-summary: "Code of without_chance"
 @contextlib.contextmanager
 def without_chance():
     """Draw the same for every row, so that it does not matter which process draws:
     shares .7, and as a random order each row changes places with its neighbour"""
-    randperm, beta = torch.randperm, torch.distributions.Beta
-    def order(n, *args, generator=None, **kwargs):
-        if generator is None: return _neighbours(n)
-        return randperm(n, *args, generator=generator, **kwargs)
-    def middle(high, size, **kwargs): return torch.full(tuple(size), high//2)
-    def share(self, shape=()): return torch.full(tuple(shape), .7)
-    new = [(torch, 'randperm', order), (torch, 'rand', _full(.25)),
-           (torch, 'randint', middle), (beta, 'sample', share)]
+    new = [(torch, 'randperm', _neighbours), (torch, 'rand', _full(.25)),
+           (torch, 'randint', _middle), (torch.distributions.Beta, 'sample', _share)]
     old = [(where, name, getattr(where, name)) for where, name, _ in new]
     try:
         for row in new: setattr(*row)

@@ -10,7 +10,7 @@ __all__ = ['as_numbers', 'TensorLoader']
 
 # %% ../nbs/03_data.ipynb #04724baf
 #| code-fold: true
-#| code-summary: "Two checks of what is given"
+#| code-summary: "Imports, and as_numbers"
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -28,7 +28,11 @@ def as_numbers(
             f"{name} must hold numbers, got {type(values).__name__} ({e}): write names "
             f"of classes as their position in a list") from e
 
-def _check_samples(x, y, batch_size, drop_last):
+# %% ../nbs/03_data.ipynb #2cc2f8a4
+#| code-fold: true
+#| code-summary: "The check of the samples"
+def _checked_samples(x, y, batch_size, drop_last):
+    x, y = as_numbers('x', x), as_numbers('y', y)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"no samples: x has shape {tuple(x.shape)}; look at the split "
                          f"or filter that made it")
@@ -39,6 +43,7 @@ def _check_samples(x, y, batch_size, drop_last):
     if drop_last and len(x) < batch_size:
         raise ValueError(f"drop_last leaves no batch: {len(x)} samples, "
                          f"batch_size {batch_size}")
+    return x, y
 
 # %% ../nbs/03_data.ipynb #88d437bf
 class TensorLoader:
@@ -54,23 +59,13 @@ class TensorLoader:
         mean=None,             # subtracted after scaling: a number, or one per channel
         std=None,              # divided by after that
     ):
-        x, y = as_numbers('x', x), as_numbers('y', y)
-        _check_samples(x, y, batch_size, drop_last)
+        x, y = _checked_samples(x, y, batch_size, drop_last)
         self.device = x.device if device is None else torch.device(device)
         self.x, self.y = (o.to(self.device).contiguous() for o in (x, y))
         self.n, self.batch_size, self.seed = len(x), int(batch_size), seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = 0         # number of the epoch that the next `iter` serves
         self.stats = self._stats(mean, std)
-
-    def __len__(self):
-        full, rest = divmod(self.n, self.batch_size)
-        return full if self.drop_last or not rest else full + 1
-
-    def __iter__(self):
-        order = self.order(self.epoch) if self.shuffle else None
-        self.epoch += 1
-        return (self._batch(order, i) for i in range(len(self)))
 
 # %% ../nbs/03_data.ipynb #b19cf1be
 @patch
@@ -86,8 +81,14 @@ def _batch(self:TensorLoader, order, i):
     return x.sub_(mean).div_(std), y
 
 # %% ../nbs/03_data.ipynb #c9fd4029
-#| code-summary: "The other three: order, where a batch lies, mean and standard deviation"
+#| code-summary: "__iter__ and order: each epoch in its own order"
 #| code-fold: true
+@patch
+def __iter__(self:TensorLoader):
+    order = self.order(self.epoch) if self.shuffle else None
+    self.epoch += 1
+    return (self._batch(order, i) for i in range(len(self)))
+
 @patch
 def order(self:TensorLoader,
     epoch:int,   # number of the epoch, from 0
@@ -99,6 +100,14 @@ def order(self:TensorLoader,
         generator = torch.Generator().manual_seed((self.seed*1_000_003+epoch) % 2**63)
     order = torch.randperm(self.n, generator=generator)   # on the CPU: the same for …
     return order.to(self.device)                          # … every device
+
+# %% ../nbs/03_data.ipynb #7f5b0dcf
+#| code-summary: "How many batches, where one lies, mean and standard deviation"
+#| code-fold: true
+@patch
+def __len__(self:TensorLoader):
+    full, rest = divmod(self.n, self.batch_size)
+    return full if self.drop_last or not rest else full + 1
 
 @patch
 def _part(self:TensorLoader, i):

@@ -11,14 +11,17 @@ __all__ = ['check_images', 'ImageTransform', 'RandomFlip', 'colour', 'RandomCrop
 # %% ../nbs/20_augmentation.ipynb #21a3ba01
 #| code-summary: "Imports"
 #| code-fold: true
+from functools import partial
+
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from . import checks
 
 # %% ../nbs/20_augmentation.ipynb #88344c01
 #| code-fold: true
-#| code-summary: "check_images and ImageTransform"
+#| code-summary: "check_images"
 def check_images(
     x,       # what was given
     who:str  # who asks, for the message
@@ -32,6 +35,7 @@ def check_images(
         f'{who} wants a batch of images (N, C, H, W), float or uint8, got {got}'
         + ': for a single image pass image[None]'*single)
 
+# %% ../nbs/20_augmentation.ipynb #f0ffeef0
 class ImageTransform:
     """Base of transforms that draw anew for each image of a batch: a subclass writes
     `apply(x)`, which returns a new tensor"""
@@ -43,29 +47,35 @@ class ImageTransform:
     def __call__(self, x:Tensor)->Tensor:
         check_images(x, type(self).__name__)
         return self.apply(x)
-    def uniform(self,
-        x:Tensor,  # the images
-        *shape     # of the result, such as `len(x)`
-    )->Tensor:
-        "Random numbers from [0, 1), on the device of `x`"
-        g = self.generator
-        device = g.device if g else x.device
-        return torch.rand(shape, generator=g, device=device).to(x.device)
-    def whole(self,
-        x:Tensor,  # the images
-        low:int,   # smallest number
-        high:int,  # largest number
-        *shape     # of the result, such as `len(x)`
-    )->Tensor:
-        "Random whole numbers from `low` to `high`, both included, on the device of `x`"
-        g = self.generator
-        device = g.device if g else x.device
-        numbers = torch.randint(low, high + 1, shape, generator=g, device=device)
-        return numbers.to(x.device)
     def __repr__(self):
         values = (f'{k}={v!r}' for k, v in vars(self).items() if k != 'generator')
-        name = type(self).__name__
-        return f'{name}({", ".join(values)})'
+        return f'{type(self).__name__}({", ".join(values)})'
+
+# %% ../nbs/20_augmentation.ipynb #2f9ff126
+#| code-fold: true
+#| code-summary: "uniform and whole"
+@patch
+def uniform(self:ImageTransform,
+    x:Tensor,  # the images
+    *shape     # of the result, such as `len(x)`
+)->Tensor:
+    "Random numbers from [0, 1), on the device of `x`"
+    return self._drawn(torch.rand, x, shape)
+
+@patch
+def whole(self:ImageTransform,
+    x:Tensor,  # the images
+    low:int,   # smallest number
+    high:int,  # largest number
+    *shape     # of the result, such as `len(x)`
+)->Tensor:
+    "Random whole numbers from `low` to `high`, both included, on the device of `x`"
+    return self._drawn(partial(torch.randint, low, high + 1), x, shape)
+
+@patch
+def _drawn(self:ImageTransform, draw, x, shape):
+    device = self.generator.device if self.generator else x.device
+    return draw(shape, generator=self.generator, device=device).to(x.device)
 
 # %% ../nbs/20_augmentation.ipynb #acafce01
 class RandomFlip(ImageTransform):
@@ -81,7 +91,7 @@ class RandomFlip(ImageTransform):
         return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 # %% ../nbs/20_augmentation.ipynb #c0104ec0
-#| code-summary: "The checks of the arguments, and the colour of the padding"
+#| code-summary: "_pair and _room: the checks of the sizes"
 #| code-fold: true
 def _pair(name, value):
     "Height and width from one number or two"
@@ -94,6 +104,17 @@ def _pair(name, value):
             f'got {value!r}')
     return pair
 
+def _room(h, w, p, height, width):
+    down, right = h + 2*p - height, w + 2*p - width
+    if min(down, right) < 0:
+        raise ValueError(
+            f'a crop of {height}×{width} does not fit into {h}×{w} images with '
+            f'padding {p}: make the crop smaller or the padding larger')
+    return down, right
+
+# %% ../nbs/20_augmentation.ipynb #457d2710
+#| code-summary: "colour: the colour of the padding"
+#| code-fold: true
 def colour(
     fill,     # one number, or one per channel
     x:Tensor  # (N, C, H, W) images
@@ -110,14 +131,6 @@ def colour(
             'normalised images?')
     return value.to(x.dtype).to(x.device).reshape(1, -1, 1, 1)
 
-def _room(h, w, p, height, width):
-    down, right = h + 2*p - height, w + 2*p - width
-    if min(down, right) < 0:
-        raise ValueError(
-            f'a crop of {height}×{width} does not fit into {h}×{w} images with '
-            f'padding {p}: make the crop smaller or the padding larger')
-    return down, right
-
 # %% ../nbs/20_augmentation.ipynb #09c51201
 class RandomCrop(ImageTransform):
     "Pad the images, then cut a window out of each, every position equally likely"
@@ -133,15 +146,22 @@ class RandomCrop(ImageTransform):
         self.fill = fill
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> (N, C, *size)
-        n, c, h, w = x.shape
-        p, (height, width) = self.padding, self.size or (h, w)
-        down, right = _room(h, w, p, height, width)  # how far a window can move
-        padded = colour(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
-        padded[:, :, p:p+h, p:p+w] = x
+        n, _, h, w = x.shape
+        height, width = self.size or (h, w)
+        down, right = _room(h, w, self.padding, height, width)
         # (N, C, down+1, right+1, height, width), a view
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        windows = self._padded(x).unfold(2, height, 1).unfold(3, width, 1)
         image = torch.arange(n, device=x.device)
         return windows[image, :, self.whole(x, 0, down, n), self.whole(x, 0, right, n)]
+
+# %% ../nbs/20_augmentation.ipynb #fa5e3c6b
+@patch
+def _padded(self:RandomCrop, x):
+    n, c, h, w = x.shape
+    p = self.padding
+    frame = colour(self.fill, x).expand(n, c, h + 2*p, w + 2*p).clone()
+    frame[:, :, p:p+h, p:p+w] = x
+    return frame
 
 # %% ../nbs/20_augmentation.ipynb #10f5c601
 def black(

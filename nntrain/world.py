@@ -81,7 +81,7 @@ def agree(
     return box[1] if box[0] is None else _broadcast(value, *box[0])
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
-#| code-summary: "Code of Several, of Mean.sum_processes, and of an average of tensors"
+#| code-summary: "Code of Several"
 #| code-fold: true
 class Several(World):
     "The processes that train together with this one"
@@ -103,6 +103,16 @@ class Several(World):
         if self.rank and isinstance(cb, self.main_only): return False
         return super().hears(cb, event)
 
+# %% ../nbs/18_distributed.ipynb #55a118f9
+#| code-summary: "Code of Several.gather and of Mean.sum_processes: rows and counts of all processes"
+#| code-fold: true
+@patch
+def gather(self:Several, t):
+    if self.size == 1: return t
+    parts = [None]*self.size
+    dist.all_gather_object(parts, t.detach().cpu())
+    return torch.cat(parts).to(t.device)
+
 @patch
 def sum_processes(self:Mean,
     device=None  # where the processes exchange tensors
@@ -114,6 +124,9 @@ def sum_processes(self:Mean,
     self.values, self.weights, self.n = [], [], n
     if n: self.values, self.weights = [torch.tensor(total, device=device)], [1]
 
+# %% ../nbs/18_distributed.ipynb #ba24993f
+#| code-summary: "Code of an average of tensors, and of a first backward pass"
+#| code-fold: true
 def _average(tensors):
     "Replace each tensor by its mean over the processes, with one exchange per type"
     for dtype in {t.dtype for t in tensors}:
@@ -131,14 +144,3 @@ def _rehearse(learn, model, inputs):
     with aside(learn):
         outputs = [t for t in tensors_of(model(*inputs)) if t.requires_grad]
         sum(t.sum() for t in outputs).backward()
-
-
-# %% ../nbs/18_distributed.ipynb #55a118f9
-#| code-fold: true
-#| code-summary: "Code of Several.gather"
-@patch
-def gather(self:Several, t):
-    if self.size == 1: return t
-    parts = [None]*self.size
-    dist.all_gather_object(parts, t.detach().cpu())
-    return torch.cat(parts).to(t.device)

@@ -48,19 +48,16 @@ def linear(
     finite('start', start), finite('end', end)
     return lambda progress: (1-progress)*start + progress*end
 
-def _mixed(start, end, weight):  # `weight` goes from exactly 1 to exactly 0
-    finite('start', start), finite('end', end)
-    def schedule(progress):
-        w = weight(progress)
-        return w*start + (1-w)*end
-    return schedule
-
 def cosine(
     start:float,  # value at progress 0
     end:float     # value at progress 1
 ):                # schedule: progress -> value
     "Half a wave of the cosine: leaves the start slowly and reaches the end slowly"
-    return _mixed(start, end, lambda progress: (1 + math.cos(math.pi*progress))/2)
+    finite('start', start), finite('end', end)
+    def schedule(progress):
+        w = (1 + math.cos(math.pi*progress))/2
+        return w*start + (1-w)*end
+    return schedule
 
 # %% ../nbs/15_schedulers.ipynb #85981801
 #| code-summary: "constant and polynomial"
@@ -79,8 +76,11 @@ def polynomial(
     power:float=2.  # of what is left, above 0; 1 is linear, 2 reaches the end slowly
 ):                  # schedule: progress -> value
     "Falls (or rises) as a power of what is left of the way"
-    positive('power', power)  # at the end, 0**power must be 0
-    return _mixed(start, end, lambda progress: (1-progress)**power)
+    finite('start', start), finite('end', end), positive('power', power)
+    def schedule(progress):
+        w = (1-progress)**power
+        return w*start + (1-w)*end
+    return schedule
 
 # %% ../nbs/15_schedulers.ipynb #11bc7b76
 #| code-summary: "exponential and time_decay"
@@ -100,8 +100,10 @@ def time_decay(
 ):                # schedule: progress -> value
     "The first half falls most: start/(1 + k*progress), with the k that leads to `end`"
     _above_0(': it comes near 0 but never reaches it', start=start, end=end)
-    def left(p): return (1-p)*end/((1-p)*end + p*start)
-    return _mixed(start, end, left)
+    def schedule(progress):  # start*end/((1-progress)*end + progress*start), exact ends
+        w = (1-progress)*end/((1-progress)*end + progress*start)
+        return w*start + (1-w)*end
+    return schedule
 
 # %% ../nbs/15_schedulers.ipynb #1e3fe110
 #| code-summary: "step_decay and stairs"

@@ -66,7 +66,8 @@ class Photos:
     def __len__(self): return len(self.names)
     def __repr__(self):
         n, _, h, w = self.x.shape
-        return (f'{n:,} pictures of {h}×{w} pixels, {self.n_grey} of them grey, '
+        many = 'picture' if n == 1 else 'pictures'
+        return (f'{n:,} {many} of {h}×{w} pixels, {self.n_grey} of them grey, '
                 f'{len(self.skipped)} left out')
 
 # %% ../nbs/88_photo_files.ipynb #3ea1135b

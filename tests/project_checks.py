@@ -342,6 +342,12 @@ def long_lines(source):
             for line in source.splitlines()
             if len(line) > LONGEST and not line.startswith('#|')]
 
+def long_module(source, most=250):
+    "Is a module longer than a person reads in one go? nbdev's own lines do not count"
+    n = sum(not line.startswith(('#|', '# %%')) for line in source.splitlines())
+    return [f'{n} lines; a module has at most {most}: what second idea is in it?'
+            ]*(n > most)
+
 def long_code(nb):
     "Over-long lines in the code cells of a notebook"
     return [f'cell {i}: {line}' for i, cell in enumerate(nb['cells'])

@@ -54,6 +54,15 @@ def test_lines_of_code_fit_a_page(path): ok(checks.long_code(read(path)))
 def test_lines_fit_a_page(path):
     ok(checks.long_lines(path.read_text(encoding='utf-8')))
 
+@pytest.mark.parametrize('path', [p for p in sorted((ROOT/'nntrain').glob('*.py'))
+                                  if p.stem != '_modidx'], ids=lambda p: p.stem)
+def test_modules_are_short(path):
+    ok(checks.long_module(path.read_text(encoding='utf-8')))
+
+def test_a_long_module_is_found():
+    assert not checks.long_module('x = 1\n'*250 + '#| export\n# %% cell\n')
+    assert checks.long_module('x = 1\n'*251)
+
 @each_notebook
 def test_chapters_are_named_by_links(path): ok(checks.typed_numbers(read(path)))
 

@@ -33,6 +33,8 @@ class Chapter:
     def number(self): return str(int(self.file[:2]))
 
 # %% ../nbs/94_tools.ipynb #27279437
+#| code-fold: true
+#| code-summary: "said"
 _LINK = re.compile(r'\]\(\d\d_(\w+)\.ipynb')
 
 def said(
@@ -55,6 +57,8 @@ def said(
             int(minutes[1]) if minutes else 0)
 
 # %% ../nbs/94_tools.ipynb #010e49af
+#| code-fold: true
+#| code-summary: "read_chapters"
 def read_chapters(
     text:str,     # one line per chapter: topic | column row | short name
     folder='.',   # where the notebooks are
@@ -109,6 +113,8 @@ def arrows(book):
                             for a in c.helps})
 
 # %% ../nbs/94_tools.ipynb #84e4649d
+#| code-fold: true
+#| code-summary: "_corner, _between, _route"
 def _corner(c): return 7 + _STEP[0]*c.place[0], _TOP + _STEP[1]*c.place[1]
 
 def _between(book, a, b):  # does a box stand between two of one column?
@@ -158,6 +164,8 @@ _ABOUT = ('Map of the book: chapters as boxes, an arrow from each to those that 
           'build on it; the table below says the same in words')
 
 # %% ../nbs/94_tools.ipynb #4f7d0979
+#| code-fold: true
+#| code-summary: "draw_map"
 def draw_map(
     book:dict,         # topic -> Chapter, see `read_chapters`
     parts:list,        # (name, colour, topics) of each part of the book

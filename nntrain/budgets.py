@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['Budget', 'budget', 'default_device', 'find_device', 'to_device']
 
 # %% ../nbs/90_pictures.ipynb #eabaaf16
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +21,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/90_pictures.ipynb #46f03528
+#| code-fold: true
+#| code-summary: "Budget"
 @dataclass(frozen=True)
 class Budget:
     "How much work a chapter may do: see `budget`"
@@ -41,6 +45,8 @@ class Budget:
         return list(range(n if self.n_seeds is None else min(n, self.n_seeds)))
 
 # %% ../nbs/90_pictures.ipynb #ba6d9e74
+#| code-fold: true
+#| code-summary: "budget"
 _BUDGETS = {b.name: b for b in (
     Budget('quick', n_train=2048, n_valid=512, max_epochs=2, n_seeds=1),
     Budget('short', n_seeds=1), Budget('full'))}
@@ -63,6 +69,8 @@ def budget(
     return _BUDGETS[name]
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
+#| code-fold: true
+#| code-summary: "default_device, find_device"
 def default_device()->torch.device:  # cuda, else mps, else cpu
     "The fastest device of this machine, looked up when called"
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -85,6 +93,8 @@ def find_device(
     raise ValueError(f'device {str(device)!r} is not there: choose from {found}')
 
 # %% ../nbs/90_pictures.ipynb #886a3973
+#| code-fold: true
+#| code-summary: "to_device"
 def to_device(
     batch,        # tensors in tuples, lists, dicts; objects with `to`; others stay
     device=None,  # where to; None: `default_device()`
@@ -111,6 +121,8 @@ def _sync(device):
     if device.type in ('cuda', 'mps'): getattr(torch, device.type).synchronize()
 
 # %% ../nbs/90_pictures.ipynb #20377db0
+#| code-fold: true
+#| code-summary: "announce"
 @patch
 def announce(self:Budget,
     step,                     # function without arguments: one throw-away step

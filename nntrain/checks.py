@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['whole', 'finite', 'positive', 'at_least', 'share']
 
 # %% ../nbs/90_pictures.ipynb #7d2b1955
+#| code-fold: true
+#| code-summary: "_number, whole"
 import math
 from numbers import Integral, Real
 
@@ -30,6 +32,8 @@ def whole(
     return int(value)
 
 # %% ../nbs/90_pictures.ipynb #f32e4197
+#| code-fold: true
+#| code-summary: "finite, positive"
 def finite(
     name:str,  # as in `whole`
     value      # a number, or a tensor of one element

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['read_diagram']
 
 # %% ../nbs/98_site.ipynb #fb27498f
+#| code-fold: true
+#| code-summary: "_Box"
 import html
 import re
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ class _Box:  # a node; without lines, the place where a long arrow passes a row
     def height(self): return 20*len(self.lines) + 16 if self.lines else 0
 
 # %% ../nbs/98_site.ipynb #bfb0e215
+#| code-fold: true
+#| code-summary: "_plain, _text_width, _filled, _wrapped"
 _THIN, _FAT = set("iljtfrI.,:;'|()[] ·"), set('mwMW←→−')
 
 
@@ -63,6 +67,8 @@ def _wrapped(label, wide=26):  # as few lines as fit, about equally long
     return tuple(lines)
 
 # %% ../nbs/98_site.ipynb #7038393d
+#| code-fold: true
+#| code-summary: "_nodes"
 _NODE = re.compile(r'(\w+)(?:\(\["?(.+?)"?\]\)|\["(.+?)"\]|\[(.+?)\])?')
 _ARROW = re.compile(r'\s*(<?)(-->|-\.->)(?:\|"?(.*?)"?\|)?\s*')
 _AND = re.compile(r'\s*&\s*')
@@ -98,6 +104,8 @@ def _chain(d, line):  # one line of the text -> names of its boxes
     return seen
 
 # %% ../nbs/98_site.ipynb #cdf9227d
+#| code-fold: true
+#| code-summary: "read_diagram"
 def read_diagram(
     text:str,  # a flowchart in Mermaid's notation
 ):             # object with `boxes`, `arrows` and `groups`
@@ -118,6 +126,8 @@ def read_diagram(
     return d
 
 # %% ../nbs/98_site.ipynb #2458c847
+#| code-fold: true
+#| code-summary: "_rows"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):
@@ -134,6 +144,8 @@ def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     return ways
 
 # %% ../nbs/98_site.ipynb #0f712196
+#| code-fold: true
+#| code-summary: "_spread, _stack"
 def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart by `gap`
     xs = []
     for a, b in zip([None, *row], row):
@@ -153,6 +165,8 @@ def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the low
     return y - 30
 
 # %% ../nbs/98_site.ipynb #2d029fff
+#| code-fold: true
+#| code-summary: "_near, _arranged"
 def _near(d, ways):  # {id of a box: the boxes that it is connected to}
     near = {id(b): [] for b in d.boxes.values()}
     for way in ways:

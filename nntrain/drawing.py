@@ -44,6 +44,8 @@ def _rect(x, y, w, h, r, more=''):
             f'rx="{r:.0f}"/>')
 
 # %% ../nbs/98_site.ipynb #3ae6d8c6
+#| code-fold: true
+#| code-summary: "_curve, _arrow"
 def _curve(points):  # a smooth line that leaves and enters each point straight down
     path = f'M{points[0][0]:.0f} {points[0][1]:.0f}'
     for (x, y), (u, v) in zip(points, points[1:]):
@@ -68,6 +70,8 @@ def _arrow(d, way, arrow, twin):  # -> (line, label); `twin`: how many have the 
     return line, _words(.4*x + .6*u + 20*twin, (y + v)/2 + 5, [label], ' class="label"')
 
 # %% ../nbs/98_site.ipynb #2b6322ab
+#| code-fold: true
+#| code-summary: "_groups, _in_words"
 def _groups(d):  # [(x, y, width, height, title)] of frames, the innermost last
     frames, wide = [], 0
     for inner, (title, names) in enumerate(reversed(d.groups), 1):
@@ -103,6 +107,8 @@ def _layers(d, ways, frames):  # shapes, in the order in which they cover one an
     return out + [label for _, label in drawn]
 
 # %% ../nbs/98_site.ipynb #6d16ce6a
+#| code-fold: true
+#| code-summary: "draw_diagram"
 def draw_diagram(
     text:str,  # a flowchart in Mermaid's notation
 )->str:        # HTML with an inline SVG

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['explore', 'figure_data', 'check_frames']
 
 # %% ../nbs/92_figures.ipynb #7e922401
+#| code-fold: true
+#| code-summary: "_check_alt"
 import hashlib
 import itertools
 import json
@@ -32,6 +34,8 @@ def _check_alt(alt):
                          "picture shows and what the reader can change")
 
 # %% ../nbs/92_figures.ipynb #a773cdac
+#| code-fold: true
+#| code-summary: "_check_size, _check_names"
 def _check_size(text, fix):  # many figures fit on a page only when each is small
     size = len(text.encode())
     if size > 60 * 1024:
@@ -67,6 +71,8 @@ def _check_taken(kind, o):  # only options that this kind takes
                          f"not {kind!r}")
 
 # %% ../nbs/92_figures.ipynb #670fc939
+#| code-fold: true
+#| code-summary: "_checked"
 def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were given
     _check_kind(kind)
     if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier():
@@ -89,6 +95,8 @@ def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were g
     return grid
 
 # %% ../nbs/92_figures.ipynb #87ad6d88
+#| code-fold: true
+#| code-summary: "_data, _smaller"
 def _data(fn, kind, grid, frames, o, words):  # all that the script must know
     data = dict(
         fn=fn.__name__, src=_source(fn), kind=kind,
@@ -112,6 +120,8 @@ def _smaller(kind, grid, frames):  # how to make a figure smaller
     return f"thin a range ({ranges}) or {less}"
 
 # %% ../nbs/92_figures.ipynb #9ecc1801
+#| code-fold: true
+#| code-summary: "explore"
 def explore(
     fn,               # named function `fn(**params)` that computes one frame
     *,
@@ -173,6 +183,8 @@ def explore(
     return fig
 
 # %% ../nbs/92_figures.ipynb #b4351c01
+#| code-fold: true
+#| code-summary: "figure_data, _number"
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
@@ -191,6 +203,8 @@ def _number(text):
     except ValueError: return text
 
 # %% ../nbs/92_figures.ipynb #c51dcbc3
+#| code-fold: true
+#| code-summary: "_same"
 # None, or what differs between a stored series and one computed again, except for a
 # step of rounding
 def _same(a, b, data):
@@ -225,6 +239,8 @@ def _asked(figure, data, grid):  # the values of the controls; if need be, its t
     return {p['name']: [_number(t) for t in p['texts']] for p in ranges}
 
 # %% ../nbs/92_figures.ipynb #c1a50004
+#| code-fold: true
+#| code-summary: "check_frames"
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #6a66e701
+#| code-fold: true
+#| code-summary: "_log, _limits"
 import html
 import math
 
@@ -35,6 +37,8 @@ def _limits(pairs, given, axis, log, margin=.04):
     return lo-pad, hi+pad
 
 # %% ../nbs/92_figures.ipynb #d741b177
+#| code-fold: true
+#| code-summary: "_ticks"
 _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #b5a9b601
+#| code-fold: true
+#| code-summary: "_source, _fit_images"
 import hashlib
 import inspect
 import textwrap
@@ -35,6 +37,8 @@ def _fit_images(frames, o, res, low, high):
         ncols=o.ncols or min(len(labels), 6))
 
 # %% ../nbs/92_figures.ipynb #8f70f16a
+#| code-fold: true
+#| code-summary: "_fit"
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
     if kind == 'graph': return _fit_graph(frames, o.graph)
     log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #573a2301
+#| code-fold: true
+#| code-summary: "_floats, _series"
 import itertools
 import math
 

@@ -29,6 +29,8 @@ _MARKS = (
 def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
 # %% ../nbs/92_figures.ipynb #9d27def5
+#| code-fold: true
+#| code-summary: "_paths"
 # the two `d` attributes of one series: line and markers; `paths` in paths.js does the
 # same
 def _paths(s, frame, n, scale):
@@ -119,6 +121,8 @@ def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are fill
         f'<path class="sr" style="fill:{_COLOURS[i]};stroke:none" d="{marks}"/>')
 
 # %% ../nbs/92_figures.ipynb #2b33d62e
+#| code-fold: true
+#| code-summary: "_pack_lines"
 def _pack_lines(frames, data):  # -> series; what is equal in all frames comes once
     hist, path = data['kind'] == 'hist', data['kind'] == 'path'
     if hist:

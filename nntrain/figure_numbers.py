@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #231d6ee4
+#| code-fold: true
+#| code-summary: "_quantise, _encode, _decode"
 import numpy as np
 
 # two of 64 letters carry 12 bits

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #1a949801
+#| code-fold: true
+#| code-summary: "_web, _squeeze_js, _squeeze_css and 2 more"
 import re
 from importlib.resources import files
 

@@ -66,6 +66,8 @@ def _cached_dataset():
         datasets.logging.set_verbosity(level)
 
 # %% ../nbs/90_pictures.ipynb #ddcfe557
+#| code-fold: true
+#| code-summary: "_no_dataset, _downloaded"
 def _no_dataset(problem):
     return ConnectionError(
         f"no Fashion-MNIST from the Hugging Face hub: {problem}. {HELP}")

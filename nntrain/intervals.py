@@ -62,6 +62,8 @@ def _half(row, level):  # half the width of the band
                      "spread to compare with")
 
 # %% ../nbs/93_recording.ipynb #4876caee
+#| code-fold: true
+#| code-summary: "in_band"
 def in_band(
     value:float,      # your result, in the row's unit
     experiment:str,   # name of the recorded row

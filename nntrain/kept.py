@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['KeptRuns']
 
 # %% ../nbs/93_recording.ipynb #9036bf70
+#| code-fold: true
+#| code-summary: "_read_runs"
 import json
 from pathlib import Path
 
@@ -50,6 +52,8 @@ def _with_run(path, budget, name, seed, numbers):  # the file with one run more
     return found
 
 # %% ../nbs/93_recording.ipynb #3813a6fa
+#| code-fold: true
+#| code-summary: "KeptRuns"
 class KeptRuns:
     "Numbers of runs in one JSON file, by name and seed; what is there is not run again"
     def __init__(self,

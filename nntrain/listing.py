@@ -33,6 +33,8 @@ def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook 
     return root, _settings(root), path.relative_to(root).as_posix()
 
 # %% ../nbs/98_site.ipynb #edd87de4
+#| code-fold: true
+#| code-summary: "_slug, _headings, _place"
 def _slug(heading):  # the place that pandoc gives to a heading
     given = re.search(r'\{[^}]*#([\w.-]+)', heading)
     if given: return given[1]
@@ -55,6 +57,8 @@ def _place(name, taken):  # where links to the name lead; '' if there is such a 
     return f'{{#{place}}}'
 
 # %% ../nbs/98_site.ipynb #3b326ab6
+#| code-fold: true
+#| code-summary: "_statements, _defined, _only_imports"
 def _statements(source):  # of a cell; [] for one with magics
     try: return ast.parse(source).body
     except SyntaxError: return []
@@ -78,6 +82,8 @@ def _only_imports(source):
         isinstance(n, (ast.Import, ast.ImportFrom)) for n in found)
 
 # %% ../nbs/98_site.ipynb #16e8fd5d
+#| code-fold: true
+#| code-summary: "_labelled, _write_pages"
 def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
     top, inside = _defined(cell.source)

@@ -169,6 +169,8 @@ def photo_run(
     return _tested(learn, n_epochs, lr), learn
 
 # %% ../nbs/22_photographs.ipynb #tab00003
+#| code-fold: true
+#| code-summary: "ProgressiveCB"
 class ProgressiveCB(Callback):
     "Let the crops grow from epoch to epoch: small pictures first, large ones last"
     def __init__(self,

@@ -70,6 +70,8 @@ def resample(
     return weight/weight.sum(-1, keepdim=True)
 
 # %% ../nbs/22_photographs.ipynb #sha00004
+#| code-fold: true
+#| code-summary: "windows_to: two products"
 def windows_to(
     x:Tensor,            # (N, C, H, W) images
     top, left,           # (N,) first row and column of each window

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['Verdict', 'Prediction', 'predict']
 
 # %% ../nbs/92_figures.ipynb #98bfc101
+#| code-fold: true
+#| code-summary: "Verdict"
 import hashlib
 import html
 import itertools
@@ -32,6 +34,8 @@ class Verdict:
     def __repr__(self): return self.text
 
 # %% ../nbs/92_figures.ipynb #6c7ab359
+#| code-fold: true
+#| code-summary: "Prediction"
 class Prediction:
     """What `predict` returns: a question with curves to pick from; shown as HTML, or as
     text in a console"""
@@ -145,6 +149,8 @@ def _check_options(question, options, answer, why, given, remarks):
     return (_series(given, 'line', 'predict') if given else {}), curves
 
 # %% ../nbs/92_figures.ipynb #02bb7d5f
+#| code-fold: true
+#| code-summary: "predict"
 def predict(
     question:str,  # what to predict, in one sentence
     # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the

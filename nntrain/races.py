@@ -32,6 +32,8 @@ def race_row(
     return dict(seeds=seeds, values=[found[str(seed)] for seed in seeds])
 
 # %% ../nbs/93_recording.ipynb #404492be
+#| code-fold: true
+#| code-summary: "read_race"
 def read_race(
     path  # of the file of a network
 )->dict:  # {'tried': {racer: {rate: accuracy}}, 'final': {racer: {share: {seed: …}}}}

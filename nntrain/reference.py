@@ -38,6 +38,8 @@ def _comments(text):  # {line: (comment, does it stand alone on its line?)}
     return found
 
 # %% ../nbs/98_site.ipynb #4caeca86
+#| code-fold: true
+#| code-summary: "_meaning, _above, _meanings"
 def _meaning(line, comments):  # what stands behind a parameter and in comments below it
     words = []
     while line in comments and comments[line][1] == bool(words):
@@ -64,6 +66,8 @@ def _meanings(lines, comments):  # of things that stand in (first, last) lines
     return found
 
 # %% ../nbs/98_site.ipynb #a433fa11
+#| code-fold: true
+#| code-summary: "_text, _params"
 def _text(node): return '' if node is None else ast.unparse(node)
 
 
@@ -84,6 +88,8 @@ def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     return rows
 
 # %% ../nbs/98_site.ipynb #bbedee01
+#| code-fold: true
+#| code-summary: "_signature, _decorators, _function"
 def _signature(start, rows, end=''):
     def part(name, kind, default):
         if kind: return f'{name}: {kind}' + f' = {default}'*bool(default)
@@ -108,6 +114,8 @@ def _function(f, name, comments, method=False):  # -> entry
     return _Entry(name, sign, ast.get_docstring(f) or '', rows, f.lineno)
 
 # %% ../nbs/98_site.ipynb #2a328a60
+#| code-fold: true
+#| code-summary: "_given, _class"
 def _given(c, init, comments):  # rows of what you give to make an object
     if any(d.startswith('dataclass') for d in _decorators(c)):
         fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
@@ -131,6 +139,8 @@ def _class(c, comments):  # -> entries of the class and of its documented method
                     if not name.startswith('_') and ast.get_docstring(f)]
 
 # %% ../nbs/98_site.ipynb #dbe704ab
+#| code-fold: true
+#| code-summary: "_owners, _targets, _entries_of"
 def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
@@ -154,6 +164,8 @@ def _entries_of(n, public, comments):  # of one statement of a module
             for name in _targets(n) if name in public]
 
 # %% ../nbs/98_site.ipynb #11115c57
+#| code-fold: true
+#| code-summary: "entries"
 def entries(
     text:str,  # source of a module that nbdev exported
 )->list:       # objects with `name`, `signature`, `about`, `params`, `line`, `notebook`
@@ -170,6 +182,8 @@ def entries(
     return found
 
 # %% ../nbs/98_site.ipynb #7473df1a
+#| code-fold: true
+#| code-summary: "_escaped, _to_entries, _names, reference_names"
 def _escaped(text):  # what Markdown would take for a sign; `code` stays as it is
     parts = re.split('(`[^`]*`)', text)
     parts[::2] = [re.sub(r'([\[\]$<|_^~]|(?<!\w)\*(?!\w))', r'\\\1', p)
@@ -197,6 +211,8 @@ def reference_names(
     return found
 
 # %% ../nbs/98_site.ipynb #8e30e5dc
+#| code-fold: true
+#| code-summary: "_table, _entry_page, _head"
 def _table(e, homes):
     def code(text): return '`' + text.replace('|', '\\|') + '`' if text else ''
     rows = [f'| {n if n == "returns" else code(n)} | {code(t)} | {code(d)} | '
@@ -222,6 +238,8 @@ def _head(module, names):  # for search engines, for cards beside a link; the ti
             f'# `nntrain.{module}` {{.unnumbered}}')
 
 # %% ../nbs/98_site.ipynb #75c4fac5
+#| code-fold: true
+#| code-summary: "reference_page"
 def reference_page(
     module:str,  # name of the module: 'learner'
     text:str,    # its source

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['renamed', 'relinked', 'renumber', 'nntrain_renumber']
 
 # %% ../nbs/94_tools.ipynb #42c0a01d
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import argparse
 import json
 import re
@@ -32,6 +34,8 @@ def _check_wish(topics, numbers):
                          f'got {numbers[wrong[0]]}')
 
 # %% ../nbs/94_tools.ipynb #92a712fd
+#| code-fold: true
+#| code-summary: "renamed"
 def renamed(
     names:list,    # file names of notebooks: 10_momentum.ipynb, index.ipynb, …
     numbers:dict,  # topic -> its new number: {'momentum': 11}
@@ -64,6 +68,8 @@ def relinked(
     return _STEM.sub(r'[\2]\1', text)
 
 # %% ../nbs/94_tools.ipynb #22e3fcd4
+#| code-fold: true
+#| code-summary: "_mended"
 _TEXTS = ('nbs/*.ipynb', 'nbs/api/*.ipynb', 'nbs/*.qmd', '_quarto.yml',
           'CONTRIBUTING.md', 'tests/*.py', 'scripts/*.py', 'benchmarks/*')
 
@@ -91,6 +97,8 @@ def _move(nbs, names):  # rename files; the notes of a chapter move with it
     for old, new in moves.items(): (nbs/(old + '.moving')).rename(nbs/new)
 
 # %% ../nbs/94_tools.ipynb #f71912cb
+#| code-fold: true
+#| code-summary: "renumber"
 def renumber(
     root:Path,      # folder of settings.ini
     numbers:dict,   # topic -> its new number
@@ -118,6 +126,8 @@ def _topic(word):
     return topic, int(number)
 
 # %% ../nbs/94_tools.ipynb #3d2f9700
+#| code-fold: true
+#| code-summary: "nntrain_renumber"
 def nntrain_renumber(
     argv:list=None,  # words of the command line; None: those of this process
 )->int:              # exit status: 0, or 1 if `--check` finds work, or 2

@@ -35,6 +35,8 @@ def two_points(z, x, *, averaged=False):
     "Stat: z and x; refuses a step while x is in the model"
 
 # %% ../nbs/15_schedulers.ipynb #c329d7bb
+#| code-fold: true
+#| code-summary: "Code of one step of the three sequences"
 def _rate_and_share(step, lr_max, weight_sum, lr, warmup_steps):
     "The rate of a step, and w/Σw, where w is the square of the largest rate so far"
     rate = float(lr)*min(1., step.item()/max(1, warmup_steps))   # steps count from 1

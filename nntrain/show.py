@@ -37,6 +37,8 @@ def _places(n, n_titles, ncols, imsize):  # a figure with axes for `n` pictures
     return fig, axs.flat
 
 # %% ../nbs/90_pictures.ipynb #6e6073d9
+#| code-fold: true
+#| code-summary: "show_image"
 def show_image(
     im,             # tensor or array H×W, C×H×W, H×W×C (1 or 3 channels), PIL picture
     ax=None,        # matplotlib axes to draw into; None: a new figure
@@ -54,6 +56,8 @@ def show_image(
     return ax
 
 # %% ../nbs/90_pictures.ipynb #96dfe9ee
+#| code-fold: true
+#| code-summary: "show_images"
 def show_images(
     ims,                 # pictures as in `show_image`: a batch or a list
     titles=None,         # for the first pictures, or for all

@@ -120,6 +120,8 @@ def set_chance_state(
     set_random_state(state['random'])
 
 # %% ../nbs/17_checkpoints.ipynb #249c6e01
+#| code-fold: true
+#| code-summary: "training_state"
 def training_state(
     learn  # a learner during a fit
 )->dict:   # plain values, independent of the learner

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'SymbolsProc', 'symbols_table']
 
 # %% ../nbs/98_site.ipynb #5b010002
+#| code-fold: true
+#| code-summary: "Symbol"
 import ast
 import json
 import re
@@ -30,6 +32,8 @@ class Symbol:
     places:tuple   # anchors of sections where it means this; none: the whole chapter
 
 # %% ../nbs/98_site.ipynb #1059d93e
+#| code-fold: true
+#| code-summary: "read_symbols"
 _TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
@@ -53,6 +57,8 @@ def read_symbols(
     return found
 
 # %% ../nbs/98_site.ipynb #5b010006
+#| code-fold: true
+#| code-summary: "_keys"
 _ATOM = re.compile(
     r'(?P<hat>\\hat\s*)?(?:\\(?:text|mathrm)\{(?P<word>\w+)\}|\{?(?P<one>[^\W\d_])\}?'
     r'|\\[a-zA-Z]+)'
@@ -117,6 +123,8 @@ def symbols_said(
     return sorted(first, key=first.get)
 
 # %% ../nbs/98_site.ipynb #5b010009
+#| code-fold: true
+#| code-summary: "_legend, _lights"
 _PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
                      re.M | re.S)
 
@@ -139,6 +147,8 @@ def _lights(symbols):  # what the browser needs to find them all
     return f'````{{=html}}\n{_style("symbols.css")}{script}\n````'
 
 # %% ../nbs/98_site.ipynb #026ec29c
+#| code-fold: true
+#| code-summary: "SymbolsProc"
 class SymbolsProc:
     "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb
@@ -168,6 +178,8 @@ class SymbolsProc:
         self.nb.cells[:] = [*cells, _prose(_lights(symbols), 'symbols')]
 
 # %% ../nbs/98_site.ipynb #5b01000c
+#| code-fold: true
+#| code-summary: "symbols_table"
 def symbols_table(
     folder,  # of the notebooks
 )->str:      # a Markdown table

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['nntrain_sync']
 
 # %% ../nbs/94_tools.ipynb #f951f115
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import json
 import re
 from pathlib import Path
@@ -19,6 +21,8 @@ from .results import _write
 from .tools import _dumps, _root, _settings, _with_folds
 
 # %% ../nbs/94_tools.ipynb #611d7a80
+#| code-fold: true
+#| code-summary: "_setup_cell, _with_setup"
 def _setup_cell(s):
     return ("#| hide\n# Colab and other fresh machines: install what is missing (an "
             "installed torch is kept)\n"
@@ -115,6 +119,8 @@ def _llms(text, s, nbs):  # the pages that _quarto.yml lists, a line each
     return '\n'.join(res)+'\n'
 
 # %% ../nbs/94_tools.ipynb #e99af222
+#| code-fold: true
+#| code-summary: "_in_step"
 def _in_step(root, s):  # {path: the text it should have}
     nbs, setup = root/s['nbs_path'], _setup_cell(s)
     book = _quarto((root/'_quarto.yml').read_text(encoding='utf-8'), s)
@@ -134,6 +140,8 @@ def _in_step(root, s):  # {path: the text it should have}
     return res
 
 # %% ../nbs/94_tools.ipynb #295c9daf
+#| code-fold: true
+#| code-summary: "nntrain_sync"
 @call_parse
 def nntrain_sync(
     check:bool=False, # write nothing; exit with status 1 when something is out of step

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ['GlossaryProc']
 
 # %% ../nbs/98_site.ipynb #c72f438c
+#| code-fold: true
+#| code-summary: "_glossary"
 import json
 import re
 from pathlib import Path
@@ -36,6 +38,8 @@ def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's
     return {m[1]: (plain(m[2]), m[3]) for m in _entry.finditer(text)}, path.name
 
 # %% ../nbs/98_site.ipynb #dde17b6a
+#| code-fold: true
+#| code-summary: "_place, _mark"
 def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
 
 
@@ -58,6 +62,8 @@ def _mark(texts, terms, page):  # texts of a chapter -> with links at the first 
     return [marked(text) for text in texts]
 
 # %% ../nbs/98_site.ipynb #f6188d5a
+#| code-fold: true
+#| code-summary: "GlossaryProc"
 class GlossaryProc:
     "nbdev docs processor: a term of the glossary shows its meaning at its first use"
     def __init__(self, nb):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 # %% ../nbs/90_pictures.ipynb #1423f47f
+#| code-fold: true
+#| code-summary: "_trap, _limb, _oval and 3 more"
 def _trap(u, v, top, bottom, w0, w1):
     "Upright trapezoid: half-width `w0` at v=`top`, `w1` at v=`bottom`"
     t = np.clip((v-top)/(bottom-top), 0, 1)
@@ -131,6 +133,8 @@ def _draw(c, params, noise):
     return np.clip(cover*(shade*255+noise*np.float32(1.5)), 0, 255).astype(np.uint8)
 
 # %% ../nbs/90_pictures.ipynb #16fcbbd0
+#| code-fold: true
+#| code-summary: "draw_clothes"
 def draw_clothes(
     n:int,  # pictures; the sizes of the ten classes differ by at most one
     seed,   # an integer, or a list of them

@@ -34,6 +34,8 @@ _FILTER = ('<div class="recall-filter" hidden><label>Chapter <select '
            'yet</label><span class="recall-n" role="status"></span></div>')
 
 # %% ../nbs/82_cards.ipynb #d004677f
+#| code-fold: true
+#| code-summary: "A card, with its buttons"
 def _raw(html): return f'````{{=html}}\n{html}\n````'
 
 
@@ -63,6 +65,8 @@ def _box(cards, show=3):  # near the start of a chapter: cards of two chapters b
                         *folded, end, ':::', _web_parts()])
 
 # %% ../nbs/82_cards.ipynb #71440402
+#| code-fold: true
+#| code-summary: "The page of all cards"
 def _chapter(file, cards):  # the cards of one chapter, with its file for Anki
     t, title = cards[0].topic, f'{int(file[:2])} {cards[0].title}'
     return [f'### {title} {{#cards-{t}}}',

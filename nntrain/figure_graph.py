@@ -90,8 +90,6 @@ def _boxes(data):
         'rx="150"/>' + _text(x + _BOX//2, y + 380, html.escape(name), more=bold)
         for name, (x, y, _) in data['nodes'].items())
 
-# blue values, vermilion gradients, mixed with the colour of the text, so that both are
-# easy to read on a light and on a dark page
 def _front_graph(s, frame, data):
     res, numbers = '', iter(_numbers_at(s, frame))
     for x, y, n in data['nodes'].values():

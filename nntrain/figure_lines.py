@@ -54,7 +54,7 @@ def _paths(s, frame, n, scale):
 
 # %% ../nbs/92_figures.ipynb #14815001
 #| code-fold: true
-#| code-summary: "Bars as a line, and which points get a marker"
+#| code-summary: "Bars as a line; which points get a marker; which points a contour needs"
 def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
     if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
     return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])

@@ -106,12 +106,12 @@ def _write_pages(folder, lib, modules, homes):  # the reference of these modules
 # %% ../nbs/98_site.ipynb #16e8fd5e
 #| code-fold: true
 #| code-summary: "Exported cells become visible"
-def _show_exports(cells):  # nbdev hides what is exported, and shows `exports`
+def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modules
     code = [c for c in cells if c.cell_type == 'code']
     for c in code:
         if 'export' in c.directives_:
             c.directives_['exports'] = c.directives_.pop('export')
-    return {v[0] for c in code for k, v in c.directives_.items()  # the modules
+    return {v[0] for c in code for k, v in c.directives_.items()
             if k in ('default_exp', 'exports') and v}
 
 # %% ../nbs/98_site.ipynb #fa81cd41

@@ -94,6 +94,8 @@ def symbols_in(
                               for s in [known.get(k) for k in keys if k in known][:1]))
 
 # %% ../nbs/98_site.ipynb #5b01000f
+#| code-fold: true
+#| code-summary: "A symbol as plain text has it; the texts of a picture"
 def _written(s):  # as text has it: β₁, m̂; '' for letters that could be words
     text = re.sub('^hat (.)', '\\1\u0302', _keys(s.tex)[0][0])
     text = re.sub(r'_(\d)$', lambda m: '₀₁₂₃₄₅₆₇₈₉'[int(m[1])], text)

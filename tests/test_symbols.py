@@ -111,10 +111,9 @@ def test_pictures_are_followed_by_their_symbols(path):
 
 LETTERS = {  # of these, the letters in the picture itself light up
     'initialization': {'products': 'σ'},
-    'momentum': {'turned': 'p λ', 'roots': r'z β \text{lr} λ',
-                 'memory': 'β'},
+    'momentum': {'turned': 'p λ', 'roots': r'z β \text{lr} λ', 'memory': 'β'},
     'debiasing': {'missing': 'β', 'scheduled': 'S β'},
-    'adaptive': {},
+    'adaptive': {'gradient-sizes': 'g', 'eps-floor': r'\hat-v'},
 }
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)

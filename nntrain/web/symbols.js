@@ -121,6 +121,9 @@ function markPictures(main) {
       });
       layer.append(mark);
     });
+    const {margin, verticalAlign} = getComputedStyle(image);
+    Object.assign(whole.style, {margin, verticalAlign});  // so that nothing moves
+    image.style.margin = '0';
     image.replaceWith(whole);
     whole.append(image, layer);
   });

@@ -150,10 +150,6 @@ def symbols_drawn(
 # %% ../nbs/98_site.ipynb #5b010009
 #| code-fold: true
 #| code-summary: "_legend, _boxes, _lights"
-_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
-                     re.M | re.S)
-
-
 def _legend(found, symbols, told, kind=''):  # the list under a formula or a picture
     items = []
     for s in found:
@@ -182,6 +178,10 @@ def _lights(symbols):  # what the browser needs to find them all
 # %% ../nbs/98_site.ipynb #026ec29c
 #| code-fold: true
 #| code-summary: "SymbolsProc"
+_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
+                     re.M | re.S)
+
+
 class SymbolsProc:
     "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb

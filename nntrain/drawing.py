@@ -94,6 +94,8 @@ def _in_words(d):
         for a, b, label, _, both in d.arrows)
 
 # %% ../nbs/98_site.ipynb #7fb16acb
+#| code-fold: true
+#| code-summary: "Shapes, in the order in which they cover one another"
 def _layers(d, ways, frames):  # shapes, in the order in which they cover one another
     out = []
     for x, y, w, h, title in frames:

@@ -138,7 +138,7 @@ from fastcore.basics import patch
 def add_param_group(self:Split, param_group):
     "Add a group; one without a `kind` becomes a group for each kind that `rule` finds"
     group, before = dict(param_group), len(self.param_groups)
-    known = {k for hypers in self.own.values() for k in hypers}  # for kinds that have it
+    known = {k for hypers in self.own.values() for k in hypers}  # each for some kinds
     if 'kind' in group: known = set()
     try:
         for kind, params in _by_kind(type(self), group).items():

@@ -160,7 +160,8 @@ def _refuse_second_writer(self:ScheduleCB, learn, name, k, place, who):
     key, i = place  # i: the place in a tuple; None: all of it
     earlier = learn.active[:learn.active.index(self)]
     writers = [cb for cb in (*earlier, self) if isinstance(cb, ScheduleCB)]
-    for _, other_k, other, (other_key, other_i) in (p for cb in writers for p in cb.plan):
+    taken = [row for cb in writers for row in cb.plan]
+    for _, other_k, other, (other_key, other_i) in taken:
         overlap = i == other_i or None in (i, other_i)
         if (other_k, other_key) == (k, key) and overlap:
             raise ValueError(f'{other} and {name} would both write {key} of {who}: '

@@ -122,10 +122,11 @@ def speed_problems(nb, benches):
     tables = [text for text in outputs(nb, 'text/markdown') if '(quartiles)' in text]
     lines = [line for text in tables for line in text.splitlines()
              if re.match(r'\| [^|]+ \| [\d.e+-]+\xa0(s|ms|µs) \|', line)]
-    bad = [f'a slug: {line[:50]}' for line in lines if re.match(r'\| \S*-\S*-\S+ \|', line)]
+    bad = [f'a slug: {line[:50]}' for line in lines
+           if re.match(r'\| \S*-\S*-\S+ \|', line)]
     if len(lines) != len(benches): bad.append(f'{len(benches)} rows, {len(lines)} shown')
-    longest = max((text.count('\n') for text in '\n\n'.join(tables).split('\n\n')),
-                  default=0)
+    blocks = '\n\n'.join(tables).split('\n\n')
+    longest = max(block.count('\n') for block in blocks)
     return bad + [f'a table of {longest} lines']*(longest > 14)
 
 def test_benchmarks_stand_in_short_tables_in_words():

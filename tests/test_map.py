@@ -115,8 +115,9 @@ def test_parts_are_those_of_the_menu(home):
 
 def test_each_chapter_says_what_it_is_and_needs(home):
     book = home['BOOK']
-    told = re.findall(r'<li class="m-(\w+)"><a href="([\w.]+)"><b>(\d+)</b> (.*?)</a>'
-                      r'<p>(.*?)</p><p class="needs">needs (.*?) · (\d+)\xa0min', stored())
+    told = re.findall(
+        r'<li class="m-(\w+)"><a href="([\w.]+)"><b>(\d+)</b> (.*?)</a><p>(.*?)</p>'
+        r'<p class="needs">needs (.*?) · (\d+)\xa0min', stored())
     assert [t[0] for t in told] == list(book)
     for (t, *found), row in zip(told, home['map_table'](book).splitlines()[2:]):
         c, needs = book[t], row.split(' | ')[2]

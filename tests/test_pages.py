@@ -124,7 +124,8 @@ def speed_problems(nb, benches):
              if re.match(r'\| [^|]+ \| [\d.e+-]+\xa0(s|ms|µs) \|', line)]
     bad = [f'a slug: {line[:50]}' for line in lines
            if re.match(r'\| \S*-\S*-\S+ \|', line)]
-    if len(lines) != len(benches): bad.append(f'{len(benches)} rows, {len(lines)} shown')
+    if len(lines) != len(benches):
+        bad.append(f'{len(benches)} rows, {len(lines)} shown')
     blocks = '\n\n'.join(tables).split('\n\n')
     longest = max(block.count('\n') for block in blocks)
     return bad + [f'a table of {longest} lines']*(longest > 14)

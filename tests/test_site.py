@@ -339,8 +339,8 @@ def test_names_of_an_assignment_to_several_are_several():
 # ---- our script and style, on a phone ------------------------------------------------
 
 DEEP = 'return torch.stack([(dL_dtp * t_u).sum(),', ' '*24 + 'dL_dtp.sum()])'
-PHONE = '''<!DOCTYPE html><html><head><meta name="viewport" content="width=device-width">
-<style>{style} body {{ margin: 0 16px; --bs-body-bg: white }} figure {{ margin: 0 }}
+PHONE = '''<!DOCTYPE html><html><head><style>{style}
+body {{ margin: 0 16px; --bs-body-bg: white }} figure {{ margin: 0 }}
 </style></head><body><main>
 <pre class="sourceCode"><code class="sourceCode">{code}</code></pre>
 <div class="cell-output cell-output-display"><div><figure><p><img alt="plot"
@@ -349,8 +349,8 @@ height='200'/%3E"></p><figcaption>{words}</figcaption></figure></div></div>
 <math display="block"><mrow>{sum}</mrow></math></main>{script}</body></html>'''
 
 def test_plots_code_and_formulas_on_a_phone():
-    """A wide plot is larger than the screen, scrolls, and can be reached by keyboard; so
-    does a long formula, with a shadow where there is more; and a line of code that is
+    """A wide plot is larger than the screen, scrolls, and can be reached by keyboard,
+    as can a long formula, with a shadow where there is more; a line of code that is
     far to the right has room for its words"""
     html = PHONE.format(
         style=(NBS/'styles.css').read_text('utf-8'), words='words '*30,
@@ -362,7 +362,7 @@ def test_plots_code_and_formulas_on_a_phone():
         page.set_content(html, wait_until='load')
         wide, plot, inside = page.evaluate('''() => {
           const img = document.querySelector('img'), box = img.parentElement
-          return [document.documentElement.scrollWidth, img.getBoundingClientRect().width,
+          return [document.documentElement.scrollWidth, img.clientWidth,
                   [box.scrollWidth > box.clientWidth, box.tabIndex]] }''')
         assert wide <= 360 and 500 < plot < 600 and inside == [True, 0]
         formula = page.evaluate('''() => { const e = document.querySelector('math')

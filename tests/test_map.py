@@ -89,14 +89,6 @@ def test_what_a_chapter_says(text, needs, helps, minutes):
     nb = dict(cells=[dict(cell_type='markdown', source=[text])])
     assert bookmap.said(nb) == (needs, helps, minutes)
 
-def test_arrows_say_all_and_no_more(home):
-    "If you follow the arrows backwards, you meet exactly the chapters that are needed"
-    book, into = home['BOOK'], {}
-    for a, b, dashed in bookmap.arrows(book):
-        if not dashed: into.setdefault(b, set()).add(a)
-    def back(t): return {n for a in into.get(t, ()) for n in {a} | back(a)}
-    assert {t: back(t) for t in book} == {t: bookmap.behind(book, t) for t in book}
-
 def stored():
     "The map as the home page holds it: HTML"
     outputs = [''.join(o.get('data', {}).get('text/html', ''))
@@ -104,7 +96,7 @@ def stored():
     return next(text for text in outputs if 'nn-map' in text)
 
 def test_stored_map_is_this_map(home):
-    assert stored() == home['book_map'](), (
+    assert stored() == bookmap.draw_map(home['BOOK'], home['PARTS']), (
         'run nntrain_execute nbs/index.ipynb; nntrain_sync')
 
 def test_parts_are_those_of_the_menu(home):
@@ -119,7 +111,7 @@ def test_each_chapter_says_what_it_is_and_needs(home):
         r'<li class="m-(\w+)"><a href="([\w.]+)"><b>(\d+)</b> (.*?)</a><p>(.*?)</p>'
         r'<p class="needs">needs (.*?) · (\d+)\xa0min', stored())
     assert [t[0] for t in told] == list(book)
-    for (t, *found), row in zip(told, home['map_table'](book).splitlines()[2:]):
+    for (t, *found), row in zip(told, bookmap.map_table(book).splitlines()[2:]):
         c, needs = book[t], row.split(' | ')[2]
         plain = [re.sub('</?code>', '`', text).replace('&#x27;', "'") for text in found]
         assert plain == [c.file, c.number, c.title, c.promise, needs or 'nothing',

@@ -59,6 +59,8 @@ def all_sum(
     return t
 
 # %% ../nbs/18_distributed.ipynb #cf68f501
+#| code-fold: true
+#| code-summary: "Code of agree, and of a broadcast"
 def agree(
     fn  # function without arguments, called in the main process only
 ):      # what it gave, in all processes; a tensor as one on the CPU

@@ -105,9 +105,13 @@ def after_epoch(self:CheckpointCB, learn):
     if due or asked: self.save(learn, done, 0)
     if asked: self._end(learn)
 
+@patch
+def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
+    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
+
 # %% ../nbs/17_checkpoints.ipynb #00f7af01
 #| code-fold: true
-#| code-summary: "The circumstances"
+#| code-summary: "The circumstances; how it leaves after a SIGTERM"
 def _circumstances(learn):
     compiled = any('_orig_mod' in name for name in learn.model.state_dict())
     bare = [cb for cb in learn.active if not (cb.watches or counts(cb, learn))]
@@ -115,14 +119,20 @@ def _circumstances(learn):
              'processes': learn.world.size, 'compiled': compiled,
              'CPU threads': torch.get_num_threads(),
              'callbacks without settings': [type(cb).__name__ for cb in bare]}
-    for phase, loader in loaders_of(learn).items():
-        workers = getattr(loader, 'num_workers', 0)
-        noted[f'number of workers of the {phase} loader'] = workers
-    return noted
+    return noted | {
+        f'number of workers of the {phase} loader': getattr(loader, 'num_workers', 0)
+        for phase, loader in loaders_of(learn).items()}
 
-def _place(learn, epochs, batches):
-    and_batches = f' and {batches} batches' if batches else ''
-    return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
+@patch
+def _end(self:CheckpointCB, learn):
+    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
+    kept, came, self.sigterm.came = self.sigterm.kept, self.sigterm.came, False
+    self.sigterm.stop()
+    where = _place(learn, *self.saved)
+    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
+    if learn.world.is_main and not self.quiet: print(said, flush=True)
+    if came and callable(kept): kept(signal.SIGTERM, None)
+    raise Terminated(said)
 
 # %% ../nbs/17_checkpoints.ipynb #796fc14a
 #| code-fold: true
@@ -147,6 +157,10 @@ def _check_savable(learn):
 # %% ../nbs/17_checkpoints.ipynb #3b0fcf72
 #| code-fold: true
 #| code-summary: "What is printed"
+def _place(learn, epochs, batches):
+    and_batches = f' and {batches} batches' if batches else ''
+    return f'{epochs} of {learn.n_epochs} epochs{and_batches}'
+
 @patch
 def _say(self:CheckpointCB, learn, circumstances):
     "Print where the run goes on, and what has changed"
@@ -230,21 +244,3 @@ def cleanup_fit(self:CheckpointCB, learn):
     failed = sys.exc_info()[1] is not self.outer
     if self.sigterm.came and not failed: self._end(learn)
     self.sigterm.stop()
-
-# %% ../nbs/17_checkpoints.ipynb #0ab5f859
-#| code-fold: true
-#| code-summary: "CheckpointCB after a SIGTERM: tell the others, leave the fit"
-@patch
-def after_predict(self:CheckpointCB, learn):  # told to the others with the loss
-    if self.on and learn.world.size > 1: learn.world.asked = self.sigterm.came
-
-@patch
-def _end(self:CheckpointCB, learn):
-    "Leave the fit as a SIGTERM would; a handler of the user's own comes first"
-    kept, came, self.sigterm.came = self.sigterm.kept, self.sigterm.came, False
-    self.sigterm.stop()
-    where = _place(learn, *self.saved)
-    said = f'{self.path.name}: saved after {where}, ended by SIGTERM'
-    if learn.world.is_main and not self.quiet: print(said, flush=True)
-    if came and callable(kept): kept(signal.SIGTERM, None)
-    raise Terminated(said)

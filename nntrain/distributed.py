@@ -27,8 +27,7 @@ from .events import CANCELS
 from .metrics import MetricsCB
 from .shards import made_up_row, rows_of, shard
 from .tensor_loader import TensorLoader
-from .world import (Several, _average, _launched, _rehearse, agree, all_sum,
-                           world_size)
+from .world import Several, _average, _rehearse, _started, agree, all_sum
 
 # %% auto #0
 __all__ = ['AccelerateCB']
@@ -47,8 +46,8 @@ class AccelerateCB(Callback):
         self.find_unused, self.kwargs = find_unused_parameters, kwargs
         self.accelerator, self.kept = None, None
 
-# %% ../nbs/18_distributed.ipynb #0c3a7501
-#| code-summary: "Code: start accelerate, join the others, compare the plans, and put everything back"
+# %% ../nbs/18_distributed.ipynb #f8631587
+#| code-summary: "Code of _start"
 #| code-fold: true
 @patch
 def _start(self:AccelerateCB):
@@ -62,7 +61,7 @@ def _start(self:AccelerateCB):
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=self.find_unused)
     handlers = [ddp, *self.kwargs.get('kwargs_handlers', ())]
-    started = int(os.environ['WORLD_SIZE']) if _launched() else world_size()
+    started = _started()
     given = {'cpu': True} if started > 1 and not _gpus() else {}   # see above
     given |= self.kwargs | {'kwargs_handlers': handlers}
     self.accelerator = Accelerator(**given)
@@ -71,6 +70,9 @@ def _start(self:AccelerateCB):
             f'{started} processes were started, but accelerate knows of '
             f'{self.accelerator.num_processes}: each would train alone')
 
+# %% ../nbs/18_distributed.ipynb #f4cb2643
+#| code-summary: "What is refused: float16 of accelerate, and SyncBatchNorm without CUDA"
+#| code-fold: true
 @patch
 def _refuse_fp16(self:AccelerateCB):
     given = self.kwargs.get('mixed_precision')
@@ -83,6 +85,18 @@ def _gpus():
     there = torch.accelerator.is_available()
     return there and torch.accelerator.current_accelerator().type != 'mps'
 
+@patch
+def _convert(self:AccelerateCB, learn):
+    if self.device.type != 'cuda':
+        raise ValueError(
+            f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm needs a GPU) '
+            f'and this is {self.device.type}: leave it out, or use a norm that looks '
+            f'at one sample, such as GroupNorm')
+    learn.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+
+# %% ../nbs/18_distributed.ipynb #0c3a7501
+#| code-summary: "When a fit begins; other random numbers in each process"
+#| code-fold: true
 @patch
 def before_fit(self:AccelerateCB, learn):
     if self.accelerator is None: self._start()
@@ -97,6 +111,15 @@ def before_fit(self:AccelerateCB, learn):
         self.wrapped = acc.prepare_model(learn.model, evaluation_mode=frozen)
 
 @patch
+def _vary_seed(self:AccelerateCB):
+    if self.world.is_main: return
+    seed = int(torch.randint(2**31, ())) + self.world.rank
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+# %% ../nbs/18_distributed.ipynb #5f6f74de
+#| code-summary: "Join the other processes"
+#| code-fold: true
+@patch
 def _join(self:AccelerateCB, learn):
     rank, size = self.world.rank, self.world.size
     learn.dls = copy.copy(learn.dls)
@@ -107,10 +130,46 @@ def _join(self:AccelerateCB, learn):
         part = shard(loader, rank, size, self.device if near else None)
         setattr(learn.dls, phase, part)
     self._check_plan(learn)
+    _check_metrics(learn)
     self._vary_seed()
     if self.sync_batchnorm: self._convert(learn)
     for b in learn.model.to(self.device).buffers():
         dist.broadcast(b, 0)                            # the parameters: DDP does it
+
+# %% ../nbs/18_distributed.ipynb #c0b8c0f8
+#| code-summary: "Do all plan the same run?"
+#| code-fold: true
+def _plan_of(learn):
+    plan = {'n_epochs': learn.n_epochs, 'phases': learn.phases,
+            'parameters': sum(p.numel() for p in learn.model.parameters())}
+    for phase in learn.phases:
+        loader = getattr(learn.dls, phase)
+        for name in 'batch_size', 'seed', 'epoch', 'shuffle':
+            plan[f'{phase} {name}'] = getattr(loader, name, None)
+        plan[f'{phase} batches'] = n_batches(loader)
+        if isinstance(loader, TensorLoader):
+            plan[f'{phase} targets'] = zlib.crc32(loader.y.cpu().numpy().tobytes())
+    return plan
+
+@patch
+def _check_plan(self:AccelerateCB, learn):
+    plan, plans = _plan_of(learn), [None]*self.world.size
+    dist.all_gather_object(plans, plan)
+    for name in plan:
+        values = [p.get(name) for p in plans]
+        if any(v != values[0] for v in values):
+            raise ValueError(f'the processes do not plan the same run: {name} is '
+                             f'{values}, process by process')
+
+# %% ../nbs/18_distributed.ipynb #e880b090
+#| code-summary: "Can the metrics be added up? And put everything back"
+#| code-fold: true
+def _check_metrics(learn):
+    for m in _metrics(learn):
+        if not (hasattr(m, 'sum_processes') or hasattr(m, 'sync_on_compute')):
+            raise TypeError(f'{type(m).__name__} cannot be added up over processes: '
+                            f'derive it from Mean, give it a method '
+                            f'sum_processes(device), or use torchmetrics')
 
 @patch
 def cleanup_fit(self:AccelerateCB, learn):
@@ -123,45 +182,6 @@ def cleanup_fit(self:AccelerateCB, learn):
         getattr(model, '__dict__', {}).pop('_is_accelerate_prepared', None)
     self.accelerator.free_memory()
     self.kept = self.wrapped = None
-
-@patch
-def _check_plan(self:AccelerateCB, learn):
-    plan = {'n_epochs': learn.n_epochs, 'phases': learn.phases,
-            'parameters': sum(p.numel() for p in learn.model.parameters())}
-    for phase in learn.phases:
-        loader = getattr(learn.dls, phase)
-        for name in 'batch_size', 'seed', 'epoch', 'shuffle':
-            plan[f'{phase} {name}'] = getattr(loader, name, None)
-        plan[f'{phase} batches'] = n_batches(loader)
-        if isinstance(loader, TensorLoader):
-            plan[f'{phase} targets'] = zlib.crc32(loader.y.cpu().numpy().tobytes())
-    plans = [None]*self.world.size
-    dist.all_gather_object(plans, plan)
-    for name in plan:
-        values = [p.get(name) for p in plans]
-        if any(v != values[0] for v in values):
-            raise ValueError(f'the processes do not plan the same run: {name} is '
-                             f'{values}, process by process')
-    for m in _metrics(learn):
-        if not (hasattr(m, 'sum_processes') or hasattr(m, 'sync_on_compute')):
-            raise TypeError(f'{type(m).__name__} cannot be added up over processes: '
-                            f'derive it from Mean, give it a method '
-                            f'sum_processes(device), or use torchmetrics')
-
-@patch
-def _vary_seed(self:AccelerateCB):
-    if self.world.is_main: return
-    seed = int(torch.randint(2**31, ())) + self.world.rank
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-
-@patch
-def _convert(self:AccelerateCB, learn):
-    if self.device.type != 'cuda':
-        raise ValueError(
-            f'sync_batchnorm asks for CUDA (torch.nn.SyncBatchNorm needs a GPU) '
-            f'and this is {self.device.type}: leave it out, or use a norm that looks '
-            f'at one sample, such as GroupNorm')
-    learn.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
 
 # %% ../nbs/18_distributed.ipynb #76c98f96
 @patch

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['check_extended']
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a09
-#| code-summary: "Code of check_extended: would the steps already taken be the same?"
+#| code-summary: "Imports of the module; three helpers"
 #| code-fold: true
 import re
 
@@ -26,6 +26,15 @@ def _told_apart(*values):  # with few digits if they suffice
     texts = [f'{v:.4g}' if isinstance(v, float) else str(v) for v in values]
     return texts if len({*texts}) > 1 else map(repr, values)
 
+def _why_not(learn, found):
+    for cb, (_, state) in zip(with_state(learn), found['callbacks']):
+        for kind, look in _LOOKS.items():
+            if not isinstance(cb, kind): continue
+            if why := look(cb, learn, found, state): return why
+
+# %% ../nbs/17_checkpoints.ipynb #c188d2fc
+#| code-summary: "Would a schedule have written other rates?"
+#| code-fold: true
 def _other_rate(cb, learn, found, state):
     "What a schedule would have written otherwise in the steps taken"
     then, now = [*state['values']], [*cb.schedules]
@@ -41,6 +50,9 @@ def _other_rate(cb, learn, found, state):
             new, was = _told_apart(new, was)
             return f'its {kind} of {name} would have had {new} in step {i}, not {was}'
 
+# %% ../nbs/17_checkpoints.ipynb #c47d15f8
+#| code-summary: "Would an average, or a scheduler of torch, have done something else?"
+#| code-fold: true
 def _other_average(cb, learn, found, state):
     "When the average would have begun"
     if not cb.start: return
@@ -62,6 +74,9 @@ def _last_step(cb, learn, found, state):
 _LOOKS = {ScheduleCB: _other_rate, WeightAveragingCB: _other_average,
           TorchSchedulerCB: _last_step}
 
+# %% ../nbs/17_checkpoints.ipynb #f2ef82d6
+#| code-summary: "Code of check_extended: would the steps already taken be the same?"
+#| code-fold: true
 def check_extended(
     learn,       # a learner during a fit, after the `before_fit` of other callbacks
     found:dict,  # the checkpoint of a run with another number of epochs
@@ -79,9 +94,3 @@ def check_extended(
     raise ValueError(f'{path} was planned with {found["facts"]["n_epochs"]} epochs and '
                      f'cannot become a run of {learn.n_epochs}: {why}. Finish it as '
                      f'planned, or train anew with another path')
-
-def _why_not(learn, found):
-    for cb, (_, state) in zip(with_state(learn), found['callbacks']):
-        for kind, look in _LOOKS.items():
-            if not isinstance(cb, kind): continue
-            if why := look(cb, learn, found, state): return why

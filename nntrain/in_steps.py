@@ -9,13 +9,35 @@ from __future__ import annotations
 __all__ = ['InSteps']
 
 # %% ../nbs/17_checkpoints.ipynb #0ddb5a0a
-#| code-summary: "Code of InSteps"
+#| code-summary: "Imports of the module; what is given, and whether it fits into the run"
 #| code-fold: true
 from itertools import accumulate
 
 from .checks import whole
 from .schedule import _check_schedule
 
+_NO_PLAN = ('a schedule in steps has to know how long the run is: give it '
+            'to ScheduleCB as it is, or take its .plan(n_steps)')
+
+def _fixed_steps(lengths, schedules, given):
+    if len(lengths) != len(schedules) or lengths.count(None) != 1:
+        raise ValueError(f'give a length for each schedule, and None for the one '
+                         f'that takes what is left: got the lengths {given!r} '
+                         f'for {len(schedules)} schedules')
+    for schedule in schedules: _check_schedule(schedule, 'a part')
+    return sum(whole('a length', n, least=0) for n in lengths if n is not None)
+
+def _laid_out(self, last):  # (steps, schedule) of each part, of `last` steps in all
+    if last < self.fixed:
+        raise ValueError(f'the parts of this schedule take {self.fixed} steps '
+                         f'after the first, and the run has {last}: shorten them')
+    filled = [last - self.fixed if n is None else n for n in self.lengths]
+    parts = [(n, s) for n, s in zip(filled, self.schedules) if n]
+    return parts or [(1, self.schedules[-1])]
+
+# %% ../nbs/17_checkpoints.ipynb #23018f21
+#| code-summary: "Code of InSteps"
+#| code-fold: true
 class InSteps:
     "Schedules one after the other, with lengths in steps instead of shares of the run"
     def __init__(self,
@@ -23,27 +45,14 @@ class InSteps:
         schedules  # as many functions: progress in [0, 1] -> value
     ):
         self.lengths, self.schedules = tuple(lengths), tuple(schedules)
-        if len(self.lengths) != len(self.schedules) or self.lengths.count(None) != 1:
-            raise ValueError(f'give a length for each schedule, and None for the one '
-                             f'that takes what is left: got the lengths {lengths!r} '
-                             f'for {len(self.schedules)} schedules')
-        for schedule in self.schedules: _check_schedule(schedule, 'a part')
-        lengths = [whole('a length', n, least=0) for n in self.lengths if n is not None]
-        self.fixed = sum(lengths)
-    def __call__(self, progress):
-        raise TypeError('a schedule in steps has to know how long the run is: give it '
-                        'to ScheduleCB as it is, or take its .plan(n_steps)')
+        self.fixed = _fixed_steps(self.lengths, self.schedules, lengths)
+    def __call__(self, progress): raise TypeError(_NO_PLAN)
     def plan(self,
         n_steps:int  # of the run
     ):               # schedule: progress -> value
         "The schedule for a run of that length"
         last = whole('n_steps', n_steps) - 1
-        if last < self.fixed:
-            raise ValueError(f'the parts of this schedule take {self.fixed} steps '
-                             f'after the first, and the run has {last}: shorten them')
-        filled = [last - self.fixed if n is None else n for n in self.lengths]
-        parts = [(n, s) for n, s in zip(filled, self.schedules) if n]
-        parts = parts or [(1, self.schedules[-1])]
+        parts = _laid_out(self, last)
         ends = [*accumulate(n for n, _ in parts)]
         def planned(progress):
             step = round(progress*last, 6)          # exact for the steps of a run

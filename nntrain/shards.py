@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['TensorShard', 'LoaderShard', 'rows_of', 'made_up_row', 'ListShard', 'shard']
+__all__ = ['rows_of', 'TensorShard', 'ListShard', 'made_up_row', 'LoaderShard', 'shard']
 
 # %% ../nbs/18_distributed.ipynb #ffd773d9
-#| code-summary: "Imports of the module"
+#| code-summary: "Imports of the module; some rows of any batch"
 #| code-fold: true
 import torch
 from fastcore.basics import patch
@@ -19,6 +19,21 @@ from .batches import tensors_of
 from .budgets import to_device
 from .tensor_loader import TensorLoader
 from .world import agree, part_of
+
+def _map(fn, batch):
+    "The same batch, with `fn` of each tensor"
+    if isinstance(batch, Tensor): return fn(batch)
+    if isinstance(batch, dict): return {k: _map(fn, v) for k, v in batch.items()}
+    if not isinstance(batch, (tuple, list)): return batch
+    parts = [_map(fn, v) for v in batch]
+    return batch._make(parts) if hasattr(batch, '_make') else type(batch)(parts)
+
+def rows_of(
+    batch,      # a tensor, or tuples, lists and dicts of tensors
+    part:slice  # which rows
+):              # a batch of the same form
+    "The rows `part` of each tensor of a batch"
+    return _map(lambda t: t[part], batch)
 
 # %% ../nbs/18_distributed.ipynb #03fd5101
 #| code-summary: "Code of TensorShard: it shares the tensors and agrees on the order"
@@ -50,7 +65,26 @@ def _part(self:TensorShard, i):
     return slice(whole.start + part.start, whole.start + part.stop)
 
 # %% ../nbs/18_distributed.ipynb #188bab01
-#| code-summary: "Code of LoaderShard, ListShard and shard"
+#| code-summary: "Code of ListShard, and of a row for a process that has none"
+#| code-fold: true
+class ListShard:
+    "As `TensorShard`, for a list of batches"
+    def __init__(self, batches, rank, world):
+        self.batches, self.rank, self.world = batches, rank, world
+    def __len__(self): return len(self.batches)
+    def __iter__(self):
+        for batch in self.batches:
+            n = len(next(tensors_of(batch)))
+            yield rows_of(batch, part_of(n, self.rank, self.world))
+
+def made_up_row(
+    batch  # it may be empty
+):         # a batch of the same form
+    "A batch of one row of zeros"
+    return _map(lambda t: t.new_zeros(1, *t.shape[1:]), batch)
+
+# %% ../nbs/18_distributed.ipynb #5fc6455a
+#| code-summary: "One part of each list of indices"
 #| code-fold: true
 class _BatchShard:
     "One part of each index list of a batch sampler; the main process draws the lists"
@@ -64,6 +98,15 @@ class _BatchShard:
             self.empty.append(not own)
             yield own or indices[:1]    # never an empty batch: one row, cut off below
 
+def _can_be_indexed(loader):
+    data = getattr(loader, 'dataset', None)
+    batches = getattr(loader, 'batch_sampler', None)
+    stream = isinstance(data, torch.utils.data.IterableDataset)
+    return data is not None and batches is not None and not stream
+
+# %% ../nbs/18_distributed.ipynb #db7ee67f
+#| code-summary: "Lists of indices as one tensor; what a loader keeps"
+#| code-fold: true
 def _packed(batches):  # one tensor: how many lists, how long each is, what they hold
     lists = [list(b) for b in batches]
     flat = [i for b in lists for i in b]
@@ -76,6 +119,12 @@ def _unpacked(packed):
     parts = packed[n+1:].split(packed[1:n+1].tolist())
     return (part.tolist() for part in parts)
 
+_KEPT = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
+         'multiprocessing_context', 'prefetch_factor', 'persistent_workers')
+
+# %% ../nbs/18_distributed.ipynb #60ec19fc
+#| code-summary: "Code of LoaderShard"
+#| code-fold: true
 class LoaderShard:
     "As `TensorShard`, for torch's DataLoader: each process loads only its own rows"
     def __init__(self,
@@ -87,9 +136,7 @@ class LoaderShard:
         if not _can_be_indexed(loader): raise TypeError(_no_way(loader))
         self.whole = loader
         self.batches = _BatchShard(loader.batch_sampler, rank, world)
-        kept = {name: getattr(loader, name) for name in (
-            'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn',
-            'multiprocessing_context', 'prefetch_factor', 'persistent_workers')}
+        kept = {name: getattr(loader, name) for name in _KEPT}
         kept['generator'] = loader.generator if rank == 0 else None  # others: own seeds
         self.loader = torch.utils.data.DataLoader(
             loader.dataset, batch_sampler=self.batches, **kept)
@@ -99,48 +146,14 @@ class LoaderShard:
         for i, batch in enumerate(self.loader):
             yield rows_of(batch, slice(0)) if self.batches.empty[i] else batch
 
-def _can_be_indexed(loader):
-    data = getattr(loader, 'dataset', None)
-    batches = getattr(loader, 'batch_sampler', None)
-    stream = isinstance(data, torch.utils.data.IterableDataset)
-    return data is not None and batches is not None and not stream
-
+# %% ../nbs/18_distributed.ipynb #db283f85
+#| code-summary: "Code of shard"
+#| code-fold: true
 def _no_way(loader):
     return (f'no way to cut the batches of a {type(loader).__name__}: give it a method '
             f'shard(rank, world) that returns a loader of that part of each batch, of '
             f'as many batches in every process; or use a TensorLoader, a DataLoader '
             f'with a dataset that can be indexed, or a list of batches')
-
-def _map(fn, batch):
-    "The same batch, with `fn` of each tensor"
-    if isinstance(batch, Tensor): return fn(batch)
-    if isinstance(batch, dict): return {k: _map(fn, v) for k, v in batch.items()}
-    if not isinstance(batch, (tuple, list)): return batch
-    parts = [_map(fn, v) for v in batch]
-    return batch._make(parts) if hasattr(batch, '_make') else type(batch)(parts)
-
-def rows_of(
-    batch,      # a tensor, or tuples, lists and dicts of tensors
-    part:slice  # which rows
-):              # a batch of the same form
-    "The rows `part` of each tensor of a batch"
-    return _map(lambda t: t[part], batch)
-
-def made_up_row(
-    batch  # it may be empty
-):         # a batch of the same form
-    "A batch of one row of zeros"
-    return _map(lambda t: t.new_zeros(1, *t.shape[1:]), batch)
-
-class ListShard:
-    "As `TensorShard`, for a list of batches"
-    def __init__(self, batches, rank, world):
-        self.batches, self.rank, self.world = batches, rank, world
-    def __len__(self): return len(self.batches)
-    def __iter__(self):
-        for batch in self.batches:
-            n = len(next(tensors_of(batch)))
-            yield rows_of(batch, part_of(n, self.rank, self.world))
 
 def shard(
     loader,      # TensorLoader, DataLoader, list, or one with `shard(rank, world)`

@@ -8,8 +8,19 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['part_of', 'world_size', 'is_main', 'all_sum', 'agree', 'Several']
 
-# %% ../nbs/18_distributed.ipynb #9e4c136b
-#| code-summary: "Imports of the module"
+# %% ../nbs/18_distributed.ipynb #bd026401
+def part_of(
+    n:int,      # how many rows there are, at least 0
+    rank:int,   # which part, from 0 to world-1
+    world:int   # into how many parts, at least 1
+)->slice:       # the rows of that part
+    "Cut `n` rows into `world` parts whose sizes differ by at most one"
+    if not 0 <= rank < world:
+        raise ValueError(f'rank must be from 0 to world-1, got rank {rank} of {world}')
+    return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
+
+# %% ../nbs/18_distributed.ipynb #ec712901
+#| code-summary: "Imports of the module; code of world_size and is_main"
 #| code-fold: true
 import os
 
@@ -23,20 +34,6 @@ from .batches import tensors_of
 from .learner import World
 from .metrics import Mean, MetricsCB
 
-# %% ../nbs/18_distributed.ipynb #bd026401
-def part_of(
-    n:int,      # how many rows there are, at least 0
-    rank:int,   # which part, from 0 to world-1
-    world:int   # into how many parts, at least 1
-)->slice:       # the rows of that part
-    "Cut `n` rows into `world` parts whose sizes differ by at most one"
-    if not 0 <= rank < world:
-        raise ValueError(f'rank must be from 0 to world-1, got rank {rank} of {world}')
-    return slice(-(-n*rank//world), -(-n*(rank+1)//world))   # rounded up
-
-# %% ../nbs/18_distributed.ipynb #ec712901
-#| code-summary: "Code of world_size and is_main, and of a broadcast"
-#| code-fold: true
 def _launched()->bool:  # by torchrun, which `accelerate launch` uses?
     return dist.is_available() and dist.is_torchelastic_launched()
 
@@ -45,18 +42,12 @@ def world_size()->int:
     met = dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if met else 1
 
+def _started(): return int(os.environ['WORLD_SIZE']) if _launched() else world_size()
+
 def is_main()->bool:
     "Is this the process that prints and saves? A process on its own is"
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0
     return not _launched() or int(os.environ.get('RANK', 0)) == 0
-
-def _broadcast(t, shape, dtype):   # `t` is that of the main process
-    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
-    device = 'cpu' if near else torch.accelerator.current_accelerator()
-    if t is None: t = torch.empty(shape, dtype=dtype)
-    t = t.detach().to(device).contiguous()
-    dist.broadcast(t, 0)
-    return t.cpu()
 
 # %% ../nbs/18_distributed.ipynb #f5d01b5f
 def all_sum(
@@ -68,6 +59,8 @@ def all_sum(
     return t
 
 # %% ../nbs/18_distributed.ipynb #cf68f501
+#| code-fold: true
+#| code-summary: "Code of agree, and of a broadcast"
 def agree(
     fn  # function without arguments, called in the main process only
 ):      # what it gave, in all processes; a tensor as one on the CPU
@@ -79,6 +72,14 @@ def agree(
     box = [form, None if form else value]
     dist.broadcast_object_list(box, src=0)
     return box[1] if box[0] is None else _broadcast(value, *box[0])
+
+def _broadcast(t, shape, dtype):   # `t` is that of the main process
+    near = 'cpu:' in dist.get_backend_config()                # else it is NCCL
+    device = 'cpu' if near else torch.accelerator.current_accelerator()
+    if t is None: t = torch.empty(shape, dtype=dtype)
+    t = t.detach().to(device).contiguous()
+    dist.broadcast(t, 0)
+    return t.cpu()
 
 # %% ../nbs/18_distributed.ipynb #4f1c2d01
 #| code-summary: "Code of Several"

@@ -25,8 +25,8 @@ FASTCORE = {
     'patch', 'AttrDict', 'call_parse', 'delegates', 'store_attr',
     'L'}  # in fastcore 1 (which nbdev 2 needs) and 2 (which readers get) alike
 # Appendices whose modules any chapter may import; they import no chapter
-SHARED_PAGES = {'81_xray', '82_cards', '90_pictures', '92_figures', '93_recording',
-                '94_tools', '98_site'}
+SHARED_PAGES = {'81_xray', '82_cards', '89_processes', '90_pictures', '92_figures',
+                '93_recording', '94_tools', '98_site'}
 # Appendices that build on the chapters up to a number: their modules import no later
 # one, and every chapter from that number on may import them
 SHARED_FROM = {'80_tape': 4, '83_listening': 26, '84_looks': 26,

@@ -10,7 +10,7 @@ __all__ = ['DrawView', 'draw_view']
 
 # %% ../nbs/28_browser.ipynb #2822755f
 #| code-fold: true
-#| code-summary: "Imports of the module; what draw_view returns"
+#| code-summary: "Imports of the module of the view; what draw_view returns"
 import base64
 import hashlib
 import html

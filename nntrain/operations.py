@@ -8,9 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['to_operations', 'run_operations', 'with_weights', 'round_operations']
 
-# %% ../nbs/28_browser.ipynb #28e8c39c
+# %% ../nbs/28_browser.ipynb #28015877
 #| code-fold: true
-#| code-summary: "Imports of the module; layers in the order of the calls"
+#| code-summary: "Imports of the module of operations; the weights of a layer"
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +20,14 @@ from torch import Tensor, nn
 from .quantize import dequantize, fold_norm, quantize
 from .resnet import ResBlock, ResNet
 
+def _weights(layer):
+    weight = layer.weight.detach().cpu().float()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias
+    return dict(weight=weight, bias=bias.detach().cpu().float())
+
+# %% ../nbs/28_browser.ipynb #28e8c39c
+#| code-fold: true
+#| code-summary: "Layers in the order of the calls; a BatchNorm; what is refused"
 _IDLE = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity  # in evaluation
 
 def _in_order(module, name):
@@ -29,6 +37,18 @@ def _in_order(module, name):
             yield from _in_order(child, f'{name}.{key}'.strip('.'))
     elif type(module) not in _IDLE: yield name, module
     if type(module) is ResBlock: yield from _in_order(module.act, f'{name}.act')
+
+def _refuse(name, why):
+    raise ValueError(f'layer {name or "0"}: {why}; use one of '
+                     f'{", ".join(kind.__name__ for kind in _MADE)}, or a BatchNorm '
+                     'behind a Conv2d or Linear')
+
+def _fold_into(found, norm, name):
+    if not found or 'weight' not in found[-1]:
+        _refuse(name, 'a BatchNorm can only be folded into a Conv2d or Linear directly '
+                      'before it')
+    last = found[-1]
+    last['weight'], last['bias'] = fold_norm(last['weight'], last['bias'], norm)
 
 # %% ../nbs/28_browser.ipynb #2866db11
 def to_operations(
@@ -42,26 +62,6 @@ def to_operations(
         elif type(layer) in _MADE: found.append(_MADE[type(layer)](layer, name))
         else: _refuse(name, f'{type(layer).__name__} is not supported')
     return found
-
-# %% ../nbs/28_browser.ipynb #28e572f9
-#| code-fold: true
-#| code-summary: "A BatchNorm; the weights of a layer; what is said of others"
-def _refuse(name, why):
-    raise ValueError(f'layer {name or "0"}: {why}; use one of '
-                     f'{", ".join(kind.__name__ for kind in _MADE)}, or a BatchNorm '
-                     'behind a Conv2d or Linear')
-
-def _fold_into(found, norm, name):
-    if not found or 'weight' not in found[-1]:
-        _refuse(name, 'a BatchNorm can only be folded into a Conv2d or Linear directly '
-                      'before it')
-    last = found[-1]
-    last['weight'], last['bias'] = fold_norm(last['weight'], last['bias'], norm)
-
-def _weights(layer):
-    weight = layer.weight.detach().cpu().float()
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias
-    return dict(weight=weight, bias=bias.detach().cpu().float())
 
 # %% ../nbs/28_browser.ipynb #28e572fa
 #| code-fold: true

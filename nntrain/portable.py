@@ -34,6 +34,8 @@ def _check_shape(shape):
 __all__ = ['make_portable', 'PortableNetwork', 'export_network', 'load_network']
 
 # %% ../nbs/28_browser.ipynb #287aca22
+#| code-fold: true
+#| code-summary: "The operations, written"
 def _packed(operations, numbers):
     "Operations as JSON can hold them; bytes are added to the list `numbers`"
     layers = []

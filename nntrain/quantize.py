@@ -37,6 +37,8 @@ def _check_weight(weight, bits, per):
         raise ValueError('weight holds NaN or infinite values: nothing stands for them')
 
 # %% ../nbs/28_browser.ipynb #28b8d820
+#| code-fold: true
+#| code-summary: "Code of quantize and dequantize"
 def quantize(
     weight:Tensor,       # (n_out, …) finite floats
     bits:int=8,          # 2 … 8: codes from -(2**(bits-1) - 1) to 2**(bits-1) - 1

@@ -29,6 +29,9 @@ def _scale_grads(params, factor):
     if grads and (isinstance(factor, Tensor) or factor != 1):
         torch._foreach_mul_(grads, factor)
 
+def _unit(n, old):  # the newest batch's weight; one of ignored targets has no gradient
+    return torch.where(n > 0, n, old) if isinstance(n, Tensor) else n or old
+
 def _part(part, total):  # numbers or 0-dim tensors; 1 where there is nothing to share
     if isinstance(total, Tensor): return torch.where(total > 0, part/total, 1.)
     return part/total if total else 1.
@@ -45,10 +48,9 @@ class GradientAccumulationCB(Callback):
     def after_loss(self, learn):
         if not learn.training: return
         n = self.weight(learn)
-        if isinstance(n, Tensor): unit = torch.where(n > 0, n, self.unit)
-        else: unit = n or self.unit
+        unit = _unit(n, self.unit)
         if self.count: _scale_grads(_params(learn), self.unit/unit)
-        self.unit, self.n = unit, n  # a batch of ignored targets has no gradient
+        self.unit, self.n = unit, n
     def after_backward(self, learn):
         self.count, self.total = self.count + 1, self.total + self.n
         last = learn.iter + 1 == self.per_epoch

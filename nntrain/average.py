@@ -13,7 +13,6 @@ __all__ = ['WeightAveragingCB']
 #| code-fold: true
 import contextlib
 
-import torch
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from .callback import Callback
 from .checks import share, whole
 from .debias import ExactEMA
 
-def _averageable(model):
+def _averageable(model):  # without gradients: state_dict detaches
     tensors = [t for t in model.state_dict().values() if isinstance(t, Tensor)]
     return [t for t in tensors if t.is_floating_point() or t.is_complex()]
 
@@ -47,7 +46,7 @@ class WeightAveragingCB(Callback):
 
 # %% ../nbs/16_callbacks.ipynb #211a2284
 #| code-fold: true
-#| code-summary: "The weights are put in, and put back"
+#| code-summary: "The weights are put in, and put back; what a checkpoint keeps"
 @patch
 @contextlib.contextmanager
 def averaged(self:WeightAveragingCB, model):
@@ -56,28 +55,23 @@ def averaged(self:WeightAveragingCB, model):
     if [t.shape for t in means] != [t.shape for t in own]:
         raise ValueError('there is no average for this model yet: fit first, and give '
                          'the model that was trained')
-    with torch.no_grad():
-        trained = [t.clone() for t in own]
-        for t, mean in zip(own, means): t.data.copy_(mean)
+    trained = [t.clone() for t in own]
+    for t, mean in zip(own, means): t.data.copy_(mean)
     try: yield model
     finally:
-        with torch.no_grad():
-            for t, old in zip(_averageable(model), trained): t.data.copy_(old)
+        for t, old in zip(_averageable(model), trained): t.data.copy_(old)
 
 @patch
-def before_phase(self:WeightAveragingCB, learn):
-    if not self.validates or not self.ready or learn.training: return
-    self.swap = self.averaged(learn.model)
-    self.swap.__enter__()
+def state_dict(self:WeightAveragingCB)->dict:
+    return {'total': self.average.total, 'weight': self.average.weight}
 
 @patch
-def cleanup_phase(self:WeightAveragingCB, learn):
-    swap, self.swap = self.swap, None
-    if swap is not None: swap.__exit__(None, None, None)
+def load_state_dict(self:WeightAveragingCB, state)->None:
+    self.average.total, self.average.weight = state['total'], state['weight']
 
 # %% ../nbs/16_callbacks.ipynb #7baad519
 #| code-fold: true
-#| code-summary: "Before the fit; its memory for checkpoints"
+#| code-summary: "Before the fit, and around each validation"
 @patch
 def before_fit(self:WeightAveragingCB, learn):
     averages = [cb for cb in learn.active if isinstance(cb, WeightAveragingCB)]
@@ -91,9 +85,12 @@ def before_fit(self:WeightAveragingCB, learn):
     self.average.reset()
 
 @patch
-def state_dict(self:WeightAveragingCB)->dict:
-    return {'total': self.average.total, 'weight': self.average.weight}
+def before_phase(self:WeightAveragingCB, learn):
+    if not self.validates or not self.ready or learn.training: return
+    self.swap = self.averaged(learn.model)
+    self.swap.__enter__()
 
 @patch
-def load_state_dict(self:WeightAveragingCB, state)->None:
-    self.average.total, self.average.weight = state['total'], state['weight']
+def cleanup_phase(self:WeightAveragingCB, learn):
+    swap, self.swap = self.swap, None
+    if swap is not None: swap.__exit__(None, None, None)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_callbacks.ipynb #b3b7fbc1
 #| code-fold: true
-#| code-summary: "Imports of the module; StopOnNonFiniteCB"
+#| code-summary: "Imports of the module; which loss is bad; a loader cut short"
 from __future__ import annotations
 
 import math
@@ -15,14 +15,31 @@ from .checks import whole
 from .events import CancelFit
 from .metrics import to_floats
 
+def _first_bad(losses):  # {(phase, epoch, batch): loss on the device}
+    "Where the first loss is that is NaN or infinite; None if all are finite"
+    for (phase, epoch, i), v in zip(losses, to_floats(list(losses.values()))):
+        if not math.isfinite(v): return f'{phase} loss {v} in epoch {epoch}, batch {i}'
+
+class _First:
+    "The first `n` batches of a loader"
+    def __init__(self, loader, n): self.loader, self.n = loader, n
+    def __len__(self): return min(self.n, len(self.loader))
+    def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
+    def __iter__(self): return islice(self.loader, self.n)
+
+# %% auto #0
+__all__ = ['StopOnNonFiniteCB', 'BatchLimitCB']
+
+# %% ../nbs/16_callbacks.ipynb #b3b7fbc2
+#| code-fold: true
+#| code-summary: "StopOnNonFiniteCB"
 class StopOnNonFiniteCB(Callback):
     "Leave the fit when a loss is NaN or infinite; `stopped` says where"
-    order, watches = -3, True
+    order, watches, stopped = -3, True, None
     def __init__(self,
         every:int=None  # look after so many batches; None: each on a CPU, else 50
     ):
-        if every is not None: whole('every', every)
-        self.every, self.stopped = every, None
+        self.every = every if every is None else whole('every', every)
     def before_fit(self, learn):
         self.stopped, self.seen = None, {}
         self.n = self.every or (1 if learn.device.type == 'cpu' else 50)
@@ -32,28 +49,14 @@ class StopOnNonFiniteCB(Callback):
     def after_phase(self, learn): self._look()
     def after_epoch(self, learn): self._look()  # a phase left early has no after_phase
     def _look(self):
-        values = dict(zip(self.seen, to_floats(list(self.seen.values()))))
-        self.seen = {}
-        bad = next((at for at, v in values.items() if not math.isfinite(v)), None)
-        if bad is None: return
-        phase, epoch, i = bad
-        self.stopped = f'{phase} loss {values[bad]} in epoch {epoch}, batch {i}'
+        self.stopped, self.seen = _first_bad(self.seen), {}
+        if self.stopped is None: return
         print('stopped:', self.stopped)
         raise CancelFit()
-
-# %% auto #0
-__all__ = ['StopOnNonFiniteCB', 'BatchLimitCB']
 
 # %% ../nbs/16_callbacks.ipynb #059beb8e
 #| code-fold: true
 #| code-summary: "BatchLimitCB"
-class _First:
-    "The first `n` batches of a loader"
-    def __init__(self, loader, n): self.loader, self.n = loader, n
-    def __len__(self): return min(self.n, len(self.loader))
-    def __getattr__(self, name): return getattr(self.__dict__['loader'], name)
-    def __iter__(self): return islice(self.loader, self.n)
-
 class BatchLimitCB(Callback):
     "End each phase after a number of batches"
     order = -5

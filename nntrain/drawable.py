@@ -10,7 +10,7 @@ __all__ = ['DrawView', 'draw_view']
 
 # %% ../nbs/28_browser.ipynb #2822755f
 #| code-fold: true
-#| code-summary: "Imports of the module of the view"
+#| code-summary: "Imports of the module of the view; what draw_view returns"
 import base64
 import hashlib
 import html
@@ -25,19 +25,24 @@ from .figures import _shielded
 from .portable import PortableNetwork, load_network
 from .sources import _pngs
 
+class DrawView:
+    "What `draw_view` returns; shown as HTML, or as its text"
+    def __init__(self, alt, says, page):
+        self.alt, self.says, self.page = alt, says, page
+    def to_html(self)->str: return self.page  # all in one piece; loads nothing
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {'text/plain': f'{self.alt} {self.says}', 'text/html': self.page}
+
 # %% ../nbs/28_browser.ipynb #288eb7d7
 #| code-fold: true
-#| code-summary: "The files, and what draw_view refuses"
-_DRAW_JS = ('once.js', 'network.js', 'ink.js', 'pad.js', 'paint.js', 'covering.js',
-            'drawing.js')
-_DRAW_CSS = 'figure.css', 'drawing.css'
+#| code-summary: "Networks that draw_view refuses"
 _MOST = 1_500_000  # letters of a network in a page: four for three bytes
 
 def _as_network(network):
-    if not isinstance(network, (PortableNetwork, str, os.PathLike)):
+    if isinstance(network, (str, os.PathLike)): network = load_network(network)
+    if not isinstance(network, PortableNetwork):
         raise TypeError('network must be a PortableNetwork or the path of its file, '
                         f'got {type(network).__name__}: make_portable makes one')
-    if not isinstance(network, PortableNetwork): network = load_network(network)
     if network.shape != (1, 28, 28):
         raise ValueError('the page draws pictures of the shape (1, 28, 28), and this '
                          f'network takes {network.shape}')
@@ -46,37 +51,49 @@ def _as_network(network):
                          f'most {_MOST/1e6:.1f} make sense: let readers choose a file')
     return network
 
+# %% ../nbs/28_browser.ipynb #288eb7d8
+#| code-fold: true
+#| code-summary: "Pictures that draw_view refuses"
 def _as_bytes(pictures, names):
     "(N, 28, 28) bytes"
-    if pictures is None: pictures = torch.zeros(0, 28, 28, dtype=torch.uint8)
-    x = torch.as_tensor(pictures)
+    x = torch.as_tensor(torch.zeros(0, 28, 28) if pictures is None else pictures)
     if x.ndim == 4 and x.shape[1] == 1: x = x[:, 0]
     if x.ndim != 3 or tuple(x.shape[1:]) != (28, 28) or len(x) > 20:
         raise ValueError('pictures must be at most 20 of 28×28 grey levels, (N, 1, 28, '
                          f'28), got shape {tuple(x.shape)}')
-    if x.is_floating_point():
-        x = 255*x
+    if x.is_floating_point(): x = 255*x
     if len(names) != len(x):
         raise ValueError(f'{len(x)} pictures need as many names, got {len(names)}')
-    if not ((x >= 0) & (x <= 255)).all():
-        raise ValueError('grey levels must lie in [0, 1], or be bytes')
-    return x.round().to(torch.uint8) if x.is_floating_point() else x.to(torch.uint8)
+    if ((x >= 0) & (x <= 255)).all(): return x.float().round().to(torch.uint8)
+    raise ValueError('grey levels must lie in [0, 1], or be bytes')
 
 # %% ../nbs/28_browser.ipynb #2843506f
 #| code-fold: true
-#| code-summary: "The parts of the page: pad, tools, bars, pictures"
-def _choices(name, legend, options, at=0):
-    "Radio buttons; number `at` is chosen"
-    buttons = ''.join(
-        f'<label><input type="radio" name="{name}" value="{value}" autocomplete="off"'
-        f'{" checked" if i == at else ""}>{html.escape(text)}</label>'
-        for i, (value, text) in enumerate(options.items()))
-    return (f'<fieldset data-part="{name}" data-live hidden><legend>{legend}</legend>'
-            f'<div class="nnd-row">{buttons}</div></fieldset>')
-
+#| code-summary: "Buttons, and choices between several things"
 def _button(name, text, more=''):
     return f'<button type="button" data-part="{name}"{more}>{text}</button> '
 
+def _radio(name, value, chosen, inside):
+    return (f'<label><input type="radio" name="{name}" value="{value}" '
+            f'autocomplete="off"{" checked" if chosen else ""}>{inside}</label>')
+
+def _choices(name, legend, options, at=0):
+    buttons = ''.join(_radio(name, value, i == at, text)
+                      for i, (value, text) in enumerate(options.items()))
+    return (f'<fieldset data-part="{name}" data-live hidden><legend>{legend}</legend>'
+            f'<div class="nnd-row">{buttons}</div></fieldset>')
+
+def _picker(names):
+    if not names: return '<div data-part="pictures"></div>'
+    shown = [f'<canvas aria-hidden="true"></canvas>{html.escape(n)}' for n in names]
+    labels = ''.join(_radio('picture', i, not i, s) for i, s in enumerate(shown))
+    return ('<fieldset data-live hidden><legend>Or take a picture of the data set'
+            f'</legend><div class="nnd-pictures" data-part="pictures">{labels}</div>'
+            '</fieldset>')
+
+# %% ../nbs/28_browser.ipynb #28435070
+#| code-fold: true
+#| code-summary: "The pad and its tools"
 _KEYS = ('Drawing area. Arrow keys move a cursor, three times as far with Shift; space '
          'lowers and lifts the pen.')
 
@@ -93,6 +110,15 @@ def _pad(still, alt):
         + '<p data-live hidden>' + _button('fill', 'fill the outline')
         + _button('clear', 'clear') + '</p>')
 
+# %% ../nbs/28_browser.ipynb #28435071
+#| code-fold: true
+#| code-summary: "What the network sees, and what it answers"
+_SEEN = (
+    '<div class="nnd-row" data-live hidden><canvas class="nnd-small" data-part="seen" '
+    'role="img" aria-label="What the network sees: 28×28 grey levels"></canvas><label>'
+    '<input type="checkbox" data-part="fit" checked autocomplete="off">cut, enlarge '
+    'and centre</label></div>')
+
 def _bars(classes, probabilities):
     rows = ''.join(
         f'<li><span>{html.escape(name)}</span><i aria-hidden="true" '
@@ -101,25 +127,16 @@ def _bars(classes, probabilities):
     return ('<ul class="nnd-bars" data-part="bars" aria-label="Probabilities">'
             f'{rows}</ul>')
 
-def _picker(names):
-    if not names: return '<div data-part="pictures"></div>'
-    labels = ''.join(
-        f'<label><input type="radio" name="picture" value="{i}" autocomplete="off"'
-        f'{"" if i else " checked"}><canvas aria-hidden="true"></canvas>'
-        f'{html.escape(name)}</label>' for i, name in enumerate(names))
-    return ('<fieldset data-live hidden><legend>Or take a picture of the data set'
-            f'</legend><div class="nnd-pictures" data-part="pictures">{labels}</div>'
-            '</fieldset>')
+def _first_answer(classes, shares, names):
+    "A sentence about the first picture, and what it shows"
+    if not names: return 'Nothing is drawn yet.', 'An empty drawing area'
+    top = int(shares.argmax())
+    says = f'The first picture ({names[0]}): {classes[top]}, {shares[top]:.0%}.'
+    return says, f'A picture of the data set: {names[0]}'
 
 # %% ../nbs/28_browser.ipynb #2878f70c
 #| code-fold: true
-#| code-summary: "The rest of the page: what the network sees, files, maps, covering"
-_SEEN = (
-    '<div class="nnd-row" data-live hidden><canvas class="nnd-small" data-part="seen" '
-    'role="img" aria-label="What the network sees: 28×28 grey levels"></canvas><label>'
-    '<input type="checkbox" data-part="fit" checked autocomplete="off">cut, enlarge '
-    'and centre</label></div>')
-
+#| code-summary: "The rest of the form: files, maps, covering"
 _ASK = (
     '<p data-live hidden><label>Picture or network from a file, or drop one here '
     '<input type="file" data-part="file" accept="image/*,.bin"></label></p>'
@@ -130,30 +147,40 @@ _ASK = (
     '<div class="nnd-covered" data-part="covered" hidden><canvas data-part="falls" '
     'width="28" height="28" role="img" aria-label="The picture; orange where a square '
     'that covers it takes probability from the class, blue where it adds some">'
-    '</canvas>'
-    '<p role="status" data-part="about"></p></div>')
+    '</canvas><p role="status" data-part="about"></p></div>')
 
-def _page(key, title, about, picture, alt, bars, names, program):
-    body = (
-        f'<p class="nnx-t">{html.escape(title)}</p><form><div class="nnd-two"><div>'
-        + _pad(picture, alt) + f'</div><div>{_SEEN}{bars}<p role="status" '
-        'data-part="says"></p><small data-part="time"></small></div></div>'
-        + _picker(names) + _ASK + '</form>' + program)
-    return (f'<div class="nnx nnx-draw" id="{key}" role="group" '
-            f'aria-label="{html.escape(title)}">' + _style(*_DRAW_CSS)
-            + _shielded(f'Interactive figure: {about}', body) + '</div>')
+def _form(picture, alt, bars, names):
+    return (
+        f'<form><div class="nnd-two"><div>{_pad(picture, alt)}</div><div>{_SEEN}{bars}'
+        '<p role="status" data-part="says"></p><small data-part="time"></small></div>'
+        f'</div>{_picker(names)}{_ASK}</form>')
+
+# %% ../nbs/28_browser.ipynb #2878f70d
+#| code-fold: true
+#| code-summary: "The page, and the program with its network"
+_DRAW_JS = ('once.js', 'network.js', 'ink.js', 'pad.js', 'paint.js', 'covering.js',
+            'drawing.js')
+_DRAW_CSS = 'figure.css', 'drawing.css'
+
+def _program(network, x, *marks):
+    "An id for the figure, and its script; the same for the same content"
+    parts = dict(network=network.content, pictures=x.numpy().tobytes())
+    content = ','.join(f'"{name}":"{base64.b64encode(part).decode()}"'
+                       for name, part in parts.items())
+    mark = json.dumps([content, *marks])
+    key = f'nnx-draw-{hashlib.sha256(mark.encode()).hexdigest()[:8]}'
+    return key, _script(_DRAW_JS, 'drawing', f'{{{content},"id":"{key}"}}')
+
+def _page(key, title, about, body):
+    title = html.escape(title)
+    return (f'<div class="nnx nnx-draw" id="{key}" role="group" aria-label="{title}">'
+            + _style(*_DRAW_CSS) + _shielded(f'Interactive figure: {about}',
+                                             f'<p class="nnx-t">{title}</p>{body}')
+            + '</div>')
 
 # %% ../nbs/28_browser.ipynb #2870570d
 #| code-fold: true
 #| code-summary: "Code of draw_view"
-class DrawView:
-    "What `draw_view` returns; shown as HTML, or as its text"
-    def __init__(self, alt, says, page):
-        self.alt, self.says, self.page = alt, says, page
-    def to_html(self)->str: return self.page  # all in one piece; loads nothing
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {'text/plain': f'{self.alt} {self.says}', 'text/html': self.page}
-
 def draw_view(
     network,         # a `PortableNetwork` for (1, 28, 28), or the path of its file
     pictures=None,   # (N, 1, 28, 28) to pick from, at most 20; the first one is shown
@@ -168,20 +195,8 @@ def draw_view(
     x = _as_bytes(pictures, names)
     first = x[0] if len(x) else torch.zeros(28, 28, dtype=torch.uint8)
     shares = network(first[None, None]).softmax(1)[0]
-    parts = dict(network=network.content, pictures=x.numpy().tobytes())
-    content = ','.join(f'"{name}":"{base64.b64encode(part).decode()}"'
-                       for name, part in parts.items())
-    mark = json.dumps([content, names, title, alt])
-    key = f'nnx-draw-{hashlib.sha256(mark.encode()).hexdigest()[:8]}'
-    program = _script(_DRAW_JS, 'drawing', f'{{{content},"id":"{key}"}}')
     says, still = _first_answer(network.classes, shares, names)
     bars = _bars(network.classes, shares if len(x) else 0*shares)
-    return DrawView(alt, says, _page(key, title, f'{alt} {says}', first, still, bars,
-                                     names, program))
-
-def _first_answer(classes, shares, names):
-    "A sentence about the first picture, and what it shows"
-    if not names: return 'Nothing is drawn yet.', 'An empty drawing area'
-    top = int(shares.argmax())
-    says = f'The first picture ({names[0]}): {classes[top]}, {shares[top]:.0%}.'
-    return says, f'A picture of the data set: {names[0]}'
+    key, program = _program(network, x, names, title, alt)
+    body = _form(first, still, bars, names) + program
+    return DrawView(alt, says, _page(key, title, f'{alt} {says}', body))

@@ -54,7 +54,7 @@ class MonitorCB(Callback):
 
 # %% ../nbs/16_callbacks.ipynb #60743a1c
 #| code-fold: true
-#| code-summary: "Known names, the better direction, and a memory for checkpoints"
+#| code-summary: "Known names, and the better direction"
 @patch
 def before_fit(self:MonitorCB, learn):
     self.best, self.best_epoch, self.waited = None, None, 0
@@ -72,12 +72,14 @@ def _higher_is_better(self:MonitorCB, metric):
     if metric is None: return False                     # a loss, or seconds
     higher = getattr(metric, 'higher_is_better', None)  # torchmetrics' name for it
     if higher is None:
-        kind = type(metric).__name__
         raise ValueError(f"is a higher {self.monitor} better, or a lower one? "
-                         f"{kind} does not say (higher_is_better): "
+                         f"{type(metric).__name__} does not say (higher_is_better): "
                          f"give mode='max' or mode='min'")
     return higher
 
+# %% ../nbs/16_callbacks.ipynb #60743a1d
+#| code-fold: true
+#| code-summary: "A memory for checkpoints"
 @patch
 def state_dict(self:MonitorCB)->dict:
     return {name: getattr(self, name) for name in ('monitor', 'mode', *self.kept)}
@@ -127,21 +129,28 @@ class ReduceOnPlateauCB(MonitorCB):
         min_lr:float=0.            # no rate is reduced below this
     ):
         super().__init__(monitor, mode, min_delta)
-        self.patience = whole('patience', patience)
-        if not share('factor', factor, one=False):
-            raise ValueError('factor must lie above 0, got 0: a rate of 0 trains no '
-                             'more')
-        self.factor, self.min_lr, self.wrote = factor, at_least('min_lr', min_lr), None
+        self.patience, self.factor = whole('patience', patience), _shrinks(factor)
+        self.min_lr, self.wrote = at_least('min_lr', min_lr), None
     def before_fit(self, learn): super().before_fit(learn); self.wrote = None
     def after_epoch(self, learn):
         super().after_epoch(learn)
-        if 'train' not in learn.phases: return
-        lrs = [float(group['lr']) for group in learn.opt.param_groups]
-        if self.wrote is not None and lrs != self.wrote:
-            raise ValueError(f'the learning rates were reduced to {self.wrote}, but '
-                             f'now they are {lrs}: a schedule writes them too; keep '
-                             'one of the two')
-        if self.waited < self.patience: return
-        self.waited = 0
-        self.wrote = [min(lr, max(lr*self.factor, self.min_lr)) for lr in lrs]
-        for group, lr in zip(learn.opt.param_groups, self.wrote): group['lr'] = lr
+        if 'train' in learn.phases: self._reduce(learn.opt.param_groups)
+
+# %% ../nbs/16_callbacks.ipynb #e253f9b0
+#| code-fold: true
+#| code-summary: "The rates, read and written"
+def _shrinks(factor):
+    if share('factor', factor, one=False): return factor
+    raise ValueError('factor must lie above 0, got 0: a rate of 0 trains no more')
+
+@patch
+def _reduce(self:ReduceOnPlateauCB, groups):
+    lrs = [float(group['lr']) for group in groups]
+    if self.wrote is not None and lrs != self.wrote:
+        raise ValueError(f'the learning rates were reduced to {self.wrote}, but now '
+                         f'they are {lrs}: a schedule writes them too; keep one of the '
+                         'two')
+    if self.waited < self.patience: return
+    self.waited = 0
+    self.wrote = [min(lr, max(lr*self.factor, self.min_lr)) for lr in lrs]
+    for group, lr in zip(groups, self.wrote): group['lr'] = lr

@@ -10,7 +10,7 @@ __all__ = ['to_operations', 'run_operations', 'with_weights', 'round_operations'
 
 # %% ../nbs/28_browser.ipynb #28015877
 #| code-fold: true
-#| code-summary: "Imports of the module of operations"
+#| code-summary: "Imports of the module of operations; the weights of a layer"
 from collections.abc import Mapping
 
 import torch
@@ -20,9 +20,14 @@ from torch import Tensor, nn
 from .quantize import dequantize, fold_norm, quantize
 from .resnet import ResBlock, ResNet
 
+def _weights(layer):
+    weight = layer.weight.detach().cpu().float()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias
+    return dict(weight=weight, bias=bias.detach().cpu().float())
+
 # %% ../nbs/28_browser.ipynb #28e8c39c
 #| code-fold: true
-#| code-summary: "Code of the order of the calls"
+#| code-summary: "Layers in the order of the calls; a BatchNorm; what is refused"
 _IDLE = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity  # in evaluation
 
 def _in_order(module, name):
@@ -38,7 +43,12 @@ def _refuse(name, why):
                      f'{", ".join(kind.__name__ for kind in _MADE)}, or a BatchNorm '
                      'behind a Conv2d or Linear')
 
-def _pair(value): return list(value) if isinstance(value, tuple) else [value]*2
+def _fold_into(found, norm, name):
+    if not found or 'weight' not in found[-1]:
+        _refuse(name, 'a BatchNorm can only be folded into a Conv2d or Linear directly '
+                      'before it')
+    last = found[-1]
+    last['weight'], last['bias'] = fold_norm(last['weight'], last['bias'], norm)
 
 # %% ../nbs/28_browser.ipynb #2866db11
 def to_operations(
@@ -48,24 +58,14 @@ def to_operations(
     found = []
     for name, layer in _in_order(model, ''):
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            if not found or 'weight' not in found[-1]:
-                _refuse(name, 'a BatchNorm can only be folded into a Conv2d or Linear '
-                              'directly before it')
-            last = found[-1]
-            last['weight'], last['bias'] = fold_norm(last['weight'], last['bias'],
-                                                     layer)
+            _fold_into(found, layer, name)
         elif type(layer) in _MADE: found.append(_MADE[type(layer)](layer, name))
         else: _refuse(name, f'{type(layer).__name__} is not supported')
     return found
 
-# %% ../nbs/28_browser.ipynb #28e572f9
+# %% ../nbs/28_browser.ipynb #28e572fa
 #| code-fold: true
-#| code-summary: "One function per layer, and what each refuses"
-def _weights(layer):
-    weight = layer.weight.detach().cpu().float()
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias
-    return dict(weight=weight, bias=bias.detach().cpu().float())
-
+#| code-summary: "Layers with windows: convolution and pooling"
 def _conv(layer, name):
     plain = layer.groups == 1 and layer.padding_mode == 'zeros'
     if not plain or set(layer.dilation) != {1} or isinstance(layer.padding, str):
@@ -76,6 +76,7 @@ def _conv(layer, name):
     return dict(op='conv', **_weights(layer), stride=list(layer.stride),
                 padding=list(layer.padding))
 
+def _pair(value): return list(value) if isinstance(value, tuple) else [value]*2
 def _pool(layer, name):
     mean = isinstance(layer, nn.AvgPool2d)
     if getattr(layer, 'dilation', 1) != 1 or getattr(layer, 'divisor_override', None):
@@ -86,6 +87,9 @@ def _pool(layer, name):
                 stride=_pair(layer.stride), padding=_pair(layer.padding),
                 ceil=layer.ceil_mode, whole=mean and layer.count_include_pad)
 
+# %% ../nbs/28_browser.ipynb #28e572fb
+#| code-fold: true
+#| code-summary: "The other layers, and the table of all"
 def _mean(layer, name):
     if layer.output_size not in (1, (1, 1)):
         _refuse(name, f'AdaptiveAvgPool2d must give 1×1, not {layer.output_size}')
@@ -115,21 +119,20 @@ def run_operations(
     for op in operations: x = _RUN[op['op']](x, op)
     return x
 
-def _fully(x, op): return x @ op['weight'].T + op['bias']
-def _convolve(x, op):
-    return F.conv2d(x, op['weight'], op['bias'], op['stride'], op['padding'])
-def _sum(x, op): return sum(run_operations(path, x) for path in op['paths'])
-def _most(x, op):
-    return F.max_pool2d(x, op['size'], op['stride'], op['padding'],
-                        ceil_mode=op['ceil'])
-def _average(x, op):
-    return F.avg_pool2d(x, op['size'], op['stride'], op['padding'], op['ceil'],
-                        op['whole'])
+def _steps(op): return op['stride'], op['padding']
 
-_RUN = dict(conv=_convolve, linear=_fully, relu=lambda x, op: x.clamp(min=0), add=_sum,
-            mean=lambda x, op: x.mean((2, 3), keepdim=True), max_pool=_most,
-            avg_pool=_average, flatten=lambda x, op: x.flatten(1),
-            gelu=lambda x, op: F.gelu(x, approximate=op['form']))
+_RUN = dict(
+    conv=lambda x, op: F.conv2d(x, op['weight'], op['bias'], *_steps(op)),
+    linear=lambda x, op: x @ op['weight'].T + op['bias'],
+    relu=lambda x, op: x.clamp(min=0),
+    add=lambda x, op: sum(run_operations(path, x) for path in op['paths']),
+    mean=lambda x, op: x.mean((2, 3), keepdim=True),
+    flatten=lambda x, op: x.flatten(1),
+    max_pool=lambda x, op: F.max_pool2d(x, op['size'], *_steps(op),
+                                        ceil_mode=op['ceil']),
+    avg_pool=lambda x, op: F.avg_pool2d(x, op['size'], *_steps(op), op['ceil'],
+                                        op['whole']),
+    gelu=lambda x, op: F.gelu(x, approximate=op['form']))
 
 # %% ../nbs/28_browser.ipynb #2807389a
 #| code-fold: true

@@ -4,7 +4,7 @@
 
 # %% ../nbs/28_browser.ipynb #283ad330
 #| code-fold: true
-#| code-summary: "Imports of the module of the file"
+#| code-summary: "Imports of the module of the file; the shape of a picture"
 from __future__ import annotations
 
 import copy
@@ -20,27 +20,8 @@ from torch import Tensor, nn
 
 from .checks import finite, positive
 from .files import write_whole
-from .operations import (_RUN, dequantize, quantize, run_operations,
-                                to_operations)
-
-# %% auto #0
-__all__ = ['PortableNetwork', 'make_portable', 'export_network', 'load_network']
-
-# %% ../nbs/28_browser.ipynb #28372ea0
-#| code-fold: true
-#| code-summary: "The first line, and what it must say"
-_FORMAT, _VERSION = 'nntrain network', 2
-
-def _header(line):
-    "The first line of a file as a dict; ValueError if it is not one of ours"
-    try: header = json.loads(line.decode())
-    except (ValueError, RecursionError): header = None
-    if not isinstance(header, Mapping) or header.get('format') != _FORMAT:
-        raise ValueError('this is not a network file: export_network writes one')
-    if header.get('version') != _VERSION:
-        raise ValueError(f'this network file has version {header.get("version")!r:.9}, '
-                         f'and this package reads {_VERSION}: write it again')
-    return header
+from .operations import _RUN, run_operations, to_operations
+from .quantize import dequantize, quantize
 
 def _check_shape(shape):
     whole = isinstance(shape, (tuple, list)) and all(
@@ -49,31 +30,12 @@ def _check_shape(shape):
         raise ValueError('shape must be (channels, height, width) of a picture of at '
                          f'most a million numbers, got {shape!r:.60}')
 
-def _check_names(classes, n_out):
-    if isinstance(classes, (str, Mapping)) or not hasattr(classes, '__len__'):
-        raise ValueError(f'classes must be a list of {n_out} names, got '
-                         f'{classes!r:.60}')
-    if len(classes) != n_out:
-        raise ValueError(f'the network gives {n_out} numbers, and there are '
-                         f'{len(classes)} names in classes: {classes!r:.60}')
-
-def _check_answer(model, operations, shape):
-    "Does the list answer as the network does?"
-    twin = copy.deepcopy(model).cpu().float().eval()
-    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad(): want, got = twin(x), run_operations(operations, x)
-    except RuntimeError as e:
-        raise ValueError(f'the network does not take pictures of shape {tuple(shape)}: '
-                         'give its own shape=(channels, height, width)') from e
-    if not want.isfinite().all():
-        raise ValueError('the network answers with NaN or infinite numbers')
-    if want.shape != got.shape or not torch.allclose(want, got, 1e-3, 1e-3):
-        raise ValueError('the list of layers answers differently from the network: '
-                         'does a hook or a forward of its own do more than its layers?')
-    return want.shape[1]
+# %% auto #0
+__all__ = ['make_portable', 'PortableNetwork', 'export_network', 'load_network']
 
 # %% ../nbs/28_browser.ipynb #287aca22
+#| code-fold: true
+#| code-summary: "The operations, written"
 def _packed(operations, numbers):
     "Operations as JSON can hold them; bytes are added to the list `numbers`"
     layers = []
@@ -89,72 +51,165 @@ def _packed(operations, numbers):
         layers.append(layer)
     return layers
 
+# %% ../nbs/28_browser.ipynb #28372ea1
+#| code-fold: true
+#| code-summary: "The first line, written and read"
+_FORMAT, _VERSION = 'nntrain network', 2
+
+def _content(operations, **words):
+    "The bytes of a file: a line of words, then the numbers"
+    numbers = []
+    header = dict(format=_FORMAT, version=_VERSION, **words,
+                  layers=_packed(operations, numbers))
+    line = json.dumps(header, separators=(',', ':')).encode()
+    return b''.join([line, b'\n', *numbers])
+
+def _again(what): return ValueError(f'{what}: write it again')
+
+def _header(line):
+    "The first line of a file as a dict; ValueError if it is not one of ours"
+    try: header = json.loads(line.decode())
+    except (ValueError, RecursionError): header = None
+    if not isinstance(header, Mapping) or header.get('format') != _FORMAT:
+        raise ValueError('this is not a network file: export_network writes one')
+    if header.get('version') != _VERSION:
+        raise _again(f'this network file has version {header.get("version")!r:.9}, '
+                     f'and this package reads {_VERSION}')
+    return header
+
+# %% ../nbs/28_browser.ipynb #28372ea3
+#| code-fold: true
+#| code-summary: "Does the list answer as the network does?"
+def _check_answer(model, operations, shape):
+    "The number of outputs; ValueError if the two differ"
+    twin = copy.deepcopy(model).cpu().float().eval()
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad(): want, got = twin(x), run_operations(operations, x)
+    except RuntimeError as e:
+        raise ValueError(f'the network does not take pictures of shape {tuple(shape)}: '
+                         'give its own shape=(channels, height, width)') from e
+    if not want.isfinite().all():
+        raise ValueError('the network answers with NaN or infinite numbers')
+    if want.shape != got.shape or not torch.allclose(want, got, 1e-3, 1e-3):
+        raise ValueError('the list of layers answers differently from the network: '
+                         'does a hook or a forward of its own do more than its layers?')
+    return want.shape[1]
+
+# %% ../nbs/28_browser.ipynb #283adce5
+#| code-fold: true
+#| code-summary: "Code of make_portable"
+def make_portable(
+    learn_or_model,      # a Learner, or a network; on any device, and only read
+    classes,             # names of the outputs, in order
+    mean:float=0.,       # what is subtracted from pixels (0 … 1) before the network
+    std:float=1.,        # what they are divided by after that, above 0
+    shape=(1, 28, 28)    # of a picture: channels, height, width
+)->PortableNetwork:      # with weights of 8 bits; ValueError for layers it cannot hold
+    "A network as a list of numbers and operations, with BatchNorm folded"
+    model = getattr(learn_or_model, 'model', learn_or_model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'give a Learner or an nn.Module, got {type(model).__name__}')
+    _check_shape(shape)
+    finite('mean', mean), positive('std', std)
+    operations = to_operations(model)
+    _check_names(classes, _check_answer(model, operations, shape))
+    return PortableNetwork(_content(
+        operations, classes=list(map(str, classes)), shape=list(shape),
+        mean=float(mean), std=float(std)))
+
 # %% ../nbs/28_browser.ipynb #28f1e0b2
 #| code-fold: true
-#| code-summary: "And back: the weights that the codes stand for, and what a file must hold"
-_AGAIN = 'write it again'
-
+#| code-summary: "The numbers of a layer"
 def _take(stream, n, kind):
     "The next `n` numbers"
     size = n*np.dtype(kind).itemsize
-    left = stream.getbuffer().nbytes - stream.tell()
-    if not 0 < size <= left:
-        raise ValueError('this network file is cut short, or its shapes are damaged: '
-                         + _AGAIN)
+    if not 0 < size <= stream.getbuffer().nbytes - stream.tell():
+        raise _again('this network file is cut short, or its shapes are damaged')
     numbers = np.frombuffer(stream.read(size), kind)
     return torch.from_numpy(numbers.astype(kind[-2:]))   # in this machine's byte order
-
-def _check_window(op):  # with a rim as large as itself, maps could grow without end
-    window = op['weight'].shape[2:] if 'weight' in op else op.get('size', ())
-    if any(rim >= n for rim, n in zip(op.get('padding', ()), window)):
-        raise ValueError('the windows of this network file are damaged: ' + _AGAIN)
 
 def _turned(scale):  # do the numbers make sense only with their bytes turned around?
     def usual(v): return bool(((v > 1e-9) & (v < 1e9)).all())
     return not usual(scale) and usual(torch.from_numpy(scale.numpy().byteswap()))
 
+def _numbers(shape, stream):
+    "Weights and biases of a layer"
+    codes = _take(stream, math.prod(shape), 'i1').view(shape)
+    scale, bias = (_take(stream, shape[0], '<f4') for _ in range(2))
+    good = (scale > 0).all() and (scale + bias).isfinite().all()
+    if not good or _turned(scale):
+        raise _again('the numbers of this network file are damaged, or in another byte '
+                     'order')
+    return dequantize(codes, scale), bias
+
+# %% ../nbs/28_browser.ipynb #28f1e0b6
+#| code-fold: true
+#| code-summary: "The operations, one by one"
+def _check_window(op):  # with a rim as large as itself, maps could grow without end
+    window = op['weight'].shape[2:] if 'weight' in op else op.get('size', ())
+    if any(rim >= n for rim, n in zip(op.get('padding', ()), window)):
+        raise _again('the windows of this network file are damaged')
+
 def _unpacked(layers, stream):
     "Operations of a file; their numbers come from `stream`"
-    operations = []
-    for layer in layers:
-        op = {**layer}
-        if op['op'] not in _RUN:
-            raise ValueError(f"the operation {op['op']!r:.20} is not known here")
-        if 'paths' in op: op['paths'] = [_unpacked(p, stream) for p in op['paths']]
-        if 'shape' in op:
-            shape = op.pop('shape')
-            codes = _take(stream, math.prod(shape), 'i1').view(shape)
-            scale, op['bias'] = (_take(stream, shape[0], '<f4') for _ in range(2))
-            good = (scale > 0).all() and (scale + op['bias']).isfinite().all()
-            if not good or _turned(scale):
-                raise ValueError('the numbers of this network file are damaged, or in '
-                                 'another byte order: ' + _AGAIN)
-            op['weight'] = dequantize(codes, scale)
-        _check_window(op)
-        operations.append(op)
-    return operations
+    return [_operation(layer, stream) for layer in layers]
+
+def _operation(layer, stream):
+    op = {**layer}
+    if op['op'] not in _RUN:
+        raise ValueError(f"the operation {op['op']!r:.20} is not known here")
+    if 'paths' in op: op['paths'] = [_unpacked(p, stream) for p in op['paths']]
+    if 'shape' in op: op['weight'], op['bias'] = _numbers(op.pop('shape'), stream)
+    _check_window(op)
+    return op
+
+# %% ../nbs/28_browser.ipynb #28f1e0b7
+#| code-fold: true
+#| code-summary: "The whole file, and a first run"
+def _operations(header, stream):
+    "Those of a file, which use all of its numbers and can be computed"
+    mean, std = header['mean'], header['std']
+    _check_shape(header['shape'])
+    finite('mean', mean), positive('std', std)
+    operations = _unpacked(header['layers'], stream)
+    if rest := len(stream.read()):
+        raise _again(f'this network file has {rest} bytes that belong to no operation')
+    out = run_operations(operations, (torch.zeros(1, *header['shape']) - mean)/std)
+    _check_names(header['classes'], out.shape[1])
+    if out.isfinite().all(): return operations
+    raise _again('this network file gives infinite numbers')
 
 def _read(content):
     "(first line, operations) of a file; ValueError in one sentence if it is not one"
     line, _, numbers = content.partition(b'\n')
-    header, stream = _header(line), io.BytesIO(numbers)
-    try:
-        mean, std = header['mean'], header['std']
-        _check_shape(header['shape'])
-        finite('mean', mean), positive('std', std)
-        operations = _unpacked(header['layers'], stream)
-        if rest := len(stream.read()):
-            raise ValueError(f'this network file has {rest} bytes that belong to no '
-                             f'operation: {_AGAIN}')
-        out = run_operations(operations, (torch.zeros(1, *header['shape']) - mean)/std)
-        _check_names(header['classes'], out.shape[1])
-        if not out.isfinite().all():
-            raise ValueError(f'this network file gives infinite numbers: {_AGAIN}')
+    header = _header(line)
+    try: return header, _operations(header, io.BytesIO(numbers))
     except ValueError: raise
     except Exception as e:  # a name is missing, a layer does not fit to the next, …
-        raise ValueError(f'this network file is damaged ({type(e).__name__}): {_AGAIN}'
-                         ) from e
-    return header, operations
+        raise _again(f'this network file is damaged ({type(e).__name__})') from e
+
+# %% ../nbs/28_browser.ipynb #28f1e0b8
+#| code-fold: true
+#| code-summary: "Names and pictures that do not fit"
+def _check_names(classes, n_out):
+    if isinstance(classes, (str, Mapping)) or not hasattr(classes, '__len__'):
+        raise ValueError(f'classes must be a list of {n_out} names, got '
+                         f'{classes!r:.60}')
+    if len(classes) != n_out:
+        raise ValueError(f'the network gives {n_out} numbers, and there are '
+                         f'{len(classes)} names in classes: {classes!r:.60}')
+
+def _as_pictures(x, shape):
+    "Floats from 0 to 1"
+    got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if got[1:] != shape:
+        raise ValueError('this network takes pictures as a tensor (N, '
+                         f'{", ".join(map(str, shape))}), got {got}')
+    x = x.float()/255 if x.dtype == torch.uint8 else x.float()
+    if ((x >= 0) & (x <= 1)).all(): return x
+    raise ValueError('pictures must be bytes, or floats from 0 to 1: this network '
+                     'normalises them by itself')
 
 # %% ../nbs/28_browser.ipynb #2818d9f0
 #| code-fold: true
@@ -174,14 +229,7 @@ class PortableNetwork:
     def __call__(self,
         x:Tensor  # (N, channels, height, width) floats from 0 to 1, or bytes
     )->Tensor:    # (N, n_classes) logits
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        if got[1:] != self.shape:
-            raise ValueError('this network takes pictures as a tensor (N, '
-                             f'{", ".join(map(str, self.shape))}), got {got}')
-        x = x.float()/255 if x.dtype == torch.uint8 else x.float()
-        if not ((x >= 0) & (x <= 1)).all():
-            raise ValueError('pictures must be bytes, or floats from 0 to 1: this '
-                             'network normalises them by itself')
+        x = _as_pictures(x, self.shape)
         x = (x - self.header['mean'])/self.header['std']
         return run_operations(self.operations, x)
 
@@ -189,33 +237,9 @@ class PortableNetwork:
         return (f'PortableNetwork({len(self.operations)} operations, '
                 f'{len(self.classes)} classes, {len(self.content)/1000:,.0f} KB)')
 
-# %% ../nbs/28_browser.ipynb #283adce5
+# %% ../nbs/28_browser.ipynb #28f1e0b9
 #| code-fold: true
-#| code-summary: "Code of make_portable, export_network and load_network"
-def make_portable(
-    learn_or_model,      # a Learner, or a network; on any device, and only read
-    classes,             # names of the outputs, in order
-    mean:float=0.,       # what is subtracted from pixels (0 … 1) before the network
-    std:float=1.,        # what they are divided by after that, above 0
-    shape=(1, 28, 28)    # of a picture: channels, height, width
-)->PortableNetwork:      # with weights of 8 bits; ValueError for layers it cannot hold
-    "A network as a list of numbers and operations, with BatchNorm folded"
-    model = getattr(learn_or_model, 'model', learn_or_model)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f'give a Learner or an nn.Module, got {type(model).__name__}')
-    _check_shape(shape)
-    finite('mean', mean), positive('std', std)
-    operations, numbers = to_operations(model), []
-    _check_names(classes, _check_answer(model, operations, shape))
-    header = dict(
-        format=_FORMAT, version=_VERSION, classes=list(map(str, classes)),
-        shape=list(shape), mean=float(mean), std=float(std),
-        layers=_packed(operations, numbers))
-    line = json.dumps(header, separators=(',', ':')).encode()
-    return PortableNetwork(b''.join([line, b'\n', *numbers]))
-
-_MOST = 100_000_000  # bytes of a file
-
+#| code-summary: "Code of export_network"
 def export_network(
     learn_or_model,  # as in `make_portable`
     path,            # of the file to write, such as 'boots.bin'
@@ -235,6 +259,11 @@ def export_network(
     content = make_portable(learn_or_model, classes, **how).content
     write_whole(path, lambda beside: beside.write_bytes(content))
     return path
+
+# %% ../nbs/28_browser.ipynb #28f1e0ba
+#| code-fold: true
+#| code-summary: "Code of load_network"
+_MOST = 100_000_000  # bytes of a file
 
 def load_network(
     path                 # of a file that `export_network` has written

@@ -10,7 +10,7 @@ __all__ = ['MixedPrecisionCB', 'has_bfloat16']
 
 # %% ../nbs/16_callbacks.ipynb #d3a89328
 #| code-fold: true
-#| code-summary: "Imports of the module; MixedPrecisionCB, with autocast"
+#| code-summary: "Imports of the module; what MixedPrecisionCB refuses"
 import torch
 from fastcore.basics import patch
 
@@ -18,6 +18,20 @@ from .accumulate import GradientAccumulationCB, _params, _scale_grads
 from .callback import After, Callback
 from .events import CancelStep
 
+def _check_types(dtype, scaler):
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        raise ValueError(f'dtype must be torch.float16, torch.bfloat16 or None, '
+                         f'got {dtype!r}')
+    if scaler is not None and not hasattr(scaler, 'unscale_'):
+        raise ValueError('scaler must be a torch.amp.GradScaler or None, got '
+                         f'{scaler!r}')
+    if scaler is not None and dtype == torch.bfloat16:
+        raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: '
+                         'leave it out, or use float16')
+
+# %% ../nbs/16_callbacks.ipynb #d3a89329
+#| code-fold: true
+#| code-summary: "MixedPrecisionCB, with autocast"
 class MixedPrecisionCB(Callback):
     "Compute predictions and loss in 16 bits; scale float16, and skip overflows"
     order = After(GradientAccumulationCB)
@@ -25,24 +39,10 @@ class MixedPrecisionCB(Callback):
         dtype=None,  # torch.float16 or bfloat16; None: float16 on cuda or with a scaler
         scaler=None   # GradScaler for float16; None: a fresh one for every fit
     ):
-        if dtype not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f'dtype must be torch.float16, torch.bfloat16 or None, '
-                             f'got {dtype!r}')
-        if scaler is not None and not hasattr(scaler, 'unscale_'):
-            raise ValueError('scaler must be a torch.amp.GradScaler or None, got '
-                             f'{scaler!r}')
-        if scaler is not None and dtype == torch.bfloat16:
-            raise ValueError('bfloat16 reaches as far as float32 and needs no scaler: '
-                             'leave it out, or use float16')
+        _check_types(dtype, scaler)
         self.dtype, self.given, self.scaler = dtype, scaler, scaler
         self.inside = self.unscaled = False
 
-    def before_fit(self, learn):
-        self.kind = learn.device.type
-        if self.unscaled: self.scaler.update()  # the last fit's last step was cancelled
-        scales = self.kind == 'cuda' or self.given
-        self._use(self.dtype or (torch.float16 if scales else torch.bfloat16))
-        self.unscaled, self.n_skipped = False, 0
     def _use(self, dtype):
         fresh = torch.amp.GradScaler(self.kind) if dtype == torch.float16 else None
         self.scaler = self.given or fresh
@@ -65,8 +65,7 @@ def backward(self:MixedPrecisionCB, learn):
 @patch
 def after_backward(self:MixedPrecisionCB, learn):
     if self.scaler is None: return
-    self.scaler.unscale_(learn.opt)
-    self.unscaled = True
+    self.scaler.unscale_(learn.opt); self.unscaled = True
 
 @patch
 def step(self:MixedPrecisionCB, learn):
@@ -80,7 +79,15 @@ def step(self:MixedPrecisionCB, learn):
 
 # %% ../nbs/16_callbacks.ipynb #b88f3af6
 #| code-fold: true
-#| code-summary: "A step that was cancelled; checkpoints; has_bfloat16"
+#| code-summary: "Before a fit; after a step that was cancelled"
+@patch
+def before_fit(self:MixedPrecisionCB, learn):
+    self.kind = learn.device.type
+    if self.unscaled: self.scaler.update()  # the last fit's last step was cancelled
+    scales = self.kind == 'cuda' or self.given
+    self._use(self.dtype or (torch.float16 if scales else torch.bfloat16))
+    self.unscaled, self.n_skipped = False, 0
+
 @patch
 def _again(self:MixedPrecisionCB, learn):
     "After a step that somebody cancelled: scale its gradients again"
@@ -96,6 +103,9 @@ def cleanup_batch(self:MixedPrecisionCB, learn):  # left before its loss, or its
     self._leave()
     self._again(learn)
 
+# %% ../nbs/16_callbacks.ipynb #b88f3af7
+#| code-fold: true
+#| code-summary: "Settings and checkpoints"
 @patch
 def settings(self:MixedPrecisionCB)->dict:
     "The type, and the numbers of a scaler that was given"
@@ -116,6 +126,9 @@ def load_state_dict(self:MixedPrecisionCB, state)->None:
         self._use(torch.float16 if state else torch.bfloat16)  # as elsewhere
     if state: self.scaler.load_state_dict(state)
 
+# %% ../nbs/16_callbacks.ipynb #b88f3af8
+#| code-fold: true
+#| code-summary: "has_bfloat16"
 def has_bfloat16(
     device='cpu'  # where the training runs
 )->bool:

@@ -10,7 +10,7 @@ __all__ = ['Codes', 'quantize', 'dequantize', 'fold_norm']
 
 # %% ../nbs/28_browser.ipynb #2893f5b0
 #| code-fold: true
-#| code-summary: "quantize, and what it refuses"
+#| code-summary: "Imports of the module; what quantize returns, and what it refuses"
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,9 @@ def _check_weight(weight, bits, per):
     if not weight.isfinite().all():
         raise ValueError('weight holds NaN or infinite values: nothing stands for them')
 
+# %% ../nbs/28_browser.ipynb #28b8d820
+#| code-fold: true
+#| code-summary: "Code of quantize and dequantize"
 def quantize(
     weight:Tensor,       # (n_out, …) finite floats
     bits:int=8,          # 2 … 8: codes from -(2**(bits-1) - 1) to 2**(bits-1) - 1
@@ -51,7 +54,6 @@ def quantize(
     codes = (rows/scale[:, None]).round().to(torch.int8)
     return Codes(codes.view(weight.shape), scale.contiguous())
 
-# %% ../nbs/28_browser.ipynb #28b8d820
 def dequantize(
     codes:Tensor,  # int8 (n_out, …)
     scale:Tensor   # (n_out,) what a step of one is worth

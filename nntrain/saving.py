@@ -16,6 +16,7 @@ from collections import OrderedDict
 from functools import partial
 
 import torch
+from fastcore.basics import patch
 
 from .files import _file, _save_tensors, _sweep, write_whole
 from .monitors import MonitorCB
@@ -23,22 +24,14 @@ from .monitors import MonitorCB
 def _short(name):  # without what torch.compile adds for the module that it wraps
     return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
-def _model_state(model):  # its state_dict, with the names it has without torch.compile
-    state = model.state_dict()
-    short = OrderedDict((_short(name), value) for name, value in state.items())
+def _renamed(state, tensor, module):  # a state_dict, with these functions of its names
+    new = OrderedDict((tensor(name), value) for name, value in state.items())
     meta = getattr(state, '_metadata', {})
-    short._metadata = {_short(name): its for name, its in meta.items()}
-    return short
+    new._metadata = {module(name): its for name, its in meta.items()}
+    return new
 
-def _load_model_state(model, state):  # whichever of the two is compiled
-    own = model.state_dict()
-    names = {_short(name): name for name in own}
-    modules = {_short(name): name for name in getattr(own, '_metadata', {})}
-    theirs = OrderedDict((names.get(_short(name), name), value)
-                         for name, value in state.items())
-    theirs._metadata = {modules.get(_short(name), name): its
-                        for name, its in getattr(state, '_metadata', {}).items()}
-    model.load_state_dict(theirs)
+def _model_state(model):  # its state_dict, with the names it has without torch.compile
+    return _renamed(model.state_dict(), _short, _short)
 
 # %% ../nbs/16_callbacks.ipynb #eee320af
 #| code-fold: true
@@ -62,24 +55,44 @@ class SaveBestCB(MonitorCB):
         super().before_fit(learn)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(self.path)                        # their writer was killed
-    def after_epoch(self, learn):
-        super().after_epoch(learn)
-        # to validate only must not replace the file
-        if self.best_epoch != learn.epoch or 'train' not in learn.phases: return
-        with self._validated(learn):
-            write_whole(self.path, partial(_save_tensors, _model_state(learn.model)))
-        self.saved = True
-    def _validated(self, learn):  # with the weights in the model that were validated
-        averages = [cb for cb in learn.active if hasattr(cb, 'averaged')
-                    and cb.validates and cb.ready and 'valid' in learn.phases]
-        if not averages: return contextlib.nullcontext()
-        return averages[0].averaged(learn.model)
-    def cleanup_fit(self, learn):
-        saved, self.saved = self.saved, False  # a later fit that fails early has none
-        if not (self.restore and saved): return
-        try: best = torch.load(self.path, map_location=learn.device, weights_only=True)
-        except Exception as e:  # of the system, of zip, of torch
-            gone = isinstance(e, FileNotFoundError)
-            print(f'{self.path} {"is gone" if gone else "cannot be read"}: the weights '
-                  f'are those of the last epoch, not of the best ({self.best_epoch})')
-        else: _load_model_state(learn.model, best)
+
+# %% ../nbs/16_callbacks.ipynb #eee320b0
+#| code-fold: true
+#| code-summary: "SaveBestCB: save"
+def _as_validated(learn):  # with the weights in the model that were validated
+    averages = [cb for cb in learn.active if hasattr(cb, 'averaged')
+                and cb.validates and cb.ready and 'valid' in learn.phases]
+    if not averages: return contextlib.nullcontext()
+    return averages[0].averaged(learn.model)
+
+@patch
+def after_epoch(self:SaveBestCB, learn):
+    MonitorCB.after_epoch(self, learn)
+    # to validate only must not replace the file
+    if self.best_epoch != learn.epoch or 'train' not in learn.phases: return
+    with _as_validated(learn):
+        write_whole(self.path, partial(_save_tensors, _model_state(learn.model)))
+    self.saved = True
+
+# %% ../nbs/16_callbacks.ipynb #eee320b2
+#| code-fold: true
+#| code-summary: "SaveBestCB: load the best at the end"
+def _like(names):  # function: any name of a part -> the one of `names`
+    known = {_short(name): name for name in names}
+    return lambda name: known.get(_short(name), name)
+
+def _load_model_state(model, state):  # whichever of the two is compiled
+    own = model.state_dict()
+    modules = _like(getattr(own, '_metadata', {}))
+    model.load_state_dict(_renamed(state, _like(own), modules))
+
+@patch
+def cleanup_fit(self:SaveBestCB, learn):
+    saved, self.saved = self.saved, False  # a later fit that fails early has none
+    if not (self.restore and saved): return
+    try: best = torch.load(self.path, map_location=learn.device, weights_only=True)
+    except Exception as e:  # of the system, of zip, of torch
+        gone = isinstance(e, FileNotFoundError)
+        print(f'{self.path} {"is gone" if gone else "cannot be read"}: the weights '
+              f'are those of the last epoch, not of the best ({self.best_epoch})')
+    else: _load_model_state(learn.model, best)

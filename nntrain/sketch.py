@@ -10,14 +10,33 @@ __all__ = ['fit_drawing', 'dilated', 'eroded', 'RandomSketch']
 
 # %% ../nbs/28_browser.ipynb #28266f0b
 #| code-fold: true
-#| code-summary: "Code of fit_drawing"
+#| code-summary: "Imports of the module; what fit_drawing and RandomSketch refuse"
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 from . import checks
 from .transforms import ImageTransform
 
+def _check_levels(levels):
+    got = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels).__name__
+    if len(got) != 2 or got[0] != got[1]:
+        raise ValueError(f'a drawing must be a square of grey levels (n, n), got {got}')
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError('grey levels must lie in [0, 1]: divide bytes by 255')
+
+def _check_grey(x):
+    grey = x.shape[1] == 1 and x.is_floating_point()
+    if not grey or not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(
+            'RandomSketch draws grey pictures (N, 1, H, W) of floats from 0 to 1, '
+            f'got {x.dtype} of shape {tuple(x.shape)} from {x.amin():.3g} to '
+            f'{x.amax():.3g}: divide bytes by 255, and use it before NormalizeCB')
+
+# %% ../nbs/28_browser.ipynb #28266f0c
+#| code-fold: true
+#| code-summary: "Code of fit_drawing"
 _SIDE, _FAINT = 28, .1  # points of a side, and grey levels that are no ink yet
 
 def _shares(start, size, n):
@@ -30,11 +49,7 @@ def fit_drawing(
     levels:Tensor  # (n, n) grey levels, 0 the background … 1 the ink
 )->Tensor:         # (28, 28): cut at the ink, its longer side 28 points, centred
     "A drawing as Fashion-MNIST would hold it; a dot is enlarged four times at most"
-    got = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels).__name__
-    if len(got) != 2 or got[0] != got[1]:
-        raise ValueError(f'a drawing must be a square of grey levels (n, n), got {got}')
-    if not ((levels >= 0) & (levels <= 1)).all():
-        raise ValueError('grey levels must lie in [0, 1]: divide bytes by 255')
+    _check_levels(levels)
     n, ink = len(levels), levels > _FAINT
     if not ink.any(): return torch.zeros(_SIDE, _SIDE)
     rows, columns = (ink.any(axis).nonzero()[:, 0] for axis in (1, 0))
@@ -49,25 +64,15 @@ def fit_drawing(
 def dilated(x): return F.max_pool2d(x, 3, 1, 1)                # (N, 1, H, W), 0 … 1
 def eroded(x): return -F.max_pool2d(F.pad(-x, (1,)*4), 3, 1)   # 0 around the picture
 
-def _drawings(x, thick, grey):
-    "(4, N, 1, H, W): outline, outline with what is inside, filled outline, silhouette"
+def _drawn(x, kind, thick, grey):
+    "Outline (kind 0), outline with what is inside, filled outline, silhouette"
     body = -dilated(-dilated((x > .15).float()))               # without small holes
     inner = eroded(body)
     outline = body - torch.where(thick, eroded(inner), inner)
     steps = (1.5*(dilated(x) + dilated(-x)) - .3).clamp(0, 1)  # where levels change
     filled = torch.maximum(outline, .6*grey*body)
-    return torch.stack([outline, torch.maximum(outline, steps), filled, grey*body])
-
-# %% ../nbs/28_browser.ipynb #28254d1f
-#| code-fold: true
-#| code-summary: "What RandomSketch refuses"
-def _check_grey(x):
-    grey = x.shape[1] == 1 and x.is_floating_point()
-    if not grey or not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(
-            'RandomSketch draws grey pictures (N, 1, H, W) of floats from 0 to 1, '
-            f'got {x.dtype} of shape {tuple(x.shape)} from {x.amin():.3g} to '
-            f'{x.amax():.3g}: divide bytes by 255, and use it before NormalizeCB')
+    kinds = torch.stack([outline, torch.maximum(outline, steps), filled, grey*body])
+    return kinds[kind, torch.arange(len(x), device=x.device)]
 
 # %% ../nbs/28_browser.ipynb #285f01e7
 #| code-fold: true
@@ -82,15 +87,6 @@ class RandomSketch(ImageTransform):
         super().__init__(generator)
         self.p, self.wobble = checks.share('p', p), checks.share('wobble', wobble)
 
-    def bend(self, x:Tensor)->Tensor:
-        "Move each point of an image: random ways on a 4×4 grid, smooth between"
-        n = len(x)
-        ways = self.wobble*(2*self.uniform(x, n, 2, 4, 4) - 1)
-        ways = F.interpolate(ways, x.shape[2:], mode='bicubic', align_corners=True)
-        still = torch.eye(2, 3, device=x.device).expand(n, 2, 3)
-        grid = F.affine_grid(still, x.shape, align_corners=False)
-        return F.grid_sample(x, grid + ways.permute(0, 2, 3, 1), align_corners=False)
-
     def apply(self, x:Tensor)->Tensor:  # (N, 1, H, W), 0 … 1 -> the same shape
         _check_grey(x)
         out, chosen = x.clone(), self.uniform(x, len(x)) < self.p
@@ -99,6 +95,20 @@ class RandomSketch(ImageTransform):
         thick = self.uniform(some, len(some), 1, 1, 1) < .5
         grey = .5 + .5*self.uniform(some, len(some), 1, 1, 1)
         kind = self.whole(some, 0, 3, len(some))
-        each = torch.arange(len(some), device=x.device)
-        out[chosen] = _drawings(self.bend(some), thick, grey)[kind, each]
+        out[chosen] = _drawn(self.bend(some), kind, thick, grey)
         return out
+
+# %% ../nbs/28_browser.ipynb #285f01e8
+#| code-fold: true
+#| code-summary: "The shaky hand"
+@patch
+def bend(self:RandomSketch,
+    x:Tensor  # (N, 1, H, W)
+)->Tensor:    # the same shape
+    "Move each point of an image: random ways on a 4×4 grid, smooth between"
+    n = len(x)
+    ways = self.wobble*(2*self.uniform(x, n, 2, 4, 4) - 1)
+    ways = F.interpolate(ways, x.shape[2:], mode='bicubic', align_corners=True)
+    still = torch.eye(2, 3, device=x.device).expand(n, 2, 3)
+    grid = F.affine_grid(still, x.shape, align_corners=False)
+    return F.grid_sample(x, grid + ways.permute(0, 2, 3, 1), align_corners=False)

@@ -7,6 +7,7 @@
 #| code-summary: "Imports of the module"
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -61,10 +62,13 @@ def _write(path, content):  # text or bytes; a reader never meets half a file
             dir=path.parent, prefix=path.name, suffix='.part')
         with os.fdopen(handle, 'wb') as f:
             f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(handle)         # on the disk first, then the name
         os.chmod(name, _mode(path))  # a temporary file is private
         os.replace(name, path)
     except BaseException as e:
-        if name is not None: os.unlink(name)
+        with contextlib.suppress(OSError):
+            if name is not None: os.unlink(name)
         if (said := _cannot_write(path, e)) is e: raise
         raise said from e
 
@@ -89,6 +93,18 @@ def _versions():
         except PackageNotFoundError: pass
     return res
 
+# %% ../nbs/93_recording.ipynb #93seeds0
+#| code-fold: true
+#| code-summary: "_checked_seeds"
+def _checked_seeds(experiment, values, seeds):
+    seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
+    if len(seeds) != len(values):
+        raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"{experiment}: each value needs a seed of its own, not "
+                         f"{seeds}")
+    return seeds
+
 # %% ../nbs/93_recording.ipynb #5aee52d3
 #| code-fold: true
 #| code-summary: "_checked"
@@ -100,9 +116,7 @@ def _checked(experiment, values, seconds, seeds, source, better):  # -> (values,
     if not values or not np.isfinite(values).all():
         raise ValueError(f"{experiment}: values must be finite numbers, one per seed, "
                          f"not {values}")
-    seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
-    if len(seeds) != len(values):
-        raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
+    seeds = _checked_seeds(experiment, values, seeds)
     if not math.isfinite(seconds):
         raise ValueError(f"{experiment}: seconds must be a finite number, not "
                          f"{seconds}")
@@ -142,8 +156,7 @@ def _why_not(budget, source, path, folder):  # None: write; else the reason not 
         return 'only nntrain_execute with the full budget records'
     if name not in (None, 'full'): return f'a {name} budget is not the full one'
     if _checkout() is None: return 'the package does not run from a checkout'
-    if source == 'toy' and path.exists() and (
-            json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'):
+    if source == 'toy' and path.exists() and _read_row(path).source == 'real':
         return 'there is a row of real data, which is kept'
 
 # %% ../nbs/93_recording.ipynb #c2a55c3a
@@ -180,6 +193,20 @@ def record(
           + (f"; not recorded: {why}" if why else "; recorded"))
     return AttrDict(row)
 
+# %% ../nbs/93_recording.ipynb #93readro
+_NEEDED = {'experiment', 'metric', 'unit', 'values', 'mean', 'n', 'se', 'seeds',
+           'split', 'source', 'seconds', 'hardware', 'better', 'hint', 'best'}
+
+def _read_row(path):
+    try:
+        row = json.loads(path.read_text(encoding='utf-8'))
+        if missing := sorted(_NEEDED - set(row)): raise KeyError(*missing)
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} is no recorded row, or a damaged one '
+                         f'({type(e).__name__}: {e}): bring back a whole version, or '
+                         'move the file away') from e
+    return AttrDict(row)
+
 # %% ../nbs/93_recording.ipynb #d2e1bb75
 def results(
     # default: `results/` of the checkout, else the rows carried in the package
@@ -187,7 +214,7 @@ def results(
 )->dict:          # {experiment: row}
     "Read all recorded rows"
     paths = sorted(Path(folder or _results_dir()).glob('*.json'))
-    return {p.stem: AttrDict(json.loads(p.read_text(encoding='utf-8'))) for p in paths}
+    return {p.stem: _read_row(p) for p in paths}
 
 def result(
     experiment:str,  # name of a row
@@ -221,7 +248,9 @@ def results_table(
 )->_Markdown:  # a line per row: ours, n, seconds, hardware, best ancestor, difference
     """Make a Markdown table of recorded rows; the difference is at least as uncertain
     as a single run of ours"""
-    rows = {name: result(name, folder) for name in experiments or results(folder)}
+    if isinstance(experiments, str): experiments = [experiments]
+    names = results(folder) if experiments is None else experiments
+    rows = {name: result(name, folder) for name in names}
     return _Markdown('\n'.join([
         '| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | '
         'best ancestor | difference |', '|---|---|---|---|---|---|---|---|',

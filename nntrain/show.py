@@ -19,7 +19,10 @@ from torch import Tensor
 #| code-summary: "An array to draw; a figure with a place for each picture"
 def _drawable(im):
     "Array H×W or H×W×3 of a tensor, array or PIL picture"
-    a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
+    if isinstance(im, Tensor):
+        im = im.detach().cpu()
+        im = im.float() if im.is_floating_point() else im   # NumPy has no bfloat16
+    a = np.asarray(im)
     if a.ndim == 3 and a.shape[0] in (1, 3): a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
     if a.ndim in (2, 3): return a

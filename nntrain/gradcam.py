@@ -84,6 +84,7 @@ def heat_in(
     boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
 )->Tensor:        # (N,) in [0, 1]
     "Share of each map that lies in its box"
+    maps, boxes = torch.as_tensor(maps), torch.as_tensor(boxes)
     if maps.ndim != 3 or boxes.shape != (len(maps), 4):
         raise ValueError('need maps (N, H, W) and boxes (N, 4); got '
                          f'{tuple(maps.shape)} and {tuple(boxes.shape)}')

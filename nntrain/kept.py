@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import checks
 from .lock import RunLock
-from .results import _checkout, _hardware, _results_dir, _write
+from .results import _cannot_write, _checkout, _hardware, _results_dir, _write
 
 # %% ../nbs/93_recording.ipynb #9036bf70
 #| code-fold: true
@@ -63,8 +63,10 @@ def _check_place(path, ours, name, seed):
         raise ValueError(f'{name}, seed {seed} is not among the runs that came '
                          'with the package, and to keep new ones outside of a '
                          'checkout, give KeptRuns a path of your own')
+    if not isinstance(name, str): raise TypeError(f'name must be a text, got {name!r}')
     if path.is_dir(): raise ValueError(f'{path} is a folder: name a file in it')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise _cannot_write(path, e) from e
     _alone(path, lambda: None, every=.02)           # can we write there?
 
 def _with_run(path, budget, name, seed, numbers):  # the file with one run more
@@ -79,8 +81,9 @@ def _with_run(path, budget, name, seed, numbers):  # the file with one run more
 #| code-fold: true
 #| code-summary: "The numbers of a run"
 def _numbers(made):
-    if isinstance(made, dict): return {key: float(v) for key, v in made.items()}
-    raise TypeError(f'a run must give a dictionary of numbers, got {made!r}')
+    try: return {str(key): float(value) for key, value in made.items()}
+    except (AttributeError, TypeError, ValueError) as e: raise TypeError(
+        f'a run must give a dictionary of numbers, got {made!r}') from e
 
 def _number(runs, name, seed, key):
     numbers = runs[str(seed)]

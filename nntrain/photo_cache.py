@@ -34,23 +34,27 @@ def cache_folder()->Path:
     return (Path(usual) if usual else Path.home()/'.cache')/'nntrain'
 
 # %% ../nbs/88_photo_files.ipynb #1d1310a4
+def _eight_bits(picture, Image):
+    if picture.mode == 'F': raise ValueError('floats, whose range nobody knows')
+    if not picture.mode.startswith('I'): return picture
+    scaled = np.asarray(picture).clip(0, 65535)/257
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
 def decoded(
     content:bytes  # of a JPEG or PNG file
 )->tuple:          # RGB picture of PIL, upright; was it grey?
     "Decode a picture; ValueError with the reason if it cannot be"
     from PIL import Image, ImageOps
-    if not isinstance(content, (bytes, bytearray)):
-        raise TypeError(f'decoded wants the bytes of a file, got '
-                        f'{type(content).__name__}: path.read_bytes() gives them')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(content))
-            mode = picture.mode
-            grey = mode in ('1', 'L', 'LA', 'I', 'F') or mode.startswith('I;')
-            return ImageOps.exif_transpose(picture).convert('RGB'), grey
+            grey = picture.mode in ('1', 'L', 'LA') or picture.mode.startswith('I')
+            upright = _eight_bits(ImageOps.exif_transpose(picture), Image)
+            return upright.convert('RGB'), grey
     except Exception as e:       # PIL raises many kinds, also SyntaxError
-        raise ValueError(f'{type(e).__name__}: {e}') from e
+        said = str(e).partition(' <')[0]         # without an address in memory
+        raise ValueError(f'{type(e).__name__}: {said}') from e
 
 # %% ../nbs/88_photo_files.ipynb #b40d6116
 class Photos:
@@ -116,10 +120,9 @@ def _refuse_damaged(archive, skipped, skip_damaged):
 def _told(archive, photos, skip_damaged):
     "The pictures, after an error or a warning about those that are left out"
     _refuse_damaged(archive, photos.skipped, skip_damaged)
-    if n := len(photos.skipped):
-        warnings.warn(f'{n} picture{"s"*(n > 1)} of {archive} could not be decoded and '
-                      f'{"are" if n > 1 else "is"} left out: '
-                      f'{"; ".join(photos.skipped[:5])}')
+    n, few = len(photos.skipped), '; '.join(photos.skipped[:5])
+    if n: warnings.warn(f'{n} picture{"s"*(n > 1)} of {archive} could not be decoded '
+                        f'and had to be left out: {few}')
     return photos
 
 # %% ../nbs/88_photo_files.ipynb #d1c62ab3
@@ -171,17 +174,15 @@ def _build(path, archive, *given):
 # %% ../nbs/88_photo_files.ipynb #4d0ae2e9
 _NOTES = {'settings', 'names', 'labels', 'skipped', 'mean', 'std', 'n_grey'}
 
-def _folder_of(name): return name.split('/')[2]        # of a picture: its class
-
 def _notes(path):
     "What the JSON file of a cache says; ValueError if it is damaged"
     try:
         about = json.loads(path.read_text(encoding='utf-8'))
         missing = sorted(_NOTES - set(about))
         if missing: raise KeyError(*missing)
-        folders, labels = map(_folder_of, about['names']), about['labels']
-        n = len([*folders]), sum(type(label) is int and label >= 0 for label in labels)
-        if n[0] != n[1]: raise ValueError(f'{n[0]} names, but {n[1]} labels')
+        n = sum(type(label) is int and label >= 0 for label in about['labels'])
+        if n != len([name.split('/')[2] for name in about['names']]):
+            raise ValueError(f'{len(about["names"])} names, but {n} labels')
         about['settings'].items(), [len(about[k]) for k in ('skipped', 'mean', 'std')]
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): say '
@@ -194,10 +195,9 @@ _VERSION = 1            # of the form of the files: another one is another cache
 def _check_labels(path, about, classes):
     "ValueError unless the label of each picture names the folder that it was in"
     for name, label in zip(about['names'], about['labels']):
-        if classes[label:label+1] != [_folder_of(name)]:
-            raise ValueError(f'{path} is a cache of other classes, or of classes in '
-                             f'another order: in it, {_folder_of(name)} has number '
-                             f'{label}; say rebuild=True to replace it')
+        if classes[label:label+1] != [name.split('/')[2]]: raise ValueError(
+            f'{path} is a cache of other classes, or of classes in another order: '
+            f'{name} has number {label}; say rebuild=True to replace it')
 
 def _read(path, settings, classes):
     "The cache, or None if there is none; ValueError if it is another one"

@@ -132,7 +132,13 @@ def _callbacks(dls, tfms, peak, test_size, *more):
 
 # %% ../nbs/22_photographs.ipynb #8899c93a
 #| code-fold: true
-#| code-summary: "Train, then test once"
+#| code-summary: "What is refused at once; train, then test once"
+def _check_makers(tfms, **makers):
+    for name, make in makers.items():
+        if not callable(make) or isinstance(make, nn.Module): raise TypeError(
+            f'{name} must be a function that makes one, got a {type(make).__name__}')
+    if callable(tfms): raise TypeError(f'write tfms=({tfms!r},): a tuple of transforms')
+
 def _tested(learn, n_epochs, lr):
     "Train, then open the test split once: the numbers of a row"
     begin, right, loss = time.perf_counter(), .1, math.nan
@@ -163,6 +169,7 @@ def photo_run(
     **kwargs                  # valid, batch_size, share, noise: as in `photo_dls`
 )->tuple:                     # {accuracy, loss, seconds, rate}; the learner
     "Train once; a run whose numbers overflow counts as a guess"
+    _check_makers(tfms, make_model=make_model, optimizer=optimizer)
     set_seed(seed)
     dls = photo_dls(photos, seed=seed, **kwargs)
     model = make_model().to(memory_format=torch.channels_last)

@@ -24,6 +24,9 @@ from .transforms import ImageTransform, check_images
 def _check_windows(start, length, n, size):
     "ValueError unless each window lies inside `n` pixels and becomes `size` new ones"
     checks.whole('size', size)
+    if not all(isinstance(v, Tensor) and v.ndim == 1 for v in (start, length)):
+        raise ValueError('start and length of the windows must be tensors of shape '
+                         '(N,), one number for each image')
     if not ((start >= 0) & (length > 0) & (start + length <= n + 1e-3)).all():
         raise ValueError(f'each window must lie inside the image of {n} pixels and be '
                          'wider than 0: start at least 0, start + length at most '

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import AttrDict
 
+from . import checks
+
 # %% auto #0
 __all__ = ['record', 'results', 'result', 'results_table']
 
@@ -95,9 +97,10 @@ def _versions():
 
 # %% ../nbs/93_recording.ipynb #93seeds0
 #| code-fold: true
-#| code-summary: "_checked_seeds"
+#| code-summary: "_checked_seeds, _checked_best"
 def _checked_seeds(experiment, values, seeds):
-    seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
+    seeds = list(range(len(values))) if seeds is None else [
+        checks.whole(f'{experiment}: a seed', s, 0) for s in seeds]
     if len(seeds) != len(values):
         raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
     if len({*seeds}) < len(seeds):
@@ -105,11 +108,17 @@ def _checked_seeds(experiment, values, seeds):
                          f"{seeds}")
     return seeds
 
+def _checked_best(experiment, best):
+    if best is None: return None
+    if isinstance(best, (tuple, list)) and len(best) == 2:
+        return [checks.finite(f"{experiment}: best", best[0]), str(best[1])]
+    raise ValueError(f"{experiment}: best must be (value, who), got {best!r}")
+
 # %% ../nbs/93_recording.ipynb #5aee52d3
 #| code-fold: true
 #| code-summary: "_checked"
 def _checked(experiment, values, seconds, seeds, source, better):  # -> (values, seeds)
-    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', experiment):
+    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', str(experiment)):
         raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits, "
                          "- and _ (it names the file)")
     values = [float(v) for v in (values if np.iterable(values) else [values])]
@@ -117,9 +126,7 @@ def _checked(experiment, values, seconds, seeds, source, better):  # -> (values,
         raise ValueError(f"{experiment}: values must be finite numbers, one per seed, "
                          f"not {values}")
     seeds = _checked_seeds(experiment, values, seeds)
-    if not math.isfinite(seconds):
-        raise ValueError(f"{experiment}: seconds must be a finite number, not "
-                         f"{seconds}")
+    checks.finite(f"{experiment}: seconds", seconds)
     if better not in ('higher', 'lower'):
         raise ValueError(f"{experiment}: better={better!r} must be 'higher' or 'lower'")
     if source not in ('real', 'local', 'hub', 'toy'):
@@ -140,7 +147,7 @@ def _row(
         split=split, source='toy' if source == 'toy' else 'real',
         seconds=round(float(seconds), 3), hardware=hardware or _hardware(),
         versions=_versions(), date=time.strftime('%Y-%m-%d', time.gmtime()),
-        better=better, hint=hint, best=list(best) if best else None, note=note)
+        better=better, hint=hint, best=_checked_best(experiment, best), note=note)
 
 def _pm(row, digits=4):  # mean ± SE as text
     return (

@@ -25,7 +25,7 @@ def _drawable(im):
     a = np.asarray(im)
     if a.ndim == 3 and a.shape[0] in (1, 3): a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
-    if a.ndim in (2, 3): return a
+    if a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (3, 4): return a
     raise ValueError(f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or "
                      f"H×W×C; for a batch use show_images")
 

@@ -110,8 +110,8 @@ def _letters(text):   # absolute paths are another machine's
     return repr(text) if len(text) <= _LONG and not os.path.isabs(text) else None
 
 def _several(values):
-    try: parts = [in_words(v) for v in values] if len(values) <= 3 else [None]
-    except RecursionError: parts = [None]     # it holds itself
+    few = len(values) <= 3 and not any(v is values for v in values)
+    parts = [in_words(v) for v in values] if few else [None]
     if type(values) is not dict and values and all(parts):
         return f"({'; '.join(parts)})"
     return f'{type(values).__name__} of {len(values)}'

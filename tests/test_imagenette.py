@@ -693,3 +693,13 @@ def test_a_misspelt_row_is_not_one_that_is_done(tmp_path, pretend, match, given)
     says(ValueError, match, lambda: photo_tables.run_tables(path=tmp_path/'p.json',
                                                             **given))
     assert not pretend
+
+
+def test_the_wider_network_takes_about_as_many_macs():
+    from torch.utils.flop_counter import FlopCounterMode
+    counts = []
+    for name in 'ResNet', 'wider, fewer stages':
+        model = photo_tables.ROWS['T2']()[name]['make_model']().eval()
+        with FlopCounterMode(display=False) as count: model(torch.zeros(1, 3, 128, 128))
+        counts.append(count.get_total_flops())
+    assert .95 < counts[1]/counts[0] < 1.05

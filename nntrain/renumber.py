@@ -12,7 +12,6 @@ __all__ = ['renamed', 'relinked', 'renumber', 'nntrain_renumber']
 #| code-fold: true
 #| code-summary: "Imports of the module"
 import argparse
-import json
 import re
 import sys
 from pathlib import Path

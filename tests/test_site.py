@@ -48,6 +48,22 @@ def test_a_page_between_two_chapters_keeps_its_letter():
     assert nb.cells[1].source == '# 11b Ones {.unnumbered}'
 
 
+def titled(name):
+    head = "---\ndescription: 'Steps: small'\ntitle: Ones\n---\n"
+    nb = SimpleNamespace(path_=name, cells=[AttrDict(cell_type='raw', source=head)])
+    TitleProc(nb).begin()
+    return [c.source for c in nb.cells]
+
+def test_the_head_of_a_page_describes_it_where_a_card_is_shown():
+    head, *below = titled('11_one.ipynb')
+    card = {'description': 'Steps: small'}
+    assert yaml.safe_load(head.strip().strip('-')) == {
+        **card, 'open-graph': card, 'twitter-card': card}
+    assert below == ['# 11 Ones {.unnumbered}', '::: {.lead}\nSteps: small\n:::']
+    home, *below = titled('index.ipynb')
+    assert 'image: images/card.png' in home and 'title: Ones' in home and below == []
+
+
 def relinked(text):
     made = AttrDict(cell('markdown', text))
     TitleProc(SimpleNamespace(cells=[]))(made)

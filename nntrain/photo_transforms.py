@@ -33,10 +33,10 @@ def _check_windows(start, length, n, size):
                          f'{n}')
 
 def _check_dtype(dtype):
-    "The type; ValueError unless a number of it may be a fraction"
-    if getattr(dtype, 'is_floating_point', False): return dtype
-    raise ValueError('dtype must be a type of floats, such as torch.bfloat16, '
-                     f'got {dtype!r}')
+    "ValueError unless a number of this type may be a fraction"
+    if not getattr(dtype, 'is_floating_point', False):
+        raise ValueError('dtype must be a type of floats, such as torch.bfloat16, '
+                         f'got {dtype!r}')
 
 # %% ../nbs/22_photographs.ipynb #c384ce20
 #| code-fold: true
@@ -136,7 +136,8 @@ class RandomResizedCrop(ImageTransform):
     ):
         super().__init__(generator)
         self.size, self.antialias = checks.whole('size', size), bool(antialias)
-        self.dtype = _check_dtype(dtype)
+        _check_dtype(dtype)
+        self.dtype = dtype
         self.scale, self.ratio = _range('scale', scale, 1.), _range('ratio', ratio)
 
     def apply(self, x:Tensor)->Tensor:  # (N, C, H, W) -> (N, C, size, size)

@@ -40,15 +40,14 @@ def _settings(root):  # settings.ini as a mapping
 def _dumps(nb):  # as nbdev_clean writes it
     return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
 
-# %% ../nbs/94_tools.ipynb #94noteb2
 def _notebook(path):  # what is in it
     try:
         nb = json.loads(Path(path).read_text(encoding='utf-8'))
         for c in nb['cells']: c['cell_type'], ''.join(c['source'])
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f'{path} is no notebook, or a damaged one '
-                         f'({type(e).__name__}: {e}): is it in the middle of a merge? '
-                         f'mend it, or bring back a whole version') from e
+        raise ValueError(
+            f'{path} is no notebook, or a damaged one ({type(e).__name__}: {e}): is it '
+            'in the middle of a merge? mend it, or bring back a whole version') from e
     return nb
 
 # %% ../nbs/94_tools.ipynb #5806ec5d

@@ -261,4 +261,4 @@ def test_a_topic_has_one_number_and_a_chapter_a_title(tmp_path, capsys):
     (tmp_path/'07_x.ipynb').write_text(json.dumps(dict(cells=[dict(
         cell_type='markdown', source='no title')])))
     with pytest.raises(ValueError, match='07_x.ipynb: its first cell needs a title'):
-        read_chapters('x | 0 0 | X', tmp_path)
+        read_chapters('x | X', tmp_path)

@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
-from .files import write_whole
+from .files import _file, write_whole
 from .progress import _NotebookScreen, _TerminalScreen, in_notebook
+from .results import _cannot_write
 
 LARGEST = 2**26                 # bytes of one file that we are ready to read: 64 MB
 
@@ -55,10 +56,15 @@ def safe_name(
                      f'nothing is taken from such an archive, so get another copy')
 
 # %% ../nbs/88_photo_files.ipynb #80a3bda4
+def _check_there(path):
+    if not Path(path).is_file(): raise FileNotFoundError(
+        f'{path} is not a file: give the path of an archive, a .tgz file')
+
 def read_archive(
     path                          # of a .tgz file
 )->Iterator[tuple[str, bytes]]:   # name and content of each file, in its order
     "Read the files of an archive one by one, and write nothing; ValueError if damaged"
+    _check_there(path)
     try:
         with gzip.open(path) as f, tarfile.open(fileobj=f, mode='r|') as tar:
             for member in tar:
@@ -70,6 +76,15 @@ def read_archive(
                          f'download it again') from e
 
 # %% ../nbs/88_photo_files.ipynb #3d765bac
+def _fill(folder, path):
+    "Write the files of an archive into a new folder"
+    folder.mkdir(parents=True)
+    for name, content in read_archive(path):
+        place = folder/name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place, 'xb') as f: f.write(content)
+
+# %% ../nbs/88_photo_files.ipynb #88unpack
 def unpack_archive(
     path,    # of a .tgz file
     folder   # where its files go: a folder that does not exist yet
@@ -78,35 +93,39 @@ def unpack_archive(
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f'{folder} exists: name a folder that does not exist yet')
+    _check_there(path)                       # else the error would be of the folder
     beside = folder.with_name(f'.{folder.name}.unfinished-{uuid4().hex}')
     try:
-        beside.mkdir(parents=True)
-        for name, content in read_archive(path):
-            place = beside/name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with open(place, 'xb') as f: f.write(content)
+        _fill(beside, path)
         os.rename(beside, folder)
     except FileExistsError as e:
-        raise ValueError(f'{path} holds a file twice: {e.filename}') from e
+        twice = Path(e.filename).relative_to(beside)
+        raise ValueError(f'{path} holds a file twice: {twice}') from e
+    except OSError as e: raise _cannot_write(folder, e) from e
     finally: shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 # %% ../nbs/88_photo_files.ipynb #dd4bd756
 #| code-fold: true
 #| code-summary: "check_md5"
+def _md5(path):
+    found = hashlib.md5(usedforsecurity=False)
+    with open(path, 'rb') as f:
+        while part := f.read(2**20): found.update(part)
+    return found.hexdigest()
+
+def _unknown(path, md5, known):
+    return (f'({os.path.getsize(path):,} bytes, MD5 {md5}) is not '
+            f'{" or ".join(known.values())}')
+
 def check_md5(
     path,        # of a file
     known:dict   # {MD5: what the file is}
 )->str:          # its MD5, one of `known`
     "ValueError unless the file is one that we know: whole, and not another one"
-    with open(path, 'rb') as f:
-        found, chunk = hashlib.md5(usedforsecurity=False), 2**20
-        while part := f.read(chunk): found.update(part)
-    if found.hexdigest() in known: return found.hexdigest()
-    size = os.path.getsize(path)
-    raise ValueError(f'{path} ({size:,} bytes, MD5 {found.hexdigest()}) is not '
-                     f'{" or ".join(known.values())}: it is cut short or another '
-                     f'archive, so delete it and download it again')
+    if (md5 := _md5(path)) in known: return md5
+    raise ValueError(f'{path} {_unknown(path, md5, known)}: it is cut short or another '
+                     'archive, so delete it and download it again')
 
 # %% ../nbs/88_photo_files.ipynb #049a6ee5
 #| code-fold: true
@@ -141,8 +160,9 @@ def _fetch(url, beside, known, lost):
             while part := _ask(lambda: answer.read(2**18), lost):
                 f.write(part), bar.reach(f.tell())
         finally: bar.close()
-    try: check_md5(beside, known)
-    except ValueError as e: raise ValueError(f'what {url} sent: {e}') from e
+    if (md5 := _md5(beside)) not in known: raise ValueError(
+        f'what {url} sent {_unknown(beside, md5, known)}, so it is not kept: try again '
+        f'later, or get the file by other means and put it into {beside.parent}')
 
 # %% ../nbs/88_photo_files.ipynb #bfe111ee
 #| code-fold: true
@@ -153,7 +173,7 @@ def download(
     known:dict   # {MD5: what the file is}, as in `check_md5`
 )->Path:         # `path`
     "Download a file; it gets its name when it is whole and known, not before"
-    path, lost = Path(path), []
+    path, lost = _file(path), []
     path.parent.mkdir(parents=True, exist_ok=True)
     try: write_whole(path, lambda beside: _fetch(url, beside, known, lost))
     except Exception:

@@ -12,10 +12,11 @@ __all__ = ['Chapter', 'said', 'read_chapters', 'behind', 'short_numbers', 'neede
 #| code-fold: true
 #| code-summary: "What the map knows of a chapter"
 import html
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from .tools import _notebook
 
 @dataclass
 class Chapter:
@@ -72,15 +73,20 @@ def read_chapters(
     for line in text.strip().splitlines():
         topic, name = (part.strip() for part in line.split('|'))
         if topic not in files: continue
-        nb = json.loads(files[topic].read_text(encoding='utf-8'))
+        nb = _notebook(files[topic])
         first = ''.join(nb['cells'][0]['source'])
         title, promise = (re.search(rf'^{mark} (.*)', first, re.M) for mark in '#>')
+        if not (title and promise): raise ValueError(
+            f'{files[topic]}: its first cell needs a title (# …) and a promise (> …)')
         found.append(Chapter(topic, files[topic].name, name, title[1], promise[1],
                              *said(nb)))
     return {c.topic: c for c in sorted(found, key=lambda c: c.file)}
 
 # %% ../nbs/94_tools.ipynb #7780cb79
-def behind(book, topic):
+def behind(
+    book:dict,  # topic -> Chapter, see `read_chapters`
+    topic:str   # of the chapter
+)->set:         # topics
     "All topics that a chapter builds on, however indirectly"
     found, todo = set(), [topic]
     while todo:

@@ -52,12 +52,13 @@ _BUDGETS = {b.name: b for b in (
     Budget('short', n_seeds=1), Budget('full'))}
 
 def budget(
-    name:str=None,  # quick, short or full; None: see below
+    name=None,      # quick, short or full, or a `Budget`; None: see below
 )->Budget:          # the sizes that every chapter uses
     """Decide how much work to do on this machine.
 
     The variable NNTRAIN_BUDGET decides; without it, quick under `nbdev_test`, full with
     a GPU, short without."""
+    if isinstance(name, Budget): return name
     testing = os.environ.get('IN_TEST')
     guess = 'quick' if testing else 'full' if torch.cuda.is_available() else 'short'
     name = name or os.environ.get('NNTRAIN_BUDGET') or guess

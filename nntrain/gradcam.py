@@ -34,11 +34,14 @@ def _check_features(kept, logits):
 #| code-summary: "The explained logits, and their gradient"
 def _explained(logits, classes):
     "The logit of each picture that is explained: of `classes`, or its largest one"
-    if classes is None: classes = logits.argmax(1)
-    if not (0 <= classes.min() and classes.max() < logits.shape[1]):
-        raise ValueError(f'classes must be from 0 to {logits.shape[1] - 1}, '
-                         f'got {classes.tolist()}')
-    return logits.gather(1, classes[:, None])
+    n, n_classes = logits.shape
+    classes = torch.as_tensor(logits.argmax(1) if classes is None else classes)
+    classes = classes.to(logits.device)
+    fits = classes.shape == (n,) and not classes.is_floating_point()
+    if not (fits and ((classes >= 0) & (classes < n_classes)).all()):
+        raise ValueError(f'classes must be from 0 to {n_classes - 1}, a whole number '
+                         f'for each of {n} images, got {classes.tolist()}')
+    return logits.gather(1, classes.long()[:, None])
 
 def _features_and_grad(model, x, layer, classes):
     "What `layer` gives for `x`, and how the explained logits depend on it"
@@ -81,6 +84,7 @@ def heat_in(
     boxes:Tensor  # (N, 4): left, top, right, bottom, in pixels of the maps
 )->Tensor:        # (N,) in [0, 1]
     "Share of each map that lies in its box"
+    maps, boxes = torch.as_tensor(maps), torch.as_tensor(boxes)
     if maps.ndim != 3 or boxes.shape != (len(maps), 4):
         raise ValueError('need maps (N, H, W) and boxes (N, 4); got '
                          f'{tuple(maps.shape)} and {tuple(boxes.shape)}')

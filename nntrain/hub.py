@@ -12,6 +12,8 @@ __all__ = ['HELP', 'hub_problem', 'hub_dataset']
 import functools
 import threading
 
+from . import checks
+
 # %% ../nbs/90_pictures.ipynb #d4ef0520
 HELP = (
     "Get the real set: let this machine reach huggingface.co once (it is cached), or "
@@ -44,8 +46,9 @@ def hub_problem(
     if hub.HF_HUB_OFFLINE:
         return ('offline mode is on (HF_HUB_OFFLINE) and the data set is not '
                 'in the cache')
+    checks.positive('timeout', timeout)
     answer = []
-    def ask(): answer.append(_ask_hub(timeout-1))
+    def ask(): answer.append(_ask_hub(.8*timeout))
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)

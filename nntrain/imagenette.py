@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_photographs.ipynb #ima00001
 #| code-fold: true
-#| code-summary: "Imports of the module; the hash, once for each file; toys instead"
+#| code-summary: "Imports of the module; the hash, once for each file; toys instead; a check"
 from __future__ import annotations
 
 import functools
@@ -16,7 +16,7 @@ import torch
 
 from . import checks
 from .archive import check_md5, download
-from .budgets import Budget, budget as find_budget, default_device
+from .budgets import budget as find_budget, default_device
 from .data import DataLoaders, stratified_split
 from .photo_cache import cache_folder, cached_photos
 from .toy_photos import ToyPhotos
@@ -28,6 +28,13 @@ def _toys(size, shape, quick):
     n_train, n_val = (400, 200) if quick else (3000, 1000)
     return dict(train=ToyPhotos(n_train, [0, 0], size, shape),
                 val=ToyPhotos(n_val, [0, 1], size, shape), source='toy')
+
+def _check_photos(photos):
+    "ValueError unless it is what `imagenette` gives"
+    if isinstance(photos, dict) and {'train', 'val', 'source'} <= {*photos}: return
+    got = [*photos] if isinstance(photos, dict) else type(photos).__name__
+    raise ValueError('photos must be a dictionary with train, val and source, such as '
+                     f'`imagenette` gives, got {got}')
 
 # %% auto #0
 __all__ = ['IMAGENETTE', 'URL', 'KNOWN', 'N_PICTURES', 'find_imagenette', 'imagenette', 'photo_dls']
@@ -70,7 +77,7 @@ def find_imagenette(
     if found := [p for p in places if p.is_file()]: return found[0]
     if source == 'local':
         raise FileNotFoundError(f'{name} is not in {places[0].parent}. {_HELP}')
-    budget = budget if isinstance(budget, Budget) else find_budget(budget)
+    budget = find_budget(budget)
     if source == 'auto' and budget.name == 'quick':
         return _warn_toy('the quick budget does not use the network.')
     try: return download(URL, places[-1], KNOWN)
@@ -89,7 +96,7 @@ def imagenette(
     **kwargs            # folder, skip_damaged, rebuild: as in `cached_photos`
 )->dict:                # train, val: `Photos`, or `ToyPhotos`; source: where from
     "Imagenette in one size: decoded at the first call, read as needed from then on"
-    budget = budget if isinstance(budget, Budget) else find_budget(budget)
+    budget = find_budget(budget)
     quick = budget.name == 'quick'
     path = find_imagenette(source, budget)
     if path is None: return _toys(size, shape, quick)
@@ -120,6 +127,7 @@ def _mislabelled(y, noise):
 
 def _held_out(photos, valid):
     "(x, y) for training, (x, y) for judging: of the test split, or of a ninth"
+    _check_photos(photos)
     if valid not in ('test', 'split'):
         raise ValueError(f"unknown valid {valid!r}: choose 'test' or 'split'")
     (x, y), val = ((photos[k].x, photos[k].y) for k in ('train', 'val'))

@@ -103,7 +103,10 @@ def _by_seed(runs):
     if isinstance(runs, dict): seeds,values = runs['seeds'],runs['values']
     elif hasattr(runs, 'seeds'): seeds,values = runs.seeds,runs.values
     else: seeds,values = range(len(runs)),runs
-    return dict(zip(seeds, map(float, values)))
+    found = dict(zip(seeds, map(float, values)))
+    if len(found) == len(seeds) == len(values): return found
+    raise ValueError(f"pairs need one value for each seed, not values {[*values]} for "
+                     f"seeds {[*seeds]}")
 
 def _differences(a, b):
     a,b = _by_seed(a),_by_seed(b)

@@ -8,14 +8,20 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['KeptRuns']
 
+# %% ../nbs/93_recording.ipynb #93kepim0
+#| code-fold: true
+#| code-summary: "Imports of the module"
+import json
+import time
+from importlib import import_module
+from pathlib import Path
+
+from . import checks
+from .results import _cannot_write, _checkout, _hardware, _results_dir, _write
+
 # %% ../nbs/93_recording.ipynb #9036bf70
 #| code-fold: true
 #| code-summary: "_read_runs"
-import json
-from pathlib import Path
-
-from .results import _checkout, _hardware, _results_dir, _write
-
 def _read_runs(path, budget):
     """{'budget': name, 'runs': {name: {seed: numbers}}, 'hardware': {name: places}};
     ValueError if it cannot be"""
@@ -35,21 +41,56 @@ def _read_runs(path, budget):
                          f'budget={kept_budget!r}, or take another file')
     return found
 
+# %% ../nbs/93_recording.ipynb #93a10ae1
+def _alone(path, work, said='', every=.2, patience=3600):
+    "Call `work()` while no other process works on `path`; wait `patience` seconds"
+    lock = import_module('nntrain.lock').RunLock(path)    # of a chapter: only now
+    end = time.monotonic() + patience
+    while True:
+        try: lock.take(); break
+        except BlockingIOError as e:
+            if time.monotonic() > end:
+                raise TimeoutError(f'{e} (waited for {patience/60:.0f} minutes)') from e
+            if said: print(said)
+            said = ''                               # once
+            time.sleep(every)
+    try: return work()
+    finally: lock.release()
+
 # %% ../nbs/93_recording.ipynb #50ffd2e1
-def _check_place(name, seed):
-    if _checkout() is None:
+def _check_place(path, ours, name, seed):
+    "ValueError or OSError unless a run can be kept"
+    if ours and _checkout() is None:
         raise ValueError(f'{name}, seed {seed} is not among the runs that came '
                          'with the package, and to keep new ones outside of a '
                          'checkout, give KeptRuns a path of your own')
+    if not isinstance(name, str): raise TypeError(f'name must be a text, got {name!r}')
+    if path.is_dir(): raise ValueError(f'{path} is a folder: name a file in it')
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise _cannot_write(path, e) from e
+    _alone(path, lambda: None, every=.02)           # can we write there?
 
 def _with_run(path, budget, name, seed, numbers):  # the file with one run more
     found = _read_runs(path, budget)  # another process may have added runs meanwhile
     found['runs'].setdefault(name, {})[str(seed)] = numbers
     places = found['hardware'].setdefault(name, [])
     if (here := _hardware()) not in places: places.append(here)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(found, indent=1, ensure_ascii=False))
     return found
+
+# %% ../nbs/93_recording.ipynb #93number
+#| code-fold: true
+#| code-summary: "The numbers of a run"
+def _numbers(made):
+    try: return {str(key): float(value) for key, value in made.items()}
+    except (AttributeError, TypeError, ValueError) as e: raise TypeError(
+        f'a run must give a dictionary of numbers, got {made!r}') from e
+
+def _number(runs, name, seed, key):
+    numbers = runs[str(seed)]
+    if key in numbers: return numbers[key]
+    raise ValueError(f'{name}, seed {seed} has no number {key!r}: there are '
+                     f'{", ".join(numbers)}')
 
 # %% ../nbs/93_recording.ipynb #3813a6fa
 #| code-fold: true
@@ -74,10 +115,11 @@ class KeptRuns:
         run        # () -> dict of numbers: called only if the run is missing
     )->dict:       # the numbers
         "The numbers of a run; a missing one is run, and kept before you get it"
+        checks.whole('seed', seed, 0)
         if (name, seed) not in self:
-            if self.ours: _check_place(name, seed)
-            made = {key: float(value) for key, value in run().items()}
-            self.found = _with_run(self.path, self.budget, name, seed, made)
+            _check_place(self.path, self.ours, name, seed)
+            given = self.path, self.budget, name, seed, _numbers(run())
+            self.found = _alone(self.path, lambda: _with_run(*given), every=.02)
         return self.found['runs'][name][str(seed)]
     def row(self,
         name:str,            # of the runs
@@ -86,7 +128,7 @@ class KeptRuns:
         "What the runs of a name reached, as `paired_difference` takes it"
         runs = self.found['runs'].get(name, {})
         seeds = sorted(map(int, runs))
-        return dict(seeds=seeds, values=[runs[str(seed)][key] for seed in seeds])
+        return dict(seeds=seeds, values=[_number(runs, name, s, key) for s in seeds])
     def hardware(self,
         name:str  # of the runs
     )->str:       # such as 'AMD EPYC, 2 of 2 cores'; several with ; in between

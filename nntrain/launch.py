@@ -10,7 +10,7 @@ __all__ = ['STORE', 'launch']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f013
 #| code-fold: true
-#| code-summary: "Imports of the module (no torch: they start at once)"
+#| code-summary: "Imports of the module (no torch: they start at once); what is sent"
 import contextlib
 import os
 import pickle
@@ -24,9 +24,24 @@ import time
 import traceback
 from pathlib import Path
 
+from . import checks
+
 STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
 
 _MEMBER = 'from nntrain.launch import _member; _member()'
+
+def _job(n, function, args):  # what is sent to each process
+    checks.whole('processes: n', n)
+    if not callable(function): raise TypeError(
+        f'launch needs a function of a module, got {type(function).__name__}')
+    if getattr(function, '__module__', '') == '__main__':
+        raise ValueError(f'{function.__name__} is not in a module, so new processes '
+                         f'cannot find it: write it into a file, and import it')
+    try: return pickle.dumps(sys.path) + pickle.dumps((function, args))
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise ValueError(f'the function or its arguments cannot be sent to another '
+                         f'process ({e}): give a function of a module, and plain '
+                         f'arguments') from e
 
 def _end_with_parent():
     sys.stdin.buffer.read()        # ends when the parent does, however it ends
@@ -133,10 +148,7 @@ def launch(
     threads:int=1  # of torch, in each
 ):                 # what it returned in the main process
     "Call `function` in `n` new processes of this machine; an error in one ends all"
-    if function.__module__ == '__main__':
-        raise ValueError(f'{function.__name__} is not in a module, so new processes '
-                         f'cannot find it: write it into a file, and import it')
-    job = pickle.dumps(sys.path) + pickle.dumps((function, args))
+    job = _job(n, function, args)
     with contextlib.ExitStack() as stack:
         inside = stack.enter_context
         folder = Path(inside(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))

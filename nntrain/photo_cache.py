@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import time
 import warnings
 from pathlib import Path
 
@@ -23,10 +22,10 @@ import numpy as np
 import torch
 
 from . import checks
-from .archive import _Bar, read_archive
+from .archive import _Bar, _check_there, _md5, read_archive
 from .files import write_whole
-from .lock import RunLock
-from .photo_transforms import squared
+from .kept import _alone
+from .photo_transforms import SHAPES, squared
 
 def cache_folder()->Path:
     "Where caches go: NNTRAIN_CACHE, or nntrain in the user's folder for caches"
@@ -35,6 +34,12 @@ def cache_folder()->Path:
     return (Path(usual) if usual else Path.home()/'.cache')/'nntrain'
 
 # %% ../nbs/88_photo_files.ipynb #1d1310a4
+def _eight_bits(picture, Image):
+    if picture.mode == 'F': raise ValueError('floats, whose range nobody knows')
+    if not picture.mode.startswith('I'): return picture
+    scaled = np.asarray(picture).clip(0, 65535)/257
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
 def decoded(
     content:bytes  # of a JPEG or PNG file
 )->tuple:          # RGB picture of PIL, upright; was it grey?
@@ -44,11 +49,12 @@ def decoded(
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(content))
-            mode = picture.mode
-            grey = mode in ('1', 'L', 'LA', 'I', 'F') or mode.startswith('I;')
-            return ImageOps.exif_transpose(picture).convert('RGB'), grey
+            grey = picture.mode in ('1', 'L', 'LA') or picture.mode.startswith('I')
+            upright = _eight_bits(ImageOps.exif_transpose(picture), Image)
+            return upright.convert('RGB'), grey
     except Exception as e:       # PIL raises many kinds, also SyntaxError
-        raise ValueError(f'{type(e).__name__}: {e}') from e
+        said = str(e).partition(' <')[0]         # without an address in memory
+        raise ValueError(f'{type(e).__name__}: {said}') from e
 
 # %% ../nbs/88_photo_files.ipynb #b40d6116
 class Photos:
@@ -114,9 +120,9 @@ def _refuse_damaged(archive, skipped, skip_damaged):
 def _told(archive, photos, skip_damaged):
     "The pictures, after an error or a warning about those that are left out"
     _refuse_damaged(archive, photos.skipped, skip_damaged)
-    if photos.skipped:
-        warnings.warn(f'{len(photos.skipped)} pictures of {archive} could not be '
-                      f'decoded and are left out: {"; ".join(photos.skipped[:5])}')
+    n, few = len(photos.skipped), '; '.join(photos.skipped[:5])
+    if n: warnings.warn(f'{n} picture{"s"*(n > 1)} of {archive} could not be decoded '
+                        f'and had to be left out: {few}')
     return photos
 
 # %% ../nbs/88_photo_files.ipynb #d1c62ab3
@@ -129,7 +135,7 @@ class _Moments:
         self.squares = self.squares + (scaled**2).mean(0)
     def about(self):
         mean = self.total/self.n
-        std = np.sqrt(self.squares/self.n - mean**2)
+        std = np.sqrt(np.maximum(0, self.squares/self.n - mean**2))   # or -1e-17
         return dict(mean=mean.tolist(), std=std.tolist())
 
 # %% ../nbs/88_photo_files.ipynb #dc177d02
@@ -154,14 +160,15 @@ def _write_pixels(file, archive, settings, classes, skip_damaged, expected):
 
 # %% ../nbs/88_photo_files.ipynb #267fb421
 def _build(path, archive, *given):
-    "Write the two files of a cache; an interrupted one leaves no cache"
+    "Write the two files of a cache; an interrupted one leaves no cache, or the old one"
+    _check_there(archive)
     about = {}
-    path.unlink(missing_ok=True)                     # first: it vouches for the pixels
     def pixels(beside):
         with open(beside, 'wb') as f:
             about.update(_write_pixels(f, archive, *given))
+        path.unlink(missing_ok=True)             # it vouches for the old pixels
     write_whole(path.with_suffix('.bin'), pixels)
-    text = json.dumps(about, ensure_ascii=False)
+    text = json.dumps(about)                     # in ASCII: names may be of any kind
     write_whole(path, lambda beside: beside.write_text(text, encoding='utf-8'))
 
 # %% ../nbs/88_photo_files.ipynb #4d0ae2e9
@@ -173,7 +180,11 @@ def _notes(path):
         about = json.loads(path.read_text(encoding='utf-8'))
         missing = sorted(_NOTES - set(about))
         if missing: raise KeyError(*missing)
-    except (ValueError, KeyError, TypeError) as e:
+        n = sum(type(label) is int and label >= 0 for label in about['labels'])
+        if n != len([name.split('/')[2] for name in about['names']]):
+            raise ValueError(f'{len(about["names"])} names, but {n} labels')
+        about['settings'].items(), [len(about[k]) for k in ('skipped', 'mean', 'std')]
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): say '
                          f'rebuild=True') from e
     return about
@@ -181,7 +192,14 @@ def _notes(path):
 # %% ../nbs/88_photo_files.ipynb #397f97b3
 _VERSION = 1            # of the form of the files: another one is another cache
 
-def _read(path, settings):
+def _check_labels(path, about, classes):
+    "ValueError unless the label of each picture names the folder that it was in"
+    for name, label in zip(about['names'], about['labels']):
+        if classes[label:label+1] != [name.split('/')[2]]: raise ValueError(
+            f'{path} is a cache of other classes, or of classes in another order: '
+            f'{name} has number {label}; say rebuild=True to replace it')
+
+def _read(path, settings, classes):
     "The cache, or None if there is none; ValueError if it is another one"
     if not path.is_file(): return None
     about = _notes(path)
@@ -191,44 +209,45 @@ def _read(path, settings):
     if other:
         raise ValueError(f'{path} is a cache of other settings ({"; ".join(other)}): '
                          f'say rebuild=True to replace it')
+    _check_labels(path, about, classes)
     return Photos(path, about)
 
-# %% ../nbs/88_photo_files.ipynb #06d10d90
-def _alone(path, work, every=.2):
-    "Call `work()` while no other process works on `path`"
-    lock, told = RunLock(path), False
-    while True:
-        try: lock.take(); break
-        except BlockingIOError:                      # its work will be ours as well
-            if not told: print(f'waiting for another process, which builds {path.name}')
-            told = True
-            time.sleep(every)
-    try: return work()
-    finally: lock.release()
-
 # %% ../nbs/88_photo_files.ipynb #adbb7f1a
-def _read_or_build(path, rebuild, archive, settings, *given):
+def _read_or_build(path, rebuild, archive, settings, classes, *given):
     "The cache that is there, or a new one, made by one process at a time"
-    def read(): return None if rebuild else _read(path, settings)
+    def read(): return None if rebuild else _read(path, settings, classes)
     def build():
         if made := read(): return made
-        _build(path, archive, settings, *given)
-        return _read(path, settings)
-    return read() or _alone(path, build)
+        _build(path, archive, settings, classes, *given)
+        return _read(path, settings, classes)
+    said = f'waiting for another process, which builds {path.name}'
+    return read() or _alone(path, build, said)
 
 # %% ../nbs/88_photo_files.ipynb #7ad2ab46
 #| code-fold: true
-#| code-summary: "The name of the file, and the settings"
+#| code-summary: "The name of the file"
 def _cache_path(archive, settings, folder):
     "The JSON file of a cache, in a folder that exists"
     few = '' if settings['per_class'] is None else f'-{settings["per_class"]}'
     kind = f'{settings["split"]}-{settings["size"]}-{settings["shape"]}{few}'
     path = Path(cache_folder() if folder is None else folder)
-    path.mkdir(parents=True, exist_ok=True)
+    try: path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise type(e)(f'{path} cannot be a folder for caches ({e.strerror}): give '
+                      'another one as folder=…, or as NNTRAIN_CACHE') from e
     return path/f'{Path(archive).stem}-{kind}.json'
 
-def _settings(split, size, shape, per_class, key):
+# %% ../nbs/88_photo_files.ipynb #88settin
+#| code-fold: true
+#| code-summary: "The settings"
+def _settings(archive, split, size, shape, per_class, key):
     "What decides about the pixels"
+    if not isinstance(split, str) or split in ('', '..') or {*'/\\'} & {*split}:
+        raise ValueError("split must be the name of a folder in the archive, such as "
+                         f"'train', got {split!r}")
+    if shape not in SHAPES:
+        raise ValueError(f'unknown shape {shape!r}: choose one of {", ".join(SHAPES)}')
+    if key is None: _check_there(archive); key = _md5(archive)
     n = None if per_class is None else checks.whole('per_class', per_class)
     return dict(version=_VERSION, split=split, size=checks.whole('size', size),
                 shape=shape, per_class=n, archive=key)
@@ -246,13 +265,13 @@ def cached_photos(
     folder=None,            # for the cache; None: `cache_folder()`
     skip_damaged=False,     # leave out pictures that cannot be decoded, with a warning?
     rebuild=False,          # replace a cache that is there?
-    key:str='',             # of the archive's content, such as its MD5
+    key:str=None,           # of the archive's content; None: its MD5
     expected:int=None       # how many pictures, for the progress bar
 )->Photos:
     "The pictures of an archive, decoded once; ValueError says what is wrong with them"
-    settings = _settings(split, size, shape, per_class, key)
+    settings = _settings(archive, split, size, shape, per_class, key)
     path = _cache_path(archive, settings, folder)
     most = expected or (per_class or 1000)*len(classes)
-    photos = _read_or_build(path, rebuild, archive, settings, classes, skip_damaged,
+    photos = _read_or_build(path, rebuild, archive, settings, [*classes], skip_damaged,
                             most)
     return _told(archive, photos, skip_damaged)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['OPTIMIZERS', 'N_RATES', 'small_cnn', 'quick_resnet', 'photo_resnet', 'muon', 'photo_rates', 'photo_run']
+__all__ = ['OPTIMIZERS', 'N_RATES', 'small_cnn', 'quick_resnet', 'photo_resnet', 'muon', 'photo_rates', 'photo_run', 'ProgressiveCB']
 
 # %% ../nbs/22_photographs.ipynb #93569e85
 #| code-fold: true
@@ -53,6 +53,7 @@ def photo_resnet(
 # %% ../nbs/22_photographs.ipynb #run00001
 #| code-fold: true
 #| code-summary: "Imports for optimizers and runs"
+from . import checks
 from .adaptive import Adam, AdamW, RMSProp, adam_direction
 from .augment import AugmentCB
 from .budgets import default_device
@@ -110,14 +111,16 @@ def photo_rates(
     name:str  # a key of `OPTIMIZERS`
 )->list:      # `N_RATES` learning rates
     "The rates that an optimizer tries first"
-    lowest = OPTIMIZERS[name][1]
-    return [float(f'{lowest*10**(k/2):.2g}') for k in range(N_RATES)]
+    if name not in OPTIMIZERS: raise ValueError(
+        f'unknown optimizer {name!r}: choose one of {"; ".join(OPTIMIZERS)}')
+    return [float(f'{OPTIMIZERS[name][1]*10**(k/2):.2g}') for k in range(N_RATES)]
 
 # %% ../nbs/22_photographs.ipynb #b6b3f446
 #| code-fold: true
 #| code-summary: "What all runs share"
 def _callbacks(dls, tfms, peak, test_size, *more):
     "What all runs have, the cycle if there is one, then the callbacks of this run"
+    if test_size is not None: checks.whole('test_size', test_size)   # not in an hour
     cbs = [DeviceCB(), AugmentCB(*tfms), NormalizeCB(dls.mean, dls.std),
            MetricsCB(Accuracy())]
     if peak: cbs.append(ScheduleCB(lr=one_cycle(peak), momentum=momentum_cycle()))
@@ -130,7 +133,13 @@ def _callbacks(dls, tfms, peak, test_size, *more):
 
 # %% ../nbs/22_photographs.ipynb #8899c93a
 #| code-fold: true
-#| code-summary: "Train, then test once"
+#| code-summary: "What is refused at once; train, then test once"
+def _check_makers(tfms, **makers):
+    for name, make in makers.items():
+        if not callable(make) or isinstance(make, nn.Module): raise TypeError(
+            f'{name} must be a function that makes one, got a {type(make).__name__}')
+    if callable(tfms): raise TypeError(f'write tfms=({tfms!r},): a tuple of transforms')
+
 def _tested(learn, n_epochs, lr):
     "Train, then open the test split once: the numbers of a row"
     begin, right, loss = time.perf_counter(), .1, math.nan
@@ -161,6 +170,7 @@ def photo_run(
     **kwargs                  # valid, batch_size, share, noise: as in `photo_dls`
 )->tuple:                     # {accuracy, loss, seconds, rate}; the learner
     "Train once; a run whose numbers overflow counts as a guess"
+    _check_makers(tfms, make_model=make_model, optimizer=optimizer)
     set_seed(seed)
     dls = photo_dls(photos, seed=seed, **kwargs)
     model = make_model().to(memory_format=torch.channels_last)
@@ -174,9 +184,23 @@ def photo_run(
 #| code-summary: "ProgressiveCB"
 class ProgressiveCB(Callback):
     "Let the crops grow from epoch to epoch: small pictures first, large ones last"
+    shows = ('sizes',)
     def __init__(self,
-        crop:RandomResizedCrop,  # one of the transforms; changed in place
+        crop:RandomResizedCrop,  # one of the transforms of an `AugmentCB` of the run
         sizes                    # of an epoch each, in pixels; the last one stays
-    ): self.crop, self.sizes = crop, tuple(sizes)
+    ):
+        if not isinstance(crop, RandomResizedCrop): raise TypeError(
+            f'crop must be a RandomResizedCrop, got {type(crop).__name__}')
+        many = isinstance(sizes, (list, tuple, range)) and len(sizes) > 0
+        self.sizes = tuple(checks.whole('sizes: pixels', size)
+                           for size in (sizes if many else [sizes]))
+        self.crop, self.before = crop, []
+    def before_fit(self, learn):
+        self.before.append(self.crop.size)
+        used = (tfm for cb in learn.active for tfm in getattr(cb, 'tfms', ()))
+        if not any(tfm is self.crop for tfm in used): raise ValueError(
+            f'{self}: no AugmentCB of this run has its crop among the transforms, so '
+            'nothing would grow: give the same object to both')
     def before_epoch(self, learn):
         self.crop.size = self.sizes[min(learn.epoch, len(self.sizes)-1)]
+    def cleanup_fit(self, learn): self.crop.size = self.before.pop()

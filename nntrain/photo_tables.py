@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from . import checks
 from .erase import RandomErase
 from .imagenette import imagenette
 from .kept import KeptRuns
@@ -23,6 +24,7 @@ from nntrain.photo_runs import (
     OPTIMIZERS, ProgressiveCB, photo_resnet, photo_rates, photo_run, quick_resnet,
     small_cnn)
 from .photo_transforms import RandomResizedCrop, resized
+from .races import best_rate
 from .soft_targets import MixUpCB
 from .transforms import PerImage, RandomFlip
 
@@ -119,7 +121,7 @@ def best_of(
     found:dict  # from `tried`
 )->float:
     "The rate with the highest accuracy"
-    return float(max(found, key=found.get))
+    return best_rate(found)
 
 # %% ../nbs/88_photo_files.ipynb #813ad742
 def _next(found, rates):
@@ -176,7 +178,7 @@ def _row_runs(table, kept, photos, n_seeds, rows):
 
 # %% ../nbs/88_photo_files.ipynb #abbaea49
 #| code-fold: true
-#| code-summary: "No toys, no unknown tables"
+#| code-summary: "No toys; what is asked for"
 def _photographs(table, **kwargs):
     "The pictures of a table; ValueError if there are only toys"
     found = imagenette(SOURCE[table], **kwargs)
@@ -184,10 +186,19 @@ def _photographs(table, **kwargs):
     raise ValueError(f'table {table} is about photographs, and there are '
                      f'none: set NNTRAIN_DATA, or download them')
 
-def _refuse_unknown(tables):
-    if unknown := [t for t in tables if t not in SOURCE]:
-        raise ValueError(f'no table {", ".join(map(repr, unknown))}; there are '
-                         f'{", ".join(SOURCE)}')
+def _refuse_unknown(what, names, there):
+    if unknown := [name for name in names if name not in there]:
+        raise ValueError(f'no {what} {", ".join(map(repr, unknown))}; there are '
+                         f'{"; ".join(there)}')
+
+def _checked(tables, rows, n_seeds, seconds):
+    tables, rows = ([v] if isinstance(v, str) else v for v in (tables, rows))
+    _refuse_unknown('table', tables, SOURCE)
+    there = [row for t in tables for row in (OPTIMIZERS if t == 'T1' else ROWS[t]())]
+    _refuse_unknown('row', rows or (), there)
+    checks.whole('n_seeds', n_seeds)
+    if seconds is not None: checks.at_least('seconds', seconds)
+    return tables, rows
 
 def _count(kept): return sum(map(len, kept.found['runs'].values()))
 
@@ -203,7 +214,7 @@ def run_tables(
     **kwargs              # source, budget, folder: as in `imagenette`
 )->KeptRuns:
     "Run what is missing; the file is written after each run, so it can be stopped"
-    _refuse_unknown(tables)
+    tables, rows = _checked(tables, rows, n_seeds, seconds)
     kept, begin = KeptRuns(path), time.perf_counter()
     for table in tables:
         given = kept, partial(_photographs, table, **kwargs), n_seeds, rows

@@ -10,7 +10,7 @@ __all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'RandomResizedCrop', '
 
 # %% ../nbs/22_photographs.ipynb #sha00001
 #| code-fold: true
-#| code-summary: "Imports of the module; the check of a window"
+#| code-summary: "Imports of the module; the checks of a window and of a type"
 import math
 
 import torch
@@ -21,12 +21,22 @@ from torch import Tensor
 from . import checks
 from .transforms import ImageTransform, check_images
 
-def _check_windows(start, length, n):
-    "ValueError unless each window lies inside `n` pixels"
-    if (length <= 0).any() or (start < 0).any() or (start + length > n + 1e-3).any():
+def _check_windows(start, length, n, size):
+    "ValueError unless each window lies inside `n` pixels and becomes `size` new ones"
+    checks.whole('size', size)
+    if not all(isinstance(v, Tensor) and v.ndim == 1 for v in (start, length)):
+        raise ValueError('start and length of the windows must be tensors of shape '
+                         '(N,), one number for each image')
+    if not ((start >= 0) & (length > 0) & (start + length <= n + 1e-3)).all():
         raise ValueError(f'each window must lie inside the image of {n} pixels and be '
                          'wider than 0: start at least 0, start + length at most '
                          f'{n}')
+
+def _check_dtype(dtype):
+    "ValueError unless a number of this type may be a fraction"
+    if not getattr(dtype, 'is_floating_point', False):
+        raise ValueError('dtype must be a type of floats, such as torch.bfloat16, '
+                         f'got {dtype!r}')
 
 # %% ../nbs/22_photographs.ipynb #c384ce20
 #| code-fold: true
@@ -40,6 +50,9 @@ def squared(
 ):                     # a PIL picture, size×size
     "A square picture, with antialiasing, in one of three ways"
     from PIL import Image, ImageOps
+    if not isinstance(picture, Image.Image):
+        raise TypeError('squared wants a picture of PIL, got a '
+                        f'{type(picture).__name__}: see Image.fromarray')
     if shape not in SHAPES:
         raise ValueError(f'unknown shape {shape!r}: choose one of {", ".join(SHAPES)}')
     size, how = checks.whole('size', size), Image.Resampling.BILINEAR
@@ -57,7 +70,7 @@ def resample(
     antialias:bool=True  # average over all that falls into a new pixel?
 )->Tensor:               # (N, size, n): rows of weights that sum to 1
     "The matrices that turn a window of `n` pixels into `size` new ones"
-    _check_windows(start, length, n)
+    _check_windows(start, length, n, size)
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     step = length/size                                   # old pixels per new one
     centre = start + step*(torch.arange(size, device=start.device)[:, None] + .5)
@@ -78,9 +91,10 @@ def windows_to(
     height, width,       # (N,) its rows and columns
     size:int,            # height and width of the result
     antialias:bool=True, # as in `resample`
-    dtype=torch.float32  # of the products; bfloat16 is faster, and off by 1 % at most
+    dtype=torch.float32  # of the products; bfloat16 is faster, and off by about 1 %
 )->Tensor:               # (N, C, size, size), of the type of `x`
     "Cut a window of its own out of each image and resize it: two matrix products"
+    check_images(x, 'windows_to'), _check_dtype(dtype)
     rows = resample(top, height, x.shape[2], size, antialias)     # (N, size, H)
     columns = resample(left, width, x.shape[3], size, antialias)  # (N, size, W)
     rows, columns, pixels = (v.to(dtype) for v in (rows, columns, x))
@@ -122,6 +136,7 @@ class RandomResizedCrop(ImageTransform):
     ):
         super().__init__(generator)
         self.size, self.antialias = checks.whole('size', size), bool(antialias)
+        _check_dtype(dtype)
         self.dtype = dtype
         self.scale, self.ratio = _range('scale', scale, 1.), _range('ratio', ratio)
 

@@ -42,12 +42,14 @@ def read_race(
     if not path.is_file():
         return dict(network=path.stem, tried={}, final={}, seconds={})
     try:
-        race = json.loads(path.read_text())
+        race = json.loads(path.read_text(encoding='utf-8'))
         if race['network'] != path.stem:
             raise ValueError(f'it holds the race of {race["network"]}')
         for key in 'tried', 'final', 'seconds': race[key].items()
         for tried in race['tried'].values():
             for lr, right in tried.items(): float(lr) + right
+        for found in (found for it in race['final'].values() for found in it.values()):
+            for seed, right in found.items(): int(seed) + right
         race.setdefault('budget', 'full').strip()     # older files do not say it
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): move it away '
@@ -59,7 +61,9 @@ def best_rate(
     tried:dict  # {rate: accuracy}
 )->float:       # the first of the best
     "The rate with the highest accuracy"
-    return float(max(tried, key=tried.get))
+    if not tried: raise ValueError('no rate was tried yet: there is no best one')
+    def right(lr): return tried[lr] == tried[lr], tried[lr]     # nan is never the best
+    return float(max(tried, key=right))
 
 def usable(
     tried:dict,        # {rate: accuracy}
@@ -67,7 +71,7 @@ def usable(
 )->list:               # rates, from the smallest
     "The rates that are nearly as good as the best one, without a gap"
     best, known = best_rate(tried), sorted(map(float, tried))
-    least = max(tried.values()) - within
+    least = max(right for lr, right in tried.items() if float(lr) == best) - within
     near = {float(lr) for lr, right in tried.items() if right >= least}
     low = high = known.index(best)
     while low > 0 and known[low-1] in near: low -= 1
@@ -101,7 +105,7 @@ def race_table(
     shares:tuple=(1.,)   # of the steps, one column each; `against` always ran them all
 )->_Markdown:            # rate, width, accuracy, differences
     "A table of a race; raises ValueError for a racer that has not run"
-    racers = list(racers or race['tried'])
+    racers = list(race['tried'] if racers is None else racers)
     if absent := [name for name in (*racers, against) if name not in race['tried']]:
         raise ValueError(f'{", ".join(absent)}: not in the race of {race["network"]}; '
                          f'there are {", ".join(race["tried"]) or "none"}')

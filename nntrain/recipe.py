@@ -115,7 +115,7 @@ def _train(options, make_folder, resume=True, preflight=False, cbs=()):
 #| code-fold: true
 #| code-summary: "Code of _fit, and of _run: in this process, or in new ones"
 def _fit(learn, options, device, folder):
-    "Train and conclude; who interrupts it is told the folder"
+    "Train and conclude; an interruption carries the folder"
     try:
         learn.fit(options['epochs'])
         finite = next(cb for cb in learn.cbs if isinstance(cb, StopOnNonFiniteCB))
@@ -212,6 +212,22 @@ def _read_options(folder):
                          f'{", ".join(default)}')
     return options
 
+# %% ../nbs/24_recipe.ipynb #24c0ffee
+#| code-fold: true
+#| code-summary: "What cannot go on"
+def _check_resume(run, options, epochs, recipe):
+    planned, its = options['epochs'], options.get('recipe')
+    if recipe not in (None, its): raise ValueError(
+        f'{run} holds a run {f"of recipe {its}" if its else "without a recipe"}, not '
+        f'of {recipe}: leave out --recipe')
+    if its and epochs not in (None, planned): raise ValueError(
+        f'recipe {its} takes {planned} epochs: leave out --epochs')
+    results = [name for name in ('history.csv', 'weights.pt', 'test.json')
+               if (run/name).exists()]
+    if results and not (run/'checkpoint.pt').exists(): raise ValueError(
+        f'{run} has no checkpoint.pt to go on from, and to begin anew would replace '
+        f'its {", ".join(results)}: start a new run instead')
+
 # %% ../nbs/24_recipe.ipynb #5e1c0b02
 #| code-fold: true
 #| code-summary: "Code of resume_fashion"
@@ -224,12 +240,8 @@ def resume_fashion(
     """Go on with an interrupted run of `train_fashion` or `train_recipe`; it ends as it
     would have ended without the interruption"""
     options = _read_options(run)
-    planned, its = options['epochs'], options.get('recipe')
-    if recipe not in (None, its): raise ValueError(
-        f'{run} holds a run {f"of recipe {its}" if its else "without a recipe"}, not '
-        f'of {recipe}: leave out --recipe')
-    if its and epochs not in (None, planned): raise ValueError(
-        f'recipe {its} takes {planned} epochs: leave out --epochs')
+    planned = options['epochs']
+    _check_resume(Path(run), options, epochs, recipe)
     if device is not None: options['device'] = device
     if epochs is not None: options['epochs'] = epochs
     resume = True if options['epochs'] == planned else 'extend'

@@ -12,6 +12,7 @@ __all__ = ['Recipe', 'changes', 'recipe_callbacks', 'recipe_parts', 'run_recipe'
 #| code-fold: true
 #| code-summary: "Imports of the module on a recipe"
 import time
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from . import checks
 from .augment import AugmentCB
 from .average import WeightAveragingCB
-from .budgets import Budget, budget as find_budget, find_device
+from .budgets import budget as find_budget, find_device
 from nntrain.challenge_parts import (
     ACTS,
     DATA,
@@ -171,7 +172,7 @@ def recipe_callbacks(
 #| code-summary: "Code of recipe_parts: model, loaders, loss, optimizer, rate, callbacks"
 def recipe_parts(
     recipe:Recipe,     # what to train
-    dls:DataLoaders,   # its data; gets another training loader, if the recipe has one
+    dls:DataLoaders,   # its data; they stay as they are
     device,            # where to train
     seed:int=0         # of the weights, the order and all draws; sets the global ones
 )->dict:               # arguments of `Learner`
@@ -181,7 +182,7 @@ def recipe_parts(
     model = NETWORKS[r.network](r, n_in)
     model = model.to(device, memory_format=torch.channels_last)
     if r.grow or r.flip == 'alternating':
-        train = dls.train
+        train, dls = dls.train, copy(dls)        # those of the caller do not change
         sizes = [(round(share*r.epochs), pixels) for share, pixels in r.grow]
         dls.train = EpochLoader(
             train.x, train.y, r.batch, r.flip == 'alternating', sizes, draw=seed,
@@ -223,7 +224,7 @@ def run_recipe(
     if not isinstance(r, Recipe):
         raise TypeError(f'run_recipe needs a Recipe, got {r!r}: find_recipe gives one '
                         'by its name')
-    plan = budget if isinstance(budget, Budget) else find_budget(budget)
+    plan = find_budget(budget)
     device = find_device(device)
     dls = DATA[r.data][0](r.batch, valid, source, device, plan)
     parts = recipe_parts(r, dls, device, seed)

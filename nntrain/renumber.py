@@ -12,13 +12,12 @@ __all__ = ['renamed', 'relinked', 'renumber', 'nntrain_renumber']
 #| code-fold: true
 #| code-summary: "Imports of the module"
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 
 from .results import _write
-from .tools import _dumps, _root
+from .tools import _dumps, _notebook, _root
 
 # %% ../nbs/94_tools.ipynb #2ec885f2
 _FILE = re.compile(r'(\d\d)_(\w+)\.ipynb')
@@ -74,12 +73,12 @@ _TEXTS = ('nbs/*.ipynb', 'nbs/api/*.ipynb', 'nbs/*.qmd', '_quarto.yml',
           'CONTRIBUTING.md', 'tests/*.py', 'scripts/*.py', 'benchmarks/*')
 
 def _mended(path, names):  # what a file should hold
-    text = path.read_text(encoding='utf-8')
-    if path.suffix != '.ipynb': return relinked(text, names)
+    if path.suffix != '.ipynb':
+        return relinked(path.read_text(encoding='utf-8'), names)
     def mend(source):  # a text, or a list of its lines
         if isinstance(source, str): return relinked(source, names)
         return relinked(''.join(source), names).splitlines(keepends=True)
-    nb = json.loads(text)
+    nb = _notebook(path)
     for c in nb['cells']:
         c['source'] = mend(c['source'])
         for out in c.get('outputs', ()):
@@ -125,6 +124,10 @@ def _topic(word):
         raise argparse.ArgumentTypeError(f'{word!r}: write topic=number, momentum=10')
     return topic, int(number)
 
+def _wish(pairs):
+    if len(dict(pairs)) == len(pairs): return dict(pairs)
+    raise ValueError('a topic is named twice: give each one number')
+
 # %% ../nbs/94_tools.ipynb #3d2f9700
 #| code-fold: true
 #| code-summary: "nntrain_renumber"
@@ -139,7 +142,7 @@ def nntrain_renumber(
     parser.add_argument('--check', action='store_true',
                         help='write nothing; status 1 if something would change')
     args = parser.parse_args(argv)
-    try: changed = renumber(_root(), dict(args.numbers), args.check)
+    try: changed = renumber(_root(), _wish(args.numbers), args.check)
     except ValueError as e:
         print(f'nntrain_renumber: {e}', file=sys.stderr)
         return 2

@@ -7,8 +7,8 @@
 #| code-summary: "Imports of the module"
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import AttrDict
+
+from . import checks
 
 # %% auto #0
 __all__ = ['record', 'results', 'result', 'results_table']
@@ -61,10 +63,13 @@ def _write(path, content):  # text or bytes; a reader never meets half a file
             dir=path.parent, prefix=path.name, suffix='.part')
         with os.fdopen(handle, 'wb') as f:
             f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(handle)         # on the disk first, then the name
         os.chmod(name, _mode(path))  # a temporary file is private
         os.replace(name, path)
     except BaseException as e:
-        if name is not None: os.unlink(name)
+        with contextlib.suppress(OSError):
+            if name is not None: os.unlink(name)
         if (said := _cannot_write(path, e)) is e: raise
         raise said from e
 
@@ -89,23 +94,38 @@ def _versions():
         except PackageNotFoundError: pass
     return res
 
+# %% ../nbs/93_recording.ipynb #93seeds0
+#| code-fold: true
+#| code-summary: "_checked_seeds, _checked_best"
+def _checked_seeds(experiment, values, seeds):
+    seeds = list(range(len(values))) if seeds is None else [
+        checks.whole(f'{experiment}: a seed', s, 0) for s in seeds]
+    if len(seeds) != len(values):
+        raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"{experiment}: each value needs a seed of its own, not "
+                         f"{seeds}")
+    return seeds
+
+def _checked_best(experiment, best):
+    if best is None: return None
+    if isinstance(best, (tuple, list)) and len(best) == 2:
+        return [checks.finite(f"{experiment}: best", best[0]), str(best[1])]
+    raise ValueError(f"{experiment}: best must be (value, who), got {best!r}")
+
 # %% ../nbs/93_recording.ipynb #5aee52d3
 #| code-fold: true
 #| code-summary: "_checked"
 def _checked(experiment, values, seconds, seeds, source, better):  # -> (values, seeds)
-    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', experiment):
+    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', str(experiment)):
         raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits, "
                          "- and _ (it names the file)")
     values = [float(v) for v in (values if np.iterable(values) else [values])]
     if not values or not np.isfinite(values).all():
         raise ValueError(f"{experiment}: values must be finite numbers, one per seed, "
                          f"not {values}")
-    seeds = list(range(len(values))) if seeds is None else [int(s) for s in seeds]
-    if len(seeds) != len(values):
-        raise ValueError(f"{experiment}: {len(values)} values but {len(seeds)} seeds")
-    if not math.isfinite(seconds):
-        raise ValueError(f"{experiment}: seconds must be a finite number, not "
-                         f"{seconds}")
+    seeds = _checked_seeds(experiment, values, seeds)
+    checks.finite(f"{experiment}: seconds", seconds)
     if better not in ('higher', 'lower'):
         raise ValueError(f"{experiment}: better={better!r} must be 'higher' or 'lower'")
     if source not in ('real', 'local', 'hub', 'toy'):
@@ -126,7 +146,7 @@ def _row(
         split=split, source='toy' if source == 'toy' else 'real',
         seconds=round(float(seconds), 3), hardware=hardware or _hardware(),
         versions=_versions(), date=time.strftime('%Y-%m-%d', time.gmtime()),
-        better=better, hint=hint, best=list(best) if best else None, note=note)
+        better=better, hint=hint, best=_checked_best(experiment, best), note=note)
 
 def _pm(row, digits=4):  # mean ± SE as text
     return (
@@ -142,8 +162,7 @@ def _why_not(budget, source, path, folder):  # None: write; else the reason not 
         return 'only nntrain_execute with the full budget records'
     if name not in (None, 'full'): return f'a {name} budget is not the full one'
     if _checkout() is None: return 'the package does not run from a checkout'
-    if source == 'toy' and path.exists() and (
-            json.loads(path.read_text(encoding='utf-8'))['source'] == 'real'):
+    if source == 'toy' and path.exists() and _read_row(path).source == 'real':
         return 'there is a row of real data, which is kept'
 
 # %% ../nbs/93_recording.ipynb #c2a55c3a
@@ -180,6 +199,20 @@ def record(
           + (f"; not recorded: {why}" if why else "; recorded"))
     return AttrDict(row)
 
+# %% ../nbs/93_recording.ipynb #93readro
+_NEEDED = {'experiment', 'metric', 'unit', 'values', 'mean', 'n', 'se', 'seeds',
+           'split', 'source', 'seconds', 'hardware', 'better', 'hint', 'best'}
+
+def _read_row(path):
+    try:
+        row = json.loads(path.read_text(encoding='utf-8'))
+        if missing := sorted(_NEEDED - set(row)): raise KeyError(*missing)
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} is no recorded row, or a damaged one '
+                         f'({type(e).__name__}: {e}): bring back a whole version, or '
+                         'move the file away') from e
+    return AttrDict(row)
+
 # %% ../nbs/93_recording.ipynb #d2e1bb75
 def results(
     # default: `results/` of the checkout, else the rows carried in the package
@@ -187,7 +220,7 @@ def results(
 )->dict:          # {experiment: row}
     "Read all recorded rows"
     paths = sorted(Path(folder or _results_dir()).glob('*.json'))
-    return {p.stem: AttrDict(json.loads(p.read_text(encoding='utf-8'))) for p in paths}
+    return {p.stem: _read_row(p) for p in paths}
 
 def result(
     experiment:str,  # name of a row
@@ -221,7 +254,9 @@ def results_table(
 )->_Markdown:  # a line per row: ours, n, seconds, hardware, best ancestor, difference
     """Make a Markdown table of recorded rows; the difference is at least as uncertain
     as a single run of ours"""
-    rows = {name: result(name, folder) for name in experiments or results(folder)}
+    if isinstance(experiments, str): experiments = [experiments]
+    names = results(folder) if experiments is None else experiments
+    rows = {name: result(name, folder) for name in names}
     return _Markdown('\n'.join([
         '| experiment | metric, split | ours (mean ± SE) | n | s per run | hardware | '
         'best ancestor | difference |', '|---|---|---|---|---|---|---|---|',

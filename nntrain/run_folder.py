@@ -77,6 +77,7 @@ def new_run_folder(
     name:str  # what the run is called
 )->Path:      # a folder that did not exist before
     "Make a folder for a run; OSError with the fix if that cannot be done"
+    if {*'/\\'} & {*name}: raise ValueError(f'name must have no slash, got {name!r}')
     stem = f'{time.strftime("%Y%m%d-%H%M%S")}-{name}'
     for i in range(1000):
         folder = Path(out)/(stem + (f'-{i+1}' if i else ''))
@@ -115,6 +116,11 @@ def _tested(learn, device, looks=()):
 # %% ../nbs/24_recipe.ipynb #fd6d8276
 #| code-fold: true
 #| code-summary: "Code of _conclude: test, and keep the weights"
+def _kept_test(path):  # {} if there is none that can be read
+    try: test = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    return test if isinstance(test, dict) and {'accuracy', 'images'} <= {*test} else {}
+
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test
@@ -122,9 +128,8 @@ def _conclude(
     looks=()# transforms, each for a further look at the test pictures
 )->None:
     "Test once, with the weights that were validated; keep both, and say how it went"
-    path, test = Path(folder)/'test.json', {}
-    if path.is_file(): test = json.loads(path.read_text(encoding='utf-8'))
-    weights = Path(folder)/'weights.pt'
+    path, weights = Path(folder)/'test.json', Path(folder)/'weights.pt'
+    test = _kept_test(path)
     if test.get('epochs') != learn.n_epochs or not weights.is_file():
         with validated_weights(learn) as model:
             for left in weights, path: _sweep(left)   # its writer was killed

@@ -19,10 +19,13 @@ from torch import Tensor
 #| code-summary: "An array to draw; a figure with a place for each picture"
 def _drawable(im):
     "Array H×W or H×W×3 of a tensor, array or PIL picture"
-    a = im.detach().cpu().numpy() if isinstance(im, Tensor) else np.asarray(im)
+    if isinstance(im, Tensor):
+        im = im.detach().cpu()
+        im = im.float() if im.is_floating_point() else im   # NumPy has no bfloat16
+    a = np.asarray(im)
     if a.ndim == 3 and a.shape[0] in (1, 3): a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
-    if a.ndim in (2, 3): return a
+    if a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (3, 4): return a
     raise ValueError(f"cannot draw shape {tuple(a.shape)}: expected H×W, C×H×W or "
                      f"H×W×C; for a batch use show_images")
 

@@ -40,7 +40,7 @@ FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of all training pixels, scaled to 
 #| code-summary: "_idx_shape, _checked_idx"
 def _idx_shape(raw):
     "Lengths of the axes in the header of IDX bytes; None if it is not such a header"
-    if raw[:3] != b'\0\0\x08' or len(raw) < 4+4*raw[3]: return None
+    if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4+4*raw[3]: return None
     return struct.unpack(f'>{raw[3]}I', raw[4:4+4*raw[3]])   # big-endian, 4 bytes each
 
 def _checked_idx(raw, md5, damaged):  # lengths of the axes; `damaged` makes the error
@@ -100,7 +100,7 @@ def _local_tensors(folder):
 
 # %% ../nbs/90_pictures.ipynb #3d0ceba4
 def _pngs(x):
-    "Grey PNG files of (n, h, w) bytes: like PIL's, but three times faster to make"
+    "Grey PNG files of (n, h, w) bytes, such as PIL would write"
     def chunk(kind, data):
         checksum = zlib.crc32(kind+data)
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', checksum)
@@ -162,7 +162,7 @@ def _resolve(source, budget):
         raise ValueError(f"source 'local' needs the variable NNTRAIN_DATA. {HELP}")
     if source != 'auto': return source
     if folder: return 'local'
-    quick = (budget or find_budget()).name == 'quick'
+    quick = find_budget(budget).name == 'quick'
     reason = 'the quick budget does not use the network.' if quick else _no_hub()
     if reason is None: return 'hub'
     _warn_toy(reason)
@@ -197,7 +197,7 @@ class FashionTensors(dict):
 # %% ../nbs/90_pictures.ipynb #fca5e3e5
 def fashion_tensors(
     source:str='auto',  # local (NNTRAIN_DATA), hub, toy; auto: the first available
-    budget=None,        # a `Budget`: a quick one does not use the network
+    budget=None,        # name or `Budget`: a quick one does not use the network
 )->FashionTensors:      # your own copy: you may change it in place
     "Fashion-MNIST as tensors of bytes; only 'auto' ever falls back, and then it warns"
     return FashionTensors(_resolve(source, budget))

@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 from .results import _write
-from .tools import _dumps, _root, _settings, _with_folds
+from .tools import _dumps, _notebook, _root, _settings, _with_folds
 
 # %% ../nbs/94_tools.ipynb #611d7a80
 #| code-fold: true
@@ -96,7 +96,7 @@ def _with_reference(text, lib):  # _quarto.yml with the reference page of each m
 
 # %% ../nbs/94_tools.ipynb #840052e6
 def _page_line(nbs, name, site):  # a page in the form of llmstxt.org
-    cells = json.loads((nbs/name).read_text(encoding='utf-8'))['cells']
+    cells = _notebook(nbs/name)['cells']
     first = ''.join(cells[0]['source'])
     title, promise = (re.search(f'^{mark} (.*)', first, re.M) for mark in '#>')
     number, page = re.match(r'(?:0?(\d+[a-z]?)_)?(.*)\.ipynb', name).groups()
@@ -129,8 +129,7 @@ def _in_step(root, s):  # {path: the text it should have}
     # what figures carry to the browser: the package reads its own copy
     for path in sorted((nbs/'figures').glob('*.[jc]s*')):
         res[root/s['lib_path']/'web'/path.name] = path.read_text(encoding='utf-8')
-    def with_setup(path):
-        return _with_setup(json.loads(path.read_text(encoding='utf-8')), setup)
+    def with_setup(path): return _with_setup(_notebook(path), setup)
     for path in sorted(nbs.glob('[0-9][0-9]*_*.ipynb')):
         res[path] = _dumps(_with_folds(with_setup(path)))
     if (index := nbs/'index.ipynb').exists():
@@ -152,9 +151,10 @@ def nntrain_sync(
     _quarto.yml, llms.txt and the package's copy of nbs/figures in step with
     settings.ini and the chapters"""
     root = Path(root) if root else _root()
-    stale = {
-        p: text for p, text in _in_step(root, _settings(root)).items()
-        if not p.exists() or p.read_text(encoding='utf-8') != text}
+    try: should = _in_step(root, _settings(root))
+    except ValueError as e: raise SystemExit(f'nntrain_sync: {e}') from e
+    stale = {p: text for p, text in should.items()
+             if not p.exists() or p.read_text(encoding='utf-8') != text}
     for p,text in stale.items():
         if not check:
             p.parent.mkdir(parents=True, exist_ok=True)

@@ -33,11 +33,22 @@ def _root():
 
 def _settings(root):  # settings.ini as a mapping
     cfg = ConfigParser(delimiters=['='])  # a colon may stand in a value: https://…
-    cfg.read(Path(root)/'settings.ini', encoding='utf-8')
+    if not cfg.read(Path(root)/'settings.ini', encoding='utf-8'):
+        raise SystemExit(f'{root} holds no settings.ini: name the folder of a project')
     return cfg['DEFAULT']
 
 def _dumps(nb):  # as nbdev_clean writes it
     return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
+
+def _notebook(path):  # what is in it
+    try:
+        nb = json.loads(Path(path).read_text(encoding='utf-8'))
+        for c in nb['cells']: c['cell_type'], ''.join(c['source'])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f'{path} is no notebook, or a damaged one ({type(e).__name__}: {e}): is it '
+            'in the middle of a merge? mend it, or bring back a whole version') from e
+    return nb
 
 # %% ../nbs/94_tools.ipynb #5806ec5d
 # base64 of a PNG -> the same picture with 128 colours, if that is smaller and no part
@@ -123,7 +134,8 @@ def _environment():  # of the kernel
 def _run(path, timeout):
     import nbformat
     from nbclient import NotebookClient
-    nb = nbformat.read(path, as_version=4)
+    before = path.read_bytes()
+    nb = nbformat.reads(before.decode(), as_version=4)
     for c in nb.cells:
         if c.cell_type == 'code' and _skip.search(c.source):
             c.metadata['tags'] = ['skip-execution']
@@ -136,6 +148,8 @@ def _run(path, timeout):
     try: from nbdev.clean import clean_nb
     except ImportError: pass
     else: clean_nb(clean)
+    if path.read_bytes() != before:
+        raise RuntimeError('another version was saved while this one ran: run it again')
     _write(path, _dumps(_with_folds(clean)))
 
 # %% ../nbs/94_tools.ipynb #4e305b6f

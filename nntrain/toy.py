@@ -14,6 +14,8 @@ import functools
 import numpy as np
 import torch
 
+from . import checks
+
 # %% ../nbs/90_pictures.ipynb #1423f47f
 #| code-fold: true
 #| code-summary: "_trap, _limb, _oval and 3 more"
@@ -140,6 +142,7 @@ def draw_clothes(
     seed,   # an integer, or a list of them
 )->tuple:   # x uint8 (n, 1, 28, 28), y int64 (n,), in random order
     "Draw pictures of clothes; the same seed gives the same bytes on every platform"
+    checks.whole('n', n, 0)
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % 10)
     params = rng.integers(0, 1024, (n, 32)).astype(np.float32)/np.float32(1023)

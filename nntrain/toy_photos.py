@@ -120,13 +120,14 @@ _KINDS = (_tench, _springer, _cassette, _chain_saw, _church, _horn, _truck, _pum
 
 def draw_photo(
     label:int,         # which of the ten kinds of things, 0 … 9
-    rng,               # NumPy's generator
-    short:int=96,      # pixels of the shorter side
+    rng,               # NumPy's generator, or a seed for one
+    short:int=96,      # pixels of the shorter side, at least 16
     longest:float=1.7  # the longer side, at most so many times as long
 )->tuple:              # PIL picture; (left, top, right, bottom) of the thing in it
     "Draw a coloured picture of any aspect ratio: sky, ground, clutter, and one thing"
     if label not in range(10): raise ValueError(f'label must be 0 … 9, got {label!r}')
     if not longest >= 1: raise ValueError(f'longest must be at least 1, got {longest}')
+    short, rng = checks.whole('short', short, 16), np.random.default_rng(rng)
     side = round(short*rng.uniform(1, longest))
     w, h = (side, short) if rng.random() < .5 else (short, side)
     picture = _scene(w, h, rng)

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from .results import _write
-from .tools import _root, _settings
+from .tools import _notebook, _root, _settings
 
 _MOST_BYTES = 40_000   # of a chapter's file
 
@@ -54,14 +54,16 @@ def read_trace(
     "What `nntrain_xray` has stored for a chapter; empty if nothing"
     path = _file(notebook)
     if not path.is_file(): return {}
-    return json.loads(path.read_text(encoding='utf-8'))['cells']
+    try: return json.loads(path.read_text(encoding='utf-8'))['cells'] | {}
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): delete it, and '
+                         'trace the chapter again with nntrain_xray') from e
 
 def stale_cells(
     notebook,  # path of a chapter
 )->list:       # keys in its trace that are no cell of it any more
     "What has changed since a chapter was traced"
-    nb = json.loads(Path(notebook).read_text(encoding='utf-8'))
-    keys = {cell_key(''.join(c['source'])) for c in nb['cells']
+    keys = {cell_key(''.join(c['source'])) for c in _notebook(notebook)['cells']
             if c['cell_type'] == 'code'}
     return sorted(set(read_trace(notebook)) - keys)
 
@@ -155,7 +157,8 @@ def _text(budget, cells):  # of a chapter's file; one line a cell
 #| code-fold: true
 #| code-summary: "Check a chapter"
 def _checked(path):
-    stale = stale_cells(path)
+    try: stale = stale_cells(path)
+    except ValueError as e: print(e, file=sys.stderr); return 1
     if stale: print(f'{path.name}: {len(stale)} cells have changed; trace it again')
     return int(bool(stale))
 
@@ -174,8 +177,10 @@ def _traced(path, budget):
         print(f'{path.name}: {len(text.encode()):,} bytes of notes, more than '
               f'{_MOST_BYTES:,}: shorten the chapter', file=sys.stderr)
         return 1
-    _file(path).parent.mkdir(exist_ok=True)
-    _write(_file(path), text)
+    try:
+        _file(path).parent.mkdir(exist_ok=True)
+        _write(_file(path), text)
+    except OSError as e: print(f'{path.name}: {e}', file=sys.stderr); return 1
     print(f'{path.name}: {sum(map(len, cells.values()))} notes, '
           f'{len(text.encode()):,} bytes')
     return 0
@@ -185,7 +190,8 @@ def _traced(path, budget):
 #| code-summary: "nntrain_xray"
 def nntrain_xray(
     argv:list=None,  # words of the command line; None: those of this process
-)->int:              # exit status: 0, or 1 if a chapter failed or is out of date
+)->int:              # exit status: 0; 1 if a chapter failed or is out of date;
+                     # 2 for a path that is no notebook
     """Run chapters twice and store what each line makes in nbs/xray, for the switch
     "shapes" of their pages. A chapter that fails keeps the file that it has"""
     parser = argparse.ArgumentParser('nntrain_xray', description=nntrain_xray.__doc__)

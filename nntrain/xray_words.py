@@ -110,7 +110,8 @@ def _letters(text):   # absolute paths are another machine's
     return repr(text) if len(text) <= _LONG and not os.path.isabs(text) else None
 
 def _several(values):
-    parts = [in_words(v) for v in values] if len(values) <= 3 else [None]
+    few = len(values) <= 3 and not any(v is values for v in values)
+    parts = [in_words(v) for v in values] if few else [None]
     if type(values) is not dict and values and all(parts):
         return f"({'; '.join(parts)})"
     return f'{type(values).__name__} of {len(values)}'
@@ -130,7 +131,8 @@ def in_words(
         say = _tensor if isinstance(value, Tensor) else _array
         with _quietly(): return say(value)
     if isinstance(value, nn.Module):
-        count = sum(p.numel() for p in value.parameters())
+        made = (p for p in value.parameters() if not nn.parameter.is_lazy(p))
+        count = sum(p.numel() for p in made)
         return f'{type(value).__name__}, {count:,} parameters'
     if type(value) in (bool, int, float, np.float32, np.float64, np.int64):
         return _number(value.item() if hasattr(value, 'item') else value)

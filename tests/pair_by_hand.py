@@ -9,15 +9,17 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from nntrain.cycles import one_cycle
+from nntrain.photo_transforms import RandomResizedCrop
 from nntrain.schedule_free import averaged
 from nntrain.soft_targets import cutmix, mix_targets, mixup
 from nntrain.transforms import RandomFlip
 
 
-def prepared(has, x, y, training):
+def prepared(has, x, y, training, epoch):
     "The batch, and its soft targets"
     if training and has('AugmentCB'): x = RandomFlip(.5)(x)
     if has('BatchTransformCB'): x = x + .1
+    if training and has('ProgressiveCB'): x = RandomResizedCrop((2, 3, 3)[epoch])(x)
     if has('NormalizeCB'): x = (x - torch.tensor(.1))/2
     mixes = training and (has('MixUpCB') or has('CutMixCB'))
     if not mixes: return x, y
@@ -72,11 +74,11 @@ class ByHand:
         self.mean = [.9*m + .1*p.detach().double()
                      for m, p in zip(self.mean, self.params)]
 
-    def train(self):
+    def train(self, epoch):
         self.squares, losses, rows = [], [], []
         limit = 1 if self.has('SingleBatchCB') else self.per_epoch
         for i, (x, y) in enumerate(islice(self.dls.train, limit)):
-            loss, states = self.loss(*prepared(self.has, x, y, True))
+            loss, states = self.loss(*prepared(self.has, x, y, True, epoch))
             losses.append(loss.item()), rows.append(len(x))
             if self.has('RNNRegularizerCB'):
                 loss = loss + .5*states.float().square().mean()
@@ -117,11 +119,11 @@ class ByHand:
         for epoch in range(3):
             if waited and self.has('EarlyStoppingCB'): break
             self.model.reset()
-            train_loss = self.train()
+            train_loss = self.train(epoch)
             self.model.reset()
             with self.validated(), torch.no_grad():
                 valid_loss = self.loss(*prepared(self.has, *next(iter(self.dls.valid)),
-                                                 False))[0].item()
+                                                 False, epoch))[0].item()
                 if self.best is None or train_loss > self.best:
                     self.best = train_loss
                     self.best_weights = [p.detach().clone() for p in self.params]

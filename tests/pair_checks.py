@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import nntrain
@@ -39,6 +40,8 @@ from nntrain.monitors import EarlyStoppingCB, MonitorCB, ReduceOnPlateauCB
 from nntrain.pairs import Asker
 from nntrain.small_runs import Answer, first_difference, small_learner
 from pair_by_hand import ByHand
+from nntrain.photo_runs import ProgressiveCB
+from nntrain.photo_transforms import RandomResizedCrop
 from nntrain.precision import MixedPrecisionCB
 from nntrain.prepare import BatchTransformCB, DeviceCB, NormalizeCB, SingleBatchCB
 from nntrain.profiling import ProfileCB, ThroughputCB
@@ -66,6 +69,7 @@ class Net(nn.Module):
         self.reset()
     def reset(self): self.memory = None
     def forward(self, x):
+        if x.shape[-1] != 4: x = F.interpolate(x, (4, 4))       # a crop has grown
         h = self.act(self.first(x.flatten(1)))
         if self.remembers:
             if self.memory is not None: h = h + .5*self.memory[:len(h)]
@@ -143,7 +147,8 @@ def learner(*cbs):
     with torch.no_grad():
         for p, q in zip(model.parameters(), old): p.data = q.data.clone()
     learn.model = model
-    learn.cbs = (*learn.cbs, CountsCB())
+    crops = (AugmentCB(cb.crop) for cb in cbs if isinstance(cb, ProgressiveCB))
+    learn.cbs = (*learn.cbs, *crops, CountsCB())
     if there(ScheduleFreeCB): learn.opt_func = ScheduleFreeSGD
     return learn
 
@@ -161,6 +166,7 @@ def float16(scale=2.**8):
     scaler = torch.amp.GradScaler('cpu', init_scale=scale)
     return MixedPrecisionCB(torch.float16, scaler)
 def augment(p=.5): return AugmentCB(RandomFlip(p))
+def grows(sizes=(2, 3)): return ProgressiveCB(RandomResizedCrop(4), sizes)
 
 
 class Entry(NamedTuple):
@@ -181,6 +187,7 @@ PAIRS = {
                               partial(BatchTransformCB, partial(brighter, by=.2))),
     'NormalizeCB': Entry(partial(NormalizeCB, .1, 2.), partial(NormalizeCB, .1, 3.)),
     'AugmentCB': Entry(augment, partial(augment, .6)),
+    'ProgressiveCB': Entry(grows, partial(grows, (2,))),
     'MixUpCB': Entry(MixUpCB, partial(MixUpCB, .5)),
     'CutMixCB': Entry(CutMixCB, partial(CutMixCB, .9)),
     'ModelResetCB': Entry(ModelResetCB, why=NONE),

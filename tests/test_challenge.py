@@ -401,3 +401,13 @@ def test_photographs_have_a_recipe():
     (lambda: run_recipe(TINY, 0, device='gpu'), "unknown device 'gpu'")])
 def test_wrong_input_gets_a_sentence(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+
+
+def test_the_data_of_the_caller_stay_as_they_are():
+    dls = DATA['fashion'][0](64, 'test', 'toy', torch.device('cpu'), 'quick')
+    before = dls.train
+    recipe = replace(TINY, flip='alternating')
+    parts = recipe_parts(recipe, dls, torch.device('cpu'))
+    assert dls.train is before and isinstance(parts['dls'].train, EpochLoader)
+    assert parts['dls'].valid is dls.valid and parts['dls'].source == dls.source

@@ -820,3 +820,42 @@ def test_import_is_cheap():
     assert not {m.split('.')[0] for m in new} & {
         'datasets', 'torchvision', 'matplotlib', 'PIL', 'pyarrow', 'huggingface_hub',
         'pandas', 'IPython'}
+
+
+# ---- careless calls ------------------------------------------------------------------
+
+@pytest.mark.parametrize('raw', [b'', b'\0', b'\0\0\x08', b'\0\0\x08\x01'])
+def test_an_idx_file_without_its_header_is_damaged(tmp_path, raw):
+    (tmp_path/'i.gz').write_bytes(gzip.compress(raw))
+    with pytest.raises(ValueError, match='i.gz is not an IDX file of bytes'):
+        read_idx(tmp_path/'i.gz')
+
+
+def test_a_budget_is_a_name_or_an_object(monkeypatch):
+    monkeypatch.delenv('NNTRAIN_DATA', raising=False)
+    quick = Budget('quick', n_train=5)
+    assert budget(quick) is quick
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert fashion_tensors(budget='quick').source == 'toy'
+    with pytest.raises(ValueError, match="unknown budget 'quik'"):
+        fashion_tensors(budget='quik')
+
+
+def test_pictures_of_all_kinds_are_drawn_or_told():
+    show_image(torch.rand(4, 4, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r'cannot draw shape \(2, 8, 8\)'):
+        show_image(torch.rand(2, 8, 8))
+
+
+@pytest.mark.parametrize('n', [-1, 2.5, None])
+def test_a_number_of_clothes_is_whole(n):
+    with pytest.raises(ValueError, match='n must be a whole number of at least 0'):
+        draw_clothes(n, 0)
+
+
+@pytest.mark.parametrize('timeout', [0, -1, float('nan'), '6'])
+def test_a_time_limit_of_the_hub_is_above_zero(monkeypatch, timeout):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    with pytest.raises(ValueError, match='timeout must be a finite number above 0'):
+        hub.hub_problem(timeout)

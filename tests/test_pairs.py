@@ -111,7 +111,7 @@ def test_a_setting_that_is_not_noticed_is_found(monkeypatch):
 
 TWICE = {   # two of these do their work twice
     'AugmentCB', 'BatchTransformCB', 'NormalizeCB', 'GradientClipCB', 'BatchLimitCB',
-    'EarlyStoppingCB', 'SingleBatchCB', 'ModelResetCB'}
+    'EarlyStoppingCB', 'SingleBatchCB', 'ModelResetCB', 'ProgressiveCB'}
 
 
 @pytest.mark.parametrize('name', PAIRS)

@@ -30,7 +30,8 @@ from nntrain.launch import launch
 from nntrain.learner import Learner
 from nntrain.lock import RunLock
 from nntrain.metrics import Accuracy, MetricsCB
-from nntrain.recipe import OPTIMIZERS, train_fashion
+from nntrain.recipe import OPTIMIZERS, resume_fashion, train_fashion
+from nntrain.run_folder import new_run_folder
 from nntrain.tensor_loader import TensorLoader
 
 COMMAND = forked.command()
@@ -843,3 +844,43 @@ def test_preflight_stops_at_a_fault_before_there_is_a_folder(tmp_path, env):
     assert made.returncode == 2 and 'fault: not finite' in made.stdout
     assert made.stderr.startswith('nntrain_fit: error: preflight has found a fault')
     assert not (tmp_path/'runs').exists()
+
+
+# ---- careless calls ------------------------------------------------------------------
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return train_fashion(epochs=1, model='mlp', source='toy', device='cpu')
+
+
+def test_results_without_a_checkpoint_are_not_replaced(trained):
+    before = {p.name: p.read_bytes() for p in trained.iterdir()}
+    before.pop('checkpoint.pt')
+    (trained/'checkpoint.pt').unlink()
+    with pytest.raises(ValueError, match='has no checkpoint.pt to go on from'):
+        resume_fashion(trained)
+    assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"epochs": 1}'])
+def test_a_damaged_test_is_measured_again(trained, text):
+    before = json.loads((trained/'test.json').read_text())
+    (trained/'test.json').write_text(text)
+    resume_fashion(trained)
+    assert json.loads((trained/'test.json').read_text()) == before
+
+
+def test_a_run_stays_in_its_folder(tmp_path):
+    with pytest.raises(ValueError, match='name must have no slash'):
+        new_run_folder(tmp_path, '../../x')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('error, match, n, function, args', [
+    (ValueError, 'n must be a whole number', 0, max, (1, 2)),
+    (ValueError, 'n must be a whole number', '2', max, (1, 2)),
+    (TypeError, 'launch needs a function of a module, got str', 2, 'max', ()),
+    (ValueError, 'cannot be sent to another process', 2, max, (lambda: 1,))])
+def test_what_no_process_can_be_given(error, match, n, function, args):
+    with pytest.raises(error, match=match): launch(n, function, *args)

@@ -1,6 +1,9 @@
 """Recorded results: rows, bands, paired differences."""
+import json
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from nntrain import intervals
 from nntrain import results as store
 from nntrain.intervals import in_band, paired_difference
 from nntrain.kept import KeptRuns
-from nntrain.results import record, result, results
+from nntrain.races import best_rate, race_table, read_race, usable
+from nntrain.results import record, result, results, results_table
 
 KW = dict(split='test', seconds=1., source='real')
 
@@ -141,3 +145,120 @@ def test_two_programs_may_keep_runs_in_one_file(tmp_path):
     two.get('b', 0, lambda: dict(loss=2))
     found = KeptRuns(tmp_path/'own.json')
     assert [found.row(name, 'loss')['values'] for name in 'ab'] == [[1.], [2.]]
+
+
+# ---- careless calls ------------------------------------------------------------------
+
+def says(error, match, f):
+    with pytest.raises(error, match=match): f()
+
+
+@pytest.mark.parametrize('match, kw', [
+    ('each value needs a seed of its own', dict(values=[.1, .2], seeds=[0, 0])),
+    ('a seed must be a whole number', dict(seeds=[.5])),
+    (r'best must be \(value, who\)', dict(best=(.7,))),
+    ('seconds must be a finite number', dict(seconds='long'))])
+def test_a_row_that_a_table_could_not_use_is_refused(tmp_path, match, kw):
+    says(ValueError, match, lambda: record(
+        **dict(experiment='a', values=[.1], folder=tmp_path) | KW | kw))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('text', ['{"mean"', '[]', '3', '{"mean": 1}'])
+def test_a_damaged_row_is_named(tmp_path, text):
+    record('good', [.5], folder=tmp_path, **KW)
+    (tmp_path/'other.json').write_text(text)
+    says(ValueError, 'other.json is no recorded row', lambda: result('good', tmp_path))
+
+
+def test_an_empty_list_of_rows_is_an_empty_table(tmp_path):
+    record('a', [.5], folder=tmp_path, **KW)
+    assert len(results_table([], tmp_path).splitlines()) == 2
+    assert results_table('a', tmp_path) == results_table(None, tmp_path)
+    race = dict(network='x', tried={'AdamW': {'1': .5}}, final={})
+    assert len(race_table(race, []).splitlines()) == 2
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    (tmp_path/'a').write_text('old')
+    seen, sync = [], os.fsync
+    monkeypatch.setattr(store.os, 'fsync', lambda f: seen.append(
+        (tmp_path/'a').read_text()) or sync(f))
+    store._write(tmp_path/'a', 'new')
+    assert seen == ['old'] and (tmp_path/'a').read_text() == 'new'
+
+
+@pytest.mark.parametrize('runs', [
+    dict(seeds=[0, 0], values=[.1, .2]), dict(seeds=[0, 1, 2], values=[.1, .2])])
+def test_pairs_lose_no_value_in_silence(runs):
+    says(ValueError, 'one value for each seed',
+         lambda: paired_difference(runs, [.1, .2]))
+
+
+@pytest.mark.parametrize('final', [
+    {'A': [1]}, {'A': {'1.0': {'0': 'x'}}}, {'A': {'1.0': {'x': .5}}},
+    {'A': {'1.0': 3}}])
+def test_the_end_of_a_race_is_read_as_it_will_be_used(tmp_path, final):
+    path = tmp_path/'toy.json'
+    path.write_text(json.dumps(dict(network='toy', tried={}, seconds={}, final=final)))
+    says(ValueError, 'toy.json is damaged', lambda: read_race(path))
+
+
+def test_nan_is_never_the_best():
+    tried = {'1': math.nan, '2': .5, '3': .495}
+    assert best_rate(tried) == 2. and usable(tried) == [2., 3.]
+    says(ValueError, 'no rate was tried yet', lambda: best_rate({}))
+
+
+def half(): return dict(accuracy=.5)
+
+@pytest.mark.parametrize('seed', [0., 'a', None, -1, True, math.nan])
+def test_a_seed_that_could_not_be_read_back_is_refused(tmp_path, seed):
+    kept = KeptRuns(tmp_path/'k.json')
+    kept.get('a', 0, half)
+    says(ValueError, 'seed must be a whole number', lambda: kept.get('b', seed, half))
+    assert list(KeptRuns(tmp_path/'k.json').found['runs']) == ['a']
+
+
+@pytest.mark.parametrize('made', [[1], 3, None, dict(accuracy='high')])
+def test_a_run_gives_a_dictionary_of_numbers(tmp_path, made):
+    says(TypeError, 'must give a dictionary of numbers',
+         lambda: KeptRuns(tmp_path/'k.json').get('a', 0, lambda: made))
+    says(TypeError, 'name must be a text',
+         lambda: KeptRuns(tmp_path/'k.json').get(3, 0, half))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_run(tmp_path):
+    (tmp_path/'file').touch()
+    def run(): raise AssertionError('hours are lost')
+    says(ValueError, 'is a folder: name a file in it',
+         lambda: KeptRuns(tmp_path).get('a', 0, run))
+    says(OSError, 'k.json could not be written',
+         lambda: KeptRuns(tmp_path/'file'/'k.json').get('a', 0, run))
+
+
+def test_a_number_that_was_not_kept_is_named(tmp_path):
+    kept = KeptRuns(tmp_path/'k.json')
+    kept.get('a', 0, half)
+    says(ValueError, "a, seed 0 has no number 'loss': there are accuracy",
+         lambda: kept.row('a', 'loss'))
+
+
+FILL = '''
+import sys, time
+from nntrain import kept
+read = kept._read_runs
+def slow(*args): found = read(*args); time.sleep(.1); return found
+kept._read_runs = slow                  # the other one has time to read the same
+for seed in range(4): kept.KeptRuns(sys.argv[1]).get(
+    sys.argv[2], seed, lambda: dict(accuracy=.5))
+'''
+
+def test_two_programs_at_once_lose_no_run(tmp_path):
+    path = tmp_path/'k.json'
+    both = [subprocess.Popen([sys.executable, '-c', FILL, path, name]) for name in 'ab']
+    assert [p.wait(300) for p in both] == [0, 0]
+    runs = KeptRuns(path).found['runs']
+    assert {name: len(its) for name, its in runs.items()} == dict(a=4, b=4)
+    assert [p.name for p in tmp_path.iterdir()] == ['k.json']

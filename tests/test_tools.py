@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nntrain.bookmap import read_chapters
+from nntrain.renumber import nntrain_renumber
 from nntrain.symbols import symbols_drawn
 from nntrain.sync import nntrain_sync
 from nntrain.tools import _dumps, _small_png, nntrain_execute
@@ -230,3 +232,33 @@ def test_sync_check_finds_what_is_out_of_step(small_project, path, old, new, cap
     assert (
         e.value.code and f'out of step: {path}' in capsys.readouterr().out
         and new in (small_project / path).read_text())
+
+
+# ---- careless calls ------------------------------------------------------------------
+
+def test_a_notebook_that_was_saved_meanwhile_is_kept(tmp_path, no_env, capsys):
+    path = tmp_path/'a.ipynb'
+    write_notebook(path, "from pathlib import Path\n"
+                   "p = Path('a.ipynb')\np.write_text(p.read_text() + ' ')")
+    before = path.read_text()
+    with pytest.raises(SystemExit): nntrain_execute([str(path)])
+    assert path.read_text() == before + ' '
+    assert 'another version was saved while this one ran' in capsys.readouterr().err
+
+
+def test_sync_names_what_it_cannot_read(small_project, tmp_path_factory):
+    torn = small_project/'nbs'/'00_torn.ipynb'
+    torn.write_text('<<<<<<< HEAD')
+    with pytest.raises(SystemExit, match='00_torn.ipynb is no notebook, or a damaged'):
+        nntrain_sync(root=str(small_project))
+    with pytest.raises(SystemExit, match='holds no settings.ini'):
+        nntrain_sync(root=str(tmp_path_factory.mktemp('empty')))
+
+
+def test_a_topic_has_one_number_and_a_chapter_a_title(tmp_path, capsys):
+    assert nntrain_renumber(['momentum=3', 'momentum=4']) == 2
+    assert 'a topic is named twice' in capsys.readouterr().err
+    (tmp_path/'07_x.ipynb').write_text(json.dumps(dict(cells=[dict(
+        cell_type='markdown', source='no title')])))
+    with pytest.raises(ValueError, match='07_x.ipynb: its first cell needs a title'):
+        read_chapters('x | X', tmp_path)

@@ -672,3 +672,47 @@ def test_paths_and_clocks_are_not_said():
     assert in_words('data/train') == "'data/train'" and in_words('/data/train') is None
     assert traces._same([1, 'now', '4.023e+04', 1], [1, 'now', '4.023e+04', 1]) is None
     assert traces._same([1, 'eps', '1e-08', 1], [1, 'eps', '1e-08', 1])
+
+
+# ---- careless calls ------------------------------------------------------------------
+
+def one_cell(path):
+    cell = dict(cell_type='code', source='x = 1', id='1')
+    path.write_text(json.dumps(dict(cells=[cell])))
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"cells": 3}'])
+def test_a_torn_trace_is_named(tmp_path, text, capsys):
+    one_cell(tmp_path/'07_x.ipynb')
+    (tmp_path/'xray').mkdir()
+    (tmp_path/'xray/07_x.json').write_text(text)
+    with pytest.raises(ValueError, match='07_x.json is damaged'):
+        read_trace(tmp_path/'07_x.ipynb')
+    assert nntrain_xray(['--check', str(tmp_path/'07_x.ipynb')]) == 1
+    assert '07_x.json is damaged' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('text', [
+    '{"cells": [', '[]', '{}', '<<<<<<< HEAD\n{}', '{"cells": [3]}',
+    '{"cells": [{"cell_type": "raw"}]}'])
+def test_a_notebook_in_the_middle_of_a_merge_is_named(tmp_path, text, capsys):
+    (tmp_path/'07_x.ipynb').write_text(text)
+    with pytest.raises(ValueError, match='07_x.ipynb is no notebook, or a damaged one'):
+        stale_cells(tmp_path/'07_x.ipynb')
+    assert nntrain_xray(['--check', str(tmp_path/'07_x.ipynb')]) == 1
+    assert '07_x.ipynb is no notebook' in capsys.readouterr().err
+
+
+def test_notes_that_cannot_be_written_are_told(tmp_path, monkeypatch, capsys):
+    one_cell(tmp_path/'07_x.ipynb')
+    (tmp_path/'xray').touch()                          # a file is in the way
+    monkeypatch.setattr(traces, '_once', lambda *args: {})
+    assert nntrain_xray([str(tmp_path/'07_x.ipynb')]) == 1
+    assert '07_x.ipynb: ' in capsys.readouterr().err
+
+
+def test_words_for_what_holds_itself_and_for_what_is_not_made_yet():
+    one = []
+    one.append(one)
+    assert in_words(one) == 'list of 1'
+    assert in_words(nn.LazyLinear(3)) == 'LazyLinear, 0 parameters'

@@ -13,10 +13,10 @@ __all__ = ['KeptRuns']
 #| code-summary: "Imports of the module"
 import json
 import time
-from importlib import import_module
 from pathlib import Path
 
 from . import checks
+from .lock import RunLock
 from .results import _cannot_write, _checkout, _hardware, _results_dir, _write
 
 # %% ../nbs/93_recording.ipynb #9036bf70
@@ -44,8 +44,7 @@ def _read_runs(path, budget):
 # %% ../nbs/93_recording.ipynb #93a10ae1
 def _alone(path, work, said='', every=.2, patience=3600):
     "Call `work()` while no other process works on `path`; wait `patience` seconds"
-    lock = import_module('nntrain.lock').RunLock(path)    # of a chapter: only now
-    end = time.monotonic() + patience
+    lock, end = RunLock(path), time.monotonic() + patience
     while True:
         try: lock.take(); break
         except BlockingIOError as e:

@@ -14,8 +14,6 @@ from torch import Tensor
 __all__ = ['topological_order', 'Value', 'as_value', 'backward']
 
 # %% ../nbs/02_network.ipynb #4a6f9d1d
-#| code-fold: true
-#| code-summary: "topological_order, and helpers: _sum_to, _floats, _pair"
 def topological_order(
     value  # a `Value`: the result of a computation
 )->list:   # the `Value`s behind it that need a gradient, parents first; `value` is last
@@ -32,6 +30,7 @@ def topological_order(
             todo.extend((p, False) for p, _ in v.parents if p.needs_grad)
     return order
 
+# %% ../nbs/02_network.ipynb #4a6f9d1e
 def _sum_to(grad, shape):
     "Undo a broadcast: sum `grad` over the axes along which an array was repeated"
     if not isinstance(grad, Tensor):
@@ -44,6 +43,9 @@ def _sum_to(grad, shape):
         raise ValueError(f'a slope returned shape {returned} for a parent of {shape}')
     return grad
 
+# %% ../nbs/02_network.ipynb #4a6f9d1f
+#| code-fold: true
+#| code-summary: "_array and _floats: what a value may hold"
 def _short(x):
     text = ' '.join(repr(x).split())
     return text if len(text) < 70 else f'{text[:60]} …'
@@ -65,6 +67,9 @@ def _floats(data, needs_grad=False, dtype=None):
                                    f'2, or needs_grad=False')
     return data.to(dtype or torch.get_default_dtype())
 
+# %% ../nbs/02_network.ipynb #4a6f9d20
+#| code-fold: true
+#| code-summary: "_pair: a result of two values, or a sentence on what is wrong"
 def _pair(op, a, b, function):
     "`b` as a `Value`, and the result of `function`; or a sentence on what is wrong"
     b = as_value(b, a.data.dtype)
@@ -112,7 +117,7 @@ class Value:
 
 # %% ../nbs/02_network.ipynb #c5e19354
 #| code-fold: true
-#| code-summary: "exp, log, sum, mean, index, as_value, …; what backward refuses"
+#| code-summary: "The other operations: ·, exp, log, sum, mean, index"
 def _times(self, other):
     other, out = _pair('*', self, other, torch.mul)
     return Value(out, [(self, lambda g: g*other.data),
@@ -142,6 +147,9 @@ def _index(self, index):
         return zeros.index_add(0, where, g.flatten()).view(self.shape)
     return Value(self.data[index], [(self, slope)], '[ ]')
 
+# %% ../nbs/02_network.ipynb #c5e19355
+#| code-fold: true
+#| code-summary: "as_value: a constant"
 def as_value(
     x,          # a `Value`, a tensor, a number, an array or nested list of numbers
     dtype=None  # of all but tensors of floats; None: as torch chooses, integers float
@@ -167,6 +175,9 @@ Value.__sub__ = lambda self, other: self + -as_value(other, self.data.dtype)
 Value.__rsub__ = lambda self, other: -self + other
 Value.mean = _mean
 
+# %% ../nbs/02_network.ipynb #c5e19356
+#| code-fold: true
+#| code-summary: "_check_backward: what backward refuses"
 def _check_backward(loss, order):
     if loss.data.numel() != 1:
         raise ValueError(f'backward starts from one number, got shape {loss.shape}: '

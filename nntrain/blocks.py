@@ -10,7 +10,7 @@ __all__ = ['conv_block', 'cnn']
 
 # %% ../nbs/08_initialization.ipynb #08a10004
 #| code-fold: true
-#| code-summary: "conv_block and cnn"
+#| code-summary: "The checks of blocks"
 from torch import nn
 
 from .checks import whole
@@ -37,6 +37,7 @@ def _check_cnn(widths, **sizes):
         raise ValueError('widths is empty: give the channels after each halving, such '
                          'as (16, 32, 64, 128)')
 
+# %% ../nbs/08_initialization.ipynb #08a10042
 def conv_block(
     n_in:int,             # channels in
     n_out:int,            # channels out
@@ -54,6 +55,7 @@ def conv_block(
     if act is not None: layers.append(_made('act', act))
     return nn.Sequential(*layers)
 
+# %% ../nbs/08_initialization.ipynb #08a10044
 def cnn(
     widths=(16, 32, 64, 128),  # channels after each halving
     n_in:int=1,                # channels of the pictures

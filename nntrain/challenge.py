@@ -15,7 +15,8 @@ from . import checks
 from .recipe_data import Recipe, run_recipe
 
 # %% auto #0
-__all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'SEEDS', 'try_recipe', 'find_recipe', 'challenge_jobs', 'run_challenge']
+__all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'PHOTO_TRIES', 'SEEDS', 'try_recipe', 'find_recipe', 'challenge_jobs',
+           'run_challenge']
 
 # %% ../nbs/23_challenge.ipynb #23646489
 #| code-fold: true
@@ -40,6 +41,7 @@ TRIES = {  # name: (the try that it changes, what changes)
     'moved by a pixel': ('Muon', dict(move=1)),
     'averaged weights': ('Muon', dict(average=.99)),
     'straight up and down': ('Muon', dict(schedule='triangle')),
+    'a cycle of the momentum': ('Muon', dict(cycle_momentum=True)),
     'batches of 512': ('Muon', dict(batch=512)),
     'growing pictures': ('Muon', dict(grow=((.4, 20),))),
     'Nesterov': ('start', dict(optimizer='nesterov', lr=.1, decay=.001)),
@@ -64,9 +66,13 @@ RECIPES = {'challenge-5': try_recipe('moved by a pixel')}
 RECIPES['challenge-20'] = replace(
     RECIPES['challenge-5'], epochs=20, flip='alternating', smoothing=.1, looks='six')
 RECIPES['challenge-50'] = replace(RECIPES['challenge-20'], epochs=50, erase=.5)
-RECIPES['imagenette-5'] = Recipe(
+_photos = Recipe(
     data='imagenette', widths=(32, 32, 64, 128, 256), strides=(2, 1, 2, 2, 2),
     batch=64, optimizer='muon', lr=.03, flip='random', crop=128, size=144)
+PHOTO_TRIES = {  # name: recipe; tried on held-out photographs, with two seeds
+    'photographs': _photos,
+    'photographs, a cycle of the momentum': replace(_photos, cycle_momentum=True)}
+RECIPES['imagenette-5'] = _photos
 
 def find_recipe(
     name:str   # such as 'challenge-20'
@@ -86,10 +92,12 @@ def challenge_jobs(
 ):               # yields (name, recipe, seed, what to judge on)
     "What is missing: tries first, then seed by seed the final rows"
     if isinstance(names, str): names = [names]
-    if unknown := [repr(n) for n in names or () if n not in {**TRIES, **RECIPES}]:
-        raise ValueError(f'no {", ".join(unknown)}: choose from '
-                         f'{", ".join([*TRIES, *RECIPES])}')
+    known = [*TRIES, *PHOTO_TRIES, *RECIPES]
+    if unknown := [repr(n) for n in names or () if n not in known]:
+        raise ValueError(f'no {", ".join(unknown)}: choose from {", ".join(known)}')
     tries = [(name, try_recipe(name), CHOICE_SEED, 'split') for name in TRIES]
+    tries += [(name, recipe, CHOICE_SEED + k, 'split') for k in range(2)
+              for name, recipe in PHOTO_TRIES.items()]
     finals = [(name, recipe, seed, 'test') for seed in SEEDS
               for name, recipe in RECIPES.items()]
     for name, recipe, seed, valid in [*tries, *finals]:

@@ -10,7 +10,7 @@ __all__ = ['WEIGHTED', 'init_weights']
 
 # %% ../nbs/08_initialization.ipynb #08a10001
 #| code-fold: true
-#| code-summary: "The checks of the weights"
+#| code-summary: "Imports of the module"
 import contextlib
 import math
 from types import SimpleNamespace
@@ -25,6 +25,9 @@ from .hooks import _modules_of, _select
 
 WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
+# %% ../nbs/08_initialization.ipynb #08a10011
+#| code-fold: true
+#| code-summary: "_check_ready and _check_weights: what cannot be drawn"
 def _check_ready(model):
     named = *model.named_parameters(), *model.named_buffers()
     lazy = next((name for name, p in named if nn.parameter.is_lazy(p)), None)
@@ -41,6 +44,9 @@ def _check_weights(layers):  # {name: layer}: can all weights be set?
                 '(weight_norm?), so nothing can be drawn into it: initialise first, '
                 'then wrap; or use torch.nn.utils.parametrizations')
 
+# %% ../nbs/08_initialization.ipynb #08a10013
+#| code-fold: true
+#| code-summary: "_set: write, and look at what arrived"
 def _set(name, layer, which, value):
     "Set weight or bias, through a parametrisation if any, and see that it took it"
     if not parametrize.is_parametrized(layer, which):
@@ -52,6 +58,9 @@ def _set(name, layer, which, value):
         raise ValueError(f'the {which} of {name!r} cannot be set freely ({why}): '
                          'initialise first, then parametrise')
 
+# %% ../nbs/08_initialization.ipynb #08a10014
+#| code-fold: true
+#| code-summary: "_whole_or_not: all weights or none"
 @contextlib.contextmanager
 def _whole_or_not(model):  # if something fails inside, the model is what it was before
     undos = list(_undo_all(SimpleNamespace(model=model)))

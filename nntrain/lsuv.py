@@ -10,7 +10,7 @@ __all__ = ['lsuv_init', 'GeneralReLU']
 
 # %% ../nbs/08_initialization.ipynb #683bc201
 #| code-fold: true
-#| code-summary: "lsuv_init: where to measure, all weights or none, the errors"
+#| code-summary: "Imports of the module, and the note of mean and standard deviation"
 import math
 
 import torch
@@ -24,6 +24,23 @@ from .init import WEIGHTED, _check_weights, _whole_or_not
 def _note_stats(hook, module, inputs, output):
     hook.mean, hook.std = output.mean().item(), output.std(correction=0).item()
 
+# %% ../nbs/08_initialization.ipynb #d574c170
+def _lsuv_one(model, xb, name, where, tol, max_iter):
+    layer, measured = (_modules_of(model)[key] for key in (name, where))
+    with Hooks({where: measured}, _note_stats) as (hook,):
+        for _ in range(max_iter):
+            model(xb)
+            mean, std = hook.mean, hook.std
+            _check_spread(name, where, mean, std)
+            mean_fits = layer.bias is None or abs(mean) < tol
+            if mean_fits and abs(std-1) < tol: return mean, std
+            layer.weight /= std                                         # W/s
+            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
+    _give_up(where, mean, std, max_iter)
+
+# %% ../nbs/08_initialization.ipynb #683bc203
+#| code-fold: true
+#| code-summary: "_lsuv_pairs: where to measure each layer"
 def _lsuv_pairs(model, xb, at):  # {layer: where to measure its output}, as executed
     layers = find_modules(model, WEIGHTED)
     _check_weights(layers)
@@ -39,6 +56,9 @@ def _lsuv_pairs(model, xb, at):  # {layer: where to measure its output}, as exec
                          'of its own')
     return pairs
 
+# %% ../nbs/08_initialization.ipynb #683bc205
+#| code-fold: true
+#| code-summary: "_check_spread and _give_up: the two errors"
 def _check_spread(name, where, mean, std):
     if 0 < std < math.inf: return
     raise ValueError(
@@ -53,6 +73,7 @@ def _give_up(where, mean, std, max_iter):
         'layers themselves (at=None), or use an activation whose outputs can have '
         'mean 0, such as GeneralReLU(.1, .4)')
 
+# %% ../nbs/08_initialization.ipynb #683bc207
 @torch.no_grad()
 def lsuv_init(
     model:nn.Module,  # its linear and convolutional layers are rescaled in place
@@ -72,20 +93,6 @@ def lsuv_init(
                     for name, where in pairs.items()}
     finally:
         for m, mode in modes.items(): m.training = mode
-
-# %% ../nbs/08_initialization.ipynb #d574c170
-def _lsuv_one(model, xb, name, where, tol, max_iter):
-    layer, measured = (_modules_of(model)[key] for key in (name, where))
-    with Hooks({where: measured}, _note_stats) as (hook,):
-        for _ in range(max_iter):
-            model(xb)
-            mean, std = hook.mean, hook.std
-            _check_spread(name, where, mean, std)
-            mean_fits = layer.bias is None or abs(mean) < tol
-            if mean_fits and abs(std-1) < tol: return mean, std
-            layer.weight /= std                                         # W/s
-            if layer.bias is not None: layer.bias.sub_(mean).div_(std)  # (b - m)/s
-    _give_up(where, mean, std, max_iter)
 
 # %% ../nbs/08_initialization.ipynb #9cca7701
 #| code-fold: true

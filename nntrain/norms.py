@@ -10,7 +10,7 @@ __all__ = ['LayerNorm', 'BatchNorm']
 
 # %% ../nbs/08_initialization.ipynb #08a10003
 #| code-fold: true
-#| code-summary: "_Norm, what both norms share: the formula, γ and β, and error messages"
+#| code-summary: "Imports of the module, and the check of the channels"
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ def _check_channels(layer, x):
         raise ValueError(f'{type(layer).__name__}({layer.n}) expects (N, {layer.n}, '
                          f'…), got {got} of shape {tuple(x.shape)}')
 
+# %% ../nbs/08_initialization.ipynb #08a10033
+#| code-fold: true
+#| code-summary: "_Norm, what both norms share: the formula, γ and β"
 class _Norm(nn.Module):  # what both norms share: a scale and a shift per channel
     def __init__(self, n, eps):
         super().__init__()
@@ -37,13 +40,6 @@ class _Norm(nn.Module):  # what both norms share: a scale and a shift per channe
         return _per_channel(self.weight, x)*x_hat + _per_channel(self.bias, x)
 
     def extra_repr(self): return f'{self.n}, eps={self.eps}'
-
-def _check_values(n, x):
-    if n > 1: return
-    raise ValueError(
-        f'BatchNorm needs at least two values per channel in training, got {n} in an '
-        f'input of shape {tuple(x.shape)}: use larger batches, drop a last batch of '
-        'one (drop_last=True), or call model.eval() to predict')
 
 # %% ../nbs/08_initialization.ipynb #f2144001
 class LayerNorm(_Norm):
@@ -88,6 +84,13 @@ class BatchNorm(_Norm):
     def extra_repr(self): return f'{super().extra_repr()}, momentum={self.momentum}'
 
 # %% ../nbs/08_initialization.ipynb #01154ae0
+def _check_values(n, x):
+    if n > 1: return
+    raise ValueError(
+        f'BatchNorm needs at least two values per channel in training, got {n} in an '
+        f'input of shape {tuple(x.shape)}: use larger batches, drop a last batch of '
+        'one (drop_last=True), or call model.eval() to predict')
+
 @patch
 def batch_stats(self:BatchNorm,
     x:Tensor  # (N, C, …), at least two values per channel

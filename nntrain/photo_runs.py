@@ -102,7 +102,8 @@ OPTIMIZERS = {
     'Lion': (_usual(Lion, weight_decay=.01), 3e-5, False),
     'Muon': (muon, 1e-3, False),
     'SGD, one cycle': (_usual(Momentum), .03, True),
-    'Adam, one cycle': (_usual(Adam), 1e-3, True)}
+    'Adam, one cycle': (_usual(Adam), 1e-3, True),
+    'Muon, one cycle': (muon, 3e-3, True)}
 
 N_RATES = 4                     # trials of each, a factor of √10 apart
 def photo_rates(

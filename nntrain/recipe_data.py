@@ -64,6 +64,7 @@ class Recipe:
     lr:float=.01           # the highest rate
     decay:float=.01        # of the weights
     schedule:str='one-cycle' # one of `SHAPES`
+    cycle_momentum:bool=None # move momentum against the rate? None: AdamW's only
     warm_up:float=.25      # share of the steps before the highest rate
     move:int=0             # pixels that a picture may move, each way
     flip:str='none'        # or 'random', or 'alternating'
@@ -95,6 +96,12 @@ def _check_recipe(r):
     for name in 'decay', 'mixup': checks.at_least(name, getattr(r, name))
     for name in 'erase', 'smoothing': checks.share(name, getattr(r, name))
     for name in 'average', 'warm_up': checks.share(name, getattr(r, name), one=False)
+    if r.cycle_momentum not in (None, True, False):
+        raise ValueError('cycle_momentum must be None, True or False; '
+                         f'got {r.cycle_momentum!r}')
+    if r.cycle_momentum and r.schedule != 'one-cycle':
+        raise ValueError('cycle_momentum=True needs the schedule one-cycle; '
+                         f'got {r.schedule!r}')
     _check_tuples(r)
 
 
@@ -149,8 +156,9 @@ def recipe_callbacks(
 )->list:               # callbacks for a Learner, without metrics
     "Augmentation, schedule, precision and averages of a recipe"
     r = recipe
+    moves = r.optimizer == 'adamw' if r.cycle_momentum is None else r.cycle_momentum
     cycle = dict(momentum=momentum_cycle(pct_start=r.warm_up)) if (
-        r.schedule == 'one-cycle' and r.optimizer == 'adamw') else {}
+        moves and r.schedule == 'one-cycle') else {}
     cbs = [NormalizeCB(mean, std), ScheduleCB(lr=SHAPES[r.schedule](r.lr, r.warm_up),
                                               **cycle), *_on_pictures(r)]
     if r.average: cbs.append(WeightAveragingCB(r.average))

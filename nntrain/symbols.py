@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'SymbolsProc', 'symbols_table']
+__all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'symbols_drawn', 'SymbolsProc', 'symbols_table']
 
 # %% ../nbs/98_site.ipynb #5b010002
 #| code-fold: true
 #| code-summary: "Symbol"
 import ast
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -94,10 +95,26 @@ def symbols_in(
                               for s in [known.get(k) for k in keys if k in known][:1]))
 
 # %% ../nbs/98_site.ipynb #5b01000f
+#| code-fold: true
+#| code-summary: "_written, _words, _finder, _drawn, _picture_text"
 def _written(s):  # as text has it: β₁, m̂; '' for letters that could be words
     text = re.sub('^hat (.)', '\\1\u0302', _keys(s.tex)[0][0])
     text = re.sub(r'_(\d)$', lambda m: '₀₁₂₃₄₅₆₇₈₉'[int(m[1])], text)
     return '' if text.isascii() else text
+
+
+def _words(s): return [word for word in (_written(s), *s.figures) if word]
+
+
+def _finder(words):  # of words that are no part of a longer one, or of another symbol
+    any_of = '|'.join(map(re.escape, sorted(words, key=len, reverse=True)))
+    return re.compile(fr'(?<!\w)(?:{any_of})(?![\w\u0302₀-₉])', re.A)
+
+
+def _drawn(cell):  # what its picture says; of several, nobody knows which is meant
+    pngs = [''.join(o['data']['image/png']) for o in cell.get('outputs', ())
+            if 'image/png' in o.get('data', {})]
+    return symbols_drawn(pngs[0]) if len(pngs) == 1 else []
 
 
 def _picture_text(cell):  # caption and texts in the code; '' if there is no picture
@@ -106,7 +123,7 @@ def _picture_text(cell):  # caption and texts in the code; '' if there is no pic
     captions = re.findall(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
     found = [n.value for n in ast.walk(ast.parse(cell.source))
              if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return '\n'.join(captions + found)
+    return '\n'.join(captions + found + [word for word, *_ in _drawn(cell)])
 
 # %% ../nbs/98_site.ipynb #8fa50898
 def symbols_said(
@@ -117,18 +134,22 @@ def symbols_said(
     "The symbols that a text writes as signs, or by the words of the table"
     first = {}
     for s in _known(symbols, places).values():
-        words = '|'.join(map(re.escape, filter(None, [_written(s), *s.figures])))
-        m = words and re.search(fr'(?<!\w)(?:{words})(?![\w\u0302₀-₉])', text, re.A)
+        m = _words(s) and _finder(_words(s)).search(text)
         if m: first[s] = m.start()
     return sorted(first, key=first.get)
 
+
+def symbols_drawn(
+    png:str,  # the file in base64, as notebooks keep it
+)->list:      # [word, left, top, width, height], in percent of the picture
+    "The symbols in a picture, and where, if its file says so: see `mark_symbols`"
+    # a chunk: its length, its type, a key, the text
+    head, _, rest = base64.b64decode(png).partition(b'tEXtSymbols\0')
+    return json.loads(rest[:int.from_bytes(head[-4:], 'big') - 8]) if rest else []
+
 # %% ../nbs/98_site.ipynb #5b010009
 #| code-fold: true
-#| code-summary: "_legend, _lights"
-_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
-                     re.M | re.S)
-
-
+#| code-summary: "_legend, _boxes, _lights"
 def _legend(found, symbols, told, kind=''):  # the list under a formula or a picture
     items = []
     for s in found:
@@ -137,6 +158,14 @@ def _legend(found, symbols, told, kind=''):  # the list under a formula or a pic
         mark = f'.sym data-sym="{symbols.index(s)}"'
         items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
     return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
+
+
+def _boxes(cell, symbols, places):  # where the browser finds them in the picture
+    known = {word: symbols.index(s) for s in _known(symbols, places).values()
+             for word in _words(s)}
+    rows = [' '.join(map(str, (known[word], *box))) for word, *box in _drawn(cell)
+            if word in known]
+    return f' data-boxes="{", ".join(rows)}"'*bool(rows)
 
 
 def _lights(symbols):  # what the browser needs to find them all
@@ -149,6 +178,10 @@ def _lights(symbols):  # what the browser needs to find them all
 # %% ../nbs/98_site.ipynb #026ec29c
 #| code-fold: true
 #| code-summary: "SymbolsProc"
+_PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
+                     re.M | re.S)
+
+
 class SymbolsProc:
     "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb
@@ -173,7 +206,8 @@ class SymbolsProc:
                 c.source = _PLACES.sub(with_legend, c.source)
             elif c.cell_type == 'code' and h2 != 'exercises':  # those stay folded
                 found = symbols_said(_picture_text(c), symbols, (h2, h3))
-                text = listed(found, ' .sym-picture')
+                boxes = _boxes(c, symbols, (h2, h3))
+                text = listed(found, ' .sym-picture' + boxes)
                 if found: cells.append(_prose(text, 'symbols'))
         self.nb.cells[:] = [*cells, _prose(_lights(symbols), 'symbols')]
 

@@ -17,6 +17,7 @@ import sys
 import time
 from configparser import ConfigParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .results import _checkout, _write
 
@@ -43,11 +44,14 @@ def _dumps(nb):  # as nbdev_clean writes it
 # is transparent
 def _small_png(png):
     from PIL import Image
-    raw, out = base64.b64decode(png), io.BytesIO()
-    picture = Image.open(io.BytesIO(raw)).convert('RGBA')
+    from PIL.PngImagePlugin import PngInfo
+    raw, out, kept = base64.b64decode(png), io.BytesIO(), PngInfo()
+    picture = Image.open(io.BytesIO(raw))
+    if 'Symbols' in picture.info: kept.add_text('Symbols', picture.info['Symbols'])
+    picture = picture.convert('RGBA')
     if picture.getchannel('A').getextrema()[0] < 255: return png
     picture.convert('RGB').quantize(128, dither=Image.Dither.NONE).save(
-        out, 'PNG', optimize=True)
+        out, 'PNG', optimize=True, pnginfo=kept)
     return base64.b64encode(min(raw, out.getvalue(), key=len)).decode()
 
 # %% ../nbs/94_tools.ipynb #49843922
@@ -126,7 +130,8 @@ def _run(path, timeout):
     client = NotebookClient(
         nb, timeout=timeout or None, kernel_name='python3',
         resources={'metadata': {'path': str(path.parent)}}, record_timing=False)
-    client.execute(env=_environment())
+    with TemporaryDirectory() as folder:
+        client.execute(env=_environment() | _symbols(nb, folder))
     clean = _clean(json.loads(nbformat.writes(nb)))
     try: from nbdev.clean import clean_nb
     except ImportError: pass
@@ -172,6 +177,17 @@ def nntrain_execute(
                   re.sub(r'\x1b\[[0-9;]*m', '', str(e)), sep='\n', file=sys.stderr)
         else: print(f'{f.name}: {time.time() - began:.0f} s')
     if failed: raise SystemExit(1)
+
+# %% ../nbs/94_tools.ipynb #5bb1000a
+_TABLE = '<summary>The symbols of this chapter</summary>'
+
+def _symbols(nb, folder):  # more of the environment; `folder`: for a file of settings
+    tables = [c.source for c in nb.cells
+              if c.cell_type == 'markdown' and _TABLE in c.source]
+    if not tables: return {}
+    settings = Path(folder)/'matplotlibrc'
+    settings.write_text('figure.hooks: nntrain.picture_words:mark_symbols\n')
+    return {'MATPLOTLIBRC': str(settings), 'NNTRAIN_SYMBOLS': '\n\n'.join(tables)}
 
 # %% ../nbs/94_tools.ipynb #90f10002
 def start_fit(

@@ -12,7 +12,7 @@ fastest; set OMP_NUM_THREADS=1 beside other work.
 import argparse
 import sys
 
-from nntrain.challenge import TRIES, challenge_jobs, run_challenge
+from nntrain.challenge import PHOTO_TRIES, TRIES, challenge_jobs, run_challenge
 from nntrain.kept import KeptRuns
 
 
@@ -32,7 +32,9 @@ def main(words=None):
     try:
         kept = KeptRuns(given.runs)
         names = given.names and [name.strip() for name in given.names.split(';')]
-        if given.tries: names = [name for name in names or TRIES if name in TRIES]
+        if given.tries:
+            tries = [*TRIES, *PHOTO_TRIES]
+            names = [name for name in names or tries if name in tries]
         if given.list:
             for name, _, seed, _ in challenge_jobs(kept, names): print(name, seed)
         else: run_challenge(kept, given.seconds, names)

@@ -14,6 +14,7 @@ from nntrain import challenge, recipe_data
 from nntrain.callback import Callback
 from nntrain.challenge import (
     CHOICE_SEED,
+    PHOTO_TRIES,
     RECIPES,
     SEEDS,
     TRIES,
@@ -43,6 +44,7 @@ from nntrain.recipe_data import (
     run_recipe,
 )
 from nntrain.speed_run import GOALS, SPRINT_TRIES, SPRINTS, speed_runs, sprint_tries
+from nntrain.steering import ScheduleCB
 from nntrain.tensor_loader import TensorLoader
 
 SCRIPTS = Path(__file__).parents[1]/'scripts'
@@ -170,7 +172,8 @@ def pretended(monkeypatch):
 
 
 def test_a_stopped_search_goes_on_with_what_is_missing(pretended, tmp_path, capsys):
-    path, n = tmp_path/'runs.json', len(TRIES) + len(SEEDS)*len(RECIPES)
+    path = tmp_path/'runs.json'
+    n = len(TRIES) + 2*len(PHOTO_TRIES) + len(SEEDS)*len(RECIPES)
     assert run_challenge(KeptRuns(path), 0) == 1            # then time is up
     pretended.stop.append(3)
     with pytest.raises(KeyboardInterrupt): run_challenge(KeptRuns(path))
@@ -179,9 +182,10 @@ def test_a_stopped_search_goes_on_with_what_is_missing(pretended, tmp_path, caps
     assert run_challenge(KeptRuns(path)) == n - 3
     assert run_challenge(KeptRuns(path)) == 0
     splits = [(seed, valid) for _, seed, valid in pretended.made]
-    assert set(splits) == {(CHOICE_SEED, 'split'), *((s, 'test') for s in SEEDS)}
+    assert set(splits) == {(CHOICE_SEED, 'split'), (CHOICE_SEED + 1, 'split'),
+                           *((s, 'test') for s in SEEDS)}
     last_try = max(i for i, (_, valid) in enumerate(splits) if valid == 'split')
-    assert last_try == len(TRIES)        # all tries (one was stopped) come first
+    assert last_try == len(TRIES) + 2*len(PHOTO_TRIES)   # all tries (one was stopped) come first
 
 
 def test_the_script_of_the_challenge(pretended, tmp_path, capsys):
@@ -195,8 +199,9 @@ def test_the_script_of_the_challenge(pretended, tmp_path, capsys):
     assert f'start {CHOICE_SEED}' in missing and f'Muon {CHOICE_SEED}' not in missing
     main([*runs, '--tries', '--list'])                  # no row of the test
     missing = capsys.readouterr().out.splitlines()
-    assert len(missing) == len(TRIES) - 1
-    assert all(line.endswith(f' {CHOICE_SEED}') for line in missing)
+    assert len(missing) == len(TRIES) - 1 + 2*len(PHOTO_TRIES)
+    assert {line.rsplit(' ', 1)[1] for line in missing} == {
+        str(CHOICE_SEED), str(CHOICE_SEED + 1)}
     with pytest.raises(SystemExit, match="challenge.py: no 'challenge-6': choose from"):
         main([*runs, '--names', 'challenge-6'])
     (tmp_path/'bad.json').write_text('{')
@@ -338,9 +343,23 @@ def test_the_networks_of_others_are_as_they_were_published():
     (dict(grow=3), 'grow must be a tuple of pairs'),
     (dict(grow=((.4,),)), 'grow must be a tuple of pairs'),
     (dict(grow=((1.4, 20),)), 'grow: share of the epochs'),
+    (dict(cycle_momentum='yes'), "cycle_momentum must be None, True or False; got 'yes'"),
+    (dict(cycle_momentum=True, schedule='steady'),
+     "cycle_momentum=True needs the schedule one-cycle; got 'steady'"),
 ])
 def test_a_recipe_says_what_is_wrong_with_its_tuples(fields, said):
     with pytest.raises(ValueError, match=said): Recipe(**fields)
+
+
+@pytest.mark.parametrize('optimizer, given, moves', [
+    ('adamw', None, True), ('adamw', False, False),
+    ('muon', None, False), ('muon', True, True)])
+def test_momentum_moves_in_a_cycle_when_the_recipe_says_so(optimizer, given, moves):
+    recipe = replace(TINY, optimizer=optimizer, cycle_momentum=given,
+                     schedule='one-cycle')
+    cbs = recipe_callbacks(recipe, torch.device('cpu'))
+    schedule, = [cb for cb in cbs if isinstance(cb, ScheduleCB)]
+    assert ('momentum' in schedule.schedules) == moves
 
 
 def test_names_in_place_of_recipes_are_answered(tmp_path):

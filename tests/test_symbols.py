@@ -1,5 +1,7 @@
 """Tables of symbols say what is there, and a symbol lights up in formula, code and
 figure: by mouse, keyboard and touch, in its own section only."""
+import base64
+import io
 import json
 import re
 import shutil
@@ -13,8 +15,9 @@ from page_places import anchors as places_of
 
 from nntrain.figure_web import _script, _squeeze_js, _style, _web
 from nntrain.listing import _prose
-from nntrain.symbols import (SymbolsProc, _keys, _legend, _picture_text, _written,
-                             read_symbols, symbols_in, symbols_table)
+from nntrain.symbols import (SymbolsProc, _boxes, _keys, _legend, _picture_text,
+                             _written, read_symbols, symbols_drawn, symbols_in,
+                             symbols_table)
 
 BASE = 'https://nntrain.example/book/'
 TOPICS = 'initialization', 'momentum', 'debiasing', 'adaptive'
@@ -100,11 +103,40 @@ def test_pictures_are_followed_by_their_symbols(path):
     SymbolsProc(nb).begin()
     found = {}
     for cell, after in zip(nb.cells, nb.cells[1:]):
-        if '::: {.sym-list .sym-picture}' not in after.source: continue
+        if '::: {.sym-list .sym-picture' not in after.source: continue
         label = re.search(r'^#\| label: fig-(\S+)$', cell.source, re.M)[1]
         texs = re.findall(r'^- \[\$([^$]+)\$', after.source, re.M)
         found[label] = ' '.join(t.replace(' ', '-') for t in texs)
     assert found == PICTURES[path.stem[3:]]
+
+LETTERS = {  # of these, the letters in the picture itself light up
+    'initialization': {'products': 'σ'},
+    'momentum': {'turned': 'p λ', 'roots': r'z β \text{lr} λ', 'memory': 'β'},
+    'debiasing': {'missing': 'β', 'scheduled': 'S β'},
+    'adaptive': {'gradient-sizes': 'g', 'eps-floor': r'\hat-v'},
+}
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_pictures_know_where_their_symbols_are(path):
+    nb = read(path)
+    symbols, found = read_symbols(markdown(nb)), {}
+    class page: cells = [as_cell(c) for c in nb['cells']]
+    SymbolsProc(page).begin()
+    for cell, after in zip(page.cells, page.cells[1:]):
+        boxes = re.search(r'::: \{\.sym-list \.sym-picture data-boxes="(.+?)"\}',
+                          after.source)
+        if not boxes: continue
+        label = re.search(r'^#\| label: fig-(\S+)$', cell.source, re.M)[1]
+        rows = [list(map(float, b.split())) for b in boxes[1].split(', ')]
+        for _, left, top, width, height in rows:
+            assert 0 <= left < left + width <= 100 and width < 25
+            assert 0 <= top < top + height <= 100 and height < 25
+        texs = dict.fromkeys(symbols[int(row[0])].tex for row in rows)
+        found[label] = set(t.replace(' ', '-') for t in texs)
+    wanted = LETTERS[path.stem[3:]]
+    assert found == {label: set(texs.split()) for label, texs in wanted.items()}, (
+                             'a picture is drawn anew without its boxes: draw it by '
+                             'nntrain_execute, which listens for the symbols')
 
 def test_a_row_that_cannot_be_read_is_refused():
     for old, new in (('$λ$', 'λ'), ('| curvature ', ''), ('| curvature ', '| ')):
@@ -124,6 +156,67 @@ def test_the_glossary_shows_the_tables_of_today():
     cell, = [c for c in nb['cells'] if 'symbols_table' in source(c)]
     shown = ''.join(cell['outputs'][0]['data']['text/markdown'])
     assert shown == symbols_table(NBS), 'run: nntrain_execute nbs/97_glossary.ipynb'
+
+
+# ---- letters in pictures -------------------------------------------------------------
+
+HOOK = {'figure.hooks': ['nntrain.picture_words:mark_symbols']}
+
+def draw(table, **how):
+    "A picture as PNG, with a red β₁ beside its axis, a hidden λ, and one in a formula"
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    with pytest.MonkeyPatch.context() as patch, plt.rc_context(HOOK):
+        patch.setenv('NNTRAIN_SYMBOLS', table)
+        fig, ax = plt.subplots(figsize=(5, 2.5), layout='constrained')
+    ax.plot([0, 1], label='λ = 1')
+    ax.plot([1, 0], label='$λ$')
+    ax.legend(loc='center')
+    ax.set_ylabel('β₁', color='red', fontsize=20)
+    ax.set(xlabel='size of the compass', title='not β₂, but\nλ·β₁')
+    ax.text(.5, .5, 'λ', visible=False)
+    out = io.BytesIO()
+    fig.savefig(out, format='png', dpi=80, **how)
+    plt.close(fig)
+    return base64.b64encode(out.getvalue()).decode()
+
+def red(png):
+    "Where the red letter is: [left, top, width, height], in percent"
+    import numpy as np
+    from PIL import Image
+    rgb = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    r, g, b = np.asarray(rgb).astype(int).transpose(2, 0, 1)
+    rows, columns = ((r > 200) & (g < 120) & (b < 120)).nonzero()
+    wide, tall = rgb.size
+    return [100*columns.min()/wide, 100*rows.min()/tall,
+            100*(columns.max() + 1 - columns.min())/wide,
+            100*(rows.max() + 1 - rows.min())/tall]
+
+@pytest.mark.parametrize('how', [{}, dict(bbox_inches='tight'),
+                                 dict(bbox_inches='tight', pad_inches=1)],
+                         ids=['whole', 'tight', 'wide'])
+def test_boxes_lie_on_the_letters_that_are_drawn(how):
+    png = draw(TABLE, **how)
+    found = symbols_drawn(png)
+    assert sorted(word for word, *_ in found) == ['compass', 'β₁', 'β₁', 'λ', 'λ']
+    tall = max((b for b in found if b[0] == 'β₁'), key=lambda b: b[4])
+    assert tall[1:] == pytest.approx(red(png), abs=2.5)
+    lam = min((b for b in found if b[0] == 'λ'), key=lambda b: b[2])
+    beta = min((b for b in found if b[0] == 'β₁'), key=lambda b: b[2])
+    assert lam[1] < lam[1] + lam[3] < beta[1] and lam[2] == beta[2]  # λ·β₁ in the title
+
+def test_nothing_is_noted_without_symbols():
+    plain = draw('')
+    assert symbols_drawn(plain) == [] and b'Symbols' not in base64.b64decode(plain)
+    none = draw(TABLE.replace('β_1', 'ψ').replace('λ', 'χ').replace('compass', 'ruler'))
+    assert none == plain
+    noted = draw(TABLE)
+    assert len(plain) < len(noted) < len(plain) + 600
+    from PIL import Image
+    pixels = [Image.open(io.BytesIO(base64.b64decode(p))).tobytes()
+              for p in (plain, noted)]
+    assert pixels[0] == pixels[1], 'the picture is the same'
 
 
 # ---- on a page -----------------------------------------------------------------------
@@ -205,13 +298,30 @@ def site(tmp_path):
         f'</h1><section id="one"><h2>One</h2>{one}</section><section id="two"><h2>Two'
         f'</h2>{two}</section><section id="three"><h2>Three</h2>'
         f'{PICTURE}</section>{_style("symbols.css")}{script}</main>', encoding='utf-8')
+    drawn = _prose('', 'drawn')
+    drawn.outputs = [{'data': {'image/png': draw(TABLE, bbox_inches='tight')}}]
+    boxes = _boxes(drawn, SYMBOLS, ('one',))
+    png = drawn.outputs[0]['data']['image/png']
+    below = as_list('β_1 λ', 'one').replace('"sym-list"',
+                                            '"sym-list sym-picture"' + boxes)
+    (tmp_path/'picture.html').write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><meta '
+        'name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        '<style>* {box-sizing: border-box} img {max-width: 100%; height: auto} '
+        'img {vertical-align: middle} .figure-img {margin-bottom: 2rem} '
+        'body.quarto-dark img {background: #fff; padding: 6px} '
+        '.visually-hidden {position: absolute; clip-path: inset(50%)}'
+        '</style><main><h1>t</h1><section id="one"><h2>One</h2>' + as_math('β_1 λ')
+        + '<div class="cell-output"><figure><div><img class="figure-img" alt="A line" '
+        f'src="data:image/png;base64,{png}"></div></figure></div>{below}</section>'
+        f'{_style("symbols.css")}{script}</main>', encoding='utf-8')
     return tmp_path
 
 @pytest.fixture
 def visit(browser, site):
     pages = []
-    def go(**how):
-        pages.append(site_checks.open_page(browser, site, BASE, 'page.html', **how))
+    def go(name='page.html', **how):
+        pages.append(site_checks.open_page(browser, site, BASE, name, **how))
         return pages[-1]
     yield go
     for page in pages: page.context.close()
@@ -300,6 +410,51 @@ def test_phones_and_checkers_are_content(visit, dark):
     if axe:
         bad = site_checks.axe_problems(page, axe)
         assert [b for b in bad if 'axe label' not in b] == []  # sliders of the mock-up
+
+PLACES = """es => es.map(e => {
+  const image = e.closest('.sym-over').querySelector('img');
+  const pad = parseFloat(getComputedStyle(image).paddingLeft);
+  const whole = image.getBoundingClientRect(), r = e.getBoundingClientRect();
+  const wide = whole.width - 2*pad, tall = whole.height - 2*pad;
+  return [100*(r.x - whole.x - pad)/wide, 100*(r.y - whole.y - pad)/tall,
+          100*r.width/wide, 100*r.height/tall];
+})"""
+ROOM = 'e => JSON.stringify(e.getBoundingClientRect())'
+
+@pytest.mark.parametrize('dark, width', [(False, 1280), (True, 1280), (True, 360)])
+def test_letters_in_a_picture_light_up(visit, dark, width):
+    page = visit('picture.html', dark=dark, width=width)
+    if dark: page.evaluate('document.body.classList.add("quarto-dark")')
+    places = [page.locator(w) for w in ('figure', 'img', '.sym-list')]
+    before = [p.evaluate(ROOM) for p in places]
+    page.locator('math mi', has_text='β').first.hover()
+    marks = page.locator('.sym-over .sym-on')
+    assert marks.count() == 2
+    assert [p.evaluate(ROOM) for p in places] == before, 'nothing moves'
+    found = max(marks.evaluate_all(PLACES), key=lambda b: b[3])
+    png = page.locator('img').get_attribute('src').partition('base64,')[2]
+    assert found == pytest.approx(red(png), abs=2.7)  # so it is not shifted by a rim
+    style = marks.first.evaluate('e => getComputedStyle(e).outlineColor')
+    assert style == 'rgb(179, 89, 0)', 'on white, also in the dark theme'
+    marks.last.hover(force=True)  # and from the picture to the formula and the button
+    assert [text for text in lit(page) if text][:2] == ['β1', 'β_1 beta1']
+    page.locator('h1').hover()
+    assert page.locator('.sym-on').count() == 0
+    marks = page.locator('.sym-over [data-sym="0"]')
+    marks.first.dispatch_event('click', {'bubbles': True})  # a tap
+    assert page.locator('button.sym').first.get_attribute('aria-pressed') == 'true'
+    page.keyboard.press('Escape')
+    page.locator('button.sym').last.focus()  # by keyboard: λ, in title and legend
+    assert page.locator('.sym-over .sym-on').count() == 2
+    hidden = page.locator('.sym-over > span').get_attribute('aria-hidden')
+    assert hidden == 'true' and not page.problems
+    assert page.evaluate(site_checks.WIDE, width) == []
+    axe = site_checks.axe_source()
+    if axe: assert site_checks.axe_problems(page, axe) == []
+
+def test_a_picture_is_plain_without_scripts(visit):
+    page = visit('picture.html', scripts=False)
+    assert page.locator('img').is_visible() and page.locator('.sym-over').count() == 0
 
 def test_the_script_is_readable_and_small(tmp_path):
     text = _web('symbols.js')

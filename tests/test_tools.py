@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nntrain.symbols import symbols_drawn
 from nntrain.sync import nntrain_sync
 from nntrain.tools import _dumps, _small_png, nntrain_execute
 
@@ -32,6 +33,19 @@ def test_pictures_get_smaller_and_lose_nothing_that_you_see():
     assert _small_png(small) == small                  # a second time changes nothing
     noise.putalpha(100)                                # transparent parts stay
     assert _small_png(png_of(noise)) == png_of(noise)
+
+def test_a_smaller_picture_still_says_where_its_symbols_are():
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+    out, note = io.BytesIO(), PngInfo()
+    note.add_text('Symbols', '[["\\u03b2",1,2,3,4]]')
+    note.add_text('Software', 'any')
+    Image.effect_noise((60, 60), 80).convert('RGBA').save(out, 'PNG', pnginfo=note)
+    png = base64.b64encode(out.getvalue()).decode()
+    small = _small_png(png)
+    assert len(small) < len(png)
+    assert symbols_drawn(small) == symbols_drawn(png) == [['β', 1, 2, 3, 4]]
+    assert _small_png(small) == small and b'Software' not in base64.b64decode(small)
 
 
 def write_notebook(path, *cells):
@@ -102,6 +116,29 @@ def test_execute_stores_pictures_whatever_the_backend(tmp_path, no_env, monkeypa
     [said] = json.loads(nb.read_text())['cells'][0]['outputs'][0]['text']
     assert 'inline' in said
 
+
+def test_execute_notes_where_symbols_are_drawn(tmp_path, no_env):
+    plot = ("import os\nimport matplotlib.pyplot as plt\n"
+            "plt.plot([0, 1], label='β = 1'); plt.legend()\n"
+            "print('NNTRAIN_SYMBOLS' in os.environ)")
+    table = ('<details><summary>The symbols of this chapter</summary>\n\n| symbol | in '
+             'code | meaning | values | where |\n|---|---|---|---|---|\n'
+             '| $β$ | `beta` | share | | |\n\n</details>\n')
+    for name, text in ('a', table), ('b', 'No table'):
+        nb = tmp_path/f'{name}.ipynb'
+        write_notebook(nb, plot)
+        found = json.loads(nb.read_text())
+        found['cells'].append(dict(cell_type='markdown', id='m', metadata={},
+                                   source=text))
+        nb.write_text(json.dumps(found))
+    nntrain_execute([str(tmp_path)])
+    words = {}
+    for name in 'ab':
+        nb = json.loads((tmp_path/f'{name}.ipynb').read_text())
+        printed, drawn = nb['cells'][0]['outputs']
+        found = symbols_drawn(drawn['data']['image/png'])
+        words[name] = ''.join(printed['text']), [word for word, *_ in found]
+    assert words == {'a': ('True\n', ['β']), 'b': ('False\n', [])}
 
 def test_execute_leaves_a_failing_notebook_alone(tmp_path, no_env, capsys):
     good, bad = tmp_path/'b.ipynb', tmp_path/'a.ipynb'

@@ -101,6 +101,34 @@ function markFigures(main, symbols) {
     });
 }
 
+// Letters in pictures: the list below a picture says where they stand, in percent. Each
+// gets a frame, in a layer over the picture; the picture itself stays as it is.
+function markPictures(main) {
+  const images = [...main.querySelectorAll('.cell-output img')];
+  main.querySelectorAll('.sym-picture[data-boxes]').forEach(list => {
+    const above = e =>
+      e.compareDocumentPosition(list) & Node.DOCUMENT_POSITION_FOLLOWING;
+    const image = images.filter(above).pop();
+    if (!image) return;
+    const [whole, layer] = [1, 2].map(() => document.createElement('span'));
+    whole.className = 'sym-over';
+    layer.setAttribute('aria-hidden', 'true');  // for those who see: there are buttons
+    list.dataset.boxes.split(', ').forEach(box => {
+      const [symbol, ...place] = box.split(' '), mark = document.createElement('span');
+      mark.dataset.sym = symbol;
+      ['left', 'top', 'width', 'height'].forEach((side, i) => {
+        mark.style[side] = place[i] + '%';
+      });
+      layer.append(mark);
+    });
+    const {margin, verticalAlign} = getComputedStyle(image);
+    Object.assign(whole.style, {margin, verticalAlign});  // so that nothing moves
+    image.style.margin = '0';
+    image.replaceWith(whole);
+    whole.append(image, layer);
+  });
+}
+
 // The elements that are marked as symbol number i.
 function of(i) { return '[data-sym="' + i + '"]'; }
 
@@ -139,6 +167,7 @@ function startSymbols(table) {
     });
     markTexts(main, symbols);
     markFigures(main, symbols);
+    markPictures(main);
   }
 
   function light(i) {

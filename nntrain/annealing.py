@@ -9,17 +9,9 @@ from __future__ import annotations
 __all__ = ['AdamAnnealed', 'AnnealCB', 'AutoAnnealCB']
 
 # %% ../nbs/15_schedulers.ipynb #2cadcad1
-#| code-summary: "AdamAnnealed and AnnealCB"
+#| code-summary: "AdamAnnealed"
 #| code-fold: true
-import copy
-
-import torch
-from fastcore.basics import patch
-from torch import Tensor
-
 from .adaptive import Adam
-from .callback import Callback
-from .hypers import check_hyper
 from .optimizer import Optimizer
 
 class AdamAnnealed(Adam):
@@ -46,6 +38,12 @@ class AdamAnnealed(Adam):
 
     multi_step = Optimizer.multi_step  # each parameter counts its own steps: one by one
 
+# %% ../nbs/15_schedulers.ipynb #2cadcad2
+#| code-summary: "AnnealCB"
+#| code-fold: true
+from .callback import Callback
+from .hypers import check_hyper
+
 class AnnealCB(Callback):
     "Multiply the rates of all parameter groups by `anneal_rate`, per step or epoch"
     owns = ('lr',)
@@ -65,7 +63,7 @@ class AnnealCB(Callback):
         if self.per == 'epoch' and 'train' in learn.phases: self._anneal(learn)
 
 # %% ../nbs/15_schedulers.ipynb #ec429371
-#| code-summary: "AutoAnnealCB: cut the rate when the gradient has halved"
+#| code-summary: "AutoAnnealCB: settings, and what a fit starts with"
 #| code-fold: true
 class AutoAnnealCB(Callback):
     "Divide the rates when the lowest mean squared gradient so far has fallen enough"
@@ -84,17 +82,24 @@ class AutoAnnealCB(Callback):
     def before_fit(self, learn):
         self.seen, self.lrs, self.level, self.new = [], [], None, []
     def before_phase(self, learn): self.new = []  # a phase left early counts no more
-    def after_backward(self, learn):
-        grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
-        squares = sum(g.float().square().sum() for g in grads)
-        self.new.append(squares/sum(g.numel() for g in grads))
-        if self.every == 'batch': self._look(learn)
-    def after_phase(self, learn):
-        if learn.training and self.every == 'epoch': self._look(learn)
 
 # %% ../nbs/15_schedulers.ipynb #576cb8e2
-#| code-summary: "When it cuts, and what a checkpoint saves"
+#| code-summary: "When it looks, and when it cuts"
 #| code-fold: true
+import torch
+from fastcore.basics import patch
+
+@patch
+def after_backward(self:AutoAnnealCB, learn):
+    grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+    squares = sum(g.float().square().sum() for g in grads)
+    self.new.append(squares/sum(g.numel() for g in grads))
+    if self.every == 'batch': self._look(learn)
+
+@patch
+def after_phase(self:AutoAnnealCB, learn):
+    if learn.training and self.every == 'epoch': self._look(learn)
+
 @patch
 def _look(self:AutoAnnealCB, learn):
     self.seen.append(torch.stack(self.new).mean().item())
@@ -104,6 +109,13 @@ def _look(self:AutoAnnealCB, learn):
         self.level = lowest
         _divide_rates(learn.opt.param_groups, self.factor)
     self.lrs.append(float(learn.opt.param_groups[-1]['lr']))
+
+# %% ../nbs/15_schedulers.ipynb #576cb8e3
+#| code-summary: "A cut, also of a rate that groups share; what a checkpoint saves"
+#| code-fold: true
+import copy
+
+from torch import Tensor
 
 def _divide_rates(groups, factor):
     shared = {id(g['lr']): g['lr'] for g in groups if isinstance(g['lr'], Tensor)}

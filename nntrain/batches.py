@@ -104,7 +104,7 @@ def loss_divisor(
 
 # %% ../nbs/04_learner.ipynb #4ecfc7ca
 #| code-fold: true
-#| code-summary: "detached; predictions and targets of two shapes"
+#| code-summary: "detached"
 def detached(
     value,                     # tensors in tuples, lists and dicts
     other=lambda value: value  # applied to anything else
@@ -118,15 +118,9 @@ def detached(
     if isinstance(value, tuple): return tuple(detached(v, other) for v in value)
     return other(value)
 
-def _each_with_each(learn):
-    return ValueError(f'predictions {tuple(learn.preds.shape)} and targets '
-                      f'{tuple(learn.yb.shape)} would be compared each with each: '
-                      f'give both one shape, such as self.preds.squeeze(1) at the end '
-                      f'of Learner.predict')
-
 # %% ../nbs/04_learner.ipynb #c2c7049a
 #| code-fold: true
-#| code-summary: "Each verb is called by this function; a batch on another device"
+#| code-summary: "Each verb is called by this function"
 import warnings
 
 from .events import CANCELS, CancelStep
@@ -143,6 +137,9 @@ def _do(learn, verb):
         if why is None: raise
         raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
 
+# %% ../nbs/04_learner.ipynb #c2c7049b
+#| code-fold: true
+#| code-summary: "Likely causes: another device, no tensors, two shapes"
 def _elsewhere(learn):
     away = [t.device for t in tensors_of(learn.batch) if t.device != learn.device]
     if away:
@@ -150,9 +147,6 @@ def _elsewhere(learn):
                           f'{away[0]}: add DeviceCB() to the callbacks, or build '
                           f'model and loaders on the same device')
 
-# %% ../nbs/04_learner.ipynb #27510823
-#| code-fold: true
-#| code-summary: "explain: what is probably wrong"
 def _not_tensors(learn):
     odd = [part for part in _parts(learn.batch) if isinstance(part, (np.ndarray, str))]
     if not odd: return None
@@ -163,6 +157,15 @@ def _not_tensors(learn):
                      'tensors: let the loader make them (torch.from_numpy), or '
                      'override Learner.predict and get_loss')
 
+def _each_with_each(learn):
+    return ValueError(f'predictions {tuple(learn.preds.shape)} and targets '
+                      f'{tuple(learn.yb.shape)} would be compared each with each: '
+                      f'give both one shape, such as self.preds.squeeze(1) at the end '
+                      f'of Learner.predict')
+
+# %% ../nbs/04_learner.ipynb #27510823
+#| code-fold: true
+#| code-summary: "explain: what is probably wrong"
 def explain(
     learn,  # a learner whose verb has failed
     verb,   # the name of that verb

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Chapter', 'said', 'read_chapters', 'behind', 'arrows', 'draw_map', 'short_numbers', 'map_table']
+__all__ = ['Chapter', 'said', 'read_chapters', 'behind', 'short_numbers', 'needed', 'map_table', 'draw_map']
 
 # %% ../nbs/94_tools.ipynb #4d7ddec8
 #| code-fold: true
 #| code-summary: "What the map knows of a chapter"
+import html
 import json
 import re
 from dataclasses import dataclass
@@ -21,8 +22,7 @@ class Chapter:
     "What the home page says about a chapter"
     topic: str      # 'momentum'
     file: str       # 10_momentum.ipynb
-    place: tuple    # (column, row) on the map
-    name: str       # short, for the map
+    name: str       # short, for lists of chapters
     title: str
     promise: str    # the line under the title
     needs: list     # topics without which a reader is lost
@@ -60,7 +60,7 @@ def said(
 #| code-fold: true
 #| code-summary: "read_chapters"
 def read_chapters(
-    text:str,     # one line per chapter: topic | column row | short name
+    text:str,     # one line per chapter: topic | short name
     folder='.',   # where the notebooks are
 )->dict:          # {topic: Chapter} in the order of the book
     """Read what the chapters say about themselves; those without a file are left out.
@@ -70,13 +70,13 @@ def read_chapters(
              if (m := re.fullmatch(r'\d\d_(\w+)\.ipynb', p.name))}
     found = []
     for line in text.strip().splitlines():
-        topic, place, name = (part.strip() for part in line.split('|'))
+        topic, name = (part.strip() for part in line.split('|'))
         if topic not in files: continue
         nb = json.loads(files[topic].read_text(encoding='utf-8'))
         first = ''.join(nb['cells'][0]['source'])
         title, promise = (re.search(rf'^{mark} (.*)', first, re.M) for mark in '#>')
-        found.append(Chapter(topic, files[topic].name, tuple(map(int, place.split())),
-                             name, title[1], promise[1], *said(nb)))
+        found.append(Chapter(topic, files[topic].name, name, title[1], promise[1],
+                             *said(nb)))
     return {c.topic: c for c in sorted(found, key=lambda c: c.file)}
 
 # %% ../nbs/94_tools.ipynb #7780cb79
@@ -88,104 +88,6 @@ def behind(book, topic):
         found |= new
         todo += new
     return found
-
-# %% ../nbs/94_tools.ipynb #adb99c94
-#| code-fold: true
-#| code-summary: "Sizes and style"
-_BOX, _STEP, _TOP = (124, 54), (138, 86), 10   # size of a box, from box to box, margin
-_STYLE = '''
-.nn-map { display: block; width: 100%; max-width: 44em; height: auto; margin: auto }
-.nn-map text { font: 16px system-ui, sans-serif; fill: #10202e; text-anchor: middle }
-.nn-map .n { font-weight: 700 }
-.nn-map .k { text-anchor: start; fill: currentColor; font-size: 14.5px }
-.nn-map path { fill: none; stroke: currentColor }
-.nn-map path { stroke-opacity: .62; stroke-width: 1.7 }
-.nn-map marker path { fill: currentColor; stroke: none; fill-opacity: .75 }
-.nn-map a:hover rect, .nn-map a:focus rect { stroke: #0072b2; stroke-width: 3 }
-'''
-
-# %% ../nbs/94_tools.ipynb #6d6a1f77
-def arrows(book):
-    "Arrows of the map, without those that others imply: [(from, to, dashed)]"
-    direct = {(a, topic, False) for topic, c in book.items() for a in c.needs
-              if not any(a in behind(book, b) for b in c.needs)}
-    return sorted(direct | {(a, topic, True) for topic, c in book.items()
-                            for a in c.helps})
-
-# %% ../nbs/94_tools.ipynb #84e4649d
-#| code-fold: true
-#| code-summary: "_corner, _between, _route"
-def _corner(c): return 7 + _STEP[0]*c.place[0], _TOP + _STEP[1]*c.place[1]
-
-def _between(book, a, b):  # does a box stand between two of one column?
-    column, first, last = a.place[0], a.place[1], b.place[1]
-    return any(c.place[0] == column and first < c.place[1] < last
-               for c in book.values())
-
-def _route(book, a, b):  # the path of an arrow from chapter a to chapter b
-    (x1, y1), (x2, y2), (w, h) = _corner(a), _corner(b), _BOX
-    if y1 == y2: return (f'M{x1+w} {y1+h//2}H{x2-2}' if x2 > x1 else
-                         f'M{x1} {y1+h//2}H{x2+w+2}')
-    if _between(book, a, b) and x2 != x1:  # between the columns
-        side, d = (x1, -7) if x2 < x1 else (x1+w, 7)
-        return (f'M{side} {y1+h//2}q{d} 0 {d} 7V{y2-24}q0 7 {d} 7H{x2+w//2-d}'
-                f'q{d} 0 {d} 7V{y2-2}')
-    if _between(book, a, b):               # around the boxes between
-        return f'M{x1+w} {y1+h//2}h8q7 0 7 7V{y2+h//2-7}q0 7 -7 7h-6'
-    far, low = y2 - y1 > _STEP[1], 30 + 7*(a.place[0] % 2)
-    down, up = (y2-18, y2-20) if far else (y1+h+low, y2-low-4)
-    return f'M{x1+w//2} {y1+h}C{x1+w//2} {down} {x2+w//2} {up} {x2+w//2} {y2-2}'
-
-# %% ../nbs/94_tools.ipynb #d939aa00
-#| code-fold: true
-#| code-summary: "Boxes, legend, and all arrows"
-def _box(c, fill, linked):  # one chapter
-    (x, y), (w, h) = _corner(c), _BOX
-    shape = (f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="9" fill="{fill}"/>'
-             f'<text class="n" x="{x+w//2}" y="{y+21}">{c.number}</text> '
-             f'<text x="{x+w//2}" y="{y+42}">{c.name}</text>')
-    label = f'Chapter {c.number} {c.name}'
-    return f'<a href="{c.file}" aria-label="{label}">{shape}</a>' if linked else shape
-
-def _legend(parts, y):  # names and colours of the parts
-    places = [(7 + 184*(i % 3), y + 27*(i//3)) for i in range(len(parts))]
-    return ''.join(
-        f'<rect x="{x}" y="{y}" width="18" height="18" rx="4" fill="{color}"/>'
-        f'<text class="k" x="{x+25}" y="{y+14}">{name}</text>'
-        for (x, y), (name, color, _) in zip(places, parts))
-
-def _lines(book):  # all arrows
-    dash = ' stroke-dasharray="5 4"'
-    return ''.join(
-        f'<path data-arrow="{a} {b}" d="{_route(book, book[a], book[b])}" '
-        f'marker-end="url(#tip)"{dash*dashed}/>' for a, b, dashed in arrows(book))
-
-_ABOUT = ('Map of the book: chapters as boxes, an arrow from each to those that '
-          'build on it; the table below says the same in words')
-
-# %% ../nbs/94_tools.ipynb #4f7d0979
-#| code-fold: true
-#| code-summary: "draw_map"
-def draw_map(
-    book:dict,         # topic -> Chapter, see `read_chapters`
-    parts:list,        # (name, colour, topics) of each part of the book
-    linked:bool=True,  # boxes are links and take the page's colours; else on white
-)->str:                # SVG
-    "Chapters as boxes, an arrow from each to those that build on it"
-    color = {topic: color for _, color, topics in parts for topic in topics.split()}
-    width = 7*2 + _STEP[0]*max(c.place[0] for c in book.values()) + _BOX[0] + 12
-    bottom = _TOP + _STEP[1]*max(c.place[1] for c in book.values()) + _BOX[1] + 24
-    height = bottom + 27*((len(parts) + 2)//3)
-    back = f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'role="{"group" if linked else "img"}" aria-label="{_ABOUT}" class="nn-map">'
-        f'<style>{_STYLE}</style><defs><marker id="tip" viewBox="0 0 8 8" refX="7" '
-        'refY="4" markerWidth="6.5" markerHeight="6.5" orient="auto">'
-        f'<path d="M0 0L8 4L0 8z"/></marker></defs>{"" if linked else back}'
-        + _lines(book)
-        + ''.join(_box(c, color[c.topic], linked) for c in book.values())
-        + _legend(parts, bottom) + '</svg>')
 
 # %% ../nbs/94_tools.ipynb #70e53483
 def short_numbers(
@@ -200,14 +102,86 @@ def short_numbers(
     return ', '.join(f'{r[0]}–{r[-1]}' if len(r) > 2 else ', '.join(map(str, r))
                      for r in runs)
 
+# %% ../nbs/94_tools.ipynb #94b0a001
+def needed(
+    book:dict,  # topic -> Chapter
+    c:Chapter,  # one of them
+)->str:         # '4, 9, 10 (12)'
+    "Numbers of the chapters to read before, in brackets those that only help"
+    helps = f' ({short_numbers(book, c.helps)})' if c.helps else ''
+    return (short_numbers(book, c.needs) or 'nothing') + helps
+
 # %% ../nbs/94_tools.ipynb #5985ff70
-def map_table(book:dict)->str:  # topic -> Chapter; returns a Markdown table
-    "The map in words; what only helps is in brackets"
-    def needed(c):
-        helps = f'({short_numbers(book, c.helps)})' if c.helps else ''
-        return f'{short_numbers(book, c.needs)} {helps}'.strip()
+def map_table(
+    book:dict,  # topic -> Chapter
+    parts=(),   # (name, topics, what it is about, colour) of each part
+)->str:         # a Markdown table, with a row for each part
+    "The map where there is no HTML, such as in README.md"
+    lines = {t: f'| [{c.number} {c.title}]({c.file}) | {c.promise} | '
+                f'{needed(book, c).removeprefix("nothing")} | {c.minutes} |'
+             for t, c in book.items()}
+    rows = [row for name, topics, about, _ in parts
+            for row in (f'| **{name}** | {about} | | |', *map(lines.get, topics))]
     return '\n'.join([
         '| chapter | what you build and learn | needs | minutes |',
         '|:----------------|:--------------------------------|:--------|---:|',
-        *(f'| [{c.number} {c.title}]({c.file}) | {c.promise} | {needed(c)} | '
-          f'{c.minutes} |' for c in book.values())])
+        *(rows or lines.values())])
+
+# %% ../nbs/94_tools.ipynb #94b0a003
+#| code-fold: true
+#| code-summary: "The style of the map"
+_POINTED = 'a:is(:hover, :focus-visible)'
+_STYLE = '''
+.nn-map ol { list-style: none; margin: 0; padding: 0 }
+.nn-map h3 { margin: 1.3em 0 .6em; padding-bottom: .2em; border-bottom: 4px solid }
+.nn-map small { font-size: .8em; font-weight: 400; margin-left: .4em }
+.nn-map ol ol { display: grid; gap: .6em;
+  grid-template-columns: repeat(auto-fill, minmax(min(14.5em, 100%), 1fr)) }
+.nn-map ol ol li { position: relative; display: flex; flex-direction: column;
+  margin: 0; padding: .5em .7em; border-radius: 8px;
+  border: 1px solid rgba(128, 128, 128, .5) }
+.nn-map li a { font-weight: 600; line-height: 1.35; text-decoration: none }
+.nn-map li a::after { content: ""; position: absolute; inset: 0 }
+.nn-map li b { display: inline-block; min-width: 1.9em; margin-right: .3em;
+  border-radius: 5px; text-align: center; color: #10202e }
+.nn-map li li p { font-size: .85em; line-height: 1.4; margin: .35em 0 0 }
+.nn-map .needs { margin-top: auto; padding-top: .4em; font-weight: 600 }
+@media (hover: none) { .nn-map .point { display: none } }
+'''
+
+# %% ../nbs/94_tools.ipynb #94b0a004
+def _frames(book, c):  # what a chapter builds on, while a reader points at it
+    at, needs = f'.nn-map:has(.m-{c.topic} {_POINTED})', sorted(behind(book, c.topic))
+    helps = [t for t in c.helps if t not in needs]
+    return ''.join(
+        f'{at} :is({", ".join(f".m-{t}" for t in topics)}) '
+        f'{{ opacity: 1; outline: 3px {line}; outline-offset: -2px }}\n'
+        for topics, line in ((needs, 'solid'), (helps, 'dashed')) if topics)
+
+def _colors(parts):
+    return ''.join(f'.nn-map .p{i} h3 {{ border-color: {color} }}\n'
+                   f'.nn-map .p{i} b {{ background: {color} }}\n'
+                   for i, (*_, color) in enumerate(parts))
+
+# %% ../nbs/94_tools.ipynb #94b0a005
+def _card(book, c):  # one chapter
+    def text(words): return re.sub('`(.+?)`', r'<code>\1</code>', html.escape(words))
+    return (f'<li class="m-{c.topic}"><a href="{c.file}"><b>{c.number}</b> '
+            f'{text(c.title)}</a><p>{text(c.promise)}</p>'
+            f'<p class="needs">needs {needed(book, c)} · {c.minutes}\u00a0min</p></li>')
+
+def draw_map(
+    book:dict,   # topic -> Chapter, see `read_chapters`
+    parts:list,  # (name, topics, what it is about, colour) of each part of the book
+)->str:          # HTML
+    "The chapters as cards, part by part; what a chapter builds on gets a frame"
+    others = f'.nn-map:has(li {_POINTED}) li li:not(:has({_POINTED}))'
+    style = (_STYLE + _colors(parts) + others + ' { opacity: .4 }\n'
+             + ''.join(_frames(book, c) for c in book.values()))
+    items = ''.join(
+        f'<li class="p{i}"><h3>{name} <small>{about}</small></h3><ol role="list">'
+        + ''.join(_card(book, book[t]) for t in topics) + '</ol></li>'
+        for i, (name, topics, about, _) in enumerate(parts))
+    return (f'<div class="nn-map"><style>{style}</style><p class="point">Point at a '
+            'chapter, or go to it with the Tab key: what it builds on gets a frame, '
+            f'dashed where it only helps.</p><ol role="list">{items}</ol></div>')

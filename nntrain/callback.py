@@ -140,14 +140,20 @@ def check_callbacks(
         if sum(cb is other for other in cbs) > 1:
             raise ValueError(f'{cb} is given twice '
                              f'(once to the learner and once to fit?)')
-        for needed in cb.needs:
-            if not any(isinstance(other, needed) for other in cbs):
-                raise ValueError(f'{cb} needs {needed.__name__}, which is not among '
-                                 f'the callbacks {list(cbs)}: add {needed.__name__}()')
-        for other in cbs[:i]:
-            if both := sorted(set(cb.owns) & set(other.owns)):
-                raise ValueError(f'{other} and {cb} would both write '
-                                 f'{", ".join(both)}: keep one of them')
+        _check_company(cb, cbs, cbs[:i])
+
+# %% ../nbs/04_learner.ipynb #7bbd5086
+#| code-fold: true
+#| code-summary: "The company of a callback: a neighbour that it needs, a rival that it must not have"
+def _check_company(cb, cbs, earlier):
+    for needed in cb.needs:
+        if any(isinstance(other, needed) for other in cbs): continue
+        raise ValueError(f'{cb} needs {needed.__name__}, which is not among '
+                         f'the callbacks {list(cbs)}: add {needed.__name__}()')
+    for other in earlier:
+        if both := sorted(set(cb.owns) & set(other.owns)):
+            raise ValueError(f'{other} and {cb} would both write '
+                             f'{", ".join(both)}: keep one of them')
 
 # %% ../nbs/04_learner.ipynb #b344ec4e
 #| code-fold: true

@@ -87,7 +87,7 @@ def _as_html(text):  # Markdown of a line -> HTML for Anki
         return re.sub(r'\*(.+?)\*', r'<i>\1</i>', p)
     return ''.join(map(part, _PARTS.split(text)))
 
-
+# %% ../nbs/82_cards.ipynb #18cd13ee
 _HEAD = '#separator:Comma\n#html:true\n#columns:Front,Back,Tags\n#tags column:3\n'
 
 
@@ -106,6 +106,21 @@ def deck_csv(
     return out.getvalue()
 
 # %% ../nbs/82_cards.ipynb #1fb32780
+def _decks(cards, folder):  # {path: its cards}
+    topics = dict.fromkeys(c.topic for c in cards)
+    return {folder/'nntrain.csv': cards} | {
+        folder/f'{t}.csv': [c for c in cards if c.topic == t] for t in topics}
+
+
+def _check_ours(folder, paths):  # nothing but a deck may be written over
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder} is a file: give the name of a folder')
+    for path in paths:
+        if path.exists() and not path.read_bytes().startswith(_HEAD.encode()):
+            raise ValueError(f'{path} is not a deck of cards: it stays; give another '
+                             'folder, or move it away')
+
+# %% ../nbs/82_cards.ipynb #132ffd82
 def write_decks(
     cards:list,  # of `Card`
     folder,      # where to write; made if it is missing
@@ -113,15 +128,8 @@ def write_decks(
 )->list:         # paths: nntrain.csv with all cards, and one file per chapter
     "Write decks for Anki; ValueError, and nothing is written, if a file is not ours"
     folder = Path(folder)
-    topics = dict.fromkeys(c.topic for c in cards)
-    decks = {folder/'nntrain.csv': cards}
-    decks |= {folder/f'{t}.csv': [c for c in cards if c.topic == t] for t in topics}
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f'{folder} is a file: give the name of a folder')
-    for path in decks:
-        if path.exists() and not path.read_bytes().startswith(_HEAD.encode()):
-            raise ValueError(f'{path} is not a deck of cards: it stays; give another '
-                             'folder, or move it away')
+    decks = _decks(cards, folder)
+    _check_ours(folder, decks)
     folder.mkdir(parents=True, exist_ok=True)
     for path, part in decks.items(): _write(path, deck_csv(part, site))
     return list(decks)

@@ -19,6 +19,8 @@ from .figure_web import _script, _style
 from .listing import _prose, _top
 
 # %% ../nbs/82_cards.ipynb #ac92276f
+#| code-fold: true
+#| code-summary: "Buttons, filter, and what is kept where"
 _BUTTONS = ('<p class="recall-knew" hidden>'
             '<button type="button" data-knew="1">I knew it</button>'
             '<button type="button" data-knew="0">Not yet</button></p>')
@@ -31,7 +33,9 @@ _FILTER = ('<div class="recall-filter" hidden><label>Chapter <select '
            '<label><input type="checkbox" class="recall-open"> only what I do not know '
            'yet</label><span class="recall-n" role="status"></span></div>')
 
-
+# %% ../nbs/82_cards.ipynb #d004677f
+#| code-fold: true
+#| code-summary: "A card, with its buttons"
 def _raw(html): return f'````{{=html}}\n{html}\n````'
 
 
@@ -60,23 +64,28 @@ def _box(cards, show=3):  # near the start of a chapter: cards of two chapters b
     return '\n\n'.join([f'::: {{.recall .recall-box data-show="{show}"}}', head,
                         *folded, end, ':::', _web_parts()])
 
+# %% ../nbs/82_cards.ipynb #71440402
+#| code-fold: true
+#| code-summary: "The page of all cards"
+def _chapter(file, cards):  # the cards of one chapter, with its file for Anki
+    t, title = cards[0].topic, f'{int(file[:2])} {cards[0].title}'
+    return [f'### {title} {{#cards-{t}}}',
+            f'[The chapter]({file}) · [{len(cards)} cards for Anki](cards/{t}.csv)'
+            f'{{download="nntrain-{t}.csv"}}',
+            f'::: {{.recall data-topic="{t}"}}', *map(_folded, cards), ':::']
+
 
 def _list(cards):  # the page of all cards
     files = dict.fromkeys(c.file for c in cards)
     of = {f: [c for c in cards if c.file == f] for f in files}
     options = ''.join(f'<option value="{cs[0].topic}">{int(f[:2])} {cs[0].title}'
                       '</option>' for f, cs in of.items())
-    out = [_raw(_FILTER.format(options=options)), _raw(f'<div>{_SAYS}<p '
-           f'class="recall-end" hidden>{_KEPT}</p></div>'),
-           'For Anki: [all cards](cards/nntrain.csv){download="nntrain.csv"}, or the '
-           'file of a chapter below.']
-    for f, cs in of.items():
-        t = cs[0].topic
-        out += [f'### {int(f[:2])} {cs[0].title} {{#cards-{t}}}',
-                f'[The chapter]({f}) · [{len(cs)} cards for Anki](cards/{t}.csv)'
-                f'{{download="nntrain-{t}.csv"}}',
-                f'::: {{.recall data-topic="{t}"}}', *map(_folded, cs), ':::']
-    return '\n\n'.join([*out, _web_parts()])
+    said = f'<div>{_SAYS}<p class="recall-end" hidden>{_KEPT}</p></div>'
+    anki = ('For Anki: [all cards](cards/nntrain.csv){download="nntrain.csv"}, or the '
+            'file of a chapter below.')
+    parts = [part for f, cs in of.items() for part in _chapter(f, cs)]
+    return '\n\n'.join([_raw(_FILTER.format(options=options)), _raw(said), anki,
+                        *parts, _web_parts()])
 
 # %% ../nbs/82_cards.ipynb #6dc52d10
 def _with_deck(text, topic):  # the section of a chapter, with its file for Anki
@@ -86,7 +95,19 @@ def _with_deck(text, topic):  # the section of a chapter, with its file for Anki
             f'{{download="nntrain-{topic}.csv"}}')
     return re.sub(r'(^## Remember\n)', rf'\1\n{link}\n', text, count=1, flags=re.M)
 
+# %% ../nbs/82_cards.ipynb #a270e0c1
+def _two_before(cards, name):  # the cards of the chapter two before this one
+    files = sorted({c.file for c in cards} | {name})
+    at = files.index(name) - 2
+    return [c for c in cards if at >= 0 and c.file == files[at]]
 
+
+def _behind(cells, start):  # the place behind the first cell that starts like this
+    found = (i for i, c in enumerate(cells)
+             if c.cell_type == 'markdown' and c.source.startswith(start))
+    return 1 + next(found, 0)
+
+# %% ../nbs/82_cards.ipynb #652b094d
 class CardsProc:
     """nbdev docs processor: a chapter asks some cards of two chapters before, the page
     of the cards shows all, with decks for Anki"""
@@ -99,20 +120,12 @@ class CardsProc:
             if c.cell_type == 'markdown' and '## Remember\n' in c.source:
                 c.source = _with_deck(c.source, re.sub(r'^\d+_|\.ipynb', '', name))
         cards = read_cards(self.path.parent)
-        if name == '82_cards.ipynb':
-            at = self.after('## All cards')
-            cells.insert(at, _prose(_list(cards), 'all-cards'))
-            root, s, _ = _top(self.nb)
-            site = s['doc_host'] + s['doc_baseurl']
-            if (root/'_proc').is_dir(): write_decks(cards, root/'_proc/cards', site)
-            return
-        files = sorted({c.file for c in cards} | {name})
-        two_ago = files[max(files.index(name) - 2, 0)]
-        asked = [c for c in cards if c.file == two_ago]
-        if files.index(name) < 2 or not asked: return
-        cells.insert(self.after('## ') - 1, _prose(_box(asked), 'recall'))
+        if name == '82_cards.ipynb': return self.show_all(cards)
+        asked = _two_before(cards, name)
+        if asked: cells.insert(_behind(cells, '## ') - 1, _prose(_box(asked), 'recall'))
 
-    def after(self, start):  # the place behind the first cell that starts like this
-        found = (i for i, c in enumerate(self.nb.cells)
-                 if c.cell_type == 'markdown' and c.source.startswith(start))
-        return 1 + next(found, 0)
+    def show_all(self, cards):
+        cells, (root, s, _) = self.nb.cells, _top(self.nb)
+        cells.insert(_behind(cells, '## All cards'), _prose(_list(cards), 'all-cards'))
+        site = s['doc_host'] + s['doc_baseurl']
+        if (root/'_proc').is_dir(): write_decks(cards, root/'_proc/cards', site)

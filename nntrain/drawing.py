@@ -29,6 +29,8 @@ _TIP = ('<defs><marker id="dg-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWid
         'd="M0 0L8 4L0 8z"/></marker></defs>')
 
 # %% ../nbs/98_site.ipynb #45c20724
+#| code-fold: true
+#| code-summary: "Words in SVG, and a rectangle"
 def _words(x, y, lines, more=''):
     def shown(line):
         text = html.escape(html.unescape(line), quote=False)
@@ -92,6 +94,8 @@ def _in_words(d):
         for a, b, label, _, both in d.arrows)
 
 # %% ../nbs/98_site.ipynb #7fb16acb
+#| code-fold: true
+#| code-summary: "Shapes, in the order in which they cover one another"
 def _layers(d, ways, frames):  # shapes, in the order in which they cover one another
     out = []
     for x, y, w, h, title in frames:

@@ -10,7 +10,7 @@ __all__ = ['explore', 'figure_data', 'check_frames']
 
 # %% ../nbs/92_figures.ipynb #7e922401
 #| code-fold: true
-#| code-summary: "_check_alt"
+#| code-summary: "Imports of the module; a sentence for those who do not see it"
 import hashlib
 import itertools
 import json
@@ -35,7 +35,7 @@ def _check_alt(alt):
 
 # %% ../nbs/92_figures.ipynb #a773cdac
 #| code-fold: true
-#| code-summary: "_check_size, _check_names"
+#| code-summary: "Size, options of each kind, names of parameters"
 def _check_size(text, fix):  # many figures fit on a page only when each is small
     size = len(text.encode())
     if size > 60 * 1024:
@@ -56,6 +56,8 @@ def _check_names(params, **given):  # labels and drag speak of parameters
                     f"{what} names {name!r}, which is no parameter: they are {params}")
 
 # %% ../nbs/92_figures.ipynb #d0fc3c1d
+#| code-fold: true
+#| code-summary: "Is there such a kind, and does it take these options?"
 def _check_kind(kind):
     if kind in _KINDS: return
     near = get_close_matches(str(kind), _KINDS, 1)
@@ -72,7 +74,7 @@ def _check_taken(kind, o):  # only options that this kind takes
 
 # %% ../nbs/92_figures.ipynb #670fc939
 #| code-fold: true
-#| code-summary: "_checked"
+#| code-summary: "All checks before anything is computed"
 def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were given
     _check_kind(kind)
     if not callable(fn) or not str(getattr(fn, '__name__', '')).isidentifier():
@@ -96,7 +98,7 @@ def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were g
 
 # %% ../nbs/92_figures.ipynb #87ad6d88
 #| code-fold: true
-#| code-summary: "_data, _smaller"
+#| code-summary: "The data of a figure, and how to make it smaller"
 def _data(fn, kind, grid, frames, o, words):  # all that the script must know
     data = dict(
         fn=fn.__name__, src=_source(fn), kind=kind,
@@ -184,7 +186,7 @@ def explore(
 
 # %% ../nbs/92_figures.ipynb #b4351c01
 #| code-fold: true
-#| code-summary: "figure_data, _number"
+#| code-summary: "What a stored figure says about itself"
 def figure_data(
     text:str,  # HTML that holds a figure made by `explore`, such as a stored output
 )->AttrDict:   # fn (name), src (hash of its source), kind, params, series, …
@@ -204,7 +206,7 @@ def _number(text):
 
 # %% ../nbs/92_figures.ipynb #c51dcbc3
 #| code-fold: true
-#| code-summary: "_same"
+#| code-summary: "Do two series differ by more than rounding?"
 # None, or what differs between a stored series and one computed again, except for a
 # step of rounding
 def _same(a, b, data):
@@ -224,6 +226,8 @@ def _same(a, b, data):
             return f"{axis} of {a['name']!r}"
 
 # %% ../nbs/92_figures.ipynb #2622c447
+#| code-fold: true
+#| code-summary: "Numbers of a graph; the values to compute with"
 def _drifted(a, b):  # is a number of a graph more than a step of rounding off?
     def far(s, t):
         p, q = (float(v.replace('−', '-')) for v in (s, t))
@@ -240,7 +244,7 @@ def _asked(figure, data, grid):  # the values of the controls; if need be, its t
 
 # %% ../nbs/92_figures.ipynb #c1a50004
 #| code-fold: true
-#| code-summary: "check_frames"
+#| code-summary: "Compute and compare"
 def check_frames(
     figure,     # a `Figure`, or its HTML as stored in a notebook
     fn=None,    # the function to compare with; default: the figure's own

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #6a66e701
 #| code-fold: true
-#| code-summary: "_log, _limits"
+#| code-summary: "Round numbers"
 import html
 import math
 
@@ -18,6 +18,26 @@ import numpy as np
 
 from .figure_numbers import _SPAN
 
+_SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+
+def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
+    whole = range(math.ceil(lo), math.floor(hi) + 1)
+    if log and hi - lo > 1.5:
+        every = max(1, round((hi - lo)/6))
+        return [(k, f'{10.**k:g}' if abs(k) < 3 else '10' + str(k).translate(_SUPER))
+                for k in whole if k % every == 0]
+    if log:
+        tens = range(math.floor(lo), math.ceil(hi) + 1)
+        values = [m * 10.**k for k in tens for m in (1, 2, 5)]
+        return [(math.log10(v), f'{v:g}') for v in values if lo <= math.log10(v) <= hi]
+    size = 10.**math.floor(math.log10((hi - lo)/4))
+    step = next(m*size for m in (1, 2, 2.5, 5, 10) if (hi - lo)/(m*size) <= 6)
+    first, last = math.ceil(lo/step - 1e-9), math.floor(hi/step + 1e-9)
+    return [(k*step, f'{k*step:.4g}') for k in range(first, last + 1)]
+
+# %% ../nbs/92_figures.ipynb #d741b177
+#| code-fold: true
+#| code-summary: "Limits of all frames"
 def _log(v, log):
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.log10(v) if log else v
@@ -25,78 +45,44 @@ def _log(v, log):
 # (lo, hi) of the axis: what the caller gave, else the data with a margin
 def _limits(pairs, given, axis, log, margin=.04):
     if given is not None:
-        lo,hi = (math.log10(v) for v in given) if log else map(float, given)
-        if lo < hi: return lo,hi
+        lo, hi = (math.log10(v) for v in given) if log else map(float, given)
+        if lo < hi: return lo, hi
         raise ValueError(
             f"{axis}lim={tuple(given)} must be (low, high) with low < high")
     v = np.concatenate([np.ravel(p) for p in pairs])
     v = v[np.isfinite(v)]
     if not len(v): raise ValueError(f"{axis}log=True needs positive {axis} values")
-    lo,hi = float(v.min()), float(v.max())
-    pad = (hi-lo)*margin if hi>lo else abs(hi)*.1 or 1.
-    return lo-pad, hi+pad
+    lo, hi = float(v.min()), float(v.max())
+    pad = (hi - lo)*margin if hi > lo else abs(hi)*.1 or 1.
+    return lo - pad, hi + pad
 
-# %% ../nbs/92_figures.ipynb #d741b177
-#| code-fold: true
-#| code-summary: "_ticks"
-_SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
-
-def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
-    if log and hi-lo>1.5:
-        every = max(1, round((hi-lo)/6))
-        return [
-            (k, f'{10.0**k:g}' if abs(k) < 3 else '10' + str(k).translate(_SUPER))
-            for k in range(math.ceil(lo), math.floor(hi) + 1) if k % every == 0]
-    if log:
-        return [
-            (math.log10(m * 10.0**k), f'{m * 10.0**k:g}')
-            for k in range(math.floor(lo), math.ceil(hi) + 1) for m in (1, 2, 5)
-            if lo <= math.log10(m * 10.0**k) <= hi]
-    size = 10.**math.floor(math.log10((hi-lo)/4))
-    step = next(s for s in (size, 2*size, 2.5*size, 5*size, 10*size) if (hi-lo)/s<=6)
-    return [
-        (k * step, f'{k * step:.4g}')
-        for k in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)]
+def _window(frames, lims, log):  # [xlow, xhigh, ylow, yhigh] of all frames
+    def values(k): return [_log(s[k], log[k]) for f in frames for s in f.values()]
+    return [limit for k, axis in enumerate('xy')
+            for limit in _limits(values(k), lims[k], axis, log[k])]
 
 # %% ../nbs/92_figures.ipynb #720f6f6a
 #| code-fold: true
-#| code-summary: "Limits of all frames; margins; the names of two axes"
-# [xlow, xhigh, ylow, yhigh] of all frames, in tens on a logarithmic axis
-def _window(frames, lims, log):
-    res = []
-    for k, axis in enumerate('xy'):
-        values = [_log(s[k], log[k]) for f in frames for s in f.values()]
-        res += _limits(values, lims[k], axis, log[k])
-    return res
+#| code-summary: "Axes with their lines, numbers and names"
+_LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760  # margins, in units of the picture
 
-# margins around the plot in units of the picture; the plot is _SPAN*(kx, ky)
-_LEFT, _TOP, _RIGHT, _BOTTOM = 1000, 420, 300, 760
+def _text(x, y, words, anchor='middle', more=''):
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{words}</text>'
 
-def _axis_names(labels, w, h):
-    if labels is None: return ''
-    return (f'<text x="{_LEFT + w // 2}" y="{_TOP + h + 650}" '
-            f'text-anchor="middle">{html.escape(labels[0])}</text>'
-            f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{html.escape(labels[1])}</text>')
-
-# %% ../nbs/92_figures.ipynb #6c1b6f6f
-#| code-fold: true
-#| code-summary: "Axes with their lines and numbers"
 def _axes(limits, log, scale, labels=None, size=200):
-    w,h = _SPAN*scale[0], _SPAN*scale[1]
+    w, h = _SPAN*scale[0], _SPAN*scale[1]
     res = f'<path class="ax" d="M{_LEFT} {_TOP}v{h}h{w}"/>'
-    for k, ticks in enumerate(
-        (_ticks(*limits[:2], log[0]), _ticks(*limits[2:], log[1]))
-    ):
-        for v,text in ticks:
-            share = (v-limits[2*k])/(limits[2*k+1]-limits[2*k])
-            x,y = round(_LEFT+w*share), round(_TOP+h-h*share)
-            res += (
-                f'<path class="gr" d="M{_LEFT} {y}h{w}"/>' if k
-                else f'<path class="gr" d="M{x} {_TOP}v{h}"/>')
+    for k, (low, high) in enumerate((limits[:2], limits[2:])):
+        ticks = _ticks(low, high, log[k])
+        for v, text in ticks:
+            share = (v - low)/(high - low)
+            x, y = round(_LEFT + w*share), round(_TOP + h - h*share)
+            line = f'M{_LEFT} {y}h{w}' if k else f'M{x} {_TOP}v{h}'
+            res += f'<path class="gr" d="{line}"/>'
             if labels is None and text not in (ticks[0][1], ticks[-1][1]): continue
-            res += (
-                f'<text x="{_LEFT - 90}" y="{y + 3 * size // 8}" '
-                f'text-anchor="end">{text}</text>' if k
-                else f'<text x="{x}" y="{_TOP + h + 90 + size}" '
-                f'text-anchor="middle">{text}</text>')
-    return res + _axis_names(labels, w, h)
+            res += (_text(_LEFT - 90, y + 3*size//8, text, 'end') if k
+                    else _text(x, _TOP + h + 90 + size, text))
+    if labels is None: return res
+    across, up = map(html.escape, labels)
+    res += _text(_LEFT + w//2, _TOP + h + 650, across)
+    return res + f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{up}</text>'

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #b5a9b601
 #| code-fold: true
-#| code-summary: "_source, _fit_images"
+#| code-summary: "A hash of the source; pictures"
 import hashlib
 import inspect
 import textwrap
@@ -19,7 +19,7 @@ import numpy as np
 
 from .figure_axes import _LEFT, _TOP, _limits, _log, _window
 from .figure_graph import _WIDE, _check_graph
-from .figure_lines import _outline
+from .figure_lines import _outlined
 
 def _source(fn):  # hash of the function's text, indentation aside
     try: text = textwrap.dedent(inspect.getsource(fn))
@@ -38,7 +38,7 @@ def _fit_images(frames, o, res, low, high):
 
 # %% ../nbs/92_figures.ipynb #8f70f16a
 #| code-fold: true
-#| code-summary: "_fit"
+#| code-summary: "Limits and bins"
 def _fit(frames, kind, o):  # entries of `data` that hold for all frames
     if kind == 'graph': return _fit_graph(frames, o.graph)
     log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]
@@ -55,7 +55,7 @@ def _fit(frames, kind, o):  # entries of `data` that hold for all frames
         raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
         if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
         res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
-        frames = [{k: _outline(*v, res['bins']) for k,v in f.items()} for f in frames]
+        frames = _outlined(frames, res['bins'])
         highest = max(v[1].max() for f in frames for v in f.values())
         lims[1] = lims[1] or (0, 1.05 * highest or 1)
     return dict(res, limits=_window(frames, lims, log))

@@ -10,14 +10,14 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #573a2301
 #| code-fold: true
-#| code-summary: "_floats, _series"
+#| code-summary: "What a function returns, as {name: (x, y)}"
 import itertools
 import math
 
 import numpy as np
 
-def _floats(v):
-    return np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float)
+def _on_cpu(v): return v.detach().cpu() if hasattr(v, 'detach') else v
+def _floats(v): return np.asarray(_on_cpu(v), dtype=float)
 
 # what fn returned -> {name: (x, y)}, or an error that says which frame
 def _series(out, kind, at):
@@ -48,7 +48,7 @@ def _curve(v, kind, what):  # one series -> (x, y); values to be counted have no
 
 # %% ../nbs/92_figures.ipynb #a35d3d65
 #| code-fold: true
-#| code-summary: "What a series may not be; graphs, heat maps, pictures"
+#| code-summary: "What a series may not be"
 def _check_curve(x, y, kind, pair, what):
     if kind == 'hist' and pair and (
             x.ndim != 1 or y.shape != (len(x) - 1,)
@@ -63,6 +63,9 @@ def _check_curve(x, y, kind, pair, what):
         raise ValueError(f"{what} holds no finite point; a NaN inside a line is a gap, "
                          "but a line needs points")
 
+# %% ../nbs/92_figures.ipynb #a35d3d66
+#| code-fold: true
+#| code-summary: "Nodes of a graph"
 # of a graph -> {name: (array of its value and, if it has one, its gradient,)}
 def _nodes(out, at):
     if not isinstance(out, dict) or not out:
@@ -78,6 +81,9 @@ def _nodes(out, at):
         res[str(name)] = a,
     return res
 
+# %% ../nbs/92_figures.ipynb #a35d3d67
+#| code-fold: true
+#| code-summary: "A heat map"
 def _heat(out, at):  # -> {'heat': (x, y, z)}
     x,y,z = out if isinstance(out, tuple) and len(out)==3 else (None, None, out)
     z = _floats(z)
@@ -94,9 +100,11 @@ def _heat(out, at):  # -> {'heat': (x, y, z)}
                          "a heat map needs cells")
     return {'heat': (x, y, z)}
 
-# -> (H, W) or (H, W, 3), values from 0 to 1 unless the caller says otherwise
-def _picture(v, what):
-    a = np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v)
+# %% ../nbs/92_figures.ipynb #a35d3d68
+#| code-fold: true
+#| code-summary: "Pictures"
+def _picture(v, what):  # (H, W) or (H, W, 3), from 0 to 1 unless the caller differs
+    a = np.asarray(_on_cpu(v))
     a = a/255. if a.dtype.kind in 'ui' else a.astype(float)
     if a.ndim == 3 and a.shape[0] in (1, 3) and a.shape[-1] not in (1, 3):
         a = np.moveaxis(a, 0, -1)
@@ -119,7 +127,7 @@ def _pictures(out, at):  # -> {label or number: (picture,)}
 
 # %% ../nbs/92_figures.ipynb #94134e60
 #| code-fold: true
-#| code-summary: "From lists of values to controls"
+#| code-summary: "From lists of values to positions"
 def _grid(params):  # {name: values} -> [(name, values, texts)]
     res = []
     for name,values in params.items():
@@ -142,7 +150,7 @@ def _near(v, want):  # the same word, or the same number but for rounding
 
 # %% ../nbs/92_figures.ipynb #b3c17ef3
 #| code-fold: true
-#| code-summary: "From start to positions"
+#| code-summary: "The frame to show first"
 def _start(grid, start):  # positions of a value or of {name: value}; default: 0
     if start is None: start = {}
     if not isinstance(start, dict):
@@ -166,7 +174,7 @@ def _start(grid, start):  # positions of a value or of {name: value}; default: 0
 
 # %% ../nbs/92_figures.ipynb #d3d4c14e
 #| code-fold: true
-#| code-summary: "Code of _frames: call the function everywhere, compare the sizes"
+#| code-summary: "Call the function everywhere, compare the sizes"
 def _call(fn, args, kind):
     return _series(
         fn(**args), kind,

@@ -16,8 +16,9 @@ import itertools
 
 import numpy as np
 
+from .figure_axes import _text
 from .figure_lines import _COLOURS
-from .figure_numbers import _GAP, _decode, _encode
+from .figure_numbers import _GAP, _decode, _encode, _in_frame, _once
 
 def _short(v):  # three significant digits; what is left of rounding is 0
     v = float(f'{v:.3g}')
@@ -56,7 +57,7 @@ def _check_graph(graph):  # -> ({name: (column, row)}, [(from, to)]), or an erro
 
 # %% ../nbs/92_figures.ipynb #e9c67141
 #| code-fold: true
-#| code-summary: "Numbers and their sentence; arrows, boxes, and the numbers in them"
+#| code-summary: "Each number once; the numbers of a frame as a sentence"
 # frames -> one series: the texts that occur, and for each frame the number of each
 def _pack_graph(frames, data):
     once, x = {}, []
@@ -70,21 +71,41 @@ def _pack_graph(frames, data):
         for words in (f'; {name} ', ', gradient ')[:n]]
     says[0] = says[0][2:]
     return [dict(
-        name='', line=0, every=0, end='', texts=list(once), says=says,
-        x=x[:1] if len(set(x)) == 1 else x)]
+        name='', line=0, every=0, end='', texts=list(once), says=says, x=_once(x))]
 
 def _numbers_at(s, frame):  # the texts of one frame; `numbersAt` in graph.js does this
-    codes = _decode(s['x'][frame if len(s['x']) > 1 else 0])
-    return [s['texts'][i] for i in codes]
+    return [s['texts'][i] for i in _decode(_in_frame(s['x'], frame))]
 
 def _told(s, frame):  # … as a sentence, after the word with which graph.js finds it
     told = ''.join(a + b for a, b in zip(s['says'], _numbers_at(s, frame)))
     return f' Now: {told}.'
 
+# %% ../nbs/92_figures.ipynb #e9c67142
+#| code-fold: true
+#| code-summary: "Boxes, and the numbers in them"
+def _boxes(data):
+    bold = ' style="font-weight:600"'
+    return ''.join(
+        f'<rect class="ax" x="{x}" y="{y}" width="{_BOX}" height="{data["high"]}" '
+        'rx="150"/>' + _text(x + _BOX//2, y + 380, html.escape(name), more=bold)
+        for name, (x, y, _) in data['nodes'].items())
+
+def _front_graph(s, frame, data):
+    res, numbers = '', iter(_numbers_at(s, frame))
+    for x, y, n in data['nodes'].values():
+        for k in range(n):
+            colour = f'color-mix(in srgb,{_COLOURS[k]} 75%,currentColor)'
+            number = f'<tspan class="nnx-u">{next(numbers)}</tspan>'
+            number = f'<tspan style="fill:{colour}">{"∂ "*k}{number}</tspan>'
+            res += _text(x + _BOX//2, y + 780 + 400*k, number)
+    return res
+
+# %% ../nbs/92_figures.ipynb #e9c67143
+#| code-fold: true
+#| code-summary: "Arrows, and all that does not change"
 def _arrow(start, end, high):  # line and head, from the edge of a box to another's
     a, b = (np.add(p[:2], (_BOX/2, high/2)) for p in (start, end))
-    d = b - a
-    unit = d / np.hypot(*d)
+    unit = (b - a)/np.hypot(*(b - a))
     with np.errstate(divide='ignore'): edge = min(np.array([_BOX, high])/2/np.abs(unit))
     tail, tip = a + (edge + 20)*unit, b - (edge + 20)*unit
     foot, side = tip - 180*unit, 90*unit[::-1]*[1, -1]
@@ -93,31 +114,12 @@ def _arrow(start, end, high):  # line and head, from the edge of a box to anothe
 
 def _back_graph(data):  # (arrows, boxes and names, '', note, view)
     places, high = data['nodes'], data['high']
-    lines, heads = zip(('', ''), *(
-        _arrow(places[a], places[b], high) for a, b in data['arrows']))
-    res = (
-        f'<path class="ax" d="{"".join(lines)}"/>'
-        f'<path style="fill:currentColor" d="{"".join(heads)}"/>')
-    for name, (x, y, _) in places.items():
-        res += (
-            f'<rect class="ax" x="{x}" y="{y}" width="{_BOX}" height="{high}" '
-            f'rx="150"/><text x="{x + _BOX//2}" y="{y + 380}" text-anchor="middle" '
-            f'style="font-weight:600">{html.escape(name)}</text>')
+    drawn = [_arrow(places[a], places[b], high) for a, b in data['arrows']]
+    lines, heads = (''.join(d[k] for d in drawn) for k in (0, 1))
+    res = (f'<path class="ax" d="{lines}"/><path style="fill:currentColor" '
+           f'd="{heads}"/>{_boxes(data)}')
     right, below = (max(p[k] for p in places.values()) for k in (0, 1))
     spare = max(0, 3*_WIDE - right)  # few columns are not drawn larger than four
     note = 'below each name: its value' + '; ∂: its gradient'*(high > 1000)
     return res, '', note, (
         f'{-20 - spare//2} -20 {right + _BOX + spare + 40} {below + high + 40}')
-
-# blue values, vermilion gradients, mixed with the colour of the text, so that both are
-# easy to read on a light and on a dark page
-def _front_graph(s, frame, data):
-    res, numbers = '', iter(_numbers_at(s, frame))
-    for x, y, n in data['nodes'].values():
-        for k in range(n):
-            colour = f'color-mix(in srgb,{_COLOURS[k]} 75%,currentColor)'
-            res += (
-                f'<text x="{x + _BOX//2}" y="{y + 780 + 400*k}" text-anchor="middle">'
-                f'<tspan style="fill:{colour}">{"∂ "*k}'
-                f'<tspan class="nnx-u">{next(numbers)}</tspan></tspan></text>')
-    return res

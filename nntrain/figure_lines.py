@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = []
 
 # %% ../nbs/92_figures.ipynb #c1a50002
+#| code-fold: true
+#| code-summary: "Colours, dashes and markers of four series"
 import html
 import math
 
@@ -16,7 +18,8 @@ import numpy as np
 
 from .figure_axes import _BOTTOM, _LEFT, _RIGHT, _TOP, _log
 from .figure_frames import _floats
-from .figure_numbers import _GAP, _LO, _SPAN, _decode, _encode, _quantise
+from .figure_numbers import (_GAP, _LO, _SPAN, _decode, _encode, _in_frame,
+                                    _once, _quantise)
 
 # colour-blind safe, 3:1 against white and against near-black
 _COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
@@ -30,13 +33,13 @@ def _mark(i, r): return _MARKS[i].format(r, 2*r)
 
 # %% ../nbs/92_figures.ipynb #9d27def5
 #| code-fold: true
-#| code-summary: "_paths"
+#| code-summary: "One frame as a line and its markers"
 # the two `d` attributes of one series: line and markers; `paths` in paths.js does the
 # same
 def _paths(s, frame, n, scale):
     line = marks = last = ''
     pen = 'M'
-    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[:n].tolist() for k in 'xy')
+    x, y = (_decode(_in_frame(s[k], frame))[:n].tolist() for k in 'xy')
     for j, (a, b) in enumerate(zip(x, y)):
         if a == _GAP or b == _GAP:
             pen = 'M'
@@ -51,7 +54,20 @@ def _paths(s, frame, n, scale):
 
 # %% ../nbs/92_figures.ipynb #14815001
 #| code-fold: true
-#| code-summary: "Contours as a path, bars as a line, and which points get a marker"
+#| code-summary: "Bars as a line; which points get a marker; which points a contour needs"
+def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
+    if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
+    return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
+
+def _outlined(frames, bins):
+    return [{name: _outline(*v, bins) for name, v in f.items()} for f in frames]
+
+def _every(n, series, kind, dots):  # which points get a marker: every …-th, 0 for none
+    if kind == 'hist': return 0
+    if dots: return 1
+    if kind == 'path': return math.ceil(n / 60)
+    return math.ceil(n / 8) if series > 1 or n <= 16 else 0
+
 # (T, 2) whole numbers -> an SVG path, points nearer than 50 units merged
 def _polyline(points):
     keep = [points[0]]
@@ -60,16 +76,6 @@ def _polyline(points):
     if not (keep[-1] == points[-1]).all(): keep.append(points[-1])
     steps = ' '.join(f'{a} {b}' for a, b in np.diff(keep, axis=0))
     return f'M{keep[0][0]} {keep[0][1]}l{steps}'
-
-def _outline(x, y, bins):  # a histogram -> the corners of its bars, as a line
-    if not len(x): y,x = np.histogram(y[np.isfinite(y)], np.linspace(*bins))
-    return np.repeat(x, 2), np.concatenate([[0.], np.repeat(y, 2), [0.]])
-
-def _every(n, series, kind, dots):  # which points get a marker: every …-th, 0 for none
-    if kind == 'hist': return 0
-    if dots: return 1
-    if kind == 'path': return math.ceil(n / 60)
-    return math.ceil(n / 8) if series > 1 or n <= 16 else 0
 
 # %% ../nbs/92_figures.ipynb #5ef4e931
 #| code-fold: true
@@ -122,20 +128,19 @@ def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are fill
 
 # %% ../nbs/92_figures.ipynb #2b33d62e
 #| code-fold: true
-#| code-summary: "_pack_lines"
+#| code-summary: "All frames of all series, packed"
 def _pack_lines(frames, data):  # -> series; what is equal in all frames comes once
     hist, path = data['kind'] == 'hist', data['kind'] == 'path'
-    if hist:
-        frames = [{k: _outline(*v, data['bins']) for k, v in f.items()} for f in frames]
+    if hist: frames = _outlined(frames, data['bins'])
     res = []
     for i, name in enumerate(frames[0]):
         n, dots = len(frames[0][name][0]), name in data['dots']
         codes = {}
         for k, axis in enumerate('xy'):
             low, high = data['limits'][2*k:2*k + 2]
-            text = [_encode(_quantise(_log(f[name][k], data['log'][k]), low, high))
-                    for f in frames]
-            codes[axis] = text[:1] if len(set(text)) == 1 else text
+            codes[axis] = _once([
+                _encode(_quantise(_log(f[name][k], data['log'][k]), low, high))
+                for f in frames])
         res.append(dict(
             name=name, line=int(not dots and n > 1),
             every=_every(n, len(frames[0]), data['kind'], dots),

@@ -34,6 +34,9 @@ def _decode(text):
 # %% ../nbs/92_figures.ipynb #c1a50001
 #| code-fold: true
 #| code-summary: "Equal frames stored once"
+def _once(texts): return texts[:1] if len(set(texts)) == 1 else texts
+def _in_frame(texts, frame): return texts[frame if len(texts) > 1 else 0]
+
 # texts of all frames -> what a figure stores: what is equal is stored once, with the
 # number of the text that each frame takes; `inFrame` in numbers.js reads it
 def _thin(texts):

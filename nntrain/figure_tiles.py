@@ -17,8 +17,8 @@ import io
 
 import numpy as np
 
-from .figure_axes import _LEFT, _RIGHT, _TOP, _log, _ticks
-from .figure_numbers import _GAP, _SPAN, _decode, _encode
+from .figure_axes import _LEFT, _RIGHT, _TOP, _log, _text, _ticks
+from .figure_numbers import _GAP, _SPAN, _decode, _encode, _in_frame, _once
 
 def _shade(a, lo, hi, shades):  # values -> 0 … shades-1; shades+1 where there is none
     ok = np.isfinite(a)
@@ -54,74 +54,13 @@ def _pack_tiles(frames, data):  # frames -> the one series of a heat map or imag
     edges = ((1, 1),)+((0, 0),)*(len(shape)-1)
     tiles = [np.frombuffer(b, np.uint8).reshape(shape) for b in tiles]
     strip = np.concatenate([np.pad(t, edges, mode='edge') for t in tiles])
-    if len(set(cells)) == 1: cells = cells[:1]
     png = _png(strip, _palette(data['kind'], shades))
-    return [dict(name='', cells=cells, pitch=shape[0] + 2, wide=shape[1], png=png)]
+    return [dict(
+        name='', cells=_once(cells), pitch=shape[0] + 2, wide=shape[1], png=png)]
 
 # %% ../nbs/92_figures.ipynb #86aa85ac
 #| code-fold: true
-#| code-summary: "A PNG with a palette; windows on the strip, their places, labels, the colour bar"
-def _tiles(s, frame):  # the tiles of one frame, read back from the PNG
-    from PIL import Image
-    strip = np.array(Image.open(io.BytesIO(base64.b64decode(s['png']))))
-    return strip.reshape(-1, s['pitch'], *strip.shape[1:])[:, 1:-1][
-        _decode(s['cells'][frame if len(s['cells']) > 1 else 0])]
-
-# the strip, and for each place (x, y, width, height) a window on one tile of it
-def _windows(s, frame, places, key):
-    ids = _decode(s['cells'][frame if len(s['cells'])>1 else 0])
-    n = 1+max(int(_decode(c).max()) for c in s['cells'])
-    strip = (
-        f'<defs><image id="{key}-px" href="data:image/png;base64,{s["png"]}" '
-        f'width="{s["wide"]}" height="{s["pitch"] * n}" '
-        'style="image-rendering:pixelated"/></defs>')
-    return strip + ''.join(
-        f'<svg x="{x}" y="{y}" width="{w}" height="{h}" '
-        f'style="width:{w}px;height:{h}px" viewBox="0 1 {s["wide"]} {s["pitch"] - 2}" '
-        'preserveAspectRatio="none">'
-        f'<use class="nnx-i" href="#{key}-px" y="{-k * s["pitch"]}"/></svg>'
-        for (x, y, w, h), k in zip(places, ids)
-    )
-
-def _places(data):
-    if data['kind'] == 'heat':
-        return [(_LEFT, _TOP, _SPAN * data['box'][2], _SPAN * data['box'][3])]
-    s, gap, below = data['series'][0], 160, 420 if any(data['labels']) else 0
-    w = min(3000, (_LEFT+4*_SPAN+_RIGHT-gap*(data['ncols']-1))//data['ncols'])
-    h = w*(s['pitch']-2)//s['wide']
-    return [
-        (i % data['ncols'] * (w + gap), i // data['ncols'] * (h + gap + below), w, h)
-        for i in range(len(data['labels']))]
-
-def _labels(data):  # (labels below the pictures, '', '', size of the whole)
-    places, below, res = _places(data), 420 if any(data['labels']) else 0, ''
-    for label,(x,y,w,h) in zip(data['labels'], places):
-        if len(label) * 165 > w + 160:
-            raise ValueError(f"label {label!r} is too long for {data['ncols']} "
-                             f"pictures in a row: at most {(w + 160) // 165} letters")
-        if label:
-            res += (
-                f'<text x="{x + w // 2}" y="{y + h + 330}" '
-                f'text-anchor="middle">{html.escape(label)}</text>')
-    _,y,_,h = places[-1]
-    return res, '', '', f'0 0 {_LEFT + 4 * _SPAN + _RIGHT} {y + h + below}'
-
-def _colour_bar(data, zlabel):  # (what is right of a heat map, its right end)
-    x, h, (lo,hi) = _LEFT+_SPAN*data['box'][2]+300, _SPAN*data['box'][3], data['zlim']
-    strip = _png(
-        np.arange(data['shades'], dtype=np.uint8)[::-1, None],
-        _palette('heat', data['shades']))
-    res = (
-        f'<image href="data:image/png;base64,{strip}" x="{x}" y="{_TOP}" width="260" '
-        f'height="{h}" preserveAspectRatio="none"/>')
-    for v, text in _ticks(lo, hi, data['zlog']):
-        y = round(_TOP + h - h * (v - lo) / (hi - lo)) + 75
-        res += f'<text x="{x + 330}" y="{y}">{text}</text>'
-    right = x+1400
-    return (
-        res + f'<text x="{right - 60}" y="{_TOP - 190}" '
-        f'text-anchor="end">{html.escape(zlabel or "")}</text>', right)
-
+#| code-summary: "A strip as PNG, and tiles read back from it"
 # (H, W) numbers of colours, or (H, W, 3) shares of 255 -> base64
 def _png(strip, palette):
     from PIL import Image
@@ -135,3 +74,58 @@ def _png(strip, palette):
         picture.putpalette(palette.tobytes())
     picture.save(out, 'PNG', optimize=True, **more)
     return base64.b64encode(out.getvalue()).decode()
+
+def _tiles(s, frame):  # the tiles of one frame, read back from the PNG
+    from PIL import Image
+    strip = np.array(Image.open(io.BytesIO(base64.b64decode(s['png']))))
+    return strip.reshape(-1, s['pitch'], *strip.shape[1:])[:, 1:-1][
+        _decode(_in_frame(s['cells'], frame))]
+
+# %% ../nbs/92_figures.ipynb #86aa85ad
+#| code-fold: true
+#| code-summary: "Windows on the strip, and their places"
+# the strip, and for each place (x, y, width, height) a window on one tile of it
+def _windows(s, frame, places, key):
+    wide, pitch = s['wide'], s['pitch']
+    n = 1 + max(int(_decode(c).max()) for c in s['cells'])
+    res = (f'<defs><image id="{key}-px" href="data:image/png;base64,{s["png"]}" width='
+           f'"{wide}" height="{pitch*n}" style="image-rendering:pixelated"/></defs>')
+    for (x, y, w, h), k in zip(places, _decode(_in_frame(s['cells'], frame))):
+        res += (f'<svg x="{x}" y="{y}" width="{w}" height="{h}" style="width:{w}px;'
+                f'height:{h}px" viewBox="0 1 {wide} {pitch - 2}" preserveAspectRatio='
+                f'"none"><use class="nnx-i" href="#{key}-px" y="{-k*pitch}"/></svg>')
+    return res
+
+def _places(data):
+    if data['kind'] == 'heat':
+        return [(_LEFT, _TOP, _SPAN*data['box'][2], _SPAN*data['box'][3])]
+    s, n, gap, below = data['series'][0], data['ncols'], 160, 420*any(data['labels'])
+    w = min(3000, (_LEFT + 4*_SPAN + _RIGHT - gap*(n - 1))//n)
+    h = w*(s['pitch'] - 2)//s['wide']
+    return [(i % n*(w + gap), i//n*(h + gap + below), w, h)
+            for i in range(len(data['labels']))]
+
+# %% ../nbs/92_figures.ipynb #86aa85ae
+#| code-fold: true
+#| code-summary: "Labels below the pictures, a colour bar beside the cells"
+def _labels(data):  # (labels below the pictures, '', '', size of the whole)
+    places, below, res = _places(data), 420*any(data['labels']), ''
+    for label, (x, y, w, h) in zip(data['labels'], places):
+        if len(label)*165 > w + 160:
+            raise ValueError(f"label {label!r} is too long for {data['ncols']} "
+                             f"pictures in a row: at most {(w + 160)//165} letters")
+        if label: res += _text(x + w//2, y + h + 330, html.escape(label))
+    _, y, _, h = places[-1]
+    return res, '', '', f'0 0 {_LEFT + 4*_SPAN + _RIGHT} {y + h + below}'
+
+def _colour_bar(data, zlabel):  # (what is right of a heat map, its right end)
+    (w, h), (lo, hi) = (_SPAN*k for k in data['box'][2:]), data['zlim']
+    n = data['shades']
+    x, strip = _LEFT + w + 300, np.arange(n, dtype=np.uint8)[::-1, None]
+    href = f'data:image/png;base64,{_png(strip, _palette("heat", n))}'
+    res = (f'<image href="{href}" x="{x}" y="{_TOP}" width="260" height="{h}" '
+           'preserveAspectRatio="none"/>')
+    for v, text in _ticks(lo, hi, data['zlog']):
+        y = round(_TOP + h - h*(v - lo)/(hi - lo)) + 75
+        res += f'<text x="{x + 330}" y="{y}">{text}</text>'
+    return res + _text(x + 1340, _TOP - 190, html.escape(zlabel or ''), 'end'), x + 1400

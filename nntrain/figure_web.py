@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #1a949801
 #| code-fold: true
-#| code-summary: "_web, _squeeze_js, _squeeze_css and 2 more"
+#| code-summary: "The files without what only people read, and the data in them"
 import re
 from importlib.resources import files
 

@@ -20,37 +20,16 @@ from .figure_graph import (_back_graph, _front_graph, _pack_graph,
                                   _told)
 from .figure_lines import (_COLOURS, _DASHES, _contours, _mark, _pack_lines,
                                   _paths, _stroke, _svg)
-from .figure_numbers import _LO, _SPAN, _decode, _thin
+from .figure_numbers import _LO, _SPAN, _decode, _in_frame, _thin
 from .figure_tiles import _colour_bar, _labels, _pack_tiles, _places, _windows
 from .figure_web import _DRAG_JS, _EXPLORE_JS, _GRAPH_JS, _script, _style
 
 # %% auto #0
 __all__ = ['Figure']
 
-# %% ../nbs/92_figures.ipynb #44b3377c
-#| code-fold: true
-#| code-summary: "_pack, _back"
-def _pack(frames, data):  # frames -> series ready to draw
-    if data['kind'] == 'graph': return _pack_graph(frames, data)
-    tiles = data['kind'] in ('heat', 'image')
-    return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
-
-def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
-    if data['kind'] == 'image': return _labels(data)
-    if data['kind'] == 'graph': return _back_graph(data)
-    axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
-    if data['kind'] == 'heat':
-        bar, right = _colour_bar(data, zlabel)
-        below = _TOP + _SPAN*data['box'][3] + _BOTTOM
-        return axes + bar, '', '', f'0 0 {right} {below}'
-    if surface is None: return axes, '', '', None
-    x, y = (_log(_floats(v), log) for v, log in zip(surface, data['log']))
-    scale = data['box'][2:]
-    return axes, *_contours((x, y, surface[2]), data['limits'], scale, levels), None
-
 # %% ../nbs/92_figures.ipynb #7e2af65e
 #| code-fold: true
-#| code-summary: "Figure, _live, _repr_mimebundle_"
+#| code-summary: "The object, and its forms"
 class Figure:
     """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
     text, or live in a kernel"""
@@ -69,9 +48,30 @@ def _repr_mimebundle_(self:Figure, include=None, exclude=None):
     try: return {**self.widget()._repr_mimebundle_(), **res}
     except ImportError: return res  # no ipywidgets: the page's own sliders do
 
+# %% ../nbs/92_figures.ipynb #44b3377c
+#| code-fold: true
+#| code-summary: "What changes, and what does not"
+def _pack(frames, data):  # frames -> series ready to draw
+    if data['kind'] == 'graph': return _pack_graph(frames, data)
+    tiles = data['kind'] in ('heat', 'image')
+    return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
+
+def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
+    if data['kind'] == 'image': return _labels(data)
+    if data['kind'] == 'graph': return _back_graph(data)
+    axes = _axes(data['limits'], data['log'], data['box'][2:], labels)
+    if data['kind'] == 'heat':
+        bar, right = _colour_bar(data, zlabel)
+        below = _TOP + _SPAN*data['box'][3] + _BOTTOM
+        return axes + bar, '', '', f'0 0 {right} {below}'
+    if surface is None: return axes, '', '', None
+    x, y = (_log(_floats(v), log) for v, log in zip(surface, data['log']))
+    scale = data['box'][2:]
+    return axes, *_contours((x, y, surface[2]), data['limits'], scale, levels), None
+
 # %% ../nbs/92_figures.ipynb #6aecef1e
 #| code-fold: true
-#| code-summary: "svg"
+#| code-summary: "One frame as SVG"
 @patch
 def svg(self:Figure,
     series=None,  # list like `data['series']`; None = the stored ones
@@ -114,34 +114,20 @@ def _legend(series, *notes):
     return f'<ul>{res}</ul>' if res else ''
 
 def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
-    x, y = (_decode(s[k][frame if len(s[k]) > 1 else 0])[0] for k in 'xy')
+    x, y = (_decode(_in_frame(s[k], frame))[0] for k in 'xy')
     return (
         f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
         f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
 
 # %% ../nbs/92_figures.ipynb #cb021e01
 #| code-fold: true
-#| code-summary: "Which words, and which control"
-# words for the names that figures use often; other names stay as they are
-_WORDS = dict(
-    lr='learning rate lr', momentum='momentum', beta='decay β',
-    beta1='decay of the mean β₁', beta2='decay of the squares β₂', eps='eps (ε)',
-    weight_decay='weight decay', w='weight w', b='bias b',
-    pct_start='warm-up share pct_start', div='start divisor div',
-    div_final='end divisor div_final')
-
-def _label(name, words): return words.get(name) or _WORDS.get(
-    name, name.replace('_', ' '))
-
+#| code-summary: "A slider, or buttons"
 # two or three values, or a few words: a button each
 def _is_choice(p):
     few = len(p['texts']) < 4 or len(p['texts']) < 7 and not any(
         text[:1] in '+-.0123456789' for text in p['texts'])
     return 1 < len(p['texts']) and few and not p['step']
 
-# %% ../nbs/92_figures.ipynb #727d00ac
-#| code-fold: true
-#| code-summary: "Buttons, sliders, and the frame around all"
 def _choice(key, label, texts, at):
     buttons = ''.join(
         f'<label><input type="radio" name="{key}" value="{i}" autocomplete="off"'
@@ -158,6 +144,20 @@ def _slider(key, label, texts, at):
         f'max="{len(texts) - 1}" step="1" value="{at}" autocomplete="off" '
         f'aria-valuetext="{text}"><output for="{key}">{text}</output>')
 
+# %% ../nbs/92_figures.ipynb #727d00ac
+#| code-fold: true
+#| code-summary: "All controls, each named in words"
+# words for the names that figures use often; other names stay as they are
+_WORDS = dict(
+    lr='learning rate lr', momentum='momentum', beta='decay β',
+    beta1='decay of the mean β₁', beta2='decay of the squares β₂', eps='eps (ε)',
+    weight_decay='weight decay', w='weight w', b='bias b',
+    pct_start='warm-up share pct_start', div='start divisor div',
+    div_final='end divisor div_final')
+
+def _label(name, words): return words.get(name) or _WORDS.get(
+    name, name.replace('_', ' '))
+
 def _controls(data, start, words):
     res = ''
     for p,at in zip(data['params'], start):
@@ -169,6 +169,9 @@ def _controls(data, start, words):
         '</button> <button type="button">copy link</button> <span role="status"></span>'
         '</p></form>')
 
+# %% ../nbs/92_figures.ipynb #727d00ad
+#| code-fold: true
+#| code-summary: "The frame around all"
 # where style and script are stripped, `body` is a heap of numbers and dead sliders:
 # hide it there, and say what would be here
 def _shielded(about, body):
@@ -192,7 +195,7 @@ def _wrap(fig, picture, below):  # title, legend, picture and what is below it
 
 # %% ../nbs/92_figures.ipynb #f565eb01
 #| code-fold: true
-#| code-summary: "_program, to_html"
+#| code-summary: "Script, data and picture in one piece"
 # the script with its data; the strip of tiles is already in the picture
 def _program(data):
     series = [
@@ -217,7 +220,7 @@ def to_html(self:Figure)->str:
 
 # %% ../nbs/92_figures.ipynb #c1a50003
 #| code-fold: true
-#| code-summary: "widget"
+#| code-summary: "The live view"
 @patch
 def widget(self:Figure):  # an `ipywidgets.VBox`
     "The live view: the same sliders, but each move calls the function"

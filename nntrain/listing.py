@@ -103,18 +103,23 @@ def _write_pages(folder, lib, modules, homes):  # the reference of these modules
         page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
         (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
 
+# %% ../nbs/98_site.ipynb #16e8fd5e
+#| code-fold: true
+#| code-summary: "Exported cells become visible"
+def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modules
+    code = [c for c in cells if c.cell_type == 'code']
+    for c in code:
+        if 'export' in c.directives_:
+            c.directives_['exports'] = c.directives_.pop('export')
+    return {v[0] for c in code for k, v in c.directives_.items()
+            if k in ('default_exp', 'exports') and v}
+
 # %% ../nbs/98_site.ipynb #fa81cd41
 class SourceProc:
     """nbdev docs processor: exported cells show their source, under names that lead to
     the reference, whose pages it writes; imports are folded"""
     def __init__(self, nb):  # nbdev makes all processors before the first one runs
-        self.nb = nb
-        for c in nb.cells:  # nbdev hides what is exported, and shows `exports`
-            if c.cell_type == 'code' and 'export' in c.directives_:
-                c.directives_['exports'] = c.directives_.pop('export')
-        self.modules = {v[0] for c in nb.cells if c.cell_type == 'code'
-                        for k, v in c.directives_.items()
-                        if k in ('default_exp', 'exports') and v}
+        self.nb, self.modules = nb, _show_exports(nb.cells)
 
     def begin(self):
         root, s, _ = _top(self.nb)

@@ -94,6 +94,7 @@ def step(model, opt, xb, yb):
     opt.zero_grad()
     return loss.detach()
 
+# %% ../nbs/25_bugs.ipynb #a1ab7d03
 def evaluate(model, x, y, size=2048):
     model.eval()
     with torch.no_grad(): logits = torch.cat([model(xb) for xb in x.split(size)])
@@ -117,7 +118,7 @@ def train(x, y, n_epochs, seed, n_valid):
 
 # %% ../nbs/25_bugs.ipynb #11fe3101
 #| code-fold: true
-#| code-summary: "Code of the exhibits"
+#| code-summary: "The text of the nine parts"
 def text_of(
     part  # a function or a class
 )->str:
@@ -130,6 +131,10 @@ def text_of(
 
 NINE = normalise, prepare, batches, Net, Adam, build, step, evaluate, train
 PARTS = {part.__name__: text_of(part) for part in NINE}
+
+# %% ../nbs/25_bugs.ipynb #11fe3102
+#| code-fold: true
+#| code-summary: "variant: the program with lines changed"
 _NAMES = dict(
     math=math, torch=torch, F=F, nn=nn, SimpleNamespace=SimpleNamespace,
     OneCycleLR=OneCycleLR, ConstantLR=ConstantLR, FASHION_MEAN=FASHION_MEAN,
@@ -228,6 +233,9 @@ SECRET = r'''
 '''
 LETTERS = 'opsrqn oqnrps rsqnop qsrtupon'      # of the suspects, room by room
 
+# %% ../nbs/25_bugs.ipynb #a8fd4902
+#| code-fold: true
+#| code-summary: "How the secret is read"
 def decoded(
     text:str  # each letter moved by 13 places
 )->str:

@@ -10,17 +10,13 @@ __all__ = ['CHECKS', 'check_normalise', 'check_prepare', 'check_batches', 'check
 
 # %% ../nbs/25_bugs.ipynb #36852801
 #| code-fold: true
-#| code-summary: "Checks of data, network, optimizer and step"
-import copy
-import math
+#| code-summary: "Imports, and check_normalise"
 import random
-import types
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .signs import look_at_network
 from .sources import FASHION_MEAN, FASHION_STD
 
 def check_normalise(
@@ -38,6 +34,9 @@ def check_normalise(
         f'a black and a white pixel become {got[0, 0]:.3f} and {got[0, 1]:.3f}; '
         f'expected {want[0, 0]:.3f} and {want[0, 1]:.3f}')
 
+# %% ../nbs/25_bugs.ipynb #36852803
+#| code-fold: true
+#| code-summary: "check_prepare"
 def check_prepare(
     prepare  # function: pictures, labels, n_valid -> train_x, train_y, valid_x, valid_y
 )->None:
@@ -46,14 +45,7 @@ def check_prepare(
     x, y = torch.arange(n, dtype=torch.uint8), torch.arange(n)   # brightness i, label i
     x = x[:, None, None, None].expand(n, 1, 28, 28)
     train_x, train_y, valid_x, valid_y = prepare(x, y, n_valid)
-    slope = (train_x[-1, 0] - train_x[0, 0])/(train_y[-1] - train_y[0])
-    for px, py in (train_x, train_y), (valid_x, valid_y):
-        want = train_x[0, 0] + slope*(py - train_y[0])
-        off = ((px[:, 0] - want)/slope).abs()
-        i = off.argmax()
-        assert len(px) == len(py) and off[i] < .05, (
-            f'brightness {py[i]} became {px[i, 0]:.3f}; on the scale of the training '
-            f'inputs it is {want[i]:.3f}')
+    _check_scale(train_x[:, 0], train_y, valid_x[:, 0], valid_y)
     both = {*train_y.tolist()} & {*valid_y.tolist()}
     assert not both, (
         f'{len(both)} of {n_valid} validation samples are also in the training set')
@@ -62,6 +54,23 @@ def check_prepare(
     assert valid_y.max() - valid_y.min() >= n_valid, (
         'the held-out samples are neighbours: in sorted data they share one class')
 
+# %% ../nbs/25_bugs.ipynb #36852804
+#| code-fold: true
+#| code-summary: "One scale for both sets"
+def _check_scale(train_x, train_y, valid_x, valid_y):
+    "Each brightness lies on the line through the first and last of the training inputs"
+    slope = (train_x[-1] - train_x[0])/(train_y[-1] - train_y[0])
+    for px, py in (train_x, train_y), (valid_x, valid_y):
+        want = train_x[0] + slope*(py - train_y[0])
+        off = ((px - want)/slope).abs()
+        i = off.argmax()
+        assert len(px) == len(py) and off[i] < .05, (
+            f'brightness {py[i]} became {px[i]:.3f}; on the scale of the training '
+            f'inputs it is {want[i]:.3f}')
+
+# %% ../nbs/25_bugs.ipynb #36852805
+#| code-fold: true
+#| code-summary: "check_batches"
 def check_batches(
     batches  # function: inputs, labels, batch size -> generator of (xb, yb)
 )->None:
@@ -81,6 +90,11 @@ def check_batches(
     same = got_x.equal(torch.cat([xb for xb, _ in second]))
     assert not same, 'two epochs have the same order'
 
+# %% ../nbs/25_bugs.ipynb #36852807
+#| code-fold: true
+#| code-summary: "check_Net"
+from .signs import look_at_network
+
 def check_Net(
     Net  # class: n_in, n_hidden, n_classes -> a network with two layers in `hidden`
 )->None:
@@ -92,13 +106,7 @@ def check_Net(
     got = sum(p.numel() for p in model.parameters())
     assert got == want, (f'model.parameters() gives {got:,} of {want:,} numbers: the '
                          f'optimizer will never see the others')
-    w = model.hidden[0].weight.detach()
-    units, right = w.unique(dim=0).shape[0], math.sqrt(2/n_in)
-    assert units == n_hidden, (
-        f'the {n_hidden} units of the first layer start as {units} different ones')
-    assert .7 < w.std()/right < 1.4, (
-        f'the first weights have standard deviation {w.std():.2f}; for {n_in} inputs '
-        f'and ReLU √(2/{n_in}) = {right:.2f} is right')
+    _check_units(model.hidden[0].weight.detach(), n_in, n_hidden)
     F.cross_entropy(model(x), torch.randint(0, n_classes, (64,))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without, f'no gradient reaches {", ".join(without)}'
@@ -107,6 +115,22 @@ def check_Net(
         'the network is linear')
     assert model.eval()(x).min() < 0, 'no logit is negative, whatever the input'
 
+# %% ../nbs/25_bugs.ipynb #36852808
+#| code-fold: true
+#| code-summary: "The units of the first layer"
+import math
+
+def _check_units(w, n_in, n_hidden):
+    units, right = w.unique(dim=0).shape[0], math.sqrt(2/n_in)
+    assert units == n_hidden, (
+        f'the {n_hidden} units of the first layer start as {units} different ones')
+    assert .7 < w.std()/right < 1.4, (
+        f'the first weights have standard deviation {w.std():.2f}; for {n_in} inputs '
+        f'and ReLU √(2/{n_in}) = {right:.2f} is right')
+
+# %% ../nbs/25_bugs.ipynb #36852809
+#| code-fold: true
+#| code-summary: "check_Adam"
 def check_Adam(
     Adam  # class of optimizers: params, lr, betas, eps, decay
 )->None:
@@ -126,6 +150,9 @@ def check_Adam(
                 f'{what}, step {t}: the weight went from {start[0]:.3f} to {a[0]:.3f}, '
                 f'with AdamW to {b[0]:.3f}')
 
+# %% ../nbs/25_bugs.ipynb #3685280a
+#| code-fold: true
+#| code-summary: "check_build"
 def check_build(
     build  # function: number of steps -> model, optimizer, schedule
 )->None:
@@ -144,35 +171,44 @@ def check_build(
         f'at the largest rate, {max(rates):g}, a step of Adam changes a typical weight '
         f'by {share:.1%} of its size; about 1% to 100% is usual')
 
+# %% ../nbs/25_bugs.ipynb #3685280c
+#| code-fold: true
+#| code-summary: "check_step"
 def check_step(
     step  # function: model, optimizer, xb, yb -> loss without graph
 )->None:
     "Each of two steps of SGD follows the gradient of its own batch, and no other"
     n_in, n_out = random.randint(2, 5), random.randint(3, 6)
     model = nn.Linear(n_in, n_out).double()
-    params = [*model.parameters()]
-    opt = torch.optim.SGD(params, lr=.5)
+    opt = torch.optim.SGD(model.parameters(), lr=.5)
     for t in (1, 2):
         xb = torch.randn(8, n_in, dtype=torch.float64)
         yb = torch.randint(0, n_out, (8,))
-        before = [p.detach().clone() for p in params]
-        loss = F.cross_entropy(model(xb), yb)
-        grads = torch.autograd.grad(loss, params)
-        got = step(model, opt, xb, yb)
-        assert abs(got - loss) < 1e-9, (
-            f'the loss is {got:.3f}; the mean cross-entropy of these logits is '
-            f'{loss:.3f}')
-        assert not got.requires_grad, 'the loss that it returns still carries its graph'
-        moved = [(p - b).detach() for p, b in zip(params, before)]
-        assert any(m.any() for m in moved), 'the step did not move the weights'
-        off = max((m + .5*g).abs().max() for m, g in zip(moved, grads))
-        why = ' (step 1 does: what did it leave behind?)' if t == 2 else ''
-        assert off < 1e-9, (
-            f'step {t} does not follow the gradient of its own batch{why}')
+        _check_one_step(step, model, opt, xb, yb, t)
+
+# %% ../nbs/25_bugs.ipynb #3685280d
+#| code-fold: true
+#| code-summary: "One step: its loss, and where the weights go"
+def _check_one_step(step, model, opt, xb, yb, t):
+    params = [*model.parameters()]
+    before = [p.detach().clone() for p in params]
+    loss = F.cross_entropy(model(xb), yb)
+    grads = torch.autograd.grad(loss, params)
+    got = step(model, opt, xb, yb)
+    assert abs(got - loss) < 1e-9, (
+        f'the loss is {got:.3f}; the mean cross-entropy of these logits is {loss:.3f}')
+    assert not got.requires_grad, 'the loss that it returns still carries its graph'
+    moved = [(p - b).detach() for p, b in zip(params, before)]
+    assert any(m.any() for m in moved), 'the step did not move the weights'
+    off = max((m + .5*g).abs().max() for m, g in zip(moved, grads))
+    why = ' (step 1 does: what did it leave behind?)' if t == 2 else ''
+    assert off < 1e-9, f'step {t} does not follow the gradient of its own batch{why}'
 
 # %% ../nbs/25_bugs.ipynb #e8eb5402
 #| code-fold: true
-#| code-summary: "Checks of evaluate and train; finding runs the check of a part"
+#| code-summary: "check_evaluate"
+import copy
+
 def check_evaluate(
     evaluate  # function: model, inputs, labels, size -> loss, accuracy
 )->None:
@@ -193,6 +229,11 @@ def check_evaluate(
     assert abs(accuracy - right) < 1e-4, (
         f'{n - wrong} of {n} are right, that is {right:.4f}; got {accuracy:.4f}')
 
+# %% ../nbs/25_bugs.ipynb #e8eb5403
+#| code-fold: true
+#| code-summary: "check_train"
+import types
+
 def check_train(
     train  # function: pictures, labels, n_epochs, seed, n_valid; calls a global `step`
 )->None:
@@ -212,6 +253,9 @@ def check_train(
                                 f'largest {max(rates):.4f}')
     assert n % epochs == 0, f'{n} steps in {epochs} epochs'
 
+# %% ../nbs/25_bugs.ipynb #e8eb5404
+#| code-fold: true
+#| code-summary: "finding runs the check of a part"
 CHECKS = dict(normalise=check_normalise, prepare=check_prepare, batches=check_batches,
               Net=check_Net, Adam=check_Adam, build=check_build, step=check_step,
               evaluate=check_evaluate, train=check_train)

@@ -44,9 +44,6 @@ def average_sqr_grad(update, exp_avg_sq, *, betas=(.9, .999)):
     "Stat: running average of the squares of what arrives"
     exp_avg_sq.mul_(betas[1]).addcmul_(update, update, value=1-betas[1])
 
-# %% ../nbs/13_composing.ipynb #306f749b
-#| code-fold: true
-#| code-summary: "Two more: the squares under the names of torch's RMSprop, and a counter"
 @stat(square_avg=torch.zeros_like)
 def square_average(update, square_avg, *, alpha=.99):
     "Stat: the same under the names of torch's RMSprop"
@@ -64,7 +61,7 @@ def rms_direction(update, square_avg, *, eps=1e-8):
 
 # %% ../nbs/13_composing.ipynb #42636eb3
 #| code-fold: true
-#| code-summary: "The second forms of all parts so far"
+#| code-summary: "The second forms: step, decay, sum, averages"
 @multi(sgd_step)
 def _sgd_steps(p, update, *, lr): add_scaled(p, update, -lr)
 
@@ -86,6 +83,9 @@ def _average_grads(update, exp_avg, *, betas):
 def _average_sqr_grads(update, exp_avg_sq, *, betas):
     average_squares(exp_avg_sq, update, betas[1])
 
+# %% ../nbs/13_composing.ipynb #42636eb4
+#| code-fold: true
+#| code-summary: "The second forms: a counter, and directions"
 @multi(square_average)
 def _square_averages(update, square_avg, *, alpha):
     average_squares(square_avg, update, alpha)

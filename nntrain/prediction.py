@@ -10,7 +10,7 @@ __all__ = ['Verdict', 'Prediction', 'predict']
 
 # %% ../nbs/92_figures.ipynb #98bfc101
 #| code-fold: true
-#| code-summary: "Verdict"
+#| code-summary: "Imports of the module; the name, or the nearest one"
 import hashlib
 import html
 import itertools
@@ -27,15 +27,22 @@ from .figure_numbers import _SPAN
 from .figure_web import _PREDICT_JS, _script, _style
 from .figures import _key, _pack, _shielded
 
+def _known(name, names, what):  # the name, or an error with the nearest one
+    if name in names: return name
+    near = get_close_matches(str(name), names, 1)
+    raise ValueError(
+        f"{what}={name!r} is not one of the options"
+        + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
+
+# %% ../nbs/92_figures.ipynb #6c7ab359
+#| code-fold: true
+#| code-summary: "The question, and the answer to a pick"
 class Verdict:
     "A yes or no with its reason: `bool(verdict)`, `str(verdict)`"
     def __init__(self, ok, text): self.ok,self.text = ok,text
     def __bool__(self): return self.ok
     def __repr__(self): return self.text
 
-# %% ../nbs/92_figures.ipynb #6c7ab359
-#| code-fold: true
-#| code-summary: "Prediction"
 class Prediction:
     """What `predict` returns: a question with curves to pick from; shown as HTML, or as
     text in a console"""
@@ -50,30 +57,13 @@ class Prediction:
         return Verdict(pick==self.answer, self.says[_known(pick, self.says, 'pick')])
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        lines = [
-            self.question, *(f'- {label}' for label in self.says),
-            "Pick one: .check('…') answers."]
+        lines = [self.question, *(f'- {label}' for label in self.says),
+                 "Pick one: .check('…') answers."]
         return {'text/plain': '\n'.join(lines), 'text/html': self.page}
-
-# %% ../nbs/92_figures.ipynb #fdc40399
-def _known(name, names, what):  # the name, or an error with the nearest one
-    if name in names: return name
-    near = get_close_matches(str(name), names, 1)
-    raise ValueError(
-        f"{what}={name!r} is not one of the options"
-        + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
-
-# {label: what a reader who picks it is told}
-def _sentences(answer, labels, why, remarks):
-    right = f'“{answer}”. {why}'
-    return {
-        k: f'Right: {right}' if k == answer
-        else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
-        for k in labels}
 
 # %% ../nbs/92_figures.ipynb #8a208a01
 #| code-fold: true
-#| code-summary: "Panels, answer and page"
+#| code-summary: "A panel for each candidate"
 # one small labelled picture per candidate; the first `known` series lie behind each
 def _panels(packed, known, limits, log, box, key):
     dots = ''.join(
@@ -92,6 +82,17 @@ def _panels(packed, known, limits, log, box, key):
         if known: dots = f'<use href="#{key}-g"/>'  # drawn once, shown in every picture
     return f'<div class="nnx-o nnx-o{len(packed)-known}">{res}</div>', dots
 
+# %% ../nbs/92_figures.ipynb #fdc40399
+#| code-fold: true
+#| code-summary: "What a reader is told, and the folded picture"
+# {label: what a reader who picks it is told}
+def _sentences(answer, labels, why, remarks):
+    right = f'“{answer}”. {why}'
+    return {
+        k: f'Right: {right}' if k == answer
+        else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
+        for k in labels}
+
 # the folded picture: the true curve and a place for the picked one
 def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
     mine = _stroke('', '', 1).replace('class="sr"', 'class="sr nnx-m"', 1)
@@ -105,6 +106,9 @@ def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
         f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}'
         f'<p class="nnx-w">{html.escape(why)}</p></details>')
 
+# %% ../nbs/92_figures.ipynb #8a208a02
+#| code-fold: true
+#| code-summary: "What the panels share; all in one piece"
 # what the small pictures share: the dots behind them and the axes
 def _shared(known, xlabel, ylabel):
     old, grey = f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"'
@@ -150,7 +154,7 @@ def _check_options(question, options, answer, why, given, remarks):
 
 # %% ../nbs/92_figures.ipynb #02bb7d5f
 #| code-fold: true
-#| code-summary: "predict"
+#| code-summary: "Ask"
 def predict(
     question:str,  # what to predict, in one sentence
     # 2 to 4 curves to pick from: {label: y or (x, y)}; the label says in words how the

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 'schedule_free_adam_step', 'ScheduleFreeAdamW', 'use_average', 'use_fast', 'averaged', 'ScheduleFreeCB']
+__all__ = ['two_points', 'schedule_free_step', 'ScheduleFreeSGD', 'adam_scale', 'schedule_free_adam_step', 'ScheduleFreeAdamW', 'use_average', 'averaged', 'use_fast', 'ScheduleFreeCB']
 
 # %% ../nbs/15_schedulers.ipynb #313c8312
 #| code-summary: "Imports of the module; what is kept: the points z and x"
@@ -15,7 +15,7 @@ import contextlib
 
 import torch
 
-from .adaptive import adam_denoms, adam_direction
+from .adaptive import adam_direction
 from .callback import Callback
 from .compose import Composed, multi, needs, stat
 from .parts import add_decay, at_least_float32, average_sqr_grad, step_count
@@ -56,7 +56,7 @@ def schedule_free_step(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
     p.copy_(z.lerp(x, momentum))
 
 # %% ../nbs/15_schedulers.ipynb #d81391d4
-#| code-summary: "ScheduleFreeSGD and ScheduleFreeAdamW, and the same for lists of tensors"
+#| code-summary: "ScheduleFreeSGD and ScheduleFreeAdamW"
 #| code-fold: true
 class ScheduleFreeSGD(Composed):
     """Steps at a constant rate, and their average; equals `SGDScheduleFree` of
@@ -82,12 +82,12 @@ class ScheduleFreeAdamW(Composed):
              schedule_free_adam_step)
     hypers = dict(lr=2.5e-3)
 
+# %% ../nbs/15_schedulers.ipynb #d81391d5
+#| code-summary: "The same for lists of tensors"
+#| code-fold: true
 @multi(adam_scale)
 def _adam_scales(update, exp_avg_sq, step, *, betas, eps):
-    denoms, factors = adam_denoms(exp_avg_sq, step, (0., betas[1]), eps)
-    scaled = torch._foreach_div(update, denoms)
-    torch._foreach_mul_(scaled, factors)
-    return scaled
+    return adam_direction.multi(update, exp_avg_sq, step, betas=(0., betas[1]), eps=eps)
 
 @multi(schedule_free_step)
 def _schedule_free_steps(p, update, z, x, step, lr_max, weight_sum, beta, *, lr,
@@ -108,41 +108,16 @@ def _schedule_free_adam_steps(p, update, z, x, step, lr_max, weight_sum, beta, *
                          momentum=betas[0], warmup_steps=warmup_steps)
 
 # %% ../nbs/15_schedulers.ipynb #6dbc9a12
-#| code-summary: "use_average, use_fast and averaged: which point is in the model"
+#| code-summary: "use_average: the average into the model; averaged, for the length of a with"
 #| code-fold: true
-def _groups(opt):
-    if groups := [g for g in opt.param_groups if 'averaged' in g]: return groups
-    raise ValueError(f'{type(opt).__name__} keeps no average: take ScheduleFreeSGD, '
-                     f'ScheduleFreeAdamW or parts with schedule_free_step')
-
-def _pairs(opt, group):  # (parameter, its state); those without a step have none yet
-    return [(p, opt.state[p]) for p in group['params'] if 'x' in opt.state.get(p, {})]
-
 @torch.no_grad()
 def use_average(
     opt  # a Schedule-Free optimizer; its parameters are changed in place
 )->None:
     "Put the average x into the model, to validate, predict or save; twice is as once"
-    for group in _groups(opt):
-        if not group['averaged']:
-            for p, state in _pairs(opt, group): p.copy_(state['x'])
-        group['averaged'] = True
-
-@torch.no_grad()
-def use_fast(
-    opt  # a Schedule-Free optimizer; its parameters are changed in place
-)->None:
-    """Put the training weights y back, to the last bit; twice is as once. Raises
-    ValueError if somebody has changed the average in the model meanwhile"""
-    groups = [group for group in _groups(opt) if group['averaged']]
-    rows = [row for group in groups for row in _pairs(opt, group)]
-    for p, state in rows:
-        if not torch.allclose(p, state['x'].to(p), rtol=0, atol=0, equal_nan=True):
-            raise ValueError(f'a parameter of shape {tuple(p.shape)} no longer is the '
-                             f'average: if you have loaded other weights, go on with '
-                             f'a new optimizer')
-    for p, state in rows: p.copy_(state['z'].lerp(state['x'], state['beta'].item()))
-    for group in groups: group['averaged'] = False
+    groups = [group for group in _groups(opt) if not group['averaged']]
+    for p, state in _rows(opt, groups): p.copy_(state['x'])
+    for group in groups: group['averaged'] = True
 
 @contextlib.contextmanager
 def averaged(
@@ -154,6 +129,32 @@ def averaged(
     try: yield opt
     finally:
         if fast: use_fast(opt)
+
+# %% ../nbs/15_schedulers.ipynb #6dbc9a13
+#| code-summary: "use_fast: the training weights back; optimizers without an average are refused"
+#| code-fold: true
+def _groups(opt):
+    if groups := [g for g in opt.param_groups if 'averaged' in g]: return groups
+    raise ValueError(f'{type(opt).__name__} keeps no average: take ScheduleFreeSGD, '
+                     f'ScheduleFreeAdamW or parts with schedule_free_step')
+
+def _rows(opt, groups):  # (parameter, its state); those without a step have none yet
+    params = (p for group in groups for p in group['params'])
+    return [(p, opt.state[p]) for p in params if 'x' in opt.state.get(p, {})]
+
+@torch.no_grad()
+def use_fast(
+    opt  # a Schedule-Free optimizer; its parameters are changed in place
+)->None:
+    "Put the training weights y back, to the last bit; ValueError if x was changed"
+    groups = [group for group in _groups(opt) if group['averaged']]
+    for p, state in (rows := _rows(opt, groups)):
+        if not torch.allclose(p, state['x'].to(p), rtol=0, atol=0, equal_nan=True):
+            raise ValueError(f'a parameter of shape {tuple(p.shape)} no longer is the '
+                             f'average: if you have loaded other weights, go on with '
+                             f'a new optimizer')
+    for p, state in rows: p.copy_(state['z'].lerp(state['x'], state['beta'].item()))
+    for group in groups: group['averaged'] = False
 
 # %% ../nbs/15_schedulers.ipynb #f1dd8a19
 #| code-summary: "ScheduleFreeCB"

@@ -12,6 +12,7 @@ __all__ = ['ROOM', 'plain_loop', 'ranks_found', 'room_program']
 #| code-fold: true
 #| code-summary: "Imports of the module"
 import copy
+import functools
 
 import numpy as np
 import torch
@@ -36,6 +37,13 @@ def _plain_step(model, opt, xb, yb):
     F.cross_entropy(model(xb), yb).backward()
     opt.step(); opt.zero_grad()
 
+def _accuracy(model, x, y):
+    model.eval()
+    with torch.no_grad(): logits = torch.cat([*map(model, x.split(64))])
+    F.cross_entropy(logits, y)
+    return (logits.argmax(1) == y).float().mean().item()
+
+# %% ../nbs/85_second_room.ipynb #6885d441
 def plain_loop(
     model,         # a classifier of 28×28 pictures
     data,          # ((x, y), (valid_x, valid_y)), normalised
@@ -49,16 +57,13 @@ def plain_loop(
     (x, y), (valid_x, valid_y) = data
     if prepare: x, valid_x = prepare(x, valid_x)
     opt = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    step = step or functools.partial(_plain_step, model)
     for _ in range(2):
         model.train()
         if start: start(model)
-        for i in torch.randperm(len(y)).split(size):
-            if step: step(opt, x[i], y[i])
-            else: _plain_step(model, opt, x[i], y[i])
-        judged = (judge or model).eval()
-        with torch.no_grad(): logits = torch.cat([*map(judged, valid_x.split(64))])
-        F.cross_entropy(logits, valid_y)
-    return (logits.argmax(1) == valid_y).float().mean().item()
+        for i in torch.randperm(len(y)).split(size): step(opt, x[i], y[i])
+        accuracy = _accuracy(judge or model, valid_x, valid_y)
+    return accuracy
 
 # %% ../nbs/85_second_room.ipynb #46b69c3f
 #| code-fold: true
@@ -124,7 +129,7 @@ def _averaged(data, bad):
 
 # %% ../nbs/85_second_room.ipynb #aa668ae8
 #| code-fold: true
-#| code-summary: "augmented, copied"
+#| code-summary: "augmented"
 def _learner(train, valid, **kwargs):
     dls = DataLoaders(train, valid)
     return Learner(_net(), dls, F.cross_entropy, AdamW, 2e-3, **kwargs)
@@ -134,6 +139,9 @@ def _augmented(data, bad):
     return _learner(dls.train, dls.valid,
                     cbs=[AugmentCB(RandomCrop(2), on_valid=bad)])
 
+# %% ../nbs/85_second_room.ipynb #47bb196a
+#| code-fold: true
+#| code-summary: "copied"
 class _Noisy(Dataset):
     def __init__(self, x, y): self.x, self.y, self.rng = x, y, np.random.default_rng(0)
     def __len__(self): return len(self.y)
@@ -188,6 +196,7 @@ ROOM = {'reordered': ('scrambled pixels', _reordered),
         'averaged': ('young average', _averaged),
         'rescaled': ('other scale', _rescaled)}
 
+# %% ../nbs/85_second_room.ipynb #ff140972
 def room_program(
     name:str,      # a key of `ROOM`
     seed:int,      # of the initial weights and the order of the batches

@@ -4,7 +4,7 @@
 
 # %% ../nbs/98_site.ipynb #fdfeb3ba
 #| code-fold: true
-#| code-summary: "_changed"
+#| code-summary: "The day of the last change"
 from __future__ import annotations
 
 import copy
@@ -31,6 +31,8 @@ def _changed(root, path):  # day of a file's last change; None if git does not k
 __all__ = ['TakeAwayProc', 'TitleProc', 'InlineHTMLProc', 'BoxesProc']
 
 # %% ../nbs/98_site.ipynb #a1e0f880
+#| code-fold: true
+#| code-summary: "What stands at the end of a page"
 def _about(root, s, path, titles):  # what stands at the end of a page
     day, page = _changed(root, path), re.sub(r'^\d+[a-z]?_', '', Path(path).stem)
     fields = dict(title=(titles or [page])[0].strip('\'"'),
@@ -82,6 +84,10 @@ def _inner():
 
 def _to_public(m):  # a link of nbdev: as it is, or only its name
     return m[1] if m[0].rsplit('/', 1)[1][:-1] in _inner() else m[0]
+
+def _unlink(data):  # of an output: in tables that cells make, no name is a link
+    if 'text/markdown' in data:
+        data['text/markdown'] = _linked.sub(r'\1', ''.join(data['text/markdown']))
 
 # %% ../nbs/98_site.ipynb #bc22b4f8
 #| code-fold: true
@@ -152,11 +158,7 @@ class TitleProc:
     def __call__(self, cell):
         if cell.cell_type == 'markdown':
             cell.source = _with_right_links(cell.source)
-        for o in cell.get('outputs', []):
-            data = o.get('data', {})
-            if 'text/markdown' in data:
-                text = ''.join(data['text/markdown'])
-                data['text/markdown'] = _linked.sub(r'\1', text)
+        for o in cell.get('outputs', []): _unlink(o.get('data', {}))
 
 # %% ../nbs/98_site.ipynb #4ceb0e31
 #| code-fold: true

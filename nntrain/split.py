@@ -10,10 +10,7 @@ __all__ = ['Split', 'split']
 
 # %% ../nbs/13_composing.ipynb #5a117001
 #| code-fold: true
-#| code-summary: "Show the imports"
-from functools import partial
-
-from fastcore.basics import patch
+#| code-summary: "Imports; the kinds: what is refused, and a class for each"
 from torch import Tensor, optim
 
 from .compose import (Composed, ComposedType, _check_last, _check_values,
@@ -21,10 +18,14 @@ from .compose import (Composed, ComposedType, _check_last, _check_values,
 from .hypers import check_names
 from .optimizer import Optimizer
 
+def _check_kinds(kinds, rule, name):
+    if not isinstance(kinds, dict) or not kinds:
+        raise ValueError(f'{name}: kinds must be a dict with at least one name and its '
+                         f'parts, got {kinds!r}')
+    if rule is not None and not callable(rule):
+        raise TypeError(f'{name}: rule must be a function of name and parameter that '
+                        f'returns one of {list(kinds)}, got {rule!r}')
 
-# %% ../nbs/13_composing.ipynb #5a117002
-#| code-fold: true
-#| code-summary: "Code of `split`: settings, the class, sorting, saving and loading"
 def _composed(name, kind, parts):
     "The class of one kind; ValueError or TypeError, with the kind, if it cannot be one"
     if isinstance(parts, type) and getattr(parts, 'parts', ()): return parts
@@ -33,6 +34,9 @@ def _composed(name, kind, parts):
                          f'that is composed of them, got {parts!r}')
     return compose(*parts, name=f'{name}, kind {kind!r}')
 
+# %% ../nbs/13_composing.ipynb #5a117002
+#| code-fold: true
+#| code-summary: "Hyperparameters: for all kinds that have them, or for one"
 def _given_to(own, given, who):
     "{kind: its hyperparameters}: what is given to all that have it, then to it alone"
     known = list(dict.fromkeys(k for hypers in own.values() for k in hypers))
@@ -49,6 +53,9 @@ def _given_to(own, given, who):
         new[kind] = hypers | {k: v for k, v in given.items() if k in hypers} | alone
     return new
 
+# %% ../nbs/13_composing.ipynb #5a117012
+#| code-fold: true
+#| code-summary: "Split: the class, and its workers"
 class Split(Optimizer, metaclass=ComposedType):
     """Composed optimizers in one: the one that a group's `kind` names steps the group;
     `rule` finds the kind of parameters that come without one"""
@@ -76,6 +83,11 @@ class Split(Optimizer, metaclass=ComposedType):
     def multi_step(self, params, grads, states, group):
         self.workers[group['kind']].multi_step(params, grads, states, group)
 
+# %% ../nbs/13_composing.ipynb #5a117022
+#| code-fold: true
+#| code-summary: "split"
+from functools import partial
+
 def split(
     kinds:dict,        # {name: tuple of parts, or a class that is composed of them}
     rule=None,         # (name or None, parameter) -> name of its kind
@@ -83,12 +95,7 @@ def split(
     **hypers           # defaults, given as in a call
 )->type:               # a subclass of `Split`: call it with parameters
     "Make an optimizer class whose parameter groups have parts of their own"
-    if not isinstance(kinds, dict) or not kinds:
-        raise ValueError(f'{name}: kinds must be a dict with at least one name and its '
-                         f'parts, got {kinds!r}')
-    if rule is not None and not callable(rule):
-        raise TypeError(f'{name}: rule must be a function of name and parameter that '
-                        f'returns one of {list(kinds)}, got {rule!r}')
+    _check_kinds(kinds, rule, name)
     made = {kind: _composed(name, kind, parts) for kind, parts in kinds.items()}
     own = {kind: {'kind': kind, **cls.hypers} for kind, cls in made.items()}
     return ComposedType(name, (Split,), dict(
@@ -97,6 +104,9 @@ def split(
         __doc__=f'{name}, split into {", ".join(kinds)}',
         _recipe=(partial(split, **hypers), (kinds, rule, name))))
 
+# %% ../nbs/13_composing.ipynb #5a117042
+#| code-fold: true
+#| code-summary: "The kind of a parameter, and a group sorted by kinds"
 def _kind_of(cls, i, given):
     "The kind that the rule names for a parameter; ValueError unless it is exactly one"
     name, p = given if isinstance(given, tuple) else (None, given)
@@ -111,28 +121,42 @@ def _kind_of(cls, i, given):
     raise ValueError(f'{cls.__name__}: no kind takes {what}, since {why}: return one '
                      f'of {kinds}, or give groups with a `kind`')
 
+def _by_kind(cls, group):
+    "{kind: its parameters}, in the order of the kinds; a group with a `kind` has one"
+    if 'kind' in group: return {group['kind']: group['params']}
+    given, members = group['params'], {kind: [] for kind in cls.kinds}
+    for i, p in enumerate([given] if isinstance(given, Tensor) else given):
+        members[_kind_of(cls, i, p)].append(p)
+    return {kind: ps for kind, ps in members.items() if ps}
+
+# %% ../nbs/13_composing.ipynb #5a117052
+#| code-fold: true
+#| code-summary: "Add a group: one, or one for each kind"
+from fastcore.basics import patch
+
 @patch
 def add_param_group(self:Split, param_group):
     "Add a group; one without a `kind` becomes a group for each kind that `rule` finds"
-    cls, group = type(self), dict(param_group)
-    members, known = {}, {k for hypers in self.own.values() for k in hypers}
-    if 'kind' in group: members[group['kind']], known = group['params'], set()
-    else:
-        given = group['params']
-        given = [given] if isinstance(given, Tensor) else list(given)
-        for i, p in enumerate(given):
-            members.setdefault(_kind_of(cls, i, p), []).append(p)
-    before = len(self.param_groups)
+    group, before = dict(param_group), len(self.param_groups)
+    known = {k for hypers in self.own.values() for k in hypers}  # each for some kinds
+    if 'kind' in group: known = set()
     try:
-        for kind in sorted(members, key=[*cls.kinds, *members].index):
+        for kind, params in _by_kind(type(self), group).items():
             usual = self.defaults_of({'kind': kind})
             mine = {k: v for k, v in group.items() if k in usual or k not in known}
-            new = {**usual, **mine, 'params': members[kind], 'kind': kind}
-            _check_values(cls, new)
-            Optimizer.add_param_group(self, new)
-            _check_last(self, cls.kinds[kind].parts)
+            self._add_one({**usual, **mine, 'params': params, 'kind': kind})
     except BaseException: del self.param_groups[before:]; raise
 
+@patch
+def _add_one(self:Split, group):
+    cls = type(self)
+    _check_values(cls, group)
+    Optimizer.add_param_group(self, group)
+    _check_last(self, cls.kinds[group['kind']].parts)
+
+# %% ../nbs/13_composing.ipynb #5a117062
+#| code-fold: true
+#| code-summary: "What a kind starts with; saved groups must be of the same kinds"
 @patch
 def defaults_of(self:Split, group):
     kind = group.get('kind')

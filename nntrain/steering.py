@@ -123,7 +123,7 @@ class ScheduleCB(Callback):
             self.values[name].append(values[0] if len(values) == 1 else tuple(values))
 
 # %% ../nbs/15_schedulers.ipynb #fa787a03
-#| code-summary: "More methods of ScheduleCB"
+#| code-summary: "before_fit: the plan of what is written where"
 #| code-fold: true
 @patch
 def before_fit(self:ScheduleCB, learn):
@@ -133,13 +133,6 @@ def before_fit(self:ScheduleCB, learn):
     self._make_plan(learn)
 
 @patch
-def progress(self:ScheduleCB, learn)->float:
-    "Where the fit stands, from 0 in its first step to 1 in its last"
-    return _progress(learn.n_taken, _length(learn))
-
-def _progress(n_taken, n_steps): return min(n_taken/max(1, n_steps-1), 1.)
-
-@patch
 def _make_plan(self:ScheduleCB, learn):
     self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)
     for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
@@ -147,23 +140,42 @@ def _make_plan(self:ScheduleCB, learn):
 
 @patch
 def _add_to_plan(self:ScheduleCB, learn, name, given):
-    "Find where `name` is kept in each group; refuse a place that has a schedule"
     groups, who = learn.opt.param_groups, f'an optimizer {type(learn.opt).__name__}'
+    for k, schedule in enumerate(_one_for_each(groups, name, given)):
+        place = find_hyper(groups[k], name, who)
+        self._refuse_second_writer(learn, name, k, place, who)
+        self.plan.append((_planned(schedule, learn.n_steps), k, name, place))
+
+# %% ../nbs/15_schedulers.ipynb #fa787a04
+#| code-summary: "Refused: a wrong number of schedules, and a second writer"
+#| code-fold: true
+def _one_for_each(groups, name, given):  # a schedule for each parameter group
     each = list(given) if isinstance(given, (list, tuple)) else [given]*len(groups)
-    if len(each) != len(groups):
-        raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter '
-                         'groups: give one for each, or a single one for all')
+    if len(each) == len(groups): return each
+    raise ValueError(f'{name}: {len(each)} schedules for {len(groups)} parameter '
+                     'groups: give one for each, or a single one for all')
+
+@patch
+def _refuse_second_writer(self:ScheduleCB, learn, name, k, place, who):
+    key, i = place  # i: the place in a tuple; None: all of it
     earlier = learn.active[:learn.active.index(self)]
     writers = [cb for cb in (*earlier, self) if isinstance(cb, ScheduleCB)]
     taken = [row for cb in writers for row in cb.plan]
-    for k, schedule in enumerate(each):
-        key, i = find_hyper(groups[k], name, who)
-        for _, other_k, other, (other_key, other_i) in taken:
-            overlap = i == other_i or None in (i, other_i)
-            if (other_k, other_key) == (k, key) and overlap:
-                raise ValueError(f'{other} and {name} would both write {key} of {who}: '
-                                 f'keep one of them')
-        self.plan.append((_planned(schedule, learn.n_steps), k, name, (key, i)))
+    for _, other_k, other, (other_key, other_i) in taken:
+        overlap = i == other_i or None in (i, other_i)
+        if (other_k, other_key) == (k, key) and overlap:
+            raise ValueError(f'{other} and {name} would both write {key} of {who}: '
+                             f'keep one of them')
+
+# %% ../nbs/15_schedulers.ipynb #fa787a05
+#| code-summary: "How far a run is; each schedule is tried along the whole way"
+#| code-fold: true
+@patch
+def progress(self:ScheduleCB, learn)->float:
+    "Where the fit stands, from 0 in its first step to 1 in its last"
+    return _progress(learn.n_taken, _length(learn))
+
+def _progress(n_taken, n_steps): return min(n_taken/max(1, n_steps-1), 1.)
 
 @patch
 def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
@@ -179,6 +191,9 @@ def _look_ahead(self:ScheduleCB, learn, schedule, k, name):
         except (TypeError, ValueError) as e:
             raise type(e)(f'{e} (from its schedule, at progress {progress:g})') from e
 
+# %% ../nbs/15_schedulers.ipynb #fa787a06
+#| code-summary: "What others see: settings, a line of text, what a checkpoint keeps"
+#| code-fold: true
 @patch
 def _along(self:ScheduleCB, look):
     "`look` at each schedule, or at each one of a list"

@@ -177,11 +177,28 @@ def _lights(symbols):  # what the browser needs to find them all
 
 # %% ../nbs/98_site.ipynb #026ec29c
 #| code-fold: true
-#| code-summary: "SymbolsProc"
+#| code-summary: "Where we are on a page, and what was explained"
 _PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
                      re.M | re.S)
 
 
+class _Walk:
+    def __init__(self, symbols):
+        self.symbols, self.h2, self.h3, self.told = symbols, '', '', set()
+
+    def listed(self, found, kind=''):
+        told, self.told = self.told, self.told | set(found)
+        return _legend(found, self.symbols, told, kind) if found else ''
+
+    def passed(self, m):  # a heading or a formula -> it, with the list below it
+        if m[1]: self.h3 = _slug(m[2])
+        if m[1] == '##': self.h2, self.told = self.h3, set()
+        found = symbols_in(m[3] or '', self.symbols, (self.h2, self.h3))
+        return m[0] + self.listed(found)
+
+# %% ../nbs/98_site.ipynb #026ec29d
+#| code-fold: true
+#| code-summary: "SymbolsProc"
 class SymbolsProc:
     "nbdev docs processor: symbols below formulas and pictures light up everywhere"
     def __init__(self, nb): self.nb = nb
@@ -190,24 +207,16 @@ class SymbolsProc:
         symbols = read_symbols('\n\n'.join(
             c.source for c in self.nb.cells if c.cell_type == 'markdown'))
         if not symbols: return
-        h2, h3, told, cells = '', '', set(), []
-        def listed(found, kind=''):
-            nonlocal told
-            told, old = told | set(found), told
-            return _legend(found, symbols, old, kind) if found else ''
-        def with_legend(m):
-            nonlocal h2, h3, told
-            if m[1]: h3 = _slug(m[2])
-            if m[1] == '##': h2, told = h3, set()
-            return m[0] + listed(symbols_in(m[3] or '', symbols, (h2, h3)))
+        walk, cells = _Walk(symbols), []
         for c in self.nb.cells:
             cells.append(c)
             if c.cell_type == 'markdown':
-                c.source = _PLACES.sub(with_legend, c.source)
-            elif c.cell_type == 'code' and h2 != 'exercises':  # those stay folded
-                found = symbols_said(_picture_text(c), symbols, (h2, h3))
-                boxes = _boxes(c, symbols, (h2, h3))
-                text = listed(found, ' .sym-picture' + boxes)
+                c.source = _PLACES.sub(walk.passed, c.source)
+            elif c.cell_type == 'code' and walk.h2 != 'exercises':  # those stay folded
+                places = walk.h2, walk.h3
+                found = symbols_said(_picture_text(c), symbols, places)
+                boxes = _boxes(c, symbols, places)
+                text = walk.listed(found, ' .sym-picture' + boxes)
                 if found: cells.append(_prose(text, 'symbols'))
         self.nb.cells[:] = [*cells, _prose(_lights(symbols), 'symbols')]
 

@@ -38,7 +38,7 @@ def moments(
 
 # %% ../nbs/80_tape.ipynb #09c2fd79
 class TapeCB(Callback):
-    "Record a run at some 50 moments: `tape` shows it, here or on a page"
+    "Record a run of one process at some 50 moments: `tape` shows it on a page"
     order, watches, shows = 30, True, ('n_moments',)
     def __init__(self,
         n_moments:int=48,  # how often to look, from 2 to 100

@@ -29,37 +29,69 @@ class TorchSchedulerCB(Callback):
         per:str='batch',  # 'batch': after each step taken; 'epoch': after each epoch
         metric:str=None   # for ReduceLROnPlateau, per epoch: a key such as 'valid_loss'
     ):
-        if per not in ('batch', 'epoch'):
-            raise ValueError(f"per must be 'batch' or 'epoch', got {per!r}")
-        if metric is not None and per != 'epoch':
-            raise ValueError(f"metric {metric!r} is known once per epoch: "
-                             f"say per='epoch'")
+        _check_pace(per, metric)
         self.factory, self.per, self.metric = factory, per, metric
         self.needs = (MetricsCB,) if metric is not None else ()
         self.made = {}  # kind and settings of the newest scheduler
 
-    def before_fit(self, learn):
-        self.scheduler, self.n_done, self.n_before = None, 0, 0
-        if 'train' not in learn.phases: return
-        n = learn.n_steps if self.per == 'batch' else learn.n_epochs
-        takes_n = 'n_steps' in inspect.signature(self.factory).parameters
-        self.scheduler = self.factory(learn.opt, **({'n_steps': n} if takes_n else {}))
-        self._check_scheduler(learn, n)
-        kind = type(self.scheduler).__name__
-        self.made = {'kind': kind} | self.scheduler.state_dict()
-        self.n_last = None if n is None else n-1  # one value is there from the start
+# %% ../nbs/15_schedulers.ipynb #e4483602
+#| code-summary: "A new scheduler for each fit, and what a checkpoint keeps of it"
+#| code-fold: true
+@patch
+def before_fit(self:TorchSchedulerCB, learn):
+    self.scheduler, self.n_done, self.n_before = None, 0, 0
+    if 'train' not in learn.phases: return
+    n = learn.n_steps if self.per == 'batch' else learn.n_epochs
+    takes_n = 'n_steps' in inspect.signature(self.factory).parameters
+    self.scheduler = self.factory(learn.opt, **({'n_steps': n} if takes_n else {}))
+    self._check_scheduler(learn, n)
+    self.made = {'kind': type(self.scheduler).__name__, **self.scheduler.state_dict()}
+    self.n_last = None if n is None else n-1  # one value is there from the start
 
-    def after_step(self, learn):
-        if self.per == 'batch': self._advance()
-    def before_epoch(self, learn): self.n_before = learn.n_taken
-    def after_epoch(self, learn):
-        if self.per != 'epoch' or learn.n_taken == self.n_before: return
-        if self.metric is None: self._advance()
-        else: self._advance(last_metric(learn.history, self.metric))
-    def _advance(self, *metric):
-        if self.n_last is None or self.n_done < self.n_last:
-            self.scheduler.step(*metric)
-        self.n_done += 1
+@patch
+def state_dict(self:TorchSchedulerCB)->dict:
+    return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done,
+            'n_before': self.n_before}
+
+@patch
+def load_state_dict(self:TorchSchedulerCB, state)->None:
+    self.n_done, self.n_before = state['n_done'], state['n_before']
+    self.scheduler.load_state_dict(state['scheduler'])
+
+# %% ../nbs/15_schedulers.ipynb #e4483603
+#| code-summary: "When it steps: never after the last step; and its settings"
+#| code-fold: true
+@patch
+def after_step(self:TorchSchedulerCB, learn):
+    if self.per == 'batch': self._advance()
+
+@patch
+def before_epoch(self:TorchSchedulerCB, learn): self.n_before = learn.n_taken
+
+@patch
+def after_epoch(self:TorchSchedulerCB, learn):
+    if self.per != 'epoch' or learn.n_taken == self.n_before: return
+    if self.metric is None: self._advance()
+    else: self._advance(last_metric(learn.history, self.metric))
+
+@patch
+def _advance(self:TorchSchedulerCB, *metric):
+    if self.n_last is None or self.n_done < self.n_last: self.scheduler.step(*metric)
+    self.n_done += 1
+
+@patch
+def settings(self:TorchSchedulerCB)->dict:
+    return dict(per=self.per, metric=self.metric, scheduler=self.made)
+
+# %% ../nbs/15_schedulers.ipynb #e4483604
+#| code-summary: "What is refused before the first step"
+#| code-fold: true
+def _check_pace(per, metric):
+    if per not in ('batch', 'epoch'):
+        raise ValueError(f"per must be 'batch' or 'epoch', got {per!r}")
+    if metric is not None and per != 'epoch':
+        raise ValueError(f"metric {metric!r} is known once per epoch: "
+                         f"say per='epoch'")
 
 @patch
 def _check_scheduler(self:TorchSchedulerCB, learn, n):
@@ -67,17 +99,24 @@ def _check_scheduler(self:TorchSchedulerCB, learn, n):
     scheduler, kind = self.scheduler, type(self.scheduler).__name__
     if not all(hasattr(scheduler, name) for name in ('step', 'state_dict')):
         raise TypeError(f'the factory must return a scheduler, got {scheduler!r}')
-    has = 'metrics' in inspect.signature(scheduler.step).parameters
-    if has and self.metric is None:
-        raise ValueError(f"{kind} watches a metric: say which, "
-                         f"TorchSchedulerCB(…, per='epoch', metric='valid_loss')")
-    if self.metric is not None and not has:
-        raise ValueError(f'{kind} takes no metric: leave metric={self.metric!r} out')
+    self._check_metric(kind)
     total = getattr(scheduler, 'total_steps', None)
     if None not in (total, n) and total < n:
         raise ValueError(f'{kind} has total_steps={total}, but this fit has {n} '
                          f'(per {self.per}): make it with total_steps={n}')
     self._check_momentum(learn, kind)
+
+# %% ../nbs/15_schedulers.ipynb #e4483605
+#| code-summary: "The refusals of a metric and of a second writer of the momentum"
+#| code-fold: true
+@patch
+def _check_metric(self:TorchSchedulerCB, kind):
+    has = 'metrics' in inspect.signature(self.scheduler.step).parameters
+    if has and self.metric is None:
+        raise ValueError(f"{kind} watches a metric: say which, "
+                         f"TorchSchedulerCB(…, per='epoch', metric='valid_loss')")
+    if self.metric is not None and not has:
+        raise ValueError(f'{kind} takes no metric: leave metric={self.metric!r} out')
 
 @patch
 def _check_momentum(self:TorchSchedulerCB, learn, kind):
@@ -89,17 +128,3 @@ def _check_momentum(self:TorchSchedulerCB, learn, kind):
         raise ValueError(f'{kind} cycles the momentum, and {cb} writes it too: make '
                          'the scheduler with cycle_momentum=False, or leave the '
                          'other out')
-
-@patch
-def settings(self:TorchSchedulerCB)->dict:
-    return dict(per=self.per, metric=self.metric, scheduler=self.made)
-
-@patch
-def state_dict(self:TorchSchedulerCB)->dict:
-    return {'scheduler': self.scheduler.state_dict(), 'n_done': self.n_done,
-            'n_before': self.n_before}
-
-@patch
-def load_state_dict(self:TorchSchedulerCB, state)->None:
-    self.n_done, self.n_before = state['n_done'], state['n_before']
-    self.scheduler.load_state_dict(state['scheduler'])

@@ -8,31 +8,17 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['length', 'trust_ratio', 'trust_scale', 'LAMB', 'lars_scale', 'LARS', 'lion_direction', 'Lion', 'radam_direction', 'RAdam', 'lookahead', 'with_lookahead']
 
-# %% ../nbs/13_composing.ipynb #5647f407
+# %% ../nbs/13_composing.ipynb #4ccb65bf
 #| code-fold: true
-#| code-summary: "Show the imports"
-import math
-
+#| code-summary: "Imports; lengths, and their ratio"
 import torch
 from torch import Tensor
 
 from .adaptive import adam_direction
 from .compose import Composed, stat
-from .optimizer import Optimizer, step_counter
-from nntrain.parts import (
-    add_decay,
-    at_least_float32,
-    average_grad,
-    average_sqr_grad,
-    scalar,
-    sgd_step,
-    step_count,
-    sum_grad,
-)
+from .parts import (add_decay, at_least_float32, average_grad, average_sqr_grad,
+                           scalar, sgd_step, step_count, sum_grad)
 
-# %% ../nbs/13_composing.ipynb #4ccb65bf
-#| code-fold: true
-#| code-summary: "Lengths, and their ratio"
 def length(
     x:Tensor  # the weights or the update of one layer, any shape
 )->Tensor:    # one element, at least in float32
@@ -89,6 +75,10 @@ class Lion(Composed):
 # %% ../nbs/13_composing.ipynb #5fd6a46f
 #| code-fold: true
 #| code-summary: "The direction and the class"
+import math
+
+from .optimizer import Optimizer, step_counter
+
 def radam_direction(exp_avg, exp_avg_sq, step, *, betas=(.9, .999), eps=1e-8):
     "New update: Adam's direction, at first without the root, then scaled for noise"
     t, (beta1, beta2) = step.item(), betas
@@ -118,9 +108,6 @@ def lookahead(p, slow, since_sync, *, k=5, slow_lr=.5):
     p.copy_(slow)
     since_sync.zero_()
 
-# %% ../nbs/13_composing.ipynb #5c79f3ca
-#| code-fold: true
-#| code-summary: "Append it to a class"
 def with_lookahead(
     cls:type  # a subclass of `Composed`
 )->type:      # another one, with the further hyperparameters `k` and `slow_lr`

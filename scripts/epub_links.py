@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 from xhtml import Node
 
 WIDE = 40  # letters that fit beside each other on a phone
+SNUG = 28  # and on the smallest one, with large type
 
 
 def file_of(name): return name.removesuffix('.html') + '.xhtml'
@@ -76,7 +77,8 @@ def slim(node):
 
 
 def cards(page):
-    "Mark the tables that a phone is too narrow for; each cell then says its column"
+    """Mark the tables that a phone is too narrow for, and those that are too wide for
+    a small one with large type; each cell then says its column"""
     for table in page.body.all('table'):
         rows = [[c for c in tr.kids if isinstance(c, Node) and c.tag in ('th', 'td')]
                 for tr in table.all('tr')]
@@ -86,8 +88,9 @@ def cards(page):
             for i, cell in enumerate(row):
                 longest = max(map(len, cell.text().split()), default=0)
                 widths[i] = max(widths[i], longest + 2)
-        if sum(widths.values()) <= WIDE or len(heads) < 3: continue
-        table.attrs['class'] = 'wide'
+        total = sum(widths.values())
+        if total <= SNUG: continue
+        table.attrs['class'] = 'wide' if total > WIDE and len(heads) > 2 else 'snug'
         for row in rows[1:]:
             for head, cell in zip(heads, row):
                 if head: cell.attrs['data-head'] = head

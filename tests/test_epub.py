@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from epub_checks import bad_container, bad_pages, files_of, spine
 from project_checks import settings
+from site_checks import start_browser
 
 s = settings(ROOT)
 HOME = s['doc_host'] + s['doc_baseurl'] + '/'
@@ -87,7 +88,11 @@ few.</p></details><h3>Further</h3>
 <code>solved = 1</code></pre></details><pre><code>printed 1</code></pre></div>
 <table><colgroup><col></colgroup><thead><tr><th>name</th><th>value</th><th>what</th>
 </tr></thead><tbody><tr><td>extraordinarily</td><td style="text-align: right">1</td>
-<td>unpronounceable_name</td></tr></tbody></table></section>
+<td>unpronounceable_name</td></tr></tbody></table>
+<table><thead><tr><th>rule</th><th>looks at</th><th>change</th></tr></thead><tbody>
+<tr><td>momentum</td><td>orthogonality</td><td>exponential</td></tr></tbody></table>
+<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr>
+</tbody></table></section>
 <section class="footnotes" role="doc-endnotes"><ol><li id="fn1">Note <a href="#fnref1"
 role="doc-backlink">back</a></li></ol></section>
 <div class="about"><p>Last changed on 2026-05-04</p></div>'''
@@ -176,7 +181,9 @@ def test_formulas_and_code(epub, site):
     assert 'All imports' not in text and 'import os' not in text  # nothing but imports
     assert 'from z import y' in text                              # these are in view
     assert 'a &lt; b &amp; c<br/>\xa0d\ufffd <b>bold</b></p>' in text
-    assert 'class="wide"' in text and 'data-head="value"' in text
+    assert re.findall('<table( class="[a-z]+")?>', text) == [
+        ' class="wide"', ' class="snug"', '']
+    assert 'data-head="value"' in text and 'data-head="looks at"' in text
     css = files_of(site.parent/'book.epub')['EPUB/book.css'].decode()
     assert 'pre-wrap' in css and 'monospace' in css
 
@@ -207,6 +214,28 @@ def test_hints_and_answers_stand_at_the_end(epub, site):
     assert text.index('Going deeper') < text.index('Deep text') < ends[0]
     for kind, n in (('hint', 1), *(('answer', i) for i in range(1, 5))):
         assert f'href="#{kind}-{n}"' in text and f'href="#to-{kind}-{n}"' in text
+
+def too_wide(files, folder):
+    """Pages wider than a phone of 320 pixels with type at 140 %, and what sticks out"""
+    for name, data in files.items():
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        (folder/name).write_bytes(data)
+    with start_browser() as browser:
+        page = browser.new_page(viewport=dict(width=320, height=600))
+        for name in sorted(n for n in files if n.endswith('.xhtml')):
+            page.goto((folder/name).as_uri())
+            page.add_style_tag(content='html { font-size: 140% }')
+            if page.evaluate('document.documentElement.scrollWidth') > 320:
+                yield name, page.evaluate("""[...document.querySelectorAll('body *')]
+                    .filter(e => e.getBoundingClientRect().right > 321)
+                    .slice(0, 3).map(e => e.outerHTML.slice(0, 80))""")
+
+def test_nothing_sticks_out_on_a_small_phone_with_large_type(epub, site, tmp_path):
+    files = files_of(make(epub, site))
+    assert list(too_wide(files, tmp_path/'out')) == []
+    css = files['EPUB/book.css'].replace(b'.snug', b'.none')     # the check can fail
+    found = list(too_wide(files | {'EPUB/book.css': css}, tmp_path/'out'))
+    assert [name for name, _ in found] == ['EPUB/z.xhtml']
 
 def swap(site, name, old, new):
     path = site/name
@@ -283,6 +312,7 @@ def test_the_e_book_of_the_built_site(epub, tmp_path):
     files = files_of(path)
     assert bad_container(path) == [] == bad_pages(files)
     assert path.stat().st_size < 20e6
+    assert list(too_wide(files, tmp_path/'out')) == []
     if jar := os.environ.get('NNTRAIN_EPUBCHECK'):     # of the W3C's checker, for Java
         said = run(['java', '-jar', jar, path], capture_output=True, text=True)
         assert 'No errors or warnings detected' in said.stdout, said.stderr[:2000]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import project_checks as checks
 import pytest
 from conftest import ROOT
+from site_checks import start_browser
 
 from nntrain import bookmap
 
@@ -88,28 +89,61 @@ def test_what_a_chapter_says(text, needs, helps, minutes):
     nb = dict(cells=[dict(cell_type='markdown', source=[text])])
     assert bookmap.said(nb) == (needs, helps, minutes)
 
-def test_arrows_say_all_and_no_more(home):
-    "If you follow the arrows backwards, you meet exactly the chapters that are needed"
-    book, into = home['BOOK'], {}
-    for a, b, dashed in bookmap.arrows(book):
-        if not dashed: into.setdefault(b, set()).add(a)
-    def back(t): return {n for a in into.get(t, ()) for n in {a} | back(a)}
-    assert {t: back(t) for t in book} == {t: bookmap.behind(book, t) for t in book}
-
-def test_stored_map_is_this_map(home):
+def stored():
+    "The map as the home page holds it: HTML"
     outputs = [''.join(o.get('data', {}).get('text/html', ''))
                for c in read(NBS/'index.ipynb')['cells'] for o in c.get('outputs', ())]
-    html = next(text for text in outputs if 'nn-map' in text)
-    book, parts = home['BOOK'], home['PARTS']
-    run = 'run nntrain_execute nbs/index.ipynb; nntrain_sync'
-    assert html == bookmap.draw_map(book, parts), run
-    drawn = bookmap.draw_map(book, parts, linked=False) + '\n'
-    assert (NBS/'images/map.svg').read_text(encoding='utf-8') == drawn, run
-    assert all(f'href="{c.file}"' in html for c in book.values())
+    return next(text for text in outputs if 'nn-map' in text)
 
-def test_boxes_do_not_overlap(home):
-    places = [c.place for c in home['BOOK'].values()]
-    assert len(set(places)) == len(places) and all(0 <= x <= 3 for x, _ in places)
+def test_stored_map_is_this_map(home):
+    assert stored() == bookmap.draw_map(home['BOOK'], home['PARTS']), (
+        'run nntrain_execute nbs/index.ipynb; nntrain_sync')
+
+def test_parts_are_those_of_the_menu(home):
+    menu = checks.yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
+    parts = [(part['part'], [name[3:-6] for name in part['chapters']])
+             for part in menu['book']['chapters'] if 'part' in part]
+    assert [(name, topics) for name, topics, *_ in home['PARTS']] == parts
+
+def test_each_chapter_says_what_it_is_and_needs(home):
+    book = home['BOOK']
+    told = re.findall(
+        r'<li class="m-(\w+)"><a href="([\w.]+)"><b>(\d+)</b> (.*?)</a><p>(.*?)</p>'
+        r'<p class="needs">needs (.*?) · (\d+)\xa0min', stored())
+    assert [t[0] for t in told] == list(book)
+    for (t, *found), row in zip(told, bookmap.map_table(book).splitlines()[2:]):
+        c, needs = book[t], row.split(' | ')[2]
+        plain = [re.sub('</?code>', '`', text).replace('&#x27;', "'") for text in found]
+        assert plain == [c.file, c.number, c.title, c.promise, needs or 'nothing',
+                         str(c.minutes)]
+
+def test_the_end_of_the_book_is_on_the_home_page():
+    shown = ' '.join(source(c) for c in read(NBS/'index.ipynb')['cells'])
+    ends = [p.name for p in NBS.glob('[89]*.ipynb')]
+    assert not (missing := [name for name in ends if f'({name}' not in shown]), missing
+
+def test_map_is_readable_on_a_phone_and_by_keyboard(home):
+    "Nothing is cut off or tiny; under the focus, what a chapter builds on has a frame"
+    book = home['BOOK']
+    with start_browser() as browser:
+        page = browser.new_page(viewport=dict(width=360, height=700))
+        page.set_content(f'<body style="margin:0 16px">{stored()}')
+        assert page.evaluate('document.documentElement.scrollWidth') <= 360
+        sizes = page.evaluate("""[...document.querySelectorAll('.nn-map :is(a, p, b)')]
+            .map(e => parseFloat(getComputedStyle(e).fontSize))""")
+        assert min(sizes) >= 13
+        low = page.evaluate("""[...document.querySelectorAll('.nn-map li li')]
+            .map(e => e.getBoundingClientRect().height)""")
+        assert min(low) >= 44
+        page.keyboard.press('Tab')          # the first chapter
+        for topic, c in book.items():
+            framed = page.evaluate("""() => Object.fromEntries(
+                [...document.querySelectorAll('.nn-map li li')].map(e =>
+                [e.className.slice(2), getComputedStyle(e).outlineStyle]))""")
+            behind = bookmap.behind(book, topic)
+            assert framed == {t: 'solid' if t in behind else 'dashed' if t in c.helps
+                              else 'none' for t in book}, topic
+            page.keyboard.press('Tab')
 
 def test_paths_can_be_walked(home):
     """A reader who follows a path has read what each chapter on it needs, but for the

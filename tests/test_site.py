@@ -15,6 +15,7 @@ yaml = pytest.importorskip('yaml', reason='the site checks need pyyaml')
 
 import page_checks as checks
 from conftest import ROOT
+from site_checks import start_browser
 
 from nntrain import diagram, listing, reference
 from nntrain.site import TitleProc
@@ -46,6 +47,22 @@ def test_a_page_between_two_chapters_keeps_its_letter():
     nb = SimpleNamespace(path_='11b_ones.ipynb', cells=[head])
     TitleProc(nb).begin()
     assert nb.cells[1].source == '# 11b Ones {.unnumbered}'
+
+
+def titled(name):
+    head = "---\ndescription: 'Steps: small'\ntitle: Ones\n---\n"
+    nb = SimpleNamespace(path_=name, cells=[AttrDict(cell_type='raw', source=head)])
+    TitleProc(nb).begin()
+    return [c.source for c in nb.cells]
+
+def test_the_head_of_a_page_describes_it_where_a_card_is_shown():
+    head, *below = titled('11_one.ipynb')
+    card = {'description': 'Steps: small'}
+    assert yaml.safe_load(head.strip().strip('-')) == {
+        **card, 'open-graph': card, 'twitter-card': card}
+    assert below == ['# 11 Ones {.unnumbered}', '::: {.lead}\nSteps: small\n:::']
+    home, *below = titled('index.ipynb')
+    assert 'image: images/card.png' in home and 'title: Ones' in home and below == []
 
 
 def relinked(text):
@@ -333,3 +350,41 @@ def test_names_of_an_assignment_to_several_are_several():
     assert top == ['A', 'B', '_c', 'C', 'D']
     text = f"__all__ = ['A', 'B', 'C', 'D', 'E', 'F']\n{source}"
     assert [e.name for e in reference.entries(text)] == ['A', 'B', 'C', 'D', 'F']
+
+
+# ---- our script and style, on a phone ------------------------------------------------
+
+DEEP = 'return torch.stack([(dL_dtp * t_u).sum(),', ' '*24 + 'dL_dtp.sum()])'
+PHONE = '''<!DOCTYPE html><html><head><style>{style}
+body {{ margin: 0 16px; --bs-body-bg: white }} figure {{ margin: 0 }}
+</style></head><body><main>
+<pre class="sourceCode"><code class="sourceCode">{code}</code></pre>
+<div class="cell-output cell-output-display"><div><figure><p><img alt="plot"
+src="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='700'
+height='200'/%3E"></p><figcaption>{words}</figcaption></figure></div></div>
+<math display="block"><mrow>{sum}</mrow></math></main>{script}</body></html>'''
+
+def test_plots_code_and_formulas_on_a_phone():
+    """A wide plot is larger than the screen, scrolls, and can be reached by keyboard,
+    as can a long formula, with a shadow where there is more; a line of code that is
+    far to the right has room for its words"""
+    html = PHONE.format(
+        style=(NBS/'styles.css').read_text('utf-8'), words='words '*30,
+        script=(NBS/'page.html').read_text('utf-8'),
+        code='\n'.join(f'<span>{line}</span>' for line in DEEP),
+        sum='<mi>x</mi><mo>+</mo>'*40)
+    with start_browser() as browser:
+        page = browser.new_page(viewport=dict(width=360, height=700))
+        page.set_content(html, wait_until='load')
+        wide, plot, inside = page.evaluate('''() => {
+          const img = document.querySelector('img'), box = img.parentElement
+          return [document.documentElement.scrollWidth, img.clientWidth,
+                  [box.scrollWidth > box.clientWidth, box.tabIndex]] }''')
+        assert wide <= 360 and 500 < plot < 600 and inside == [True, 0]
+        formula = page.evaluate('''() => { const e = document.querySelector('math')
+          const style = getComputedStyle(e)
+          return [e.tabIndex, style.backgroundImage.includes('radial')] }''')
+        assert formula == [0, True]
+        high = page.evaluate('''[...document.querySelectorAll('pre span')]
+            .map(e => e.getBoundingClientRect().height)''')
+        assert max(high) < 45, 'a line of code takes more than two lines'

@@ -31,6 +31,12 @@ def test_names_are_looked_up(names_page):
     table = names_page['names'](LINE.format('Learner.fit(lr)')).data
     assert re.search(r'\[`Learner\.fit\(lr\)`\]\(\d\d_\w+\.ipynb#[\w-]+\)', table)
 
+def test_names_lead_to_headings_as_pandoc_writes_them(names_page):
+    "Greek letters and dots of a heading stay in its place"
+    lost = {place for place in names_page['PLACES'].values()
+            if place.partition('#')[2] not in PAGES[place.partition('#')[0]]}
+    assert not lost, f'no such headings: {sorted(lost)}'
+
 @pytest.mark.parametrize('entry, near', [
     ('Lerner', "'Learner'"), ('Learner.fitt', "'fit'"), ('Adam(beta)', 'no parameter')])
 def test_a_wrong_name_stops_the_page(names_page, entry, near):

@@ -18,7 +18,7 @@ LIMIT = .08  # of a training step
 
 def candidates(device, n=1024):
     "A training step first: the ratios are shares of it"
-    if device == 'cpu': keep_freed_memory()  # as DeviceCB does in a training
+    if device == 'cpu': keep_freed_memory()  # as chapter 5 advises
     torch.manual_seed(0)
     x, y = (
         torch.rand(n, 1, 28, 28, device=device), torch.randint(10, (n,), device=device))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from _timing import compare, refuse_if_busy
 
 from nntrain.adaptive import AdamW
+from nntrain.memory import keep_freed_memory
 from nntrain.resnet import resnet
 
 BATCHES = 16, 64, 256, 1024
@@ -63,4 +64,7 @@ if __name__ == '__main__':
     args = parser.parse_args()
     if args.record: refuse_if_busy()
     torch.set_num_threads(1)
+    # glibc gives tensors above 32 MB back to the system at once: batches of 1,024 have
+    # such tensors, and would pay for new pages at each layer
+    keep_freed_memory()
     for name in SERIES: measure(name, args.rounds, args.record)

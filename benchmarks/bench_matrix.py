@@ -60,7 +60,7 @@ if __name__ == '__main__':
     args = parser.parse_args()
     if args.record: refuse_if_busy()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()                     # as the `Learner` does on a CPU
+    keep_freed_memory()                     # as chapter 5 advises
     networks = dict(mlp=mlp, resnet=resnet)
     for network, make in networks.items():
         shapes = [tuple(p.shape) for p in matrices(make, 'cpu')]

@@ -20,6 +20,7 @@ from nntrain.sources import fashion_mnist, fashion_tensors
 from nntrain.blocks import conv_block
 from nntrain.prepare import DeviceCB
 from nntrain.learner import Learner
+from nntrain.memory import keep_freed_memory
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.resnet import resnet
 from nntrain.cycles import momentum_cycle, one_cycle
@@ -101,7 +102,10 @@ def our_way(tensors, batch_size, make_model, *cbs):
             DeviceCB(), MetricsCB(Accuracy()),
             ScheduleCB(lr=one_cycle(1e-2), momentum=momentum_cycle()), *cbs],
     )
-    return lambda: learn.fit(1, valid=False)
+    def epoch():
+        if DEVICE.type == 'cpu': keep_freed_memory()
+        learn.fit(1, valid=False)
+    return epoch
 
 
 if __name__ == '__main__':

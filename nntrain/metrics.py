@@ -27,9 +27,7 @@ class Mean:
         value:Tensor,  # mean of the quantity over `n` samples, a scalar
         n=1            # how many samples it stands for; 0: it does not count
     )->None:
-        if isinstance(n, Tensor): value = value.where(n > 0, 0.)
-        elif n == 0: return
-        self.add(value, n, weight=n)
+        if isinstance(n, Tensor) or n > 0: self.add(value, n, weight=n)
     def add(self, value, n, weight=1):   # only noted: one sum at the end is cheaper
         self.values.append(value); self.weights.append(weight)
         self.n = self.n + n
@@ -46,10 +44,10 @@ class Mean:
 def _weighted_sum(values, weights):
     values = torch.stack(values).float()
     if isinstance(weights[-1], Tensor):
-        weights = torch.stack([torch.as_tensor(w, device=values.device)
+        weights = torch.stack([w if isinstance(w, Tensor) else values.new_tensor(w)
                                for w in weights]).float()
     else: weights = torch.tensor(weights, device=values.device, dtype=torch.float32)
-    return values @ weights
+    return values.where(weights > 0, 0.) @ weights    # without weight: 0/0
 
 @patch
 def state_dict(self:Mean)->dict:

@@ -92,7 +92,7 @@ def _check_order(params):
 def _by_kind(params, grads, states):
     "The three lists, cut into lists of parameters that share type and device"
     def kind(p): return p.dtype, p.device
-    if all(kind(p) == kind(params[0]) for p in params): return [(params, grads, states)]
+    if len({kind(p) for p in params}) == 1: return [(params, grads, states)]
     kinds = {}
     for row in zip(params, grads, states):
         kinds.setdefault(kind(row[0]), []).append(row)

@@ -73,6 +73,7 @@ PHOTO_TRIES = {  # name: recipe; tried on held-out photographs, with two seeds
     'photographs': _photos,
     'photographs, a cycle of the momentum': replace(_photos, cycle_momentum=True)}
 RECIPES['imagenette-5'] = _photos
+RECIPES['imagenette-5-cycle'] = PHOTO_TRIES['photographs, a cycle of the momentum']
 
 def find_recipe(
     name:str   # such as 'challenge-20'

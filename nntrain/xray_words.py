@@ -131,8 +131,9 @@ def in_words(
         say = _tensor if isinstance(value, Tensor) else _array
         with _quietly(): return say(value)
     if isinstance(value, nn.Module):
-        made = (p for p in value.parameters() if not nn.parameter.is_lazy(p))
-        count = sum(p.numel() for p in made)
+        parameters = list(value.parameters())
+        if any(map(nn.parameter.is_lazy, parameters)): return None   # no shape yet
+        count = sum(p.numel() for p in parameters)
         return f'{type(value).__name__}, {count:,} parameters'
     if type(value) in (bool, int, float, np.float32, np.float64, np.int64):
         return _number(value.item() if hasattr(value, 'item') else value)

@@ -112,7 +112,8 @@ function markPictures(main) {
     if (!image) return;
     const [whole, layer] = [1, 2].map(() => document.createElement('span'));
     whole.className = 'sym-over';
-    layer.setAttribute('aria-hidden', 'true');  // for those who see: there are buttons
+    // for those who see: there are buttons
+    layer.setAttribute('aria-hidden', 'true');
     list.dataset.boxes.split(', ').forEach(box => {
       const [symbol, ...place] = box.split(' '), mark = document.createElement('span');
       mark.dataset.sym = symbol;
@@ -122,7 +123,8 @@ function markPictures(main) {
       layer.append(mark);
     });
     const {margin, verticalAlign} = getComputedStyle(image);
-    Object.assign(whole.style, {margin, verticalAlign});  // so that nothing moves
+    // so that nothing moves
+    Object.assign(whole.style, {margin, verticalAlign});
     image.style.margin = '0';
     image.replaceWith(whole);
     whole.append(image, layer);

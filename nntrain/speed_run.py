@@ -80,6 +80,8 @@ SPRINTS = {  # goal: recipe; its epochs are those that it needs
 }
 
 # %% ../nbs/23_challenge.ipynb #2358d001
+#| code-fold: true
+#| code-summary: "sprint_tries: each try with two seeds"
 def sprint_tries(
     kept,                   # `KeptRuns`, written after every run
     run,                    # (recipe, seed, valid) -> dict: accuracy and seconds

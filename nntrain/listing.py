@@ -10,7 +10,7 @@ __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
 #| code-fold: true
-#| code-summary: "Imports; a new cell; where we are"
+#| code-summary: "Imports; a new cell; where we are; all prose"
 import ast
 import re
 from pathlib import Path
@@ -32,9 +32,13 @@ def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook 
     root = next(p for p in path.parents if (p/'settings.ini').exists())
     return root, _settings(root), path.relative_to(root).as_posix()
 
+def _markdown(cells):  # all prose of a notebook
+    return '\n\n'.join(''.join(c['source']) for c in cells
+                       if c['cell_type'] == 'markdown')
+
 # %% ../nbs/98_site.ipynb #edd87de4
 #| code-fold: true
-#| code-summary: "_slug, _headings, _place"
+#| code-summary: "The place of a heading; places of a page; a free place"
 def _slug(heading):  # the place that pandoc gives to a heading
     given = re.search(r'\{[^}]*#([\w.-]+)', heading)
     if given: return given[1]
@@ -45,8 +49,7 @@ def _slug(heading):  # the place that pandoc gives to a heading
 
 
 def _headings(cells):
-    text = '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
-    text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    text = re.sub(r'^```.*?^```', '', _markdown(cells), flags=re.M | re.S)
     return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
 
 
@@ -83,7 +86,7 @@ def _only_imports(source):
 
 # %% ../nbs/98_site.ipynb #16e8fd5d
 #| code-fold: true
-#| code-summary: "_labelled, _write_pages"
+#| code-summary: "The names above a cell"
 def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
     top, inside = _defined(cell.source)
@@ -95,17 +98,9 @@ def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     text = f'::: {{.exported}}\n{" · ".join(links)}{places}\n:::'
     return [_prose(text, f'{cell.get("id")}-names'), cell]
 
-
-def _write_pages(folder, lib, modules, homes):  # the reference of these modules
-    folder.mkdir(exist_ok=True)
-    for path in [lib/f'{module}.py' for module in modules]:
-        if not path.is_file(): continue
-        page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
-        (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
-
 # %% ../nbs/98_site.ipynb #16e8fd5e
 #| code-fold: true
-#| code-summary: "Exported cells become visible"
+#| code-summary: "Exported cells become visible; pages of their modules"
 def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modules
     code = [c for c in cells if c.cell_type == 'code']
     for c in code:
@@ -113,6 +108,14 @@ def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modul
             c.directives_['exports'] = c.directives_.pop('export')
     return {v[0] for c in code for k, v in c.directives_.items()
             if k in ('default_exp', 'exports') and v}
+
+
+def _write_pages(folder, lib, modules, homes):  # the reference of these modules
+    folder.mkdir(exist_ok=True)
+    for path in [lib/f'{module}.py' for module in modules]:
+        if not path.is_file(): continue
+        page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
+        (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
 
 # %% ../nbs/98_site.ipynb #fa81cd41
 class SourceProc:

@@ -103,7 +103,7 @@ def _chain(d, line):  # one line of the text -> names of its boxes
 
 # %% ../nbs/98_site.ipynb #cdf9227d
 #| code-fold: true
-#| code-summary: "read_diagram"
+#| code-summary: "read_diagram: line by line, with the open groups"
 def read_diagram(
     text:str,  # a flowchart in Mermaid's notation
 ):             # object with `boxes`, `arrows` and `groups`
@@ -125,7 +125,7 @@ def read_diagram(
 
 # %% ../nbs/98_site.ipynb #2458c847
 #| code-fold: true
-#| code-summary: "_rows"
+#| code-summary: "A row for each box, and places for long arrows"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):

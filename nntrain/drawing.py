@@ -51,8 +51,6 @@ def _rect(x, y, w, h, r, more=''):
             f'rx="{r:.0f}"/>')
 
 # %% ../nbs/98_site.ipynb #3ae6d8c6
-#| code-fold: true
-#| code-summary: "The points of an arrow, and a curve through them"
 def _curve(points):  # a smooth line that leaves and enters each point straight down
     path = f'M{points[0][0]:.0f} {points[0][1]:.0f}'
     for (x, y), (u, v) in zip(points, points[1:]):
@@ -121,7 +119,7 @@ def _layers(d, ways, frames):
 
 # %% ../nbs/98_site.ipynb #6d16ce6a
 #| code-fold: true
-#| code-summary: "draw_diagram"
+#| code-summary: "draw_diagram: all steps in order"
 def draw_diagram(
     text:str,  # a flowchart in Mermaid's notation
 )->str:        # HTML with an inline SVG

@@ -61,7 +61,7 @@ def _place(name, taken):  # where links to the name lead; '' if there is such a 
 
 # %% ../nbs/98_site.ipynb #3b326ab6
 #| code-fold: true
-#| code-summary: "_statements, _defined, _only_imports"
+#| code-summary: "Statements of a cell; names that it defines; is it all imports?"
 def _statements(source):  # of a cell; [] for one with magics
     try: return ast.parse(source).body
     except SyntaxError: return []
@@ -85,8 +85,6 @@ def _only_imports(source):
         isinstance(n, (ast.Import, ast.ImportFrom)) for n in found)
 
 # %% ../nbs/98_site.ipynb #16e8fd5d
-#| code-fold: true
-#| code-summary: "The names above a cell"
 def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
     top, inside = _defined(cell.source)

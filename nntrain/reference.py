@@ -244,7 +244,7 @@ def _head(module, names):  # for search engines, for cards beside a link; the ti
 
 # %% ../nbs/98_site.ipynb #75c4fac5
 #| code-fold: true
-#| code-summary: "reference_page"
+#| code-summary: "reference_page: all in one piece"
 def reference_page(
     module:str,  # name of the module: 'learner'
     text:str,    # its source

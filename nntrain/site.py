@@ -119,7 +119,7 @@ def _alone(cells):  # what else is in the cell with the title gets a cell of its
 
 # %% ../nbs/98_site.ipynb #e56b6f9f
 #| code-fold: true
-#| code-summary: "_titles"
+#| code-summary: "The head of a page, and its title"
 def _titles(meta, name):  # changes the head of a page; -> what comes below it
     if meta.get('description'):  # else cards show the book's description
         for card in ('open-graph', 'twitter-card'):
@@ -185,7 +185,7 @@ class InlineHTMLProc:
 
 # %% ../nbs/98_site.ipynb #4a41c0ec
 #| code-fold: true
-#| code-summary: "_for_quarto, BoxesProc"
+#| code-summary: "From what notebooks know to what Quarto knows; BoxesProc"
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
 
 

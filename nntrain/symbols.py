@@ -10,7 +10,7 @@ __all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'symbols_draw
 
 # %% ../nbs/98_site.ipynb #5b010002
 #| code-fold: true
-#| code-summary: "Symbol"
+#| code-summary: "Imports; a symbol"
 import ast
 import base64
 import json
@@ -34,7 +34,7 @@ class Symbol:
 
 # %% ../nbs/98_site.ipynb #1059d93e
 #| code-fold: true
-#| code-summary: "read_symbols"
+#| code-summary: "A row of the table; read_symbols"
 _TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
@@ -58,8 +58,6 @@ def read_symbols(
     return [_symbol(row) for row in table[1].splitlines()] if table else []
 
 # %% ../nbs/98_site.ipynb #5b010006
-#| code-fold: true
-#| code-summary: "_keys"
 _ATOM = re.compile(
     r'(?P<hat>\\hat\s*)?(?:\\(?:text|mathrm)\{(?P<word>\w+)\}|\{?(?P<one>[^\W\d_])\}?'
     r'|\\[a-zA-Z]+)'
@@ -112,7 +110,7 @@ def _finder(words):  # of words that are no part of a longer one, or of another 
 
 # %% ../nbs/98_site.ipynb #8fa50898
 #| code-fold: true
-#| code-summary: "All that a picture says; symbols_said"
+#| code-summary: "All that a picture says; the symbols in it"
 def _picture_text(cell):  # caption and texts in the code; '' if there is no picture
     if not _pngs(cell): return ''
     captions = re.findall(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
@@ -135,7 +133,7 @@ def symbols_said(
 
 # %% ../nbs/98_site.ipynb #57301b13
 #| code-fold: true
-#| code-summary: "Where symbols are in a picture"
+#| code-summary: "Where symbols are in a picture, from its file to the list"
 def symbols_drawn(
     png:str,  # the file in base64, as notebooks keep it
 )->list:      # [word, left, top, width, height], in percent of the picture

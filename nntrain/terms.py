@@ -38,7 +38,7 @@ def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's
 
 # %% ../nbs/98_site.ipynb #dde17b6a
 #| code-fold: true
-#| code-summary: "_place, _mark"
+#| code-summary: "The first use of each term"
 def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
 
 

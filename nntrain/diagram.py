@@ -16,7 +16,6 @@ import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-
 @dataclass(eq=False)
 class _Box:  # a node; without lines, the place where a long arrow passes a row
     lines: tuple = ()
@@ -37,9 +36,7 @@ class _Box:  # a node; without lines, the place where a long arrow passes a row
 # %% ../nbs/98_site.ipynb #bfb0e215
 _THIN, _FAT = set("iljtfrI.,:;'|()[] ·"), set('mwMW←→−')
 
-
 def _plain(text): return re.sub('<[^>]*>', '', text)
-
 
 def _text_width(line):  # pixels, of letters 15 pixels high
     widths = (5 if c in _THIN else 13 if c in _FAT else 8.6
@@ -53,7 +50,6 @@ def _filled(words, wide):  # words -> lines of up to `wide` letters
         if lines[-1] and len(_plain(f'{lines[-1]} {word}')) > wide: lines.append('')
         lines[-1] = f'{lines[-1]} {word}'.strip()
     return lines
-
 
 def _wrapped(label, wide=26):  # as few lines as fit, about equally long
     lines = []
@@ -70,7 +66,6 @@ def _wrapped(label, wide=26):  # as few lines as fit, about equally long
 _NODE = re.compile(r'(\w+)(?:\(\["?(.+?)"?\]\)|\["(.+?)"\]|\[(.+?)\])?')
 _ARROW = re.compile(r'\s*(<?)(-->|-\.->)(?:\|"?(.*?)"?\|)?\s*')
 _AND = re.compile(r'\s*&\s*')
-
 
 def _nodes(d, text, at):  # `A & B["label"]` from `at` on -> (names, where they end)
     names = []
@@ -152,7 +147,6 @@ def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart b
     shift = sum(want[b] - x for x, b in zip(xs, row))/len(row)
     for x, b in zip(xs, row): b.x = x + shift
 
-
 def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the lower edge
     labelled = {d.boxes[a].row for a, b, label, *_ in d.arrows
                 if label and d.boxes[b].row == d.boxes[a].row + 1}
@@ -172,7 +166,6 @@ def _near(d, ways):  # {box: the boxes that it is connected to, or itself}
             near[d.boxes[a]].append(d.boxes[b])
             near[d.boxes[b]].append(d.boxes[a])
     return {b: around or [b] for b, around in near.items()}
-
 
 def _arranged(d, ways):  # sets x and y of all boxes; -> the rows
     near = _near(d, ways)

@@ -40,11 +40,9 @@ def _words(x, y, lines, more=''):
             for i, line in enumerate(lines))
     return f'<text{more}>{"".join(rows)}</text>'
 
-
 def _edges(b):  # of a box: left, top, right, bottom
     w, h = b.width/2, b.height/2
     return b.x - w, b.y - h, b.x + w, b.y + h
-
 
 def _rect(x, y, w, h, r, more=''):
     return (f'<rect{more} x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{h:.0f}" '
@@ -58,7 +56,6 @@ def _curve(points):  # a smooth line that leaves and enters each point straight 
         path += (f'V{v:.0f}' if abs(u - x) < .5 else
                  f'C{x:.0f} {m:.0f} {u:.0f} {m:.0f} {u:.0f} {v:.0f}')
     return path
-
 
 def _points(first, lanes, last, aside):  # of an arrow, from edge to edge
     inner = [(lane.x, lane.y + side*lane.tall/2) for lane in lanes for side in (-1, 1)]
@@ -91,7 +88,6 @@ def _groups(d):  # [(x, y, width, height, title)] of frames, the innermost last
         y0, y1 = min(tops) - 26*inner, max(bottoms) + 14*inner
         frames.append(((x0 + x1)/2 - wide/2, y0, wide, y1 - y0, title))
     return frames[::-1]
-
 
 def _in_words(d):
     def name(n): return _plain(' '.join(d.boxes[n].lines))

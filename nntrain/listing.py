@@ -21,11 +21,9 @@ from .reference import (
     _owners, _targets, reference_names, reference_page)
 from .tools import _settings
 
-
 def _prose(source, id):  # a Markdown cell as nbdev's processors know it
     return AttrDict(cell_type='markdown', id=id, idx_=0, metadata={}, directives_={},
                     source=source)
-
 
 def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook in it)
     path = Path(nb.path_).resolve()
@@ -47,11 +45,9 @@ def _slug(heading):  # the place that pandoc gives to a heading
     text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
     return re.sub(r'\s', '-', re.sub(r'^[\W\d_]+', '', text)) or 'section'
 
-
 def _headings(cells):
     text = re.sub(r'^```.*?^```', '', _markdown(cells), flags=re.M | re.S)
     return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
-
 
 def _place(name, taken):  # where links to the name lead; '' if there is such a place
     place = name.lower()
@@ -66,7 +62,6 @@ def _statements(source):  # of a cell; [] for one with magics
     try: return ast.parse(source).body
     except SyntaxError: return []
 
-
 def _defined(source):  # names that a cell defines -> (on top, methods inside)
     top, inside = [], []
     for n in _statements(source):
@@ -77,7 +72,6 @@ def _defined(source):  # names that a cell defines -> (on top, methods inside)
             inside += [f'{n.name}.{f.name}' for f in n.body
                        if isinstance(f, ast.FunctionDef)]
     return top, inside
-
 
 def _only_imports(source):
     found = _statements(source)
@@ -106,7 +100,6 @@ def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modul
             c.directives_['exports'] = c.directives_.pop('export')
     return {v[0] for c in code for k, v in c.directives_.items()
             if k in ('default_exp', 'exports') and v}
-
 
 def _write_pages(folder, lib, modules, homes):  # the reference of these modules
     folder.mkdir(exist_ok=True)

@@ -20,7 +20,6 @@ from functools import lru_cache
 from itertools import count, takewhile
 from pathlib import Path
 
-
 @dataclass
 class _Entry:  # a public name, as the reference shows it
     name: str         # 'ema', 'Learner', 'Learner.fit'
@@ -29,7 +28,6 @@ class _Entry:  # a public name, as the reference shows it
     params: list = field(default_factory=list)  # (name, type, default, meaning)
     line: int = 1     # where it begins in the file
     notebook: str = ''  # file name of the chapter that builds it
-
 
 _DEFS = ast.FunctionDef, ast.AsyncFunctionDef
 
@@ -43,16 +41,13 @@ def _comments(text):  # {line: (comment, does it stand alone on its line?)}
             found[t.start[0]] = t.string.lstrip('# '), not t.line[:t.start[1]].strip()
     return found
 
-
 def _own_lines(lines, comments):  # words of comments, up to one that is not alone
     found = takewhile(lambda c: c and c[1], map(comments.get, lines))
     return [words for words, _ in found]
 
-
 def _meaning(line, comments):  # what stands behind a parameter and in comments below it
     words, alone = comments.get(line, ('', True))
     return '' if alone else ' '.join([words, *_own_lines(count(line + 1), comments)])
-
 
 def _above(line, comments):  # or in comments above it
     return ' '.join(_own_lines(count(line - 1, -1), comments)[::-1])
@@ -78,7 +73,6 @@ def _strung(a):  # arguments of a function -> [(name, node, default)]
     if a.kwarg: found.append((f'**{a.kwarg.arg}', a.kwarg, None))
     return found
 
-
 def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     found = _strung(f.args)
     said = _meanings([(p.lineno, (d or p).end_lineno) for _, p, d in found], comments)
@@ -100,9 +94,7 @@ def _signature(start, rows, end=''):
     if len(line) <= 84: return line
     return '\n'.join([f'{start}(', *(f'    {part},' for part in parts), f'){end}'])
 
-
 def _decorators(node): return [_text(d) for d in node.decorator_list]
-
 
 def _function(f, name, comments, method=False):  # -> entry
     rows = _params(f, comments)[int(method):]
@@ -145,12 +137,10 @@ def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
 
-
 def _targets(n):  # names that an assignment binds; of `a, b = …` a and b
     places = n.targets if isinstance(n, ast.Assign) else [n.target]
     return [t.id for place in places for t in ast.walk(place)
             if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
-
 
 def _entries_of(n, public, comments):  # of one statement of a module
     if isinstance(n, _DEFS) and (owners := _owners(n)):
@@ -169,11 +159,9 @@ def _public(tree):  # what `__all__` lists
               if isinstance(n, ast.Assign) and _text(n.targets[0]) == '__all__']
     return ast.literal_eval(listed[0]) if listed else []
 
-
 def _cells(text):  # [(line, notebook)] of the cells of a module
     return [(text[:m.start()].count('\n'), m[1])
             for m in re.finditer(r'^# %% \S*?([\w-]+\.ipynb) #', text, re.M)]
-
 
 def entries(
     text:str,  # source of a module that nbdev exported
@@ -193,15 +181,12 @@ def _escaped(text):  # what Markdown would take for a sign; `code` stays as it i
     return re.sub(r'(`[^`]*`)|[\[\]$<|_^~]|(?<!\w)\*(?!\w)',
                   lambda m: m[1] or f'\\{m[0]}', text)
 
-
 def _to_entries(text, homes):  # `name` -> a link to its entry; homes: {name: module}
     def link(m): return f'[{m[0]}]({homes[m[1]]}.qmd#{m[1]})' if m[1] in homes else m[0]
     return re.sub(r'`(\w[\w.]*)(\(\))?`', link, text)
 
-
 @lru_cache(maxsize=None)
 def _names(text): return [e.name for e in entries(text)]
-
 
 def reference_names(
     folder,  # of the package's modules
@@ -222,7 +207,6 @@ def _table(e, homes):
             f'{_to_entries(_escaped(m), homes)} |'
             for n, t, d, m in e.params if n != '*']
     return '\n'.join(['| | type | default | meaning |', '|---|---|---|---|', *rows])
-
 
 def _entry_page(e, homes):
     out = [f'{"###" if "." in e.name else "##"} `{e.name}` {{#{e.name}}}',

@@ -17,7 +17,6 @@ from .drawing import draw_diagram
 from .listing import _prose, _top
 from .reference import reference_names
 
-
 def _changed(root, path):  # day of a file's last change; None if git does not know
     def git(*words):
         done = subprocess.run(['git', *words], cwd=root, capture_output=True, text=True)
@@ -165,7 +164,6 @@ _outside = re.compile(
     r'<(script|img|iframe|link)\b[^>]*\s(src|href)=["\']?(https?:)?//'
     r'|\b(requirejs|require|jQuery)\(|@import', re.I)
 
-
 class InlineHTMLProc:
     """nbdev docs processor: hand self-contained HTML outputs to Quarto as raw HTML, so
     that it adds no require.js and jQuery"""
@@ -188,7 +186,6 @@ class InlineHTMLProc:
 #| code-summary: "From what notebooks know to what Quarto knows; BoxesProc"
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
 
-
 def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def callout(m):
         body = re.sub('^> ?', '', m[3].rstrip('\n'), flags=re.M)
@@ -199,7 +196,6 @@ def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def diagram(m): return f'````{{=html}}\n{draw_diagram(m[1])}\n````'
     text = _box.sub(callout, text)
     return re.sub('^```mermaid\n(.*?)^```$', diagram, text, flags=re.M | re.S)
-
 
 class BoxesProc:
     """nbdev docs processor: quotations with a bold first line become Quarto's boxes,

@@ -21,7 +21,6 @@ from pathlib import Path
 from .figure_web import _script, _style
 from .listing import _markdown, _prose, _slug
 
-
 @dataclass(frozen=True)
 class Symbol:
     "A symbol of a chapter's formulas, and what it is called elsewhere"
@@ -38,7 +37,6 @@ class Symbol:
 _TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
-
 def _symbol(row):  # of the table
     cells = [c.strip() for c in row.strip('|').split('|')]
     tex = re.fullmatch(r'\$([^$]+)\$', cells[0])
@@ -48,7 +46,6 @@ def _symbol(row):  # of the table
     return Symbol(tex[1], tuple(re.findall('`([^`]+)`', cells[1])),
                   tuple(re.findall('“([^”]+)”', cells[1])), *cells[2:4],
                   tuple(re.findall(r'\]\(#([^)]+)\)', cells[4])))
-
 
 def read_symbols(
     text:str,  # Markdown of a chapter
@@ -62,7 +59,6 @@ _ATOM = re.compile(
     r'(?P<hat>\\hat\s*)?(?:\\(?:text|mathrm)\{(?P<word>\w+)\}|\{?(?P<one>[^\W\d_])\}?'
     r'|\\[a-zA-Z]+)'
     r'(?:_(?:\{(?P<group>[^{}]*)\}|\\text\{(?P<low>\w+)\}|(?P<index>[^\W_])))?')
-
 
 def _keys(tex):  # of a formula: for each symbol [with its index, without], in order
     found = []
@@ -80,7 +76,6 @@ def _known(symbols, places):  # key -> symbol; one of this section goes first
     here = [s for s in symbols if not s.places or set(s.places) & set(places)]
     here.sort(key=lambda s: len(s.places) > 0)
     return {_keys(s.tex)[0][0]: s for s in here}
-
 
 def symbols_in(
     tex:str,       # a formula
@@ -100,9 +95,7 @@ def _written(s):  # as text has it: β₁, m̂; '' for letters that could be wor
     text = re.sub(r'_(\d)$', lambda m: '₀₁₂₃₄₅₆₇₈₉'[int(m[1])], text)
     return '' if text.isascii() else text
 
-
 def _words(s): return [word for word in (_written(s), *s.figures) if word]
-
 
 def _finder(words):  # of words that are no part of a longer one, or of another symbol
     any_of = '|'.join(map(re.escape, sorted(words, key=len, reverse=True)))
@@ -117,7 +110,6 @@ def _picture_text(cell):  # caption and texts in the code; '' if there is no pic
     found = [n.value for n in ast.walk(ast.parse(cell.source))
              if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return '\n'.join(captions + found + [word for word, *_ in _drawn(cell)])
-
 
 def symbols_said(
     text:str,      # of a picture: its caption and labels
@@ -169,7 +161,6 @@ def _legend(found, symbols, told, kind=''):
         items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
     return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
 
-
 def _lights(symbols):  # style and script that find them all
     data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
                  figures=s.figures, places=s.places) for s in symbols]
@@ -182,7 +173,6 @@ def _lights(symbols):  # style and script that find them all
 #| code-summary: "Where we are on a page, and what was explained"
 _PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
                      re.M | re.S)
-
 
 class _Walk:
     def __init__(self, symbols):

@@ -41,7 +41,6 @@ def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's
 #| code-summary: "The first use of each term"
 def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
 
-
 def _mark(texts, terms, page):  # texts of a chapter -> with links at the first uses
     left = {term.lower(): term for term in terms}
     if not left: return texts

@@ -161,7 +161,8 @@ def test_a_diagram_is_read_and_drawn():
     assert [b.lines for b in d.boxes.values()] == [
         ('one',), ('B',), ('C',), ('the <b>end</b>',)]
     assert d.arrows[0] == ('A', 'B', 'then', False, False)
-    picture = drawing.draw_diagram('flowchart LR\n A["x &lt; <b>y</b>"] -.->|why?| B([C])')
+    picture = drawing.draw_diagram(
+        'flowchart LR\n A["x &lt; <b>y</b>"] -.->|why?| B([C])')
     assert 'aria-label="Diagram: x &lt; y → C (why?)"' in picture
     assert 'x &lt; <tspan font-weight="700">y</tspan>' in picture
     assert 'dasharray' in picture
@@ -504,8 +505,9 @@ def test_a_term_says_its_meaning_once(notebook, tmp_path):
         return nb.cells[1].source
     link = ('[Epochs](97_glossary.ipynb#term-epoch)'
             '{.term data-meaning="one round over the data."}')
-    assert seen('10_momentum.ipynb', '## Epoch\n\n`epoch` $epoch$. Epochs: an epoch') == (
-        f'## Epoch\n\n`epoch` $epoch$. {link}: an epoch')
+    before = '## Epoch\n\n`epoch` $epoch$. '
+    assert seen('10_momentum.ipynb', f'{before}Epochs: an epoch') == (
+        f'{before}{link}: an epoch')
     assert seen('04_learner.ipynb', 'An epoch') == 'An epoch'  # the page that builds it
     assert seen('97_glossary.ipynb', entry) == '[]{#term-epoch}' + entry
 

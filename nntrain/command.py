@@ -31,6 +31,8 @@ class _Parser(argparse.ArgumentParser):
         super().exit(status, message)
 
 # %% ../nbs/24_recipe.ipynb #f64732ec
+#| code-fold: true
+#| code-summary: "Numbers with a range"
 def _number(kind, text, fits):
     def parse(word):
         try:
@@ -154,6 +156,8 @@ def _drop_output():
     except (OSError, ValueError): pass  # no file behind it, as in a notebook
 
 # %% ../nbs/24_recipe.ipynb #13b5f987
+#| code-fold: true
+#| code-summary: "From an error to an exit status"
 def _status(error, run):
     "Say what has happened, and give the exit status; other errors are raised again"
     folder = getattr(error, 'folder', run)   # without one there was no training
@@ -172,6 +176,8 @@ def _status(error, run):
     return 2
 
 # %% ../nbs/24_recipe.ipynb #f67257ce
+#| code-fold: true
+#| code-summary: "Code of nntrain_fit, also as a module: torchrun -m nntrain.command"
 def nntrain_fit(
     argv=None  # words of the command line; None: those of this process
 )->int:        # exit status: 0 done, 1 a process was lost, 2 a user's mistake,

@@ -55,6 +55,8 @@ def _chosen(device, schedule, precision, accumulate, clip, ema):
     return parts
 
 # %% ../nbs/24_recipe.ipynb #cd7cf977
+#| code-fold: true
+#| code-summary: "Code of assemble"
 def assemble(
     model:nn.Module,         # trained in place
     dls,                     # has `train` and `valid`, loaders of batches
@@ -81,6 +83,8 @@ def assemble(
     return Learner(model, dls, loss_func, opt_func, lr, cbs=[*cbs, *parts])
 
 # %% ../nbs/24_recipe.ipynb #e2a0f011
+#| code-fold: true
+#| code-summary: "Code of validated_weights; as many processes as were asked for?"
 @contextlib.contextmanager
 def validated_weights(
     learn  # what `assemble` gave, after its fit
@@ -96,6 +100,8 @@ def _check_processes(wanted):
         f'`processes` out, or start as many (launch, torchrun)')
 
 # %% ../nbs/24_recipe.ipynb #3c945749
+#| code-fold: true
+#| code-summary: "Code of refuse_faults"
 def refuse_faults(
     learn  # what `assemble` gave; it stays as it is
 ):

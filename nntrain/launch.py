@@ -31,6 +31,8 @@ STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
 _MEMBER = 'from nntrain.launch import _member; _member()'
 
 # %% ../nbs/24_recipe.ipynb #17e23ad4
+#| code-fold: true
+#| code-summary: "What is sent to a process, and what comes back"
 def _job(n, function, args):  # what is sent to each process
     checks.whole('processes: n', n)
     if not callable(function): raise TypeError(
@@ -51,6 +53,8 @@ def _pickled(when, returned, error, text):
     return data
 
 # %% ../nbs/24_recipe.ipynb #6fa115be
+#| code-fold: true
+#| code-summary: "A process that was started"
 def _end_with_parent():
     sys.stdin.buffer.read()        # ends when the parent does, however it ends
     os._exit(1)
@@ -70,6 +74,8 @@ def _member():
     os._exit(error is not None)    # without goodbyes: the others may be gone
 
 # %% ../nbs/24_recipe.ipynb #e2a0f014
+#| code-fold: true
+#| code-summary: "The parent: start the processes, and leave none behind"
 @contextlib.contextmanager
 def _members(n, folder, threads):
     "Start `n` processes; when this is left, none of them is there any more"
@@ -112,6 +118,8 @@ def _passing_on(members):
         for kind, handler in before.items(): signal.signal(kind, handler)
 
 # %% ../nbs/24_recipe.ipynb #841692b1
+#| code-fold: true
+#| code-summary: "The parent: show what the main process prints, and wait for all"
 def _follow(members, patience=5.):
     """Print what the main process prints until all have ended; when one fails, the
     others get some seconds. Returns those that had to be killed"""
@@ -152,6 +160,8 @@ def launch(
         return _result(members, _follow(members), folder, heard)
 
 # %% ../nbs/24_recipe.ipynb #6cf0a1d9
+#| code-fold: true
+#| code-summary: "Which result, or which error"
 def _result(members, stuck, folder, heard):
     "What the main process returned, or the error that came first"
     ended = {rank: pickle.loads((folder/str(rank)).read_bytes())

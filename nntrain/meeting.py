@@ -28,6 +28,8 @@ def started()->int:
     return int(os.environ['WORLD_SIZE'])
 
 # %% ../nbs/24_recipe.ipynb #6f02673a
+#| code-fold: true
+#| code-summary: "Code of meet"
 def meet(
     device:str='cpu'  # the kind of device that they train on
 )->None:

@@ -61,6 +61,8 @@ SCHEDULES = {  # name: (highest rate -> schedule, times the optimizer's rate)
     'constant': (None, 1), 'one-cycle': (one_cycle, 5)}
 
 # %% ../nbs/24_recipe.ipynb #e2a0f016
+#| code-fold: true
+#| code-summary: "Code of _fit: train and conclude"
 def _fit(learn, options, device, folder):
     "Train and conclude; an interruption carries the folder"
     try:
@@ -75,6 +77,8 @@ def _fit(learn, options, device, folder):
         raise
 
 # %% ../nbs/24_recipe.ipynb #e2a0f039
+#| code-fold: true
+#| code-summary: "Code of _parts: from options to the arguments of assemble"
 _ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble`
 
 def _parts(options, device):
@@ -95,6 +99,8 @@ def _parts(options, device):
         metrics=[Accuracy()], cbs=cbs, **{name: options[name] for name in _ENGINE})
 
 # %% ../nbs/24_recipe.ipynb #642a54d2
+#| code-fold: true
+#| code-summary: "Code of _train: refuse first, then train"
 def _train(options, make_folder, resume=True, preflight=False, cbs=()):
     """Train with all of `options` in the folder that `make_folder()` gives; go on if it
     holds a checkpoint"""
@@ -114,6 +120,8 @@ def _train(options, make_folder, resume=True, preflight=False, cbs=()):
     return folder
 
 # %% ../nbs/24_recipe.ipynb #350d2ca3
+#| code-fold: true
+#| code-summary: "The usual rate; in this process, or in new ones"
 def _usual_rate(optimizer, schedule):
     _, rate = _pick('optimizer', optimizer, OPTIMIZERS)
     _, times = _pick('schedule', schedule, SCHEDULES)
@@ -164,6 +172,8 @@ def train_fashion(
     return _run(options, make_folder, preflight=preflight)
 
 # %% ../nbs/24_recipe.ipynb #5e1c0b06
+#| code-fold: true
+#| code-summary: "How the options are read"
 _BY_RECIPE = 'recipe', 'epochs', 'lr', 'processes', 'source', 'seed', 'device'
 
 def _expected(options):
@@ -187,6 +197,8 @@ def _read_options(folder):
                      f'{", ".join(names)}')
 
 # %% ../nbs/24_recipe.ipynb #24c0ffee
+#| code-fold: true
+#| code-summary: "What cannot go on"
 def _check_resume(run, options, epochs, recipe):
     planned, its = options['epochs'], options.get('recipe')
     if recipe not in (None, its): raise ValueError(
@@ -220,6 +232,8 @@ def resume_fashion(
     return _run(options, partial(Path, run), resume)
 
 # %% ../nbs/24_recipe.ipynb #642a54d4
+#| code-fold: true
+#| code-summary: "Code of train_recipe"
 def train_recipe(
     recipe:str,         # name of one of `RECIPES`
     source:str='auto',  # as in `train_fashion`, as are the next three

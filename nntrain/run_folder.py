@@ -32,6 +32,8 @@ from .prepare import DeviceCB, NormalizeCB
 from .progress import ProgressCB
 
 # %% ../nbs/24_recipe.ipynb #6cfeba95
+#| code-fold: true
+#| code-summary: "How JSON and curves are written"
 def write_json(
     values,  # what json can write
     path     # file, replaced whole
@@ -66,6 +68,8 @@ class SaveRunCB(Callback):
         write_whole(self.folder/'curves.png', partial(_write_curves, learn.history))
 
 # %% ../nbs/24_recipe.ipynb #a42f9729
+#| code-fold: true
+#| code-summary: "Code of new_run_folder"
 def new_run_folder(
     out,      # parent folder, made if it is missing
     name:str  # what the run is called
@@ -85,6 +89,8 @@ def new_run_folder(
                           f'folder with --out') from e
 
 # %% ../nbs/24_recipe.ipynb #e2a0f017
+#| code-fold: true
+#| code-summary: "The one test, measured as the validation was"
 def _tested(learn, device, looks=()):
     "Loss and accuracy on the test split, measured as the validation was"
     dls = DataLoaders(learn.dls.train, learn.dls.test)
@@ -103,6 +109,8 @@ def _tested(learn, device, looks=()):
     return test
 
 # %% ../nbs/24_recipe.ipynb #fd6d8276
+#| code-fold: true
+#| code-summary: "Code of _conclude: test, and keep the weights"
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test

@@ -32,6 +32,8 @@ def _load(options, device):
     return dls
 
 # %% ../nbs/24_recipe.ipynb #c3808892
+#| code-fold: true
+#| code-summary: "The title line, with the options that are not as usual"
 _UNUSUAL = {  # option: (value that needs no word, how another one is said)
     'schedule': ('constant', '{}'), 'augment': (False, 'augmented'),
     'precision': ('float32', '{}'), 'accumulate': (1, '{} batches/step'),
@@ -51,6 +53,8 @@ def _titled(options, dls, device):
             f'{dls.test.n:,} for one test at the end; {_in_force(options)}, {where}')
 
 # %% ../nbs/24_recipe.ipynb #b7906ee3
+#| code-fold: true
+#| code-summary: "The seed; data, parts and looks of a recipe"
 def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(

@@ -97,7 +97,7 @@ def loss_divisor(
 
 # %% ../nbs/04_learner.ipynb #4ecfc7ca
 #| code-fold: true
-#| code-summary: "detached, and what check_loss refuses"
+#| code-summary: "detached"
 def detached(
     value,                     # tensors in tuples, lists and dicts
     other=lambda value: value  # applied to anything else
@@ -111,18 +111,9 @@ def detached(
     if isinstance(value, tuple): return tuple(detached(v, other) for v in value)
     return other(value)
 
-def check_loss(
-    loss  # what a loss function gave
-)->None:
-    "Refuse a loss that is not a single number: only one number can be made smaller"
-    shape = getattr(loss, 'shape', ())
-    if len(shape):
-        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
-                         f"take its mean (in torch's losses: reduction='mean')")
-
 # %% ../nbs/04_learner.ipynb #c2c7049a
 #| code-fold: true
-#| code-summary: "Each verb is called by this function"
+#| code-summary: "Each verb is called by _do; a loss that is no number"
 def _do(learn, verb):
     try:
         if verb != 'get_loss' or learn.iter: return learn.verbs[verb]()
@@ -134,6 +125,15 @@ def _do(learn, verb):
         why = explain(learn, verb, e)
         if why is None: raise
         raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
+
+def check_loss(
+    loss  # what a loss function gave
+)->None:
+    "Refuse a loss that is not a single number: only one number can be made smaller"
+    shape = getattr(loss, 'shape', ())
+    if len(shape):
+        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                         f"take its mean (in torch's losses: reduction='mean')")
 
 # %% ../nbs/04_learner.ipynb #c2c7049b
 #| code-fold: true

@@ -84,10 +84,10 @@ def _arguments(cls, args, kwargs):
         except TypeError: break                          # `__init__` will complain
         bound.apply_defaults()
         named = dict(list(bound.arguments.items())[1:])  # without self
-        rest = {p.kind: (name, named.pop(name))          # goes on to the base
-                for name, p in signature.parameters.items() if p.kind in (_STAR, _STARS)}
+        rest = {p.kind: (name, named.pop(name)) for name, p in
+                signature.parameters.items() if p.kind in (_STAR, _STARS)}
         given = named | given
-        if not rest: break
+        if not rest: break                               # nothing goes on to the base
         args, kwargs = rest.get(_STAR, ('', ()))[1], rest.get(_STARS, ('', {}))[1]
     return given | dict(rest.values())
 

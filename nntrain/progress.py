@@ -6,15 +6,24 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['ProgressCB', 'in_notebook']
+__all__ = ['in_notebook', 'ProgressCB']
 
-# %% ../nbs/05_measuring.ipynb #2436dc9f
+# %% ../nbs/05_measuring.ipynb #05innb01
+#| code-fold: true
+#| code-summary: "Imports of the module; is there a notebook?"
 import time
 
 from .callback import After, Callback
 from .data import n_batches
 from .history import ColumnsCB, history_table, plot_history
 from .metrics import MetricsCB
+
+def in_notebook()->bool:
+    "Is there a Jupyter kernel that shows rich output?"
+    import sys
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, 'kernel', None) is not None
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
 #| code-fold: true
@@ -60,14 +69,7 @@ class _TerminalScreen:
 
 # %% ../nbs/05_measuring.ipynb #8bc0f228
 #| code-fold: true
-#| code-summary: "Is there a notebook? An output that is replaced in place"
-def in_notebook()->bool:
-    "Is there a Jupyter kernel that shows rich output?"
-    import sys
-    ipython = sys.modules.get('IPython')
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, 'kernel', None) is not None
-
+#| code-summary: "An output that is replaced in place"
 class _Output:
     def __init__(self): self.handle = None
     def show(self, what, **kw):
@@ -105,10 +107,9 @@ class _NotebookScreen:
         self.table, self.plain, self.plot = '', '', plot
         self.meter, self.text, self.curve = _Meter(), _Output(), _Output()
     def show(self, meter=''):
-        note = f'\n\n`{meter}`' if meter else ''
+        page = self.table + f'\n\n`{meter}`'*bool(meter)
         plain = '\n'.join(filter(None, (self.plain, meter)))
-        self.text.show({'text/markdown': (self.table + note) or ' ',
-                        'text/plain': plain}, raw=True)
+        self.text.show({'text/markdown': page or ' ', 'text/plain': plain}, raw=True)
     def start(self, title, total, every):
         self.meter.start(title, total, every), self.tick(0)
     def tick(self, step=1):

@@ -32,7 +32,7 @@ def _parts(batch):
 
 # %% ../nbs/04_learner.ipynb #be90d903
 #| code-fold: true
-#| code-summary: "tensors_of and count_samples"
+#| code-summary: "tensors_of and count_samples, which look into a batch"
 def tensors_of(
     batch  # tensors in tuples, lists and dicts, of any depth
 ):         # one after the other
@@ -75,7 +75,7 @@ def unpack(
 
 # %% ../nbs/04_learner.ipynb #a7021b3b
 #| code-fold: true
-#| code-summary: "loss_divisor"
+#| code-summary: "loss_divisor: what cross-entropy divides by"
 def loss_divisor(
     loss_func,  # a loss
     targets     # what it was given
@@ -97,7 +97,7 @@ def loss_divisor(
 
 # %% ../nbs/04_learner.ipynb #4ecfc7ca
 #| code-fold: true
-#| code-summary: "detached"
+#| code-summary: "detached: the same values without their graph"
 def detached(
     value,                     # tensors in tuples, lists and dicts
     other=lambda value: value  # applied to anything else

@@ -49,6 +49,8 @@ def _check_class(cls):
                             f'got {value!r}: write ({value!r},)')
 
 # %% ../nbs/04_learner.ipynb #ffbaefef
+#| code-fold: true
+#| code-summary: "Callback: its settings, and what happens when a class or an object is made"
 class Callback:
     "Base class of all callbacks; an event calls the method of its name"
     order = 0              # a number or `After(OtherCB)`: which comes first at an event

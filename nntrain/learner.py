@@ -123,6 +123,8 @@ def _one_batch(self:Learner):
     _do(self, 'zero_grad')
 
 # %% ../nbs/04_learner.ipynb #2a67b490
+#| code-fold: true
+#| code-summary: "A phase, and an epoch"
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1

@@ -8,9 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['set_seed', 'Runs', 'run_seeds', 'MomentumLearner']
 
-# %% ../nbs/05_measuring.ipynb #a58d8521
-#| code-fold: true
-#| code-summary: "Imports of the module; set_seed"
+# %% ../nbs/05_measuring.ipynb #7576c776
 import math
 import random
 from dataclasses import dataclass, field
@@ -18,8 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .checks import share
 from .history import last_metric
+from .learner import Learner
 
+# %% ../nbs/05_measuring.ipynb #a58d8521
+#| code-fold: true
+#| code-summary: "set_seed"
 def set_seed(
     seed:int,                 # a whole number that fits into 64 bits
     deterministic:bool=False  # True: ask torch for deterministic algorithms
@@ -79,9 +82,6 @@ def run_seeds(
     return runs
 
 # %% ../nbs/05_measuring.ipynb #81d2c962
-from .checks import share
-from .learner import Learner
-
 class MomentumLearner(Learner):
     "A learner that keeps a share `momentum` of the gradient instead of zeroing it"
     def __init__(self, *args,

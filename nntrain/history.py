@@ -8,9 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['COLORS', 'history_table', 'last_metric', 'plot_history', 'RecorderCB', 'ColumnsCB']
 
-# %% ../nbs/05_measuring.ipynb #05cell01
-#| code-fold: true
-#| code-summary: "Imports of the module; one cell of the table"
+# %% ../nbs/05_measuring.ipynb #1dc3335f
 import difflib
 import math
 
@@ -20,12 +18,22 @@ from torch import Tensor
 from .callback import After, Callback
 from .metrics import MetricsCB, to_floats
 
+# %% ../nbs/05_measuring.ipynb #ed2b8fca
+#| code-fold: true
+#| code-summary: "The looks: numbers of a cell; colours, and axes to draw on"
 def _cell(name, value):
     if value is None: return ''
     if name == 'epoch': return f'{value:d}'
     if name == 'seconds': return f'{value:.1f}'
     if 0 < abs(value) < 1e-3: return f'{value:.1e}'    # a small rate
     return f'{value:.4f}' if abs(value) < 1000 else f'{value:.0f}'
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
+
+def _axes(ax):
+    if ax is not None: return ax
+    import matplotlib.pyplot as plt
+    return plt.subplots(figsize=(6, 3))[1]
 
 # %% ../nbs/05_measuring.ipynb #71518fe3
 #| code-fold: true
@@ -61,16 +69,6 @@ def last_metric(
     missing = '' if history else ': is MetricsCB among the callbacks?'
     raise ValueError(f'no metric {name!r} in the history{hint}; '
                      f'it has {known}{missing}')
-
-# %% ../nbs/05_measuring.ipynb #ed2b8fca
-#| code-fold: true
-#| code-summary: "COLORS, and axes to draw on"
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
-
-def _axes(ax):
-    if ax is not None: return ax
-    import matplotlib.pyplot as plt
-    return plt.subplots(figsize=(6, 3))[1]
 
 # %% ../nbs/05_measuring.ipynb #4c56c1d2
 #| code-fold: true

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['SingleBatchCB', 'DeviceCB', 'BatchTransformCB', 'NormalizeCB']
+__all__ = ['DeviceCB', 'SingleBatchCB', 'BatchTransformCB', 'NormalizeCB']
 
-# %% ../nbs/04_learner.ipynb #04single
-#| code-fold: true
-#| code-summary: "Imports of the module; SingleBatchCB"
+# %% ../nbs/04_learner.ipynb #8f79fca5
 from collections.abc import Mapping
 
 import torch
@@ -21,14 +19,9 @@ from .callback import After, Callback
 from .collate import TARGET_KEYS
 from .events import CancelPhase
 
-class SingleBatchCB(Callback):
-    "Leave each phase after its first batch: do the shapes fit, is the loss finite?"
-    order = 100
-    def after_batch(self, learn): raise CancelPhase()
-
 # %% ../nbs/04_learner.ipynb #e8ea97f1
 #| code-fold: true
-#| code-summary: "DeviceCB"
+#| code-summary: "DeviceCB and SingleBatchCB"
 class DeviceCB(Callback):
     "Model and batches on one device"
     order = -20
@@ -42,6 +35,11 @@ class DeviceCB(Callback):
                              f'would move it to {self.device}: leave DeviceCB out')
         learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
+
+class SingleBatchCB(Callback):
+    "Leave each phase after its first batch: do the shapes fit, is the loss finite?"
+    order = 100
+    def after_batch(self, learn): raise CancelPhase()
 
 # %% ../nbs/04_learner.ipynb #ffbb2811
 #| code-fold: true

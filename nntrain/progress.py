@@ -6,24 +6,15 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['in_notebook', 'ProgressCB']
+__all__ = ['ProgressCB', 'in_notebook']
 
-# %% ../nbs/05_measuring.ipynb #05innb01
-#| code-fold: true
-#| code-summary: "Imports of the module; is there a notebook?"
+# %% ../nbs/05_measuring.ipynb #2436dc9f
 import time
 
 from .callback import After, Callback
 from .data import n_batches
 from .history import ColumnsCB, history_table, plot_history
 from .metrics import MetricsCB
-
-def in_notebook()->bool:
-    "Is there a Jupyter kernel that shows rich output?"
-    import sys
-    ipython = sys.modules.get('IPython')
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, 'kernel', None) is not None
 
 # %% ../nbs/05_measuring.ipynb #7ddfaa53
 #| code-fold: true
@@ -69,7 +60,14 @@ class _TerminalScreen:
 
 # %% ../nbs/05_measuring.ipynb #8bc0f228
 #| code-fold: true
-#| code-summary: "An output that is replaced in place"
+#| code-summary: "Is there a notebook? An output that is replaced in place"
+def in_notebook()->bool:
+    "Is there a Jupyter kernel that shows rich output?"
+    import sys
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, 'kernel', None) is not None
+
 class _Output:
     def __init__(self): self.handle = None
     def show(self, what, **kw):

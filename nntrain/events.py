@@ -18,6 +18,8 @@ EVENTS = (*(f'{when}_{level}' for level in LEVELS
           'after_predict', 'after_loss', 'after_backward', 'after_step')
 
 # %% ../nbs/04_learner.ipynb #3d8d6944
+#| code-fold: true
+#| code-summary: "Five exceptions: one for each level, and CancelStep"
 class CancelFit(Exception): "Raise in a callback: leave the fit"
 class CancelEpoch(Exception): "Leave this epoch, go on with the next"
 class CancelPhase(Exception): "Leave this pass over the training or validation data"

@@ -17,7 +17,6 @@ from .optimizer import Optimizer
 class AdamAnnealed(Adam):
     "Adam whose rate in step t is `lr * anneal_rate**(t-1)`; t is each parameter's own"
     ranges = Optimizer.ranges | dict(anneal_rate=(0, 1))
-
     def __init__(self,
         params,                 # tensors, (name, tensor) pairs, or a dict per group
         lr:float=1e-3,          # learning rate of the first step, at least 0
@@ -31,11 +30,9 @@ class AdamAnnealed(Adam):
         Optimizer.__init__(self, params, dict(
             lr=lr, anneal_rate=anneal_rate, betas=betas, eps=eps,
             weight_decay=weight_decay, maximize=maximize, foreach=foreach))
-
     def one_step(self, p, grad, state, group):
         rate = group['anneal_rate']**state['step'].double()  # steps before this one
         super().one_step(p, grad, state, {**group, 'lr': group['lr']*rate})
-
     multi_step = Optimizer.multi_step  # each parameter counts its own steps: one by one
 
 # %% ../nbs/15_schedulers.ipynb #2cadcad2

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['tensors_of', 'unpack', 'count_samples', 'check_loss', 'loss_divisor', 'detached', 'explain']
+__all__ = ['tensors_of', 'count_samples', 'unpack', 'loss_divisor', 'detached', 'check_loss', 'explain']
 
 # %% ../nbs/04_learner.ipynb #bea06c31
 #| code-fold: true
-#| code-summary: "Imports of the module; all parts of a batch, and its tensors"
+#| code-summary: "Imports of the module; all parts of a batch"
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .collate import TARGET_KEYS
+from .events import CANCELS, CancelStep
 
 def _parts(batch):
     "What a batch consists of, at the bottom of its tuples, lists and dicts"
@@ -28,6 +30,9 @@ def _parts(batch):
         for part in batch: yield from _parts(part)
     else: yield batch
 
+# %% ../nbs/04_learner.ipynb #be90d903
+#| code-fold: true
+#| code-summary: "tensors_of and count_samples, which look into a batch"
 def tensors_of(
     batch  # tensors in tuples, lists and dicts, of any depth
 ):         # one after the other
@@ -35,6 +40,16 @@ def tensors_of(
     for part in _parts(batch):
         if isinstance(part, PackedSequence): yield part.data   # its sizes stay here
         elif isinstance(part, Tensor): yield part
+
+def count_samples(
+    batch  # as in `tensors_of`
+)->int:
+    "How many samples a batch holds: the rows of its first tensor or array"
+    for part in _parts(batch):
+        if isinstance(part, PackedSequence): return int(part.batch_sizes[0])
+        if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
+    raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
+                    f'override Learner.count, which returns that number')
 
 # %% ../nbs/04_learner.ipynb #cc5584a6
 #| code-fold: true
@@ -58,31 +73,9 @@ def unpack(
                      f'{TARGET_KEYS} beside the inputs, or override `Learner.predict` '
                      f'and `Learner.get_loss`')
 
-# %% ../nbs/04_learner.ipynb #be90d903
-#| code-fold: true
-#| code-summary: "count_samples, and what check_loss refuses"
-def count_samples(
-    batch  # as in `tensors_of`
-)->int:
-    "How many samples a batch holds: the rows of its first tensor or array"
-    for part in _parts(batch):
-        if isinstance(part, PackedSequence): return int(part.batch_sizes[0])
-        if isinstance(part, (Tensor, np.ndarray)) and part.ndim: return len(part)
-    raise TypeError(f'cannot tell how many samples a {type(batch).__name__} holds: '
-                    f'override Learner.count, which returns that number')
-
-def check_loss(
-    loss  # what a loss function gave
-)->None:
-    "Refuse a loss that is not a single number: only one number can be made smaller"
-    shape = getattr(loss, 'shape', ())
-    if len(shape):
-        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
-                         f"take its mean (in torch's losses: reduction='mean')")
-
 # %% ../nbs/04_learner.ipynb #a7021b3b
 #| code-fold: true
-#| code-summary: "loss_divisor"
+#| code-summary: "loss_divisor: what cross-entropy divides by"
 def loss_divisor(
     loss_func,  # a loss
     targets     # what it was given
@@ -104,7 +97,7 @@ def loss_divisor(
 
 # %% ../nbs/04_learner.ipynb #4ecfc7ca
 #| code-fold: true
-#| code-summary: "detached"
+#| code-summary: "detached: the same values without their graph"
 def detached(
     value,                     # tensors in tuples, lists and dicts
     other=lambda value: value  # applied to anything else
@@ -120,11 +113,7 @@ def detached(
 
 # %% ../nbs/04_learner.ipynb #c2c7049a
 #| code-fold: true
-#| code-summary: "Each verb is called by this function"
-import warnings
-
-from .events import CANCELS, CancelStep
-
+#| code-summary: "Each verb is called by _do; a loss that is no number"
 def _do(learn, verb):
     try:
         if verb != 'get_loss' or learn.iter: return learn.verbs[verb]()
@@ -137,6 +126,15 @@ def _do(learn, verb):
         if why is None: raise
         raise type(why)(f'{why} ({type(e).__name__}: {e})') from e
 
+def check_loss(
+    loss  # what a loss function gave
+)->None:
+    "Refuse a loss that is not a single number: only one number can be made smaller"
+    shape = getattr(loss, 'shape', ())
+    if len(shape):
+        raise ValueError(f'the loss must be a single number, got shape {tuple(shape)}: '
+                         f"take its mean (in torch's losses: reduction='mean')")
+
 # %% ../nbs/04_learner.ipynb #c2c7049b
 #| code-fold: true
 #| code-summary: "Likely causes: another device, no tensors, two shapes"
@@ -148,14 +146,14 @@ def _elsewhere(learn):
                           f'model and loaders on the same device')
 
 def _not_tensors(learn):
-    odd = [part for part in _parts(learn.batch) if isinstance(part, (np.ndarray, str))]
-    if not odd: return None
-    if isinstance(odd[0], str):
-        return TypeError(f'the batch holds text, such as {odd[0]!r}: give numbers, and '
-                         f'for names of classes their position in a list')
-    return TypeError('the batch holds NumPy arrays, and models and losses take '
-                     'tensors: let the loader make them (torch.from_numpy), or '
-                     'override Learner.predict and get_loss')
+    for part in _parts(learn.batch):
+        if isinstance(part, str):
+            return TypeError(f'the batch holds text, such as {part!r}: give numbers, '
+                             f'and for names of classes their position in a list')
+        if isinstance(part, np.ndarray):
+            return TypeError('the batch holds NumPy arrays, and models and losses take '
+                             'tensors: let the loader make them (torch.from_numpy), or '
+                             'override Learner.predict and get_loss')
 
 def _each_with_each(learn):
     return ValueError(f'predictions {tuple(learn.preds.shape)} and targets '

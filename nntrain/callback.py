@@ -8,7 +8,9 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['Callback', 'After', 'sort_callbacks', 'check_callbacks', 'Listeners']
 
-# %% ../nbs/04_learner.ipynb #18b79b4e
+# %% ../nbs/04_learner.ipynb #9d5e2783
+#| code-fold: true
+#| code-summary: "Imports of the module; which event a name was meant to be"
 import difflib
 import inspect
 
@@ -16,7 +18,14 @@ from fastcore.basics import patch
 
 from .events import EVENTS, VERBS
 
-# %% ../nbs/04_learner.ipynb #9d5e2783
+def _meant(name):
+    "The event that a name looks like; None for names of another kind"
+    near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
+    if not near and name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
+        near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
+    return near[0] if near else None
+
+# %% ../nbs/04_learner.ipynb #04names1
 #| code-fold: true
 #| code-summary: "The checks of a class: its methods, and its tuples of names"
 def _check_names(cls):
@@ -24,12 +33,10 @@ def _check_names(cls):
     for name in vars(cls):
         known = name.startswith('_') or name in EVENTS or name in VERBS
         if known or not callable(getattr(cls, name)): continue
-        near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=.8)
-        if near or name.startswith(('before_', 'after_', 'cleanup_', 'begin_')):
-            near = near or difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)
+        if meant := _meant(name):
             raise TypeError(
                 f'{cls.__name__}.{name} looks like an event, but no event has that '
-                f'name: did you mean {near[0]!r}? Events: {", ".join(EVENTS)}. '
+                f'name: did you mean {meant!r}? Events: {", ".join(EVENTS)}. '
                 f'A helper method of another kind may start with an underscore.')
 
 def _check_class(cls):
@@ -41,29 +48,9 @@ def _check_class(cls):
             raise TypeError(f'{cls.__name__}.{name} must be a tuple of names, '
                             f'got {value!r}: write ({value!r},)')
 
-# %% ../nbs/04_learner.ipynb #006fddde
-#| code-fold: true
-#| code-summary: "What a constructor was given, by name"
-def _arguments(cls, args, kwargs):
-    "What `cls(*args, **kwargs)` was given, defaults and base classes included"
-    given, rest = {}, {}
-    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
-        if '__init__' not in vars(base): continue
-        signature = inspect.signature(base.__init__)
-        try: bound = signature.bind_partial(None, *args, **kwargs)
-        except TypeError: break                          # `__init__` will complain
-        bound.apply_defaults()
-        named = dict(list(bound.arguments.items())[1:])  # without self
-        rest = {p.kind: name for name, p in signature.parameters.items()
-                if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        rest = {kind: (name, named.pop(name)) for kind, name in rest.items()}
-        given = named | given
-        args = rest.get(inspect.Parameter.VAR_POSITIONAL, ('', ()))[1]
-        kwargs = rest.get(inspect.Parameter.VAR_KEYWORD, ('', {}))[1]
-        if not rest: break                               # nothing goes on to the base
-    return given | dict(rest.values())
-
 # %% ../nbs/04_learner.ipynb #ffbaefef
+#| code-fold: true
+#| code-summary: "Callback: its settings, and what happens when a class or an object is made"
 class Callback:
     "Base class of all callbacks; an event calls the method of its name"
     order = 0              # a number or `After(OtherCB)`: which comes first at an event
@@ -83,6 +70,28 @@ class Callback:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _check_class(cls)                    # refuses misspelt events
+
+# %% ../nbs/04_learner.ipynb #006fddde
+#| code-fold: true
+#| code-summary: "What a constructor was given, by name"
+_STAR, _STARS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+def _arguments(cls, args, kwargs):
+    "What `cls(*args, **kwargs)` was given, defaults and base classes included"
+    given, rest = {}, {}
+    for base in cls.__mro__[:cls.__mro__.index(Callback)]:
+        if '__init__' not in vars(base): continue
+        signature = inspect.signature(base.__init__)
+        try: bound = signature.bind_partial(None, *args, **kwargs)
+        except TypeError: break                          # `__init__` will complain
+        bound.apply_defaults()
+        named = dict(list(bound.arguments.items())[1:])  # without self
+        rest = {p.kind: (name, named.pop(name)) for name, p in
+                signature.parameters.items() if p.kind in (_STAR, _STARS)}
+        given = named | given
+        if not rest: break                               # nothing goes on to the base
+        args, kwargs = rest.get(_STAR, ('', ()))[1], rest.get(_STARS, ('', {}))[1]
+    return given | dict(rest.values())
 
 # %% ../nbs/04_learner.ipynb #335667c3
 #| code-fold: true
@@ -166,17 +175,17 @@ class Listeners:
     ):
         self.cbs, self.learn = list(cbs), learn
         self.calling, self.reached = [], {}      # those being called now; see `emit`
-        self.of = {event: [cb for cb in cbs if callable(getattr(cb, event, None))]
-                   for event in EVENTS}
+        self.of = {event: [i for i, cb in enumerate(self.cbs)
+                           if callable(getattr(cb, event, None))] for event in EVENTS}
 
     def emit(self, event)->None:
         "Call every callback that listens to `event`"
         when, _, level = event.partition('_')
         if when == 'cleanup': return self._clean_up(event, self.reached[level])
-        for cb in self.of[event]:
-            if when == 'before': self.reached[level] = cb
-            self._call(cb, event)
-        if when == 'before': self.reached[level] = None      # all of them
+        for i in self.of[event]:
+            if when == 'before': self.reached[level] = i
+            self._call(self.cbs[i], event)
+        if when == 'before': self.reached[level] = len(self.cbs)     # all of them
 
 # %% ../nbs/04_learner.ipynb #052d9e24
 #| code-fold: true
@@ -190,11 +199,10 @@ def _call(self:Listeners, cb, event):
 
 @patch
 def _clean_up(self:Listeners, event, last):
-    began = self.cbs if last is None else self.cbs[:self.cbs.index(last)+1]
     errors = []
-    for cb in self.of[event]:
-        if not any(cb is other for other in began): continue
-        try: self._call(cb, event)
+    for i in self.of[event]:
+        if i > last: break                       # it has not begun
+        try: self._call(self.cbs[i], event)
         except BaseException as e: errors.append(e)
-    if errors:                                           # Ctrl-C first
+    if errors:                                   # Ctrl-C first
         raise next((e for e in errors if not isinstance(e, Exception)), errors[0])

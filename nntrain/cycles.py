@@ -6,40 +6,14 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['momentum_cycle', 'one_cycle']
+__all__ = ['one_cycle', 'momentum_cycle']
 
 # %% ../nbs/15_schedulers.ipynb #f9438e06
-#| code-summary: "Imports of the module, and momentum_cycle: down while the rate goes up"
+#| code-summary: "Imports of the module, and one_cycle"
 #| code-fold: true
 from .checks import finite, positive, share
 from .hypers import check_hyper
 from .schedule import _named, constant, cosine, join
-
-def momentum_cycle(
-    moms:tuple=(.95, .85, .95),  # at the start, the peak and the end; each in [0, 1)
-    pct_start:float=.25,         # as in `one_cycle`
-    anneal=cosine,               # as in `one_cycle`
-    three_phase:bool=False       # as in `one_cycle`; the third phase stays at the end
-):                               # schedule: progress -> value
-    "Down while the rate goes up, then up again; for momentum"
-    if not isinstance(moms, (list, tuple)) or len(moms) != 3:
-        raise ValueError('moms must be three numbers, for start, peak and end, got '
-                         f'{moms!r}')
-    check_hyper('moms', moms, 0, 1)
-    (start, low, end), fractions = moms, _phases(pct_start, three_phase)
-    stay = [constant(end)]*three_phase
-    parts = [anneal(start, low), anneal(low, end), *stay]
-    return _named('momentum_cycle', join(fractions, parts))
-
-# %% ../nbs/15_schedulers.ipynb #3d185501
-#| code-fold: true
-#| code-summary: "one_cycle, and the shares of its parts"
-def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
-    share('pct_start', pct_start)
-    if not three_phase: return [pct_start, 1-pct_start]
-    if pct_start <= .5: return [pct_start, pct_start, 1-2*pct_start]
-    raise ValueError(f'pct_start must lie in [0, 0.5] with three phases, '
-                     f'got {pct_start!r}')
 
 def one_cycle(
     max_lr:float,           # value at the peak
@@ -55,3 +29,28 @@ def one_cycle(
     down = [(max_lr, start), (start, end)] if three_phase else [(max_lr, end)]
     ways = [anneal(a, b) for a, b in [(start, max_lr), *down]]
     return _named('one_cycle', join(_phases(pct_start, three_phase), ways))
+
+# %% ../nbs/15_schedulers.ipynb #3d185501
+#| code-fold: true
+#| code-summary: "The shares of the parts, and momentum_cycle: down while the rate goes up"
+def _phases(pct_start, three_phase):  # the shares of the two or three parts of a cycle
+    share('pct_start', pct_start)
+    if not three_phase: return [pct_start, 1-pct_start]
+    if pct_start <= .5: return [pct_start, pct_start, 1-2*pct_start]
+    raise ValueError(f'pct_start must lie in [0, 0.5] with three phases, '
+                     f'got {pct_start!r}')
+
+def momentum_cycle(
+    moms:tuple=(.95, .85, .95),  # at the start, the peak and the end; each in [0, 1)
+    pct_start:float=.25,         # as in `one_cycle`
+    anneal=cosine,               # as in `one_cycle`
+    three_phase:bool=False       # as in `one_cycle`; the third phase stays at the end
+):                               # schedule: progress -> value
+    "Down while the rate goes up, then up again; for momentum"
+    if not isinstance(moms, (list, tuple)) or len(moms) != 3:
+        raise ValueError('moms must be three numbers, for start, peak and end, got '
+                         f'{moms!r}')
+    check_hyper('moms', moms, 0, 1)
+    (start, low, end), fractions = moms, _phases(pct_start, three_phase)
+    parts = [anneal(start, low), anneal(low, end), *[constant(end)]*three_phase]
+    return _named('momentum_cycle', join(fractions, parts))

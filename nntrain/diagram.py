@@ -10,19 +10,18 @@ __all__ = ['read_diagram']
 
 # %% ../nbs/98_site.ipynb #fb27498f
 #| code-fold: true
-#| code-summary: "_Box"
+#| code-summary: "A box and its size"
 import html
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-
-@dataclass
+@dataclass(eq=False)
 class _Box:  # a node; without lines, the place where a long arrow passes a row
     lines: tuple = ()
     round: bool = False
     row: int = 0
-    x: float = 0.
+    x: float = 0.         # its middle
     y: float = 0.
     tall: float = 0.      # height of its whole row
     passing: float = 12.  # room for an arrow that passes, and for its label
@@ -35,27 +34,22 @@ class _Box:  # a node; without lines, the place where a long arrow passes a row
     def height(self): return 20*len(self.lines) + 16 if self.lines else 0
 
 # %% ../nbs/98_site.ipynb #bfb0e215
-#| code-fold: true
-#| code-summary: "_plain, _text_width, _filled, _wrapped"
 _THIN, _FAT = set("iljtfrI.,:;'|()[] ·"), set('mwMW←→−')
 
-
 def _plain(text): return re.sub('<[^>]*>', '', text)
-
 
 def _text_width(line):  # pixels, of letters 15 pixels high
     widths = (5 if c in _THIN else 13 if c in _FAT else 8.6
               for c in html.unescape(_plain(line)))
     return sum(widths) * (1.06 if '<b>' in line else 1)
 
-
+# %% ../nbs/98_site.ipynb #be027150
 def _filled(words, wide):  # words -> lines of up to `wide` letters
     lines = ['']
     for word in words:
         if lines[-1] and len(_plain(f'{lines[-1]} {word}')) > wide: lines.append('')
         lines[-1] = f'{lines[-1]} {word}'.strip()
     return lines
-
 
 def _wrapped(label, wide=26):  # as few lines as fit, about equally long
     lines = []
@@ -68,11 +62,10 @@ def _wrapped(label, wide=26):  # as few lines as fit, about equally long
 
 # %% ../nbs/98_site.ipynb #7038393d
 #| code-fold: true
-#| code-summary: "_nodes"
+#| code-summary: "Boxes up to the next arrow"
 _NODE = re.compile(r'(\w+)(?:\(\["?(.+?)"?\]\)|\["(.+?)"\]|\[(.+?)\])?')
 _ARROW = re.compile(r'\s*(<?)(-->|-\.->)(?:\|"?(.*?)"?\|)?\s*')
 _AND = re.compile(r'\s*&\s*')
-
 
 def _nodes(d, text, at):  # `A & B["label"]` from `at` on -> (names, where they end)
     names = []
@@ -105,7 +98,7 @@ def _chain(d, line):  # one line of the text -> names of its boxes
 
 # %% ../nbs/98_site.ipynb #cdf9227d
 #| code-fold: true
-#| code-summary: "read_diagram"
+#| code-summary: "read_diagram: line by line, with the open groups"
 def read_diagram(
     text:str,  # a flowchart in Mermaid's notation
 ):             # object with `boxes`, `arrows` and `groups`
@@ -127,7 +120,7 @@ def read_diagram(
 
 # %% ../nbs/98_site.ipynb #2458c847
 #| code-fold: true
-#| code-summary: "_rows"
+#| code-summary: "A row for each box, and places for long arrows"
 def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
     boxes = d.boxes
     for _ in range(len(boxes) + 1):
@@ -145,15 +138,14 @@ def _rows(d):  # sets the row of each box; -> for each arrow, names on its way
 
 # %% ../nbs/98_site.ipynb #0f712196
 #| code-fold: true
-#| code-summary: "_spread, _stack"
+#| code-summary: "One row from left to right; all rows from top to bottom"
 def _spread(row, want, gap=22):  # x of the boxes of a row: near `want`, apart by `gap`
     xs = []
     for a, b in zip([None, *row], row):
-        left = xs[-1] + (a.width + b.width)/2 + gap if xs else want[id(b)]
-        xs.append(max(want[id(b)], left))
-    shift = sum(want[id(b)] - x for x, b in zip(xs, row))/len(row)
+        left = xs[-1] + (a.width + b.width)/2 + gap if xs else want[b]
+        xs.append(max(want[b], left))
+    shift = sum(want[b] - x for x, b in zip(xs, row))/len(row)
     for x, b in zip(xs, row): b.x = x + shift
-
 
 def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the lower edge
     labelled = {d.boxes[a].row for a, b, label, *_ in d.arrows
@@ -166,26 +158,23 @@ def _stack(d, rows, y):  # sets y of all boxes, the first row at `y`; -> the low
 
 # %% ../nbs/98_site.ipynb #2d029fff
 #| code-fold: true
-#| code-summary: "_near, _arranged"
-def _near(d, ways):  # {id of a box: the boxes that it is connected to}
-    near = {id(b): [] for b in d.boxes.values()}
+#| code-summary: "Sweeps up and down"
+def _near(d, ways):  # {box: the boxes that it is connected to, or itself}
+    near = {b: [] for b in d.boxes.values()}
     for way in ways:
         for a, b in zip(way, way[1:]):
-            near[id(d.boxes[a])].append(d.boxes[b])
-            near[id(d.boxes[b])].append(d.boxes[a])
-    return near
-
+            near[d.boxes[a]].append(d.boxes[b])
+            near[d.boxes[b]].append(d.boxes[a])
+    return {b: around or [b] for b, around in near.items()}
 
 def _arranged(d, ways):  # sets x and y of all boxes; -> the rows
-    boxes = list(d.boxes.values())
-    n_rows = 1 + max(b.row for b in boxes)
-    rows = [[b for b in boxes if b.row == r] for r in range(n_rows)]
     near = _near(d, ways)
-    for row in rows: _spread(row, {id(b): 0 for b in row})
+    n_rows = 1 + max(b.row for b in near)
+    rows = [[b for b in near if b.row == r] for r in range(n_rows)]
+    for row in rows: _spread(row, dict.fromkeys(row, 0))
     for sweep in range(24):
         for row in rows if sweep % 2 else rows[::-1]:
-            want = {id(b): sum(n.x for n in ns)/len(ns) if (ns := near[id(b)]) else b.x
-                    for b in row}
-            if sweep < 16: row.sort(key=lambda b: want[id(b)])
+            want = {b: sum(n.x for n in near[b])/len(near[b]) for b in row}
+            if sweep < 16: row.sort(key=want.get)
             _spread(row, want)
     return rows

@@ -30,7 +30,7 @@ _TIP = ('<defs><marker id="dg-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWid
 
 # %% ../nbs/98_site.ipynb #45c20724
 #| code-fold: true
-#| code-summary: "Words in SVG, and a rectangle"
+#| code-summary: "Words in SVG; the edges of a box; a rectangle"
 def _words(x, y, lines, more=''):
     def shown(line):
         text = html.escape(html.unescape(line), quote=False)
@@ -40,14 +40,15 @@ def _words(x, y, lines, more=''):
             for i, line in enumerate(lines))
     return f'<text{more}>{"".join(rows)}</text>'
 
+def _edges(b):  # of a box: left, top, right, bottom
+    w, h = b.width/2, b.height/2
+    return b.x - w, b.y - h, b.x + w, b.y + h
 
 def _rect(x, y, w, h, r, more=''):
     return (f'<rect{more} x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{h:.0f}" '
             f'rx="{r:.0f}"/>')
 
 # %% ../nbs/98_site.ipynb #3ae6d8c6
-#| code-fold: true
-#| code-summary: "_curve, _arrow"
 def _curve(points):  # a smooth line that leaves and enters each point straight down
     path = f'M{points[0][0]:.0f} {points[0][1]:.0f}'
     for (x, y), (u, v) in zip(points, points[1:]):
@@ -56,14 +57,18 @@ def _curve(points):  # a smooth line that leaves and enters each point straight 
                  f'C{x:.0f} {m:.0f} {u:.0f} {m:.0f} {u:.0f} {v:.0f}')
     return path
 
+def _points(first, lanes, last, aside):  # of an arrow, from edge to edge
+    inner = [(lane.x, lane.y + side*lane.tall/2) for lane in lanes for side in (-1, 1)]
+    return [(first.x + aside, _edges(first)[3]), *inner,
+            (last.x + aside, _edges(last)[1] - 2)]
 
+# %% ../nbs/98_site.ipynb #8283db2d
+#| code-fold: true
+#| code-summary: "An arrow with its label"
 def _arrow(d, way, arrow, twin):  # -> (line, label); `twin`: how many have the same way
     _, _, label, dotted, both = arrow
     first, *lanes, last = [d.boxes[n] for n in way]
-    points = [(first.x + 14*twin, first.y + first.height/2)]
-    for lane in lanes:
-        points += [(lane.x, lane.y - lane.tall/2), (lane.x, lane.y + lane.tall/2)]
-    points.append((last.x + 14*twin, last.y - last.height/2 - 2))
+    points = _points(first, lanes, last, 14*twin)
     ends = ' marker-end="url(#dg-tip)"' + ' marker-start="url(#dg-tip)"'*both
     dots = ' stroke-dasharray="2 5"'*dotted
     line = f'<path d="{_curve(points)}"{dots}{ends}/>'
@@ -73,19 +78,16 @@ def _arrow(d, way, arrow, twin):  # -> (line, label); `twin`: how many have the 
 
 # %% ../nbs/98_site.ipynb #2b6322ab
 #| code-fold: true
-#| code-summary: "_groups, _in_words"
+#| code-summary: "Frames of groups; the diagram in words"
 def _groups(d):  # [(x, y, width, height, title)] of frames, the innermost last
     frames, wide = [], 0
     for inner, (title, names) in enumerate(reversed(d.groups), 1):
-        boxes = [d.boxes[n] for n in names]
-        x0 = min(b.x - b.width/2 for b in boxes)
-        x1 = max(b.x + b.width/2 for b in boxes)
+        lefts, tops, rights, bottoms = zip(*(_edges(d.boxes[n]) for n in names))
+        x0, x1 = min(lefts), max(rights)
         wide = max(wide + 28, x1 - x0 + 28, _text_width(title) + 20)
-        y0 = min(b.y - b.height/2 for b in boxes) - 26*inner
-        y1 = max(b.y + b.height/2 for b in boxes) + 14*inner
+        y0, y1 = min(tops) - 26*inner, max(bottoms) + 14*inner
         frames.append(((x0 + x1)/2 - wide/2, y0, wide, y1 - y0, title))
     return frames[::-1]
-
 
 def _in_words(d):
     def name(n): return _plain(' '.join(d.boxes[n].lines))
@@ -96,7 +98,7 @@ def _in_words(d):
 # %% ../nbs/98_site.ipynb #7fb16acb
 #| code-fold: true
 #| code-summary: "Shapes, in the order in which they cover one another"
-def _layers(d, ways, frames):  # shapes, in the order in which they cover one another
+def _layers(d, ways, frames):
     out = []
     for x, y, w, h, title in frames:
         out += [_rect(x, y, w, h, 8), _words(x + w/2, y + 18, [title])]
@@ -105,14 +107,15 @@ def _layers(d, ways, frames):  # shapes, in the order in which they cover one an
     out += [line for line, _ in drawn]
     for b in d.boxes.values():
         if not b.lines: continue
-        out.append(_rect(b.x - b.width/2, b.y - b.height/2, b.width, b.height,
-                         b.height/2 if b.round else 5, ' class="box"'))
-        out.append(_words(b.x, b.y - 10*len(b.lines) + 15, b.lines))
+        left, top, *_ = _edges(b)
+        out += [_rect(left, top, b.width, b.height, b.height/2 if b.round else 5,
+                      ' class="box"'),
+                _words(b.x, b.y - 10*len(b.lines) + 15, b.lines)]
     return out + [label for _, label in drawn]
 
 # %% ../nbs/98_site.ipynb #6d16ce6a
 #| code-fold: true
-#| code-summary: "draw_diagram"
+#| code-summary: "draw_diagram: all steps in order"
 def draw_diagram(
     text:str,  # a flowchart in Mermaid's notation
 )->str:        # HTML with an inline SVG
@@ -122,9 +125,9 @@ def draw_diagram(
     ways = _rows(d)
     depth = len(d.groups)
     bottom = _stack(d, _arranged(d, ways), 8 + 26*depth) + 14*depth + 8
-    frames, boxes = _groups(d), list(d.boxes.values())
-    left = min([b.x - b.width/2 for b in boxes] + [f[0] for f in frames]) - 6
-    right = max([b.x + b.width/2 for b in boxes] + [f[0] + f[2] for f in frames]) + 6
+    frames, boxes = _groups(d), [_edges(b) for b in d.boxes.values()]
+    left = min([b[0] for b in boxes] + [f[0] for f in frames]) - 6
+    right = max([b[2] for b in boxes] + [f[0] + f[2] for f in frames]) + 6
     return (f'<div class="diagram"><svg class="dg" role="img" aria-label="{alt}" '
             f'width="{right - left:.0f}" height="{bottom:.0f}" viewBox="{left:.0f} 0 '
             f'{right - left:.0f} {bottom:.0f}"><style>{_STYLE}</style>{_TIP}'

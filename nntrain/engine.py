@@ -84,17 +84,24 @@ def assemble(
 
 # %% ../nbs/24_recipe.ipynb #e2a0f011
 #| code-fold: true
-#| code-summary: "Code of validated_weights; two refusals"
+#| code-summary: "Code of validated_weights; as many processes as were asked for?"
 @contextlib.contextmanager
 def validated_weights(
     learn  # what `assemble` gave, after its fit
 ):
     "Have the weights in the model that were validated: the average, if there is one"
     average = [cb for cb in learn.cbs if isinstance(cb, WeightAveragingCB) and cb.ready]
-    with contextlib.ExitStack() as inside:
-        if average: inside.enter_context(average[0].averaged(learn.model))
+    with average[0].averaged(learn.model) if average else contextlib.nullcontext():
         yield learn.model
 
+def _check_processes(wanted):
+    if wanted not in (None, started()): raise ValueError(
+        f'{wanted} processes should train as one, but {started()} were started: leave '
+        f'`processes` out, or start as many (launch, torchrun)')
+
+# %% ../nbs/24_recipe.ipynb #3c945749
+#| code-fold: true
+#| code-summary: "Code of refuse_faults"
 def refuse_faults(
     learn  # what `assemble` gave; it stays as it is
 ):
@@ -102,8 +109,3 @@ def refuse_faults(
     if import_module('nntrain.preflight').clear_to_train(learn): return
     raise ValueError('preflight has found a fault, see above: mend it, or leave out '
                      '--preflight')
-
-def _check_processes(wanted):
-    if wanted not in (None, started()): raise ValueError(
-        f'{wanted} processes should train as one, but {started()} were started: leave '
-        f'`processes` out, or start as many (launch, torchrun)')

@@ -18,6 +18,8 @@ EVENTS = (*(f'{when}_{level}' for level in LEVELS
           'after_predict', 'after_loss', 'after_backward', 'after_step')
 
 # %% ../nbs/04_learner.ipynb #3d8d6944
+#| code-fold: true
+#| code-summary: "Five exceptions: one for each level, and CancelStep"
 class CancelFit(Exception): "Raise in a callback: leave the fit"
 class CancelEpoch(Exception): "Leave this epoch, go on with the next"
 class CancelPhase(Exception): "Leave this pass over the training or validation data"
@@ -40,10 +42,16 @@ def run_level(
             emit('after_'+level)
         except CANCELS[level]: pass
     except BaseException as error:               # on its way up
-        try: emit('cleanup_'+level)
-        except Exception as second:
-            if isinstance(error, (*CANCELS.values(), CancelStep)): raise
-            if hasattr(error, 'add_note'):       # Python 3.11 and newer
-                error.add_note(f'cleanup_{level} failed as well: {second!r}')
+        _clean_up_after(error, level, emit)
         raise
     emit('cleanup_'+level)
+
+# %% ../nbs/04_learner.ipynb #04clean1
+#| code-fold: true
+#| code-summary: "Clean up, though an error is under way"
+def _clean_up_after(error, level, emit):
+    try: emit('cleanup_'+level)
+    except Exception as second:
+        if isinstance(error, (*CANCELS.values(), CancelStep)): raise
+        if hasattr(error, 'add_note'):           # Python 3.11 and newer
+            error.add_note(f'cleanup_{level} failed as well: {second!r}')

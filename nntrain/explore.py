@@ -65,12 +65,16 @@ def _check_kind(kind):
         f"unknown kind {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")
         + f" Kinds: {', '.join(map(repr, _KINDS))}")
 
-def _check_taken(kind, o):  # only options that this kind takes
+def _check_taken(kind, o):  # only options that this kind takes, and can use
     for name,value in o.items():
         if value is None or value is False or name in _KINDS[kind].split(): continue
         takers = [repr(k) for k, v in _KINDS.items() if name in v.split()]
         raise ValueError(f"{name}={str(value)[:40]} needs kind={' or '.join(takers)}, "
                          f"not {kind!r}")
+    if kind == 'graph': _check_graph(o.graph)
+    most = 256 if kind == 'image' else 254
+    if o.shades is not None and not 2 <= o.shades <= most:
+        raise ValueError(f"shades={o.shades} must be from 2 to {most}")
 
 # %% ../nbs/92_figures.ipynb #670fc939
 #| code-fold: true
@@ -85,10 +89,6 @@ def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were g
         raise ValueError("no parameters: give at least one range, such as "
                          f"explore({fn.__name__}, beta=[0.5, 0.9])")
     _check_taken(kind, o)
-    if kind == 'graph': _check_graph(o.graph)
-    most = 256 if kind == 'image' else 254
-    if o.shades is not None and not 2 <= o.shades <= most:
-        raise ValueError(f"shades={o.shades} must be from 2 to {most}")
     grid = _grid(params)
     sizes = [len(values) for _, values, _ in grid]
     if (n := math.prod(sizes)) > 1000:
@@ -100,13 +100,11 @@ def _checked(fn, kind, alt, params, o):  # -> grid; `o`: the options that were g
 #| code-fold: true
 #| code-summary: "The data of a figure, and how to make it smaller"
 def _data(fn, kind, grid, frames, o, words):  # all that the script must know
-    data = dict(
-        fn=fn.__name__, src=_source(fn), kind=kind,
-        params=[dict(name=n, texts=t, step=0) for n, _, t in grid],
-        **_fit(frames, kind, o))
+    params = [dict(name=n, texts=t, step=0) for n, _, t in grid]
+    data = dict(fn=fn.__name__, src=_source(fn), kind=kind, params=params,
+                **_fit(frames, kind, o))
     if o.step:
-        longest = max(len(x) for x, _ in frames[0].values())
-        texts = [str(i) for i in range(longest)]
+        texts = [str(i) for i in range(max(len(x) for x, _ in frames[0].values()))]
         data['params'].append(dict(name='step', texts=texts, step=1))
     if o.drag: data['drag'] = list(o.drag)
     data['series'] = _pack(frames, data)
@@ -236,6 +234,11 @@ def _drifted(a, b):  # is a number of a graph more than a step of rounding off?
         far(s, t) for i in range(len(a['x']))
         for s, t in zip(_numbers_at(a, i), _numbers_at(b, i)))
 
+def _differs(data, fn, grid):  # None, or the first difference of frames computed again
+    new = _pack(_frames(fn, _grid(grid), data['kind']), data)
+    found = (_same(a, b, data) for a, b in itertools.zip_longest(data['series'], new))
+    return next((wrong for wrong in found if wrong is not None), None)
+
 def _asked(figure, data, grid):  # the values of the controls; if need be, its texts
     if grid is not None: return grid
     if isinstance(figure, Figure): return {n: v for n, v, _ in figure.grid}
@@ -260,8 +263,6 @@ def check_frames(
     if data['src'] != _source(fn):
         raise ValueError(f"the source of {data['fn']} changed since the figure was "
                          "made: run its cell again")
-    new = _pack(_frames(fn, _grid(_asked(figure, data, grid)), data['kind']), data)
-    for a,b in itertools.zip_longest(data['series'], new):
-        if (wrong := _same(a, b, data)) is not None:
-            raise ValueError(f"{data['fn']} computes other frames than the figure "
-                             f"shows ({wrong}): run its cell again")
+    if (wrong := _differs(data, fn, _asked(figure, data, grid))) is not None:
+        raise ValueError(f"{data['fn']} computes other frames than the figure shows "
+                         f"({wrong}): run its cell again")

@@ -23,9 +23,8 @@ _SUPER = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
     whole = range(math.ceil(lo), math.floor(hi) + 1)
     if log and hi - lo > 1.5:
-        every = max(1, round((hi - lo)/6))
         return [(k, f'{10.**k:g}' if abs(k) < 3 else '10' + str(k).translate(_SUPER))
-                for k in whole if k % every == 0]
+                for k in whole if k % max(1, round((hi - lo)/6)) == 0]
     if log:
         tens = range(math.floor(lo), math.ceil(hi) + 1)
         values = [m * 10.**k for k in tens for m in (1, 2, 5)]
@@ -38,9 +37,8 @@ def _ticks(lo, hi, log):  # [(position, text)]: three to seven round numbers
 # %% ../nbs/92_figures.ipynb #d741b177
 #| code-fold: true
 #| code-summary: "Limits of all frames"
-def _log(v, log):
-    with np.errstate(divide='ignore', invalid='ignore'):
-        return np.log10(v) if log else v
+@np.errstate(divide='ignore', invalid='ignore')
+def _log(v, log): return np.log10(v) if log else v
 
 # (lo, hi) of the axis: what the caller gave, else the data with a margin
 def _limits(pairs, given, axis, log, margin=.04):
@@ -73,8 +71,7 @@ def _axes(limits, log, scale, labels=None, size=200):
     w, h = _SPAN*scale[0], _SPAN*scale[1]
     res = f'<path class="ax" d="M{_LEFT} {_TOP}v{h}h{w}"/>'
     for k, (low, high) in enumerate((limits[:2], limits[2:])):
-        ticks = _ticks(low, high, log[k])
-        for v, text in ticks:
+        for v, text in (ticks := _ticks(low, high, log[k])):
             share = (v - low)/(high - low)
             x, y = round(_LEFT + w*share), round(_TOP + h - h*share)
             line = f'M{_LEFT} {y}h{w}' if k else f'M{x} {_TOP}v{h}'
@@ -84,5 +81,5 @@ def _axes(limits, log, scale, labels=None, size=200):
                     else _text(x, _TOP + h + 90 + size, text))
     if labels is None: return res
     across, up = map(html.escape, labels)
-    res += _text(_LEFT + w//2, _TOP + h + 650, across)
-    return res + f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{up}</text>'
+    return res + _text(_LEFT + w//2, _TOP + h + 650, across) + (
+        f'<text x="{_LEFT - 700}" y="{_TOP - 160}">{up}</text>')

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #b5a9b601
 #| code-fold: true
-#| code-summary: "A hash of the source; pictures"
+#| code-summary: "Imports; a hash of the source; what all frames share, by kind"
 import hashlib
 import inspect
 import textwrap
@@ -26,38 +26,34 @@ def _source(fn):  # hash of the function's text, indentation aside
     except (OSError, TypeError): return 'none'
     return hashlib.sha256(text.strip().encode()).hexdigest()[:10]
 
-def _fit_images(frames, o, res, low, high):
-    if o.zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
-        raise ValueError(f"pictures run from {low:.3g} to {high:.3g}, not from 0 "
-                         "to 1: undo the normalisation or give zlim=(low, high)")
-    labels = [k if isinstance(k, str) else '' for k in frames[0]]
-    return dict(
-        res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1],
-        zlim=list(_limits([], o.zlim or (0, 1), 'z', 0)), labels=labels,
-        ncols=o.ncols or min(len(labels), 6))
+def _fit(frames, kind, o):  # entries of `data` that hold for all frames
+    if kind == 'graph': return _fit_graph(frames, o.graph)
+    log = int(bool(o.xlog)), int(bool(o.ylog))
+    box = [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2]
+    fit = _fit_tiles if kind in ('heat', 'image') else _fit_lines
+    return fit(frames, kind, o, log, box)
 
 # %% ../nbs/92_figures.ipynb #8f70f16a
 #| code-fold: true
-#| code-summary: "Limits and bins"
-def _fit(frames, kind, o):  # entries of `data` that hold for all frames
-    if kind == 'graph': return _fit_graph(frames, o.graph)
-    log, lims = (int(bool(o.xlog)), int(bool(o.ylog))), [o.xlim, o.ylim]
-    dots = list(frames[0]) if kind == 'scatter' else list(o.dots or ())
-    box = [_LEFT, _TOP, 4 if kind in ('line', 'hist') else 3, 2]
-    def values(k): return [v[k] for f in frames for v in f.values()]
-    if kind in ('heat', 'image'): return _fit_tiles(frames, kind, o, log, box, values)
+#| code-summary: "Bins of bars; limits of lines, points and bars"
+def _fit_bars(frames, lims, n_bins):  # sets both limits -> (bars as lines, bins)
+    raw = [y for f in frames for x, y in f.values() if not len(x)]
+    if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
+    bins = [*lims[0], (n_bins or 40)+1] if raw else None
+    frames = _outlined(frames, bins)
+    highest = max(y.max() for f in frames for _, y in f.values())
+    lims[1] = lims[1] or (0, 1.05 * highest or 1)
+    return frames, bins
+
+def _fit_lines(frames, kind, o, log, box):
+    lims, dots = [o.xlim, o.ylim], list(o.dots or ())
+    if kind == 'scatter': dots = list(frames[0])
     if set(dots) - set(frames[0]):
         raise ValueError(f"dots={dots} names no series: they are {list(frames[0])}")
     if o.surface is not None:
         lims = [g or (float(min(v)), float(max(v))) for g, v in zip(lims, o.surface)]
     res = dict(log=log, dots=dots, box=box)
-    if kind=='hist':
-        raw = [y for x,y in zip(values(0), values(1)) if not len(x)]
-        if raw: lims[0] = lims[0] or _limits(raw, None, 'x', 0, margin=0)
-        res['bins'] = [*lims[0], (o.n_bins or 40)+1] if raw else None
-        frames = _outlined(frames, res['bins'])
-        highest = max(v[1].max() for f in frames for v in f.values())
-        lims[1] = lims[1] or (0, 1.05 * highest or 1)
+    if kind=='hist': frames, res['bins'] = _fit_bars(frames, lims, o.n_bins)
     return dict(res, limits=_window(frames, lims, log))
 
 # %% ../nbs/92_figures.ipynb #e2fe6510
@@ -79,24 +75,37 @@ def _fit_graph(frames, graph):  # entries of `data` that hold for all frames
 
 # %% ../nbs/92_figures.ipynb #7661cb79
 #| code-fold: true
-#| code-summary: "Cells"
-def _fit_tiles(frames, kind, o, log, box, values):
-    z = [_log(v, o.zlog) for v in values(-1)]
-    finite = [v[np.isfinite(v)] for v in z]
-    low = float(min(v.min(initial=np.inf) for v in finite))
-    high = float(max(v.max(initial=-np.inf) for v in finite))
-    res = dict(log=log, dots=[], zlog=int(bool(o.zlog)),
-               shades=o.shades or (256 if kind == 'image' else 64))
-    if kind == 'image': return _fit_images(frames, o, res, low, high)
+#| code-summary: "A heat map rises in even steps"
+def _even(frames, log):  # [xlow, xhigh, ylow, yhigh], half a cell outside its middles
     limits = []
     for k,axis in enumerate('xy'):
-        if any(not np.array_equal(v, values(k)[0]) for v in values(k)):
+        first, *others = (v[k] for f in frames for v in f.values())
+        if any(not np.array_equal(v, first) for v in others):
             raise ValueError(f"{axis} of a heat map must be the same in every frame")
-        at = _log(values(k)[0], log[k])
+        at = _log(first, log[k])
         steps = np.diff(at) if len(at)>1 else np.ones(1)
         if not np.allclose(steps, steps[0], rtol=1e-3) or not steps[0] > 0:
             raise ValueError(f"{axis} of a heat map must rise in even steps (with "
                              f"{axis}log: by an even factor)")
         limits += [float(at[0]-steps[0]/2), float(at[-1]+steps[0]/2)]
-    return dict(res, box=box, limits=limits,
-                zlim=list(_limits(z, o.zlim, 'z', o.zlog, margin=0)))
+    return limits
+
+# %% ../nbs/92_figures.ipynb #3dfb817c
+#| code-fold: true
+#| code-summary: "Pictures run from 0 to 1; cells and pictures"
+def _greys(z, zlim):  # (black, white)
+    low, high = float(min(v.min() for v in z)), float(max(v.max() for v in z))
+    if zlim is None and not -1e-6 <= low <= high <= 1 + 1e-6:
+        raise ValueError(f"pictures run from {low:.3g} to {high:.3g}, not from 0 "
+                         "to 1: undo the normalisation or give zlim=(low, high)")
+    return list(_limits([], zlim or (0, 1), 'z', 0))
+
+def _fit_tiles(frames, kind, o, log, box):
+    z = [_log(v[-1], o.zlog) for f in frames for v in f.values()]
+    res = dict(log=log, dots=[], zlog=int(bool(o.zlog)),
+               shades=o.shades or (256 if kind == 'image' else 64))
+    if kind == 'heat': return dict(res, box=box, limits=_even(frames, log), zlim=list(
+        _limits(z, o.zlim, 'z', o.zlog, margin=0)))
+    labels = [k if isinstance(k, str) else '' for k in frames[0]]
+    return dict(res, box=[0, 0, 1, 1], limits=[0, 1, 0, 1], zlim=_greys(z, o.zlim),
+                labels=labels, ncols=o.ncols or min(len(labels), 6))

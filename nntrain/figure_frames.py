@@ -19,6 +19,8 @@ import numpy as np
 def _on_cpu(v): return v.detach().cpu() if hasattr(v, 'detach') else v
 def _floats(v): return np.asarray(_on_cpu(v), dtype=float)
 
+def _what(v): return type(v).__name__ + (f' of {len(v)}' if isinstance(v, dict) else '')
+
 # what fn returned -> {name: (x, y)}, or an error that says which frame
 def _series(out, kind, at):
     if kind=='heat': return _heat(out, at)
@@ -26,10 +28,8 @@ def _series(out, kind, at):
     if kind=='graph': return _nodes(out, at)
     if kind!='line' and not isinstance(out, dict): out = {kind: out}
     if not isinstance(out, dict) or not 0<len(out)<5:
-        raise ValueError(
-            f"{at} must return a dict of 1 to 4 series {{name: y or (x, y)}}, not "
-            f"{type(out).__name__}"
-            + (f" of {len(out)}" if isinstance(out, dict) else ""))
+        raise ValueError(f"{at} must return a dict of 1 to 4 series {{name: y or (x, y)"
+                         f"}}, not {_what(out)}")
     return {str(name): _curve(v, kind, f"{at}: {name!r}") for name,v in out.items()}
 
 # %% ../nbs/92_figures.ipynb #38dba286
@@ -103,27 +103,26 @@ def _heat(out, at):  # -> {'heat': (x, y, z)}
 # %% ../nbs/92_figures.ipynb #a35d3d68
 #| code-fold: true
 #| code-summary: "Pictures"
-def _picture(v, what):  # (H, W) or (H, W, 3), from 0 to 1 unless the caller differs
+def _picture(v, at):  # (H, W) or (H, W, 3), from 0 to 1 unless the caller differs
     a = np.asarray(_on_cpu(v))
     a = a/255. if a.dtype.kind in 'ui' else a.astype(float)
     if a.ndim == 3 and a.shape[0] in (1, 3) and a.shape[-1] not in (1, 3):
         a = np.moveaxis(a, 0, -1)
     if a.ndim==3 and a.shape[-1]==1: a = a[...,0]
-    if not a.size or a.ndim != 2 and (a.ndim != 3 or a.shape[-1] != 3):
+    if not a.size or a.ndim != 2 and a.shape[2:] != (3,):
         raise ValueError(
-            f"{what} must be (H, W) or (H, W, 3) or (3, H, W), not {a.shape}")
+            f"{at} must be (H, W) or (H, W, 3) or (3, H, W), not {a.shape}")
     if not np.isfinite(a).all():
-        raise ValueError(f"{what} holds NaN or infinite values")
+        raise ValueError(f"{at} holds NaN or infinite values")
     return a
 
 def _pictures(out, at):  # -> {label or number: (picture,)}
     if not isinstance(out, dict):
         out = dict(enumerate([out] if getattr(out, 'ndim', 0) == 2 else out))
     res = {k: (_picture(v, f"{at}: picture {k!r}"),) for k,v in out.items()}
-    if len({v.shape for (v,) in res.values()}) != 1:
-        raise ValueError(f"{at}: pictures must exist and have one size, not "
-                         f"{sorted({v.shape for (v,) in res.values()})}")
-    return res
+    sizes = sorted({v.shape for (v,) in res.values()})
+    if len(sizes) == 1: return res
+    raise ValueError(f"{at}: pictures must exist and have one size, not {sizes}")
 
 # %% ../nbs/92_figures.ipynb #94134e60
 #| code-fold: true
@@ -151,26 +150,23 @@ def _near(v, want):  # the same word, or the same number but for rounding
 # %% ../nbs/92_figures.ipynb #b3c17ef3
 #| code-fold: true
 #| code-summary: "The frame to show first"
+def _position(name, values, texts, want):  # of a value among those of its control
+    hit = [i for i, v in enumerate(values) if _near(v, want)]
+    if hit: return hit[0]
+    raise ValueError(f"start {name}={want!r} is not on its grid: use one of "
+                     f"{', '.join(texts[:12])}")
+
 def _start(grid, start):  # positions of a value or of {name: value}; default: 0
+    names = [name for name, _, _ in grid]
     if start is None: start = {}
     if not isinstance(start, dict):
         if len(grid) != 1:
-            raise ValueError(
-                f"start={start!r} fits one parameter; for {len(grid)} write "
-                f"start=dict({', '.join(g[0] + '=…' for g in grid)})")
-        start = {grid[0][0]: start}
-    if unknown := sorted(set(start) - {g[0] for g in grid}):
-        raise ValueError(f"start names {unknown}; the parameters are "
-                         f"{[g[0] for g in grid]}")
-    res = []
-    for name,values,texts in grid:
-        want = start.get(name, values[0])
-        hit = [i for i, v in enumerate(values) if _near(v, want)]
-        if not hit:
-            raise ValueError(f"start {name}={want!r} is not on its grid: use one of "
-                             f"{', '.join(texts[:12])}")
-        res.append(hit[0])
-    return res
+            raise ValueError(f"start={start!r} fits one parameter; for {len(grid)} "
+                             f"write start=dict({', '.join(f'{n}=…' for n in names)})")
+        start = {names[0]: start}
+    if unknown := sorted(set(start) - set(names)):
+        raise ValueError(f"start names {unknown}; the parameters are {names}")
+    return [_position(*g, start.get(g[0], g[1][0])) for g in grid]
 
 # %% ../nbs/92_figures.ipynb #d3d4c14e
 #| code-fold: true
@@ -188,8 +184,7 @@ def _frames(fn, grid, kind):
         _call(fn, dict(zip([g[0] for g in grid], point)), kind)
         for point in itertools.product(*[g[1] for g in grid])]
     first = _sizes(res[0])
-    for frame in res[1:]:
-        here = _sizes(frame)
+    for here in map(_sizes, res[1:]):
         if here != first:
             same = 'nodes' if kind == 'graph' else 'series and lengths'
             pad = '' if kind == 'graph' else ' (pad with NaN)'

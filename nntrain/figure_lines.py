@@ -79,23 +79,22 @@ def _polyline(points):
 
 # %% ../nbs/92_figures.ipynb #5ef4e931
 #| code-fold: true
-#| code-summary: "Contours"
-# grey lines of equal height: (svg, text for the legend)
-def _contours(surface, limits, scale, levels):
+#| code-summary: "Contours: grey lines of equal height"
+def _on_paper(line, limits, scale):  # a contour, in units of the picture
+    x, y = (_quantise(line[:, k], *limits[2*k:2*k + 2]) - _LO for k in (0, 1))
+    return np.stack([_LEFT + scale[0]*x, _TOP + scale[1]*(_SPAN - y)], 1)
+
+def _contours(surface, limits, scale, levels):  # -> (svg, text for the legend)
     from contourpy import contour_generator
     x,y,z = map(_floats, surface)
     if z.shape != (len(y), len(x)):
         raise ValueError("surface=(x, y, z) needs z of shape (len(y), len(x)) = "
                          f"{(len(y), len(x))}, not {z.shape}")
     if levels is None: levels = np.quantile(z[np.isfinite(z)], np.linspace(.02, .9, 9))
-    parts, make = [], contour_generator(x, y, np.ma.masked_invalid(z))
-    for level in levels:
-        d = ''
-        for line in make.lines(float(level)):
-            across = _quantise(line[:, 0], *limits[:2]) - _LO
-            down = _LO + _SPAN - _quantise(line[:, 1], *limits[2:])
-            d += _polyline(np.stack([_LEFT + scale[0]*across, _TOP + scale[1]*down], 1))
-        if d: parts.append(d)
+    make = contour_generator(x, y, np.ma.masked_invalid(z))
+    drawn = (''.join(_polyline(_on_paper(line, limits, scale)) for line in
+                     make.lines(float(level))) for level in levels)
+    parts = [d for d in drawn if d]
     shade = np.linspace(.75, .3, max(len(parts), 1))  # darker = lower
     svg = ''.join(
         f'<path class="ct" opacity="{o:.2f}" d="{d}"/>' for o, d in zip(shade, parts))
@@ -115,9 +114,8 @@ def _svg(alt, box, clip, behind, inside, view=None):
             f'<clipPath id="{clip}"><rect x="{_LEFT - 90}" y="{_TOP - 90}" '
             f'width="{w + 180}" height="{h + 180}"/></clipPath>'
             f'<g clip-path="url(#{clip})">{inside}</g>')
-    return (
-        f'<svg {role} viewBox="{view}" xmlns="http://www.w3.org/2000/svg">'
-        f'{behind}{inside}</svg>')
+    return (f'<svg {role} viewBox="{view}" xmlns="http://www.w3.org/2000/svg">{behind}'
+            f'{inside}</svg>')
 
 def _stroke(line, marks, i, fill=0):  # the two paths of series i; bars are filled
     bars = f' style="fill:{_COLOURS[i]};fill-opacity:.25"' if fill else ''
@@ -141,10 +139,9 @@ def _pack_lines(frames, data):  # -> series; what is equal in all frames comes o
             codes[axis] = _once([
                 _encode(_quantise(_log(f[name][k], data['log'][k]), low, high))
                 for f in frames])
-        res.append(dict(
-            name=name, line=int(not dots and n > 1),
-            every=_every(n, len(frames[0]), data['kind'], dots),
-            mark=_mark(i, 60 if dots or path else 85),
-            end=_mark(i, 120) if path else '', **codes))
+        every = _every(n, len(frames[0]), data['kind'], dots)
+        res.append(dict(name=name, line=int(not dots and n > 1), every=every,
+                        mark=_mark(i, 60 if dots or path else 85),
+                        end=_mark(i, 120) if path else '', **codes))
         if hist: res[-1]['fill'] = 1
     return res

@@ -10,7 +10,7 @@ __all__ = []
 
 # %% ../nbs/92_figures.ipynb #231d6ee4
 #| code-fold: true
-#| code-summary: "_quantise, _encode, _decode"
+#| code-summary: "Numbers to codes, codes to letters and back"
 import numpy as np
 
 # two of 64 letters carry 12 bits
@@ -19,12 +19,14 @@ _ABC = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-'
 # draws nothing
 _LO, _SPAN, _GAP = 1023, 2047, 4095
 
-def _quantise(values, lo, hi):  # numbers -> codes 0…4094, or _GAP where not finite
+# numbers -> codes 0…`top`, with `first` for lo and `first`+`span` for hi; `gap` where
+# a number is not finite
+def _quantise(values, lo, hi, first=_LO, span=_SPAN, top=_GAP - 1, gap=_GAP):
     v = np.asarray(values, dtype=float)
     ok = np.isfinite(v)
     share = (np.where(ok, v, lo) - lo) / (hi - lo)
-    codes = np.clip(np.round(share * _SPAN) + _LO, 0, _GAP - 1)
-    return np.where(ok, codes, _GAP).astype(int)
+    codes = np.clip(np.round(share * span) + first, 0, top)
+    return np.where(ok, codes, gap).astype(int)
 
 def _encode(codes): return ''.join(_ABC[c>>6]+_ABC[c&63] for c in codes)
 def _decode(text):

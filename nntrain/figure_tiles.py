@@ -18,13 +18,12 @@ import io
 import numpy as np
 
 from .figure_axes import _LEFT, _RIGHT, _TOP, _log, _text, _ticks
-from .figure_numbers import _GAP, _SPAN, _decode, _encode, _in_frame, _once
+from .figure_numbers import (
+    _GAP, _SPAN, _decode, _encode, _in_frame, _once, _quantise)
 
 def _shade(a, lo, hi, shades):  # values -> 0 … shades-1; shades+1 where there is none
-    ok = np.isfinite(a)
-    share = (np.where(ok, a, lo) - lo) / (hi - lo)
-    codes = np.clip(np.round(share * (shades - 1)), 0, shades - 1)
-    return np.where(ok, codes, shades + 1).astype(np.uint8)
+    most = shades - 1
+    return _quantise(a, lo, hi, 0, most, most, gap=shades + 1).astype(np.uint8)
 
 def _palette(kind, shades):  # (shades, 3) colours
     if kind == 'image':
@@ -67,7 +66,6 @@ def _png(strip, palette):
     out, more = io.BytesIO(), {}
     picture = Image.fromarray(strip)
     if strip.ndim==2:
-        picture = picture.convert('P') if picture.mode!='P' else picture
         if strip.max() >= len(palette):  # some cells are empty
             more = dict(transparency=len(palette)+1)
             palette = np.concatenate([palette, palette[:2]])
@@ -115,14 +113,13 @@ def _labels(data):  # (labels below the pictures, '', '', size of the whole)
             raise ValueError(f"label {label!r} is too long for {data['ncols']} "
                              f"pictures in a row: at most {(w + 160)//165} letters")
         if label: res += _text(x + w//2, y + h + 330, html.escape(label))
-    _, y, _, h = places[-1]
+    # y and h are those of the last picture
     return res, '', '', f'0 0 {_LEFT + 4*_SPAN + _RIGHT} {y + h + below}'
 
 def _colour_bar(data, zlabel):  # (what is right of a heat map, its right end)
     (w, h), (lo, hi) = (_SPAN*k for k in data['box'][2:]), data['zlim']
-    n = data['shades']
-    x, strip = _LEFT + w + 300, np.arange(n, dtype=np.uint8)[::-1, None]
-    href = f'data:image/png;base64,{_png(strip, _palette("heat", n))}'
+    x, strip = _LEFT + w + 300, np.arange(data['shades'], dtype=np.uint8)[::-1, None]
+    href = f'data:image/png;base64,{_png(strip, _palette("heat", len(strip)))}'
     res = (f'<image href="{href}" x="{x}" y="{_TOP}" width="260" height="{h}" '
            'preserveAspectRatio="none"/>')
     for v, text in _ticks(lo, hi, data['zlog']):

@@ -18,9 +18,7 @@ _EXPLORE_JS = 'once.js', 'numbers.js', 'paths.js', 'address.js', 'explore.js'
 _GRAPH_JS = 'once.js', 'numbers.js', 'address.js', 'explore.js', 'graph.js'
 _DRAG_JS = 'drag.js',  # only for a path whose start can be dragged
 _PREDICT_JS = 'once.js', 'predict.js'
-
-def _web(name):  # the text of a file for the browser
-    return (files('nntrain')/'web'/name).read_text(encoding='utf-8')
+def _web(name): return (files('nntrain')/'web'/name).read_text(encoding='utf-8')
 
 def _squeeze_js(text):  # without comments (each on a line of its own) and indentation
     lines = (line.strip() for line in text.splitlines())

@@ -29,13 +29,17 @@ __all__ = ['Figure']
 
 # %% ../nbs/92_figures.ipynb #7e2af65e
 #| code-fold: true
-#| code-summary: "The object, and its forms"
+#| code-summary: "The object, where its controls stand at first, and its forms"
 class Figure:
     """What `explore` returns: an inline picture with sliders; shown as HTML, as its alt
     text, or live in a kernel"""
     def __init__(self, fn, data, back, alt, title, start, grid, words):
         self.fn, self.data, self.back, self.alt = fn, data, back, alt
         self.title, self.start, self.grid, self.words = title, start, grid, words
+
+def _at_first(fig):  # positions of the controls; all steps are drawn at first
+    steps = (p for p in fig.data['params'] if p['step'])
+    return [*fig.start, *(len(p['texts']) - 1 for p in steps)]
 
 def _live():  # in a kernel that can answer a slider, unless the output is to be stored
     if os.environ.get('NNTRAIN_STATIC') or 'IPython' not in sys.modules: return False
@@ -50,12 +54,28 @@ def _repr_mimebundle_(self:Figure, include=None, exclude=None):
 
 # %% ../nbs/92_figures.ipynb #44b3377c
 #| code-fold: true
-#| code-summary: "What changes, and what does not"
+#| code-summary: "What changes: tiles, numbers or lines"
 def _pack(frames, data):  # frames -> series ready to draw
     if data['kind'] == 'graph': return _pack_graph(frames, data)
     tiles = data['kind'] in ('heat', 'image')
     return _pack_tiles(frames, data) if tiles else _pack_lines(frames, data)
 
+def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
+    x, y = (_decode(_in_frame(s[k], frame))[0] for k in 'xy')
+    return (f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
+            f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
+
+def _inside(d, series, frame, n):  # of the picture: one frame
+    first, scale = series[0], d['box'][2:]
+    if 'cells' in first: return _windows(first, frame, _places(d), d['id'])
+    if 'texts' in first: return _front_graph(first, frame, d)
+    lines = ''.join(_stroke(*_paths(s, frame, n, scale), i, s.get('fill'))
+                    for i, s in enumerate(series))
+    return lines + _ring(first, frame, scale) if d.get('drag') else lines
+
+# %% ../nbs/92_figures.ipynb #af343b0d
+#| code-fold: true
+#| code-summary: "What does not change: axes, contours, the note, the size"
 def _back(data, surface, levels, labels, zlabel):  # -> (behind, under, note, view)
     if data['kind'] == 'image': return _labels(data)
     if data['kind'] == 'graph': return _back_graph(data)
@@ -81,21 +101,14 @@ def svg(self:Figure,
     "Draw one frame: what a page shows before any JavaScript runs"
     d, (behind, under, _, view) = self.data, self.back
     series = series or d['series']
-    if 'cells' in series[0]:
-        windows = _windows(series[0], frame, _places(d), d['id'])
-        return _svg(self.alt, d['box'], '', behind, windows, view)
-    if 'texts' in series[0]:
-        alt = self.alt + _told(series[0], frame)
-        return _svg(alt, d['box'], '', behind, _front_graph(series[0], frame, d), view)
-    lines = ''.join(
-        _stroke(*_paths(s, frame, n, d['box'][2:]), i, s.get('fill'))
-        for i, s in enumerate(series))
-    if d.get('drag'): lines += _ring(series[0], frame, d['box'][2:])
-    return _svg(self.alt, d['box'], d['id']+'-clip', behind, under+lines, view)
+    alt = self.alt + (_told(series[0], frame) if 'texts' in series[0] else '')
+    clip = f'{d["id"]}-clip' if 'y' in series[0] else ''  # only lines may leave
+    inside = under + _inside(d, series, frame, n)
+    return _svg(alt, d['box'], clip, behind, inside, view)
 
 # %% ../nbs/92_figures.ipynb #168b6301
 #| code-fold: true
-#| code-summary: "Legend, and the ring to drag"
+#| code-summary: "The legend"
 # one line of a legend: a swatch with dash and marker, and the name
 def _key(name, i, line, mark):
     line = (
@@ -112,12 +125,6 @@ def _legend(series, *notes):
         if len(series) > 1 or s['name'] not in ('', 'path', 'scatter', 'hist'))
     for text in filter(None, notes): res += f'<li>{html.escape(text)}</li>'
     return f'<ul>{res}</ul>' if res else ''
-
-def _ring(s, frame, scale):  # to drag the start of a path by; drag.js moves it
-    x, y = (_decode(_in_frame(s[k], frame))[0] for k in 'xy')
-    return (
-        f'<circle class="nnx-g" r="280" cx="{_LEFT + scale[0]*(x - _LO)}" '
-        f'cy="{_TOP + scale[1]*(_LO + _SPAN - y)}"/>')
 
 # %% ../nbs/92_figures.ipynb #cb021e01
 #| code-fold: true
@@ -211,11 +218,9 @@ def _program(data):
 def to_html(self:Figure)->str:
     """The whole figure in one piece: style, first frame, controls, data and script;
     loads nothing"""
-    frame, start = 0, list(self.start)
+    frame = 0
     for (_,values,_),i in zip(self.grid, self.start): frame = frame*len(values)+i
-    last = self.data['params'][-1]
-    if last['step']: start.append(len(last['texts']) - 1)  # all steps at first
-    below = _controls(self.data, start, self.words) + _program(self.data)
+    below = _controls(self.data, _at_first(self), self.words) + _program(self.data)
     return _wrap(self, self.svg(frame=frame), below)
 
 # %% ../nbs/92_figures.ipynb #c1a50003
@@ -226,13 +231,12 @@ def widget(self:Figure):  # an `ipywidgets.VBox`
     "The live view: the same sliders, but each move calls the function"
     import ipywidgets as w
     params, view = self.data['params'], w.HTML()
-    at = [*self.start, *[len(p['texts'])-1 for p in params if p['step']]]
     sliders = [
         (w.ToggleButtons if _is_choice(p) else w.SelectionSlider)(
             options=[(t, i) for i, t in enumerate(p['texts'])], value=i,
             description=_label(p['name'], self.words),
             style=dict(description_width='initial'))
-        for p, i in zip(params, at)]
+        for p, i in zip(params, _at_first(self))]
     def show(_=None):
         args = {name: values[s.value] for (name,values,_),s in zip(self.grid, sliders)}
         frame = _pack([_call(self.fn, args, self.data['kind'])], self.data)

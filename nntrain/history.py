@@ -18,6 +18,23 @@ from torch import Tensor
 from .callback import After, Callback
 from .metrics import MetricsCB, to_floats
 
+# %% ../nbs/05_measuring.ipynb #ed2b8fca
+#| code-fold: true
+#| code-summary: "The looks: numbers of a cell; colours, and axes to draw on"
+def _cell(name, value):
+    if value is None: return ''
+    if name == 'epoch': return f'{value:d}'
+    if name == 'seconds': return f'{value:.1f}'
+    if 0 < abs(value) < 1e-3: return f'{value:.1e}'    # a small rate
+    return f'{value:.4f}' if abs(value) < 1000 else f'{value:.0f}'
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
+
+def _axes(ax):
+    if ax is not None: return ax
+    import matplotlib.pyplot as plt
+    return plt.subplots(figsize=(6, 3))[1]
+
 # %% ../nbs/05_measuring.ipynb #71518fe3
 #| code-fold: true
 #| code-summary: "history_table"
@@ -39,14 +56,7 @@ def history_table(
 
 # %% ../nbs/05_measuring.ipynb #8bcaebe2
 #| code-fold: true
-#| code-summary: "One cell of the table; last_metric"
-def _cell(name, value):
-    if value is None: return ''
-    if name == 'epoch': return f'{value:d}'
-    if name == 'seconds': return f'{value:.1f}'
-    if 0 < abs(value) < 1e-3: return f'{value:.1e}'    # a small rate
-    return f'{value:.4f}' if abs(value) < 1000 else f'{value:.0f}'
-
+#| code-summary: "last_metric"
 def last_metric(
     history,   # rows of `learn.history`
     name:str   # key of the last row, such as 'valid_loss'
@@ -59,16 +69,6 @@ def last_metric(
     missing = '' if history else ': is MetricsCB among the callbacks?'
     raise ValueError(f'no metric {name!r} in the history{hint}; '
                      f'it has {known}{missing}')
-
-# %% ../nbs/05_measuring.ipynb #ed2b8fca
-#| code-fold: true
-#| code-summary: "COLORS, and axes to draw on"
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # safe for colour-blind eyes
-
-def _axes(ax):
-    if ax is not None: return ax
-    import matplotlib.pyplot as plt
-    return plt.subplots(figsize=(6, 3))[1]
 
 # %% ../nbs/05_measuring.ipynb #4c56c1d2
 #| code-fold: true
@@ -112,13 +112,10 @@ class RecorderCB(Callback):
     def cleanup_phase(self, learn):
         for name, values in self.new.items(): self.values[name] += to_floats(values)
         self.new = {}
-    def plot(self, name='loss', ax=None):
-        "Plot one recorded quantity over the training batches"
-        return _plot_batches(self.values[name], name, ax)
 
 # %% ../nbs/05_measuring.ipynb #2a6dca8b
 #| code-fold: true
-#| code-summary: "Its helpers, and what a checkpoint saves"
+#| code-summary: "What it notes, and the picture"
 def _loss(learn): return learn.loss.detach()
 
 def _one_number(name, value):
@@ -127,12 +124,17 @@ def _one_number(name, value):
                      f'{tuple(value.shape)}: give its mean, or one function for '
                      f'each number')
 
-def _plot_batches(values, name, ax):
+@patch
+def plot(self:RecorderCB, name='loss', ax=None):
+    "Plot one recorded quantity over the training batches"
     ax = _axes(ax)
-    ax.plot(values, color=COLORS[0])
+    ax.plot(self.values[name], color=COLORS[0])
     ax.set(xlabel='training batch', ylabel=name, title=f'{name}, batch by batch')
     return ax
 
+# %% ../nbs/05_measuring.ipynb #05rec001
+#| code-fold: true
+#| code-summary: "What a checkpoint saves of it"
 @patch
 def state_dict(self:RecorderCB)->dict:
     return {name: values + to_floats(self.new.get(name, []))

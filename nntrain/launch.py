@@ -10,8 +10,9 @@ __all__ = ['STORE', 'launch']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f013
 #| code-fold: true
-#| code-summary: "Imports of the module (no torch: they start at once); what is sent"
+#| code-summary: "Imports of the module (no torch: they start at once)"
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -27,9 +28,11 @@ from pathlib import Path
 from . import checks
 
 STORE = 'NNTRAIN_STORE'  # the variable that says where the processes meet
-
 _MEMBER = 'from nntrain.launch import _member; _member()'
 
+# %% ../nbs/24_recipe.ipynb #17e23ad4
+#| code-fold: true
+#| code-summary: "What is sent to a process, and what comes back"
 def _job(n, function, args):  # what is sent to each process
     checks.whole('processes: n', n)
     if not callable(function): raise TypeError(
@@ -43,13 +46,19 @@ def _job(n, function, args):  # what is sent to each process
                          f'process ({e}): give a function of a module, and plain '
                          f'arguments') from e
 
-def _end_with_parent():
-    sys.stdin.buffer.read()        # ends when the parent does, however it ends
-    os._exit(1)
+def _pickled(when, returned, error, text):
+    try: pickle.loads(data := pickle.dumps((when, returned, error, text)))
+    except Exception:              # an error whose class cannot be made again
+        return pickle.dumps((when, None, RuntimeError(f'{error!r}'), text))
+    return data
 
 # %% ../nbs/24_recipe.ipynb #6fa115be
 #| code-fold: true
 #| code-summary: "A process that was started"
+def _end_with_parent():
+    sys.stdin.buffer.read()        # ends when the parent does, however it ends
+    os._exit(1)
+
 def _member():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     returned, error, text = None, None, ''
@@ -60,17 +69,9 @@ def _member():
         returned = function(*args)
     except BaseException as e: error, text = e, traceback.format_exc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)         # it is over
-    Path(sys.argv[1]).write_bytes(_pickled((time.time(), returned, error, text)))
+    Path(sys.argv[1]).write_bytes(_pickled(time.time(), returned, error, text))
     sys.stderr.flush()
     os._exit(error is not None)    # without goodbyes: the others may be gone
-
-def _pickled(outcome):
-    try:
-        pickle.loads(data := pickle.dumps(outcome))
-        return data
-    except Exception:             # an error whose class cannot be made again
-        when, returned, error, text = outcome
-        return pickle.dumps((when, None, RuntimeError(f'{error!r}'), text))
 
 # %% ../nbs/24_recipe.ipynb #e2a0f014
 #| code-fold: true
@@ -123,7 +124,7 @@ def _follow(members, patience=5.):
     """Print what the main process prints until all have ended; when one fails, the
     others get some seconds. Returns those that had to be killed"""
     # no SimpleQueue: after a signal its `get` may wait forever (CPython 3.11)
-    lines, end, stuck = queue.Queue(), None, []
+    lines, end, stuck = queue.Queue(), math.inf, []
     def read():
         for line in members[0].stdout: lines.put(line)
     reader = threading.Thread(target=read, daemon=True)
@@ -131,9 +132,8 @@ def _follow(members, patience=5.):
     while not lines.empty() or any(p.poll() is None for p in members):
         with contextlib.suppress(queue.Empty):
             print(lines.get(timeout=.05), end='', flush=True)
-        if end is None and any(p.poll() for p in members):
-            end = time.monotonic() + patience
-        if end is not None and time.monotonic() > end:
+        if any(p.poll() for p in members): end = min(end, time.monotonic() + patience)
+        if time.monotonic() > end:
             stuck += [p for p in members if p.poll() is None]
             for p in stuck: p.kill()
     reader.join(1)
@@ -168,10 +168,7 @@ def _result(members, stuck, folder, heard):
              for rank in range(len(members)) if (folder/str(rank)).exists()}
     failed = sorted((e for e in ended.values() if e[2] is not None), key=lambda e: e[0])
     if heard and (failed or len(ended) < len(members)):
-        kinds = KeyboardInterrupt, SystemExit
-        obeyed = [e for _, _, e, _ in failed if isinstance(e, kinds)]
-        plain = KeyboardInterrupt() if heard[0] == signal.SIGINT else SystemExit(143)
-        raise (*obeyed, plain)[0]
+        raise _obeyed([error for _, _, error, _ in failed], heard[0])
     for rank, p in enumerate(members):
         if rank not in ended and p not in stuck:
             raise ChildProcessError(
@@ -181,3 +178,8 @@ def _result(members, stuck, folder, heard):
         _, _, error, text = failed[0]
         raise error from RuntimeError(f'in one of {len(members)} processes\n{text}')
     return ended[0][1]
+
+def _obeyed(errors, number):  # what a signal became in the processes, or would become
+    for e in errors:
+        if isinstance(e, (KeyboardInterrupt, SystemExit)): return e
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)

@@ -42,6 +42,24 @@ class Learner:
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
+# %% ../nbs/04_learner.ipynb #ec6d7d80
+#| code-fold: true
+#| code-summary: "For the verbs and the loop: xb, yb, forward, training"
+@patch(as_prop=True)
+def xb(self:Learner)->tuple: return unpack(self.batch)[0]  # inputs of the batch
+@patch(as_prop=True)
+def yb(self:Learner):                                      # target of the batch
+    target = unpack(self.batch)[1]
+    if target is not None: return target
+    raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
+                     f'without a target: enough for predictions, but a loss or '
+                     f'a metric needs targets')
+@patch(as_prop=True)
+def forward(self:Learner):         # call it in a `predict` of your own
+    return self.model if self.world.forward is None else self.world.forward
+@patch(as_prop=True)
+def training(self:Learner)->bool: return self.phase == 'train'
+
 # %% ../nbs/04_learner.ipynb #549c7596
 #| code-fold: true
 #| code-summary: "World, one process alone"
@@ -66,18 +84,9 @@ class World:
         only = cb.main_only
         return self.is_main or not (only is True or event in (only or ()))
 
-# %% ../nbs/04_learner.ipynb #ec6d7d80
+# %% ../nbs/04_learner.ipynb #30ab07bd
 #| code-fold: true
-#| code-summary: "Of the batch: xb, yb, count, loss_weight"
-@patch(as_prop=True)
-def xb(self:Learner)->tuple: return unpack(self.batch)[0]  # inputs of the batch
-@patch(as_prop=True)
-def yb(self:Learner):                                      # target of the batch
-    target = unpack(self.batch)[1]
-    if target is not None: return target
-    raise ValueError(f'this {type(self.batch).__name__} is a batch of inputs '
-                     f'without a target: enough for predictions, but a loss or '
-                     f'a metric needs targets')
+#| code-summary: "For callbacks: count, loss_weight, device, active"
 @patch
 def count(self:Learner)->int:
     "How many samples the current batch holds"
@@ -88,15 +97,6 @@ def loss_weight(self:Learner):
     try: divisor = loss_divisor(self.loss_func, self.yb)
     except ValueError: divisor = None      # a batch of another kind
     return self.count() if divisor is None else divisor
-
-# %% ../nbs/04_learner.ipynb #30ab07bd
-#| code-fold: true
-#| code-summary: "Of the fit: forward, training, device, active; what is let go at its end"
-@patch(as_prop=True)
-def forward(self:Learner):         # call it in a `predict` of your own
-    return self.model if self.world.forward is None else self.world.forward
-@patch(as_prop=True)
-def training(self:Learner)->bool: return self.phase == 'train'
 @patch(as_prop=True)
 def device(self:Learner)->torch.device:
     held = (*self.model.parameters(), *self.model.buffers())
@@ -104,14 +104,6 @@ def device(self:Learner)->torch.device:
 @patch(as_prop=True)
 def active(self:Learner)->list:    # all callbacks of the fit under way, in their order
     return [] if self.listeners is None else self.listeners.cbs
-
-@patch
-def _let_go(self:Learner):
-    self.fitting, self.world, self.verbs, self.dl = False, World(), {}, None
-    self.listeners = Listeners(sort_callbacks(self.cbs), self)
-    if hasattr(self, 'batch'): self.batch = detached(self.batch)
-    for name in {'preds', 'loss'} & set(vars(self)):
-        setattr(self, name, detached(getattr(self, name), other=lambda value: None))
 
 # %% ../nbs/04_learner.ipynb #95d0d501
 @patch
@@ -132,7 +124,7 @@ def _one_batch(self:Learner):
 
 # %% ../nbs/04_learner.ipynb #2a67b490
 #| code-fold: true
-#| code-summary: "From a phase to all epochs"
+#| code-summary: "A phase, and an epoch"
 @patch
 def _one_phase(self:Learner):
     first, self.iter = self.iter, self.iter - 1
@@ -150,14 +142,7 @@ def _one_epoch(self:Learner):
         with torch.set_grad_enabled(self.training):
             run_level('phase', self._one_phase, self.listeners.emit)
 
-@patch
-def _all_epochs(self:Learner):
-    for self.epoch in range(self.epoch, self.n_epochs):
-        run_level('epoch', self._one_epoch, self.listeners.emit)
-
 # %% ../nbs/04_learner.ipynb #202e9ac6
-#| code-fold: true
-#| code-summary: "fit"
 @patch
 def fit(self:Learner,
     n_epochs:int=1,    # how many epochs, at least 1
@@ -179,31 +164,6 @@ def fit(self:Learner,
         self._run()
     finally: self._let_go()
 
-# %% ../nbs/04_learner.ipynb #2547d62e
-#| code-fold: true
-#| code-summary: "Before the run and in it: what is planned, and cancels that nobody can use"
-@patch
-def _prepare(self:Learner, cbs, n_epochs, train, valid):
-    self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
-    self._choose_verbs(self.active)
-    valid = valid and getattr(self.dls, 'valid', None) is not None
-    self.phases = ['train']*train + ['valid']*valid
-    self.n_epochs, self.epoch, self.iter = n_epochs, 0, 0
-    self.phase = 'train' if train else 'valid'
-    n, self.n_taken = n_batches(self.dls.train) if train else None, 0
-    self.n_steps = None if n is None else n_epochs*n    # planned; None: unknown
-
-@patch
-def _run(self:Learner):
-    self.model.zero_grad()
-    try: run_level('fit', self._all_epochs, self.listeners.emit)
-    except CancelStep as e:
-        raise RuntimeError('CancelStep was raised where there is no step to skip: '
-                           'raise it in after_backward or in `step`') from e
-    except tuple(CANCELS.values()) as e:
-        raise RuntimeError(f'{type(e).__name__} was raised while no such level was '
-                           f'running') from e
-
 # %% ../nbs/04_learner.ipynb #d8f8fb01
 #| code-fold: true
 #| code-summary: "What is refused, and who gives each verb"
@@ -223,6 +183,47 @@ def _choose_verbs(self:Learner, cbs):
             raise ValueError(f'{givers} all have the method {verb!r}: keep one')
         if givers: self.verbs[verb] = partial(getattr(givers[0], verb), self)
 
+# %% ../nbs/04_learner.ipynb #2547d62e
+#| code-fold: true
+#| code-summary: "Set up before a fit, and let go after it"
+@patch
+def _prepare(self:Learner, cbs, n_epochs, train, valid):
+    self.fitting, self.listeners = True, Listeners(sort_callbacks(cbs), self)
+    self._choose_verbs(self.active)
+    valid = valid and getattr(self.dls, 'valid', None) is not None
+    self.phases = ['train']*train + ['valid']*valid
+    self.n_epochs, self.epoch, self.iter = n_epochs, 0, 0
+    self.phase = 'train' if train else 'valid'
+    n, self.n_taken = n_batches(self.dls.train) if train else None, 0
+    self.n_steps = None if n is None else n_epochs*n    # planned; None: unknown
+
+@patch
+def _let_go(self:Learner):
+    self.fitting, self.world, self.verbs, self.dl = False, World(), {}, None
+    self.listeners = Listeners(sort_callbacks(self.cbs), self)
+    if hasattr(self, 'batch'): self.batch = detached(self.batch)
+    for name in {'preds', 'loss'} & set(vars(self)):
+        setattr(self, name, detached(getattr(self, name), other=lambda value: None))
+
+# %% ../nbs/04_learner.ipynb #04epochs
+#| code-fold: true
+#| code-summary: "The epochs of a fit, and cancels that nobody can use"
+@patch
+def _all_epochs(self:Learner):
+    for self.epoch in range(self.epoch, self.n_epochs):
+        run_level('epoch', self._one_epoch, self.listeners.emit)
+
+@patch
+def _run(self:Learner):
+    self.model.zero_grad()           # an earlier fit may have left gradients
+    try: run_level('fit', self._all_epochs, self.listeners.emit)
+    except CancelStep as e:
+        raise RuntimeError('CancelStep was raised where there is no step to skip: '
+                           'raise it in after_backward or in `step`') from e
+    except tuple(CANCELS.values()) as e:
+        raise RuntimeError(f'{type(e).__name__} was raised while no such level was '
+                           f'running') from e
+
 # %% ../nbs/04_learner.ipynb #a8838b71
 #| code-fold: true
 #| code-summary: "Show the loop"
@@ -237,12 +238,11 @@ def show_loop(self:Learner,
     def line(depth, name, default=''):
         who = ', '.join(str(cb) for cb in cbs if callable(getattr(cb, name, None)))
         if who or default: print(f'{"  "*depth}{name:{26-2*depth}} {who or default}')
-    def level(depth, name, *inner):
-        print('  '*depth + name + how.get(name, ''))
-        line(depth+1, 'before_'+name)
-        if inner: level(depth+1, *inner)
-        for verb in () if inner else VERBS:
-            line(depth+1, verb, type(self).__name__)
-            line(depth+1, 'after_'+verb.removeprefix('get_'))
-        for when in 'after_', 'cleanup_': line(depth+1, when+name)
-    level(0, *LEVELS)
+    for depth, level in enumerate(LEVELS):
+        print('  '*depth + level + how.get(level, ''))
+        line(depth+1, 'before_'+level)
+    for verb in VERBS:
+        line(len(LEVELS), verb, type(self).__name__)
+        line(len(LEVELS), 'after_'+verb.removeprefix('get_'))
+    for depth, level in reversed([*enumerate(LEVELS, 1)]):
+        for when in 'after_', 'cleanup_': line(depth, when+level)

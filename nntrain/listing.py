@@ -10,7 +10,7 @@ __all__ = ['SourceProc']
 
 # %% ../nbs/98_site.ipynb #145278c2
 #| code-fold: true
-#| code-summary: "Imports; a new cell; where we are"
+#| code-summary: "Imports; a new cell; where we are; all prose"
 import ast
 import re
 from pathlib import Path
@@ -21,20 +21,22 @@ from .reference import (
     _owners, _targets, reference_names, reference_page)
 from .tools import _settings
 
-
 def _prose(source, id):  # a Markdown cell as nbdev's processors know it
     return AttrDict(cell_type='markdown', id=id, idx_=0, metadata={}, directives_={},
                     source=source)
-
 
 def _top(nb):  # -> (folder of settings.ini, the settings, path of the notebook in it)
     path = Path(nb.path_).resolve()
     root = next(p for p in path.parents if (p/'settings.ini').exists())
     return root, _settings(root), path.relative_to(root).as_posix()
 
+def _markdown(cells):  # all prose of a notebook
+    return '\n\n'.join(''.join(c['source']) for c in cells
+                       if c['cell_type'] == 'markdown')
+
 # %% ../nbs/98_site.ipynb #edd87de4
 #| code-fold: true
-#| code-summary: "_slug, _headings, _place"
+#| code-summary: "The place of a heading; places of a page; a free place"
 def _slug(heading):  # the place that pandoc gives to a heading
     given = re.search(r'\{[^}]*#([\w.-]+)', heading)
     if given: return given[1]
@@ -43,12 +45,9 @@ def _slug(heading):  # the place that pandoc gives to a heading
     text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
     return re.sub(r'\s', '-', re.sub(r'^[\W\d_]+', '', text)) or 'section'
 
-
 def _headings(cells):
-    text = '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
-    text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    text = re.sub(r'^```.*?^```', '', _markdown(cells), flags=re.M | re.S)
     return {_slug(h) for h in re.findall(r'^#+\s+(.*)$', text, re.M)}
-
 
 def _place(name, taken):  # where links to the name lead; '' if there is such a place
     place = name.lower()
@@ -58,11 +57,10 @@ def _place(name, taken):  # where links to the name lead; '' if there is such a 
 
 # %% ../nbs/98_site.ipynb #3b326ab6
 #| code-fold: true
-#| code-summary: "_statements, _defined, _only_imports"
+#| code-summary: "Statements of a cell; names that it defines; is it all imports?"
 def _statements(source):  # of a cell; [] for one with magics
     try: return ast.parse(source).body
     except SyntaxError: return []
-
 
 def _defined(source):  # names that a cell defines -> (on top, methods inside)
     top, inside = [], []
@@ -75,15 +73,12 @@ def _defined(source):  # names that a cell defines -> (on top, methods inside)
                        if isinstance(f, ast.FunctionDef)]
     return top, inside
 
-
 def _only_imports(source):
     found = _statements(source)
     return bool(found) and all(
         isinstance(n, (ast.Import, ast.ImportFrom)) for n in found)
 
 # %% ../nbs/98_site.ipynb #16e8fd5d
-#| code-fold: true
-#| code-summary: "_labelled, _write_pages"
 def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     if cell.cell_type != 'code' or 'exports' not in cell.directives_: return [cell]
     top, inside = _defined(cell.source)
@@ -95,17 +90,9 @@ def _labelled(cell, homes, taken):  # -> [its public names, the cell]
     text = f'::: {{.exported}}\n{" · ".join(links)}{places}\n:::'
     return [_prose(text, f'{cell.get("id")}-names'), cell]
 
-
-def _write_pages(folder, lib, modules, homes):  # the reference of these modules
-    folder.mkdir(exist_ok=True)
-    for path in [lib/f'{module}.py' for module in modules]:
-        if not path.is_file(): continue
-        page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
-        (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
-
 # %% ../nbs/98_site.ipynb #16e8fd5e
 #| code-fold: true
-#| code-summary: "Exported cells become visible"
+#| code-summary: "Exported cells become visible; pages of their modules"
 def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modules
     code = [c for c in cells if c.cell_type == 'code']
     for c in code:
@@ -113,6 +100,13 @@ def _show_exports(cells):  # nbdev hides `export`, and shows `exports`; -> modul
             c.directives_['exports'] = c.directives_.pop('export')
     return {v[0] for c in code for k, v in c.directives_.items()
             if k in ('default_exp', 'exports') and v}
+
+def _write_pages(folder, lib, modules, homes):  # the reference of these modules
+    folder.mkdir(exist_ok=True)
+    for path in [lib/f'{module}.py' for module in modules]:
+        if not path.is_file(): continue
+        page = reference_page(path.stem, path.read_text(encoding='utf-8'), homes)
+        (folder/f'{path.stem}.qmd').write_text(page, encoding='utf-8')
 
 # %% ../nbs/98_site.ipynb #fa81cd41
 class SourceProc:

@@ -10,7 +10,7 @@ __all__ = ['started', 'meet', 'own_device']
 
 # %% ../nbs/24_recipe.ipynb #e2a0f012
 #| code-fold: true
-#| code-summary: "Imports of the module; code of started"
+#| code-summary: "Imports of the module; how many were started"
 import contextlib
 import os
 
@@ -37,16 +37,13 @@ def meet(
     if started() == world_size(): return
     rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     if int(os.environ.get('LOCAL_WORLD_SIZE', size)) == size: # all on this machine
-        for name, interface in _interfaces().items():
+        gloo = _loopback()
+        nccl = {'NCCL_SOCKET_IFNAME': interface for interface in gloo.values()}
+        for name, interface in (gloo | nccl).items():
             os.environ.setdefault(name, interface)
     backend = 'gloo' if device == 'cpu' else 'cpu:gloo,cuda:nccl'
     place = os.environ.get(STORE, 'env://')
     dist.init_process_group(backend, init_method=place, rank=rank, world_size=size)
-
-def _interfaces():
-    "What keeps the connections on this machine"
-    gloo = _loopback()
-    return gloo | {'NCCL_SOCKET_IFNAME': name for name in gloo.values()}
 
 # %% ../nbs/24_recipe.ipynb #f3110102
 #| code-fold: true

@@ -40,7 +40,7 @@ class Mean:
 
 # %% ../nbs/05_measuring.ipynb #74de9abd
 #| code-fold: true
-#| code-summary: "The weighted sum; what has been counted, saved and restored"
+#| code-summary: "The weighted sum"
 def _weighted_sum(values, weights):
     values = torch.stack(values).float()
     if isinstance(weights[-1], Tensor):
@@ -48,35 +48,6 @@ def _weighted_sum(values, weights):
                                for w in weights]).float()
     else: weights = torch.tensor(weights, device=values.device, dtype=torch.float32)
     return values.where(weights > 0, 0.) @ weights    # without weight: 0/0
-
-@patch
-def state_dict(self:Mean)->dict:
-    return dict(values=list(self.values), weights=list(self.weights), n=self.n)
-
-@patch
-def load_state_dict(self:Mean, state)->None:
-    self.values, self.weights = list(state['values']), list(state['weights'])
-    self.n = state['n']
-
-# %% ../nbs/05_measuring.ipynb #57ea1821
-#| code-fold: true
-#| code-summary: "The class that the model gives each sample; shapes that do not fit"
-def _refuse(preds, targets, why=''):
-    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-              for t in (preds, targets)]
-    raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), '
-                     f'got {shapes[0]} and {shapes[1]}{why}')
-
-def _chosen(preds, targets, threshold):
-    if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)):
-        _refuse(preds, targets)
-    if threshold is not None:
-        above = preds > threshold
-        one = above.ndim == targets.ndim + 1 and above.shape[1] == 1
-        return above.squeeze(1) if one else above
-    if preds.ndim > 1 and preds.shape[1] > 1: return preds.argmax(1)
-    _refuse(preds, targets, ': for one number per sample, say where class 1 begins: '
-            'Accuracy(threshold=0.) for logits, .5 for probabilities')
 
 # %% ../nbs/05_measuring.ipynb #04ad2789
 class Accuracy(Mean):
@@ -98,6 +69,26 @@ class Accuracy(Mean):
                     'second place, preds.movedim(-1, 1)' if last else '')
         self.add(torch.count_nonzero(hits == targets), targets.numel())
 
+# %% ../nbs/05_measuring.ipynb #57ea1821
+#| code-fold: true
+#| code-summary: "The class that the model gives each sample; shapes that do not fit"
+def _refuse(preds, targets, why=''):
+    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+              for t in (preds, targets)]
+    raise ValueError(f'Accuracy wants predictions (N, C, …) and targets (N, …), '
+                     f'got {shapes[0]} and {shapes[1]}{why}')
+
+def _chosen(preds, targets, threshold):
+    if not (isinstance(preds, Tensor) and isinstance(targets, Tensor)):
+        _refuse(preds, targets)
+    if threshold is not None:
+        above = preds > threshold
+        one = above.ndim == targets.ndim + 1 and above.shape[1] == 1
+        return above.squeeze(1) if one else above
+    if preds.ndim > 1 and preds.shape[1] > 1: return preds.argmax(1)
+    _refuse(preds, targets, ': for one number per sample, say where class 1 begins: '
+            'Accuracy(threshold=0.) for logits, .5 for probabilities')
+
 # %% ../nbs/05_measuring.ipynb #c47fcf7b
 class MetricsCB(Callback):
     "Mean loss and `metrics` of each phase, a row per epoch in `learn.history`"
@@ -115,30 +106,6 @@ class MetricsCB(Callback):
             preds, targets = detached(learn.preds), learn.yb
             for m in self.metrics.values(): m.update(preds, targets)
         self.loss.update(learn.loss.detach(), learn.loss_weight())
-
-# %% ../nbs/05_measuring.ipynb #c08ffa65
-#| code-fold: true
-#| code-summary: "What is accepted as a metric; where the metrics are placed"
-def _named_metrics(metrics, named):
-    pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
-    for name, m in pairs: _check_metric(name, m)
-    if len(dict(pairs)) == len(pairs) and 'loss' not in dict(pairs): return dict(pairs)
-    raise ValueError(f'two metrics of one name, or one called loss, in '
-                     f'{[name for name, _ in pairs]}: give each a name of its '
-                     f'own, name=metric')
-
-def _check_metric(name, m):
-    wanted = ('reset', 'update', 'compute')
-    if isinstance(m, type) or not all(callable(getattr(m, a, None)) for a in wanted):
-        raise TypeError(f'metric {name!r} must be an object with reset, update and '
-                        f'compute, got {m!r}')
-
-@patch
-def before_fit(self:MetricsCB, learn):
-    learn.history, self.start = [], None
-    for m in self.metrics.values():
-        if hasattr(m, 'to'): m.to(learn.device)
-        if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: for saving
 
 # %% ../nbs/05_measuring.ipynb #21a15d70
 #| code-fold: true
@@ -160,9 +127,16 @@ def after_epoch(self:MetricsCB, learn):
     learn.history.append({'epoch': learn.epoch, **row, 'seconds': seconds})
     self.start = None
 
-# %% ../nbs/05_measuring.ipynb #852f1219
+# %% ../nbs/05_measuring.ipynb #05floats
 #| code-fold: true
-#| code-summary: "The numbers of a metric: to_floats, and a column for each"
+#| code-summary: "On the device before the fit, read once at the end: before_fit and to_floats"
+@patch
+def before_fit(self:MetricsCB, learn):
+    learn.history, self.start = [], None
+    for m in self.metrics.values():
+        if hasattr(m, 'to'): m.to(learn.device)
+        if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics: for saving
+
 def to_floats(
     values  # 0-dim tensors or numbers
 )->list:    # floats, with one transfer for all tensors of a device
@@ -172,6 +146,26 @@ def to_floats(
         return torch.stack([v.detach().reshape(()).float() for v in values]).tolist()
     return [float(v) for v in values]
 
+# %% ../nbs/05_measuring.ipynb #c08ffa65
+#| code-fold: true
+#| code-summary: "What is accepted as a metric"
+def _named_metrics(metrics, named):
+    pairs = [*((type(m).__name__.lower(), m) for m in metrics), *named.items()]
+    for name, m in pairs: _check_metric(name, m)
+    if len(dict(pairs)) == len(pairs) and 'loss' not in dict(pairs): return dict(pairs)
+    raise ValueError(f'two metrics of one name, or one called loss, in '
+                     f'{[name for name, _ in pairs]}: give each a name of its '
+                     f'own, name=metric')
+
+def _check_metric(name, m):
+    wanted = ('reset', 'update', 'compute')
+    if isinstance(m, type) or not all(callable(getattr(m, a, None)) for a in wanted):
+        raise TypeError(f'metric {name!r} must be an object with reset, update and '
+                        f'compute, got {m!r}')
+
+# %% ../nbs/05_measuring.ipynb #852f1219
+#| code-fold: true
+#| code-summary: "A column for each number of a metric"
 def _columns(prefix, name, value):
     "One entry per number of a number, a vector (one per class) or a dict of these"
     if isinstance(value, Mapping):
@@ -188,6 +182,10 @@ def _columns(prefix, name, value):
 #| code-fold: true
 #| code-summary: "What a checkpoint in the middle of an epoch saves"
 @patch
+def state_dict(self:Mean)->dict:
+    return dict(values=list(self.values), weights=list(self.weights), n=self.n)
+
+@patch
 def state_dict(self:MetricsCB)->dict:
     "What the current epoch has counted so far; empty between epochs"
     if self.start is None: return {}
@@ -202,6 +200,11 @@ def state_dict(self:MetricsCB)->dict:
 # %% ../nbs/05_measuring.ipynb #23b5a368
 #| code-fold: true
 #| code-summary: "Go on counting from there"
+@patch
+def load_state_dict(self:Mean, state)->None:
+    self.values, self.weights = list(state['values']), list(state['weights'])
+    self.n = state['n']
+
 @patch
 def load_state_dict(self:MetricsCB, state)->None:
     "Go on counting from what `state_dict` gave"

@@ -21,7 +21,7 @@ import numpy as np
 
 from .explore import _check_alt, _check_size
 from .figure_axes import _LEFT, _TOP, _axes, _window
-from .figure_frames import _series
+from .figure_frames import _series, _what
 from .figure_lines import _COLOURS, _paths, _stroke, _svg
 from .figure_numbers import _SPAN
 from .figure_web import _PREDICT_JS, _script, _style
@@ -30,9 +30,8 @@ from .figures import _key, _pack, _shielded
 def _known(name, names, what):  # the name, or an error with the nearest one
     if name in names: return name
     near = get_close_matches(str(name), names, 1)
-    raise ValueError(
-        f"{what}={name!r} is not one of the options"
-        + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
+    raise ValueError(f"{what}={name!r} is not one of the options"
+                     + (f": did you mean {near[0]!r}?" if near else f" {list(names)}"))
 
 # %% ../nbs/92_figures.ipynb #6c7ab359
 #| code-fold: true
@@ -84,15 +83,7 @@ def _panels(packed, known, limits, log, box, key):
 
 # %% ../nbs/92_figures.ipynb #fdc40399
 #| code-fold: true
-#| code-summary: "What a reader is told, and the folded picture"
-# {label: what a reader who picks it is told}
-def _sentences(answer, labels, why, remarks):
-    right = f'“{answer}”. {why}'
-    return {
-        k: f'Right: {right}' if k == answer
-        else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
-        for k in labels}
-
+#| code-summary: "The folded picture, and what the panels share"
 # the folded picture: the true curve and a place for the picked one
 def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
     mine = _stroke('', '', 1).replace('class="sr"', 'class="sr nnx-m"', 1)
@@ -106,9 +97,6 @@ def _answer(truth, dots, limits, log, box, key, alt, title, labels, why):
         f'<details><summary>Answer</summary>{head}<ul>{keys}</ul>{picture}'
         f'<p class="nnx-w">{html.escape(why)}</p></details>')
 
-# %% ../nbs/92_figures.ipynb #8a208a02
-#| code-fold: true
-#| code-summary: "What the panels share; all in one piece"
 # what the small pictures share: the dots behind them and the axes
 def _shared(known, xlabel, ylabel):
     old, grey = f'fill="{_COLOURS[0]}"', 'fill="currentColor" opacity=".6"'
@@ -116,6 +104,17 @@ def _shared(known, xlabel, ylabel):
     return (
         f'<ul>{dots}<li>same axes everywhere: {html.escape(xlabel)} across, '
         f'{html.escape(ylabel)} up</li></ul>')
+
+# %% ../nbs/92_figures.ipynb #8a208a02
+#| code-fold: true
+#| code-summary: "What a reader is told; all in one piece"
+# {label: what a reader who picks it is told}
+def _sentences(answer, labels, why, remarks):
+    right = f'“{answer}”. {why}'
+    return {
+        k: f'Right: {right}' if k == answer
+        else ' '.join(filter(None, [f'Not “{k}”.', remarks.get(k), f'It is {right}']))
+        for k in labels}
 
 def _page(question, key, panels, shared, answer, says, right):  # all in one piece
     data = json.dumps(dict(id=key, answer=right, says=says), ensure_ascii=False)
@@ -133,10 +132,8 @@ def _page(question, key, panels, shared, answer, says, right):  # all in one pie
 #| code-summary: "What `predict` refuses"
 def _check_options(question, options, answer, why, given, remarks):
     if not isinstance(options, dict) or not 2<=len(options)<=4:
-        raise ValueError(
-            f"options must be a dict of 2 to 4 curves {{label: y or (x, y)}}, not "
-            f"{type(options).__name__}"
-            + (f" of {len(options)}" if isinstance(options, dict) else ""))
+        raise ValueError("options must be a dict of 2 to 4 curves {label: y or (x, y)},"
+                         f" not {_what(options)}")
     _known(answer, options, 'answer')
     for label in remarks: _known(label, options, 'remarks')
     if not str(question).strip() or not str(why).strip():

@@ -43,7 +43,7 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/04_learner.ipynb #ffbb2811
 #| code-fold: true
-#| code-summary: "BatchTransformCB; images scaled by channel"
+#| code-summary: "BatchTransformCB; numbers scaled by channel"
 class BatchTransformCB(Callback):
     "Replace each batch by `tfm(batch)`"
     order = -10

@@ -105,10 +105,9 @@ class _NotebookScreen:
         self.table, self.plain, self.plot = '', '', plot
         self.meter, self.text, self.curve = _Meter(), _Output(), _Output()
     def show(self, meter=''):
-        note = f'\n\n`{meter}`' if meter else ''
+        page = self.table + f'\n\n`{meter}`'*bool(meter)
         plain = '\n'.join(filter(None, (self.plain, meter)))
-        self.text.show({'text/markdown': (self.table + note) or ' ',
-                        'text/plain': plain}, raw=True)
+        self.text.show({'text/markdown': page or ' ', 'text/plain': plain}, raw=True)
     def start(self, title, total, every):
         self.meter.start(title, total, every), self.tick(0)
     def tick(self, step=1):

@@ -62,7 +62,7 @@ def marks(
 
 # %% ../nbs/17_checkpoints.ipynb #d67f2375
 #| code-fold: true
-#| code-summary: "Where two states differ"
+#| code-summary: "Where two states differ; gathered in the main process"
 def differing(
     state,   # plain values
     theirs,  # the `marks` of another state
@@ -75,9 +75,6 @@ def differing(
     return [found for key, part in parts.items()
             for found in differing(part, theirs[key], (*path, key))]
 
-# %% ../nbs/17_checkpoints.ipynb #54f60cb9
-#| code-fold: true
-#| code-summary: "All that differs, gathered in the main process"
 def others_of(
     learn,      # a learner during a fit
     state:dict  # of this process: plain values

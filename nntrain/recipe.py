@@ -41,7 +41,7 @@ from .transforms import RandomCrop, RandomFlip
 from .world import is_main
 
 # %% auto #0
-__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'train_recipe', 'resume_fashion']
+__all__ = ['MODELS', 'OPTIMIZERS', 'SCHEDULES', 'mlp', 'train_fashion', 'resume_fashion', 'train_recipe']
 
 # %% ../nbs/24_recipe.ipynb #968f80ff
 def mlp(
@@ -55,17 +55,26 @@ def mlp(
 
 MODELS = {'mlp': mlp, 'cnn': cnn, 'resnet': resnet}
 OPTIMIZERS = {  # name: (factory, learning rate when none is given)
-    'sgd': (SGD, .1),
-    'momentum': (Momentum, .05),
-    'adam': (Adam, 2e-3),
-    'adamw': (AdamW, 2e-3)}
+    'sgd': (SGD, .1), 'momentum': (Momentum, .05),
+    'adam': (Adam, 2e-3), 'adamw': (AdamW, 2e-3)}
 SCHEDULES = {  # name: (highest rate -> schedule, times the optimizer's rate)
     'constant': (None, 1), 'one-cycle': (one_cycle, 5)}
 
-def _usual_rate(optimizer, schedule):
-    _, rate = _pick('optimizer', optimizer, OPTIMIZERS)
-    _, times = _pick('schedule', schedule, SCHEDULES)
-    return rate*times
+# %% ../nbs/24_recipe.ipynb #e2a0f016
+#| code-fold: true
+#| code-summary: "Code of _fit: train and conclude"
+def _fit(learn, options, device, folder):
+    "Train and conclude; an interruption carries the folder"
+    try:
+        learn.fit(options['epochs'])
+        finite = next(cb for cb in learn.cbs if isinstance(cb, StopOnNonFiniteCB))
+        if finite.stopped: raise FloatingPointError(
+            f'{finite.stopped}: the run cannot go on from here; try a smaller learning '
+            f'rate than {options["lr"]:g}; {folder} holds the epochs before')
+        if is_main(): _conclude(learn, device, folder, _recipe_looks(options))
+    except (KeyboardInterrupt, SystemExit) as e:
+        e.folder = folder
+        raise
 
 # %% ../nbs/24_recipe.ipynb #e2a0f039
 #| code-fold: true
@@ -74,21 +83,20 @@ _ENGINE = 'precision', 'accumulate', 'clip', 'ema', 'processes'  # for `assemble
 
 def _parts(options, device):
     "The arguments of `assemble` that `options` describe"
+    _check_seed(options['seed'])
     if 'recipe' in options:
         return _recipe_parts(options, _load(options, device), device)
     make_model = _pick('model', options['model'], MODELS)
     opt_func, _ = _pick('optimizer', options['optimizer'], OPTIMIZERS)
     schedule, _ = _pick('schedule', options['schedule'], SCHEDULES)
-    _check_seed(options['seed'])
     dls = _load(options, device)
     set_seed(options['seed'])
     cbs = [AugmentCB(RandomCrop(1), RandomFlip()),  # first augment, then normalise
            NormalizeCB(FASHION_MEAN, FASHION_STD)] if options['augment'] else []
-    engine = {name: options[name] for name in _ENGINE}
     return dict(
         model=make_model(), dls=dls, loss_func=F.cross_entropy, opt_func=opt_func,
-        lr=options['lr'], schedule=schedule and schedule(options['lr']),
-        device=device, metrics=[Accuracy()], cbs=cbs, **engine)
+        lr=options['lr'], schedule=schedule and schedule(options['lr']), device=device,
+        metrics=[Accuracy()], cbs=cbs, **{name: options[name] for name in _ENGINE})
 
 # %% ../nbs/24_recipe.ipynb #642a54d2
 #| code-fold: true
@@ -111,21 +119,13 @@ def _train(options, make_folder, resume=True, preflight=False, cbs=()):
         _fit(learn, options, device, folder)
     return folder
 
-# %% ../nbs/24_recipe.ipynb #e2a0f016
+# %% ../nbs/24_recipe.ipynb #350d2ca3
 #| code-fold: true
-#| code-summary: "Code of _fit, and of _run: in this process, or in new ones"
-def _fit(learn, options, device, folder):
-    "Train and conclude; an interruption carries the folder"
-    try:
-        learn.fit(options['epochs'])
-        finite = next(cb for cb in learn.cbs if isinstance(cb, StopOnNonFiniteCB))
-        if finite.stopped: raise FloatingPointError(
-            f'{finite.stopped}: the run cannot go on from here; try a smaller learning '
-            f'rate than {options["lr"]:g}; {folder} holds the epochs before')
-        if is_main(): _conclude(learn, device, folder, _recipe_looks(options))
-    except (KeyboardInterrupt, SystemExit) as e:
-        e.folder = folder
-        raise
+#| code-summary: "The usual rate; in this process, or in new ones"
+def _usual_rate(optimizer, schedule):
+    _, rate = _pick('optimizer', optimizer, OPTIMIZERS)
+    _, times = _pick('schedule', schedule, SCHEDULES)
+    return rate*times
 
 def _run(options, make_folder, resume=True, preflight=False):
     "Train in this process, or in as many new ones as the options ask for"
@@ -171,46 +171,30 @@ def train_fashion(
     make_folder = partial(new_run_folder, out, f'{model}-{optimizer}')
     return _run(options, make_folder, preflight=preflight)
 
-# %% ../nbs/24_recipe.ipynb #642a54d4
-#| code-fold: true
-#| code-summary: "Code of train_recipe"
-def train_recipe(
-    recipe:str,         # name of one of `RECIPES`
-    source:str='auto',  # as in `train_fashion`, as are the next three
-    seed:int=0,
-    device:str=None,
-    out='runs'
-)->Path:                # the run's folder
-    """Train by a recipe of the challenge on all training pictures, and test once at the
-    end, with one look and with second looks"""
-    r = find_recipe(recipe)
-    options = dict(recipe=recipe, epochs=r.epochs, lr=r.lr, processes=1, source=source,
-                   seed=seed, device=device)
-    return _run(options, partial(new_run_folder, out, recipe))
-
 # %% ../nbs/24_recipe.ipynb #5e1c0b06
 #| code-fold: true
 #| code-summary: "How the options are read"
 _BY_RECIPE = 'recipe', 'epochs', 'lr', 'processes', 'source', 'seed', 'device'
 
+def _expected(options):
+    "The names that a run writes into options.json, and what older runs lack"
+    if 'recipe' in options: return _BY_RECIPE, {}
+    parameters = inspect.signature(train_fashion).parameters
+    older = {name: parameters[name].default for name in _ENGINE} | {'processes': 1}
+    return [name for name in parameters if name not in ('preflight', 'out')], older
+
 def _read_options(folder):
     path = Path(folder)/'options.json'
-    parameters = inspect.signature(train_fashion).parameters
-    names = parameters.keys() - {'out', 'preflight'}
-    default = {name: p.default for name, p in parameters.items() if name in names}
     if not path.is_file():
         raise ValueError(f'{folder} is not the folder of a run: it holds no '
                          f'options.json; give one that nntrain_fit has made')
     try: options = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from e
-    by_recipe = isinstance(options, dict) and 'recipe' in options
-    if by_recipe: default = dict.fromkeys(_BY_RECIPE)
-    elif isinstance(options, dict):  # before there was an engine, runs went without
-        options = {name: default[name] for name in _ENGINE} | {'processes': 1} | options
-    if not isinstance(options, dict) or set(options) != set(default):
-        raise ValueError(f'{path} was not written by nntrain_fit: it should hold '
-                         f'{", ".join(default)}')
-    return options
+    names, older = _expected(options if isinstance(options, dict) else {})
+    if isinstance(options, dict) and {*(older | options)} == {*names}:
+        return older | options
+    raise ValueError(f'{path} was not written by nntrain_fit: it should hold '
+                     f'{", ".join(names)}')
 
 # %% ../nbs/24_recipe.ipynb #24c0ffee
 #| code-fold: true
@@ -246,3 +230,20 @@ def resume_fashion(
     if epochs is not None: options['epochs'] = epochs
     resume = True if options['epochs'] == planned else 'extend'
     return _run(options, partial(Path, run), resume)
+
+# %% ../nbs/24_recipe.ipynb #642a54d4
+#| code-fold: true
+#| code-summary: "Code of train_recipe"
+def train_recipe(
+    recipe:str,         # name of one of `RECIPES`
+    source:str='auto',  # as in `train_fashion`, as are the next three
+    seed:int=0,
+    device:str=None,
+    out='runs'
+)->Path:                # the run's folder
+    """Train by a recipe of the challenge on all training pictures, and test once at the
+    end, with one look and with second looks"""
+    r = find_recipe(recipe)
+    options = dict(recipe=recipe, epochs=r.epochs, lr=r.lr, processes=1, source=source,
+                   seed=seed, device=device)
+    return _run(options, partial(new_run_folder, out, recipe))

@@ -10,15 +10,15 @@ __all__ = ['entries', 'reference_names', 'reference_page']
 
 # %% ../nbs/98_site.ipynb #a0b4c5fb
 #| code-fold: true
-#| code-summary: "Imports; one entry of the reference"
+#| code-summary: "Imports; one entry of the reference; a node as text"
 import ast
 import io
 import re
 import tokenize
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count, takewhile
 from pathlib import Path
-
 
 @dataclass
 class _Entry:  # a public name, as the reference shows it
@@ -29,6 +29,10 @@ class _Entry:  # a public name, as the reference shows it
     line: int = 1     # where it begins in the file
     notebook: str = ''  # file name of the chapter that builds it
 
+_DEFS = ast.FunctionDef, ast.AsyncFunctionDef
+
+def _text(node): return '' if node is None else ast.unparse(node)
+
 # %% ../nbs/98_site.ipynb #00ebde5a
 def _comments(text):  # {line: (comment, does it stand alone on its line?)}
     found = {}
@@ -37,25 +41,18 @@ def _comments(text):  # {line: (comment, does it stand alone on its line?)}
             found[t.start[0]] = t.string.lstrip('# '), not t.line[:t.start[1]].strip()
     return found
 
-# %% ../nbs/98_site.ipynb #4caeca86
-#| code-fold: true
-#| code-summary: "_meaning, _above, _meanings"
-def _meaning(line, comments):  # what stands behind a parameter and in comments below it
-    words = []
-    while line in comments and comments[line][1] == bool(words):
-        words.append(comments[line][0])
-        line += 1
-    return ' '.join(words)
+def _own_lines(lines, comments):  # words of comments, up to one that is not alone
+    found = takewhile(lambda c: c and c[1], map(comments.get, lines))
+    return [words for words, _ in found]
 
+def _meaning(line, comments):  # what stands behind a parameter and in comments below it
+    words, alone = comments.get(line, ('', True))
+    return '' if alone else ' '.join([words, *_own_lines(count(line + 1), comments)])
 
 def _above(line, comments):  # or in comments above it
-    words = []
-    while comments.get(line - 1, ('', False))[1]:
-        line -= 1
-        words.insert(0, comments[line][0])
-    return ' '.join(words)
+    return ' '.join(_own_lines(count(line - 1, -1), comments)[::-1])
 
-
+# %% ../nbs/98_site.ipynb #d91a90dc
 def _meanings(lines, comments):  # of things that stand in (first, last) lines
     found, behind = [], False
     ends = [last for _, last in lines]
@@ -66,13 +63,7 @@ def _meanings(lines, comments):  # of things that stand in (first, last) lines
     return found
 
 # %% ../nbs/98_site.ipynb #a433fa11
-#| code-fold: true
-#| code-summary: "_text, _params"
-def _text(node): return '' if node is None else ast.unparse(node)
-
-
-def _params(f, comments):  # of a function: [(name, type, default, meaning)]
-    a = f.args
+def _strung(a):  # arguments of a function -> [(name, node, default)]
     plain = a.posonlyargs + a.args
     defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
     found = [(p.arg, p, d) for p, d in zip(plain, defaults)]
@@ -80,6 +71,10 @@ def _params(f, comments):  # of a function: [(name, type, default, meaning)]
     elif a.kwonlyargs: found.append(('*', a.kwonlyargs[0], None))
     found += [(p.arg, p, d) for p, d in zip(a.kwonlyargs, a.kw_defaults)]
     if a.kwarg: found.append((f'**{a.kwarg.arg}', a.kwarg, None))
+    return found
+
+def _params(f, comments):  # of a function: [(name, type, default, meaning)]
+    found = _strung(f.args)
     said = _meanings([(p.lineno, (d or p).end_lineno) for _, p, d in found], comments)
     rows = [(name, _text(p.annotation)*(name != '*'), _text(d), words)
             for (name, p, d), words in zip(found, said)]
@@ -89,7 +84,7 @@ def _params(f, comments):  # of a function: [(name, type, default, meaning)]
 
 # %% ../nbs/98_site.ipynb #bbedee01
 #| code-fold: true
-#| code-summary: "_signature, _decorators, _function"
+#| code-summary: "The signature, in one line or in several; a function"
 def _signature(start, rows, end=''):
     def part(name, kind, default):
         if kind: return f'{name}: {kind}' + f' = {default}'*bool(default)
@@ -99,12 +94,7 @@ def _signature(start, rows, end=''):
     if len(line) <= 84: return line
     return '\n'.join([f'{start}(', *(f'    {part},' for part in parts), f'){end}'])
 
-
-_DEFS = ast.FunctionDef, ast.AsyncFunctionDef
-
-
 def _decorators(node): return [_text(d) for d in node.decorator_list]
-
 
 def _function(f, name, comments, method=False):  # -> entry
     rows = _params(f, comments)[int(method):]
@@ -115,7 +105,7 @@ def _function(f, name, comments, method=False):  # -> entry
 
 # %% ../nbs/98_site.ipynb #2a328a60
 #| code-fold: true
-#| code-summary: "_given, _class"
+#| code-summary: "What you give to make an object"
 def _given(c, init, comments):  # rows of what you give to make an object
     if any(d.startswith('dataclass') for d in _decorators(c)):
         fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
@@ -124,7 +114,9 @@ def _given(c, init, comments):  # rows of what you give to make an object
                 for f, words in zip(fields, said)]
     return _params(init, comments)[1:] if init else []
 
-
+# %% ../nbs/98_site.ipynb #a0ab2e68
+#| code-fold: true
+#| code-summary: "A class and its documented methods"
 def _class(c, comments):  # -> entries of the class and of its documented methods
     methods = {f.name: f for f in c.body if isinstance(f, _DEFS)}
     init = methods.get('__init__')
@@ -133,24 +125,22 @@ def _class(c, comments):  # -> entries of the class and of its documented method
     about += [ast.get_docstring(c), init and ast.get_docstring(init)]
     about = '\n\n'.join(filter(None, about))
     found = [_Entry(c.name, _signature(f'class {c.name}', rows), about, rows, c.lineno)]
-    return found + [_function(f, f'{c.name}.{name}', comments,
-                              'staticmethod' not in _decorators(f))
-                    for name, f in methods.items()
-                    if not name.startswith('_') and ast.get_docstring(f)]
+    return found + [
+        _function(f, f'{c.name}.{name}', comments, 'staticmethod' not in _decorators(f))
+        for name, f in methods.items()
+        if not name.startswith('_') and ast.get_docstring(f)]
 
 # %% ../nbs/98_site.ipynb #dbe704ab
 #| code-fold: true
-#| code-summary: "_owners, _targets, _entries_of"
+#| code-summary: "Methods that come by @patch; entries of one statement"
 def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))
-
 
 def _targets(n):  # names that an assignment binds; of `a, b = …` a and b
     places = n.targets if isinstance(n, ast.Assign) else [n.target]
     return [t.id for place in places for t in ast.walk(place)
             if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
-
 
 def _entries_of(n, public, comments):  # of one statement of a module
     if isinstance(n, _DEFS) and (owners := _owners(n)):
@@ -164,41 +154,39 @@ def _entries_of(n, public, comments):  # of one statement of a module
             for name in _targets(n) if name in public]
 
 # %% ../nbs/98_site.ipynb #11115c57
-#| code-fold: true
-#| code-summary: "entries"
+def _public(tree):  # what `__all__` lists
+    listed = [n.value for n in tree.body
+              if isinstance(n, ast.Assign) and _text(n.targets[0]) == '__all__']
+    return ast.literal_eval(listed[0]) if listed else []
+
+def _cells(text):  # [(line, notebook)] of the cells of a module
+    return [(text[:m.start()].count('\n'), m[1])
+            for m in re.finditer(r'^# %% \S*?([\w-]+\.ipynb) #', text, re.M)]
+
 def entries(
     text:str,  # source of a module that nbdev exported
 )->list:       # objects with `name`, `signature`, `about`, `params`, `line`, `notebook`
     "Public functions, classes, documented methods and constants of a module"
     tree, comments = ast.parse(text), _comments(text)
-    listed = [n.value for n in tree.body
-              if isinstance(n, ast.Assign) and _text(n.targets[0]) == '__all__']
-    public = ast.literal_eval(listed[0]) if listed else []
+    public, cells = _public(tree), _cells(text)
     found = [e for n in tree.body for e in _entries_of(n, public, comments)]
-    cells = [(text[:m.start()].count('\n'), m[1])
-             for m in re.finditer(r'^# %% \S*?([\w-]+\.ipynb) #', text, re.M)]
     for e in found:
         e.notebook = next((nb for at, nb in reversed(cells) if at < e.line), '')
     return found
 
 # %% ../nbs/98_site.ipynb #7473df1a
 #| code-fold: true
-#| code-summary: "_escaped, _to_entries, _names, reference_names"
+#| code-summary: "Text that is no Markdown; links to entries; which names there are"
 def _escaped(text):  # what Markdown would take for a sign; `code` stays as it is
-    parts = re.split('(`[^`]*`)', text)
-    parts[::2] = [re.sub(r'([\[\]$<|_^~]|(?<!\w)\*(?!\w))', r'\\\1', p)
-                  for p in parts[::2]]
-    return ''.join(parts)
-
+    return re.sub(r'(`[^`]*`)|[\[\]$<|_^~]|(?<!\w)\*(?!\w)',
+                  lambda m: m[1] or f'\\{m[0]}', text)
 
 def _to_entries(text, homes):  # `name` -> a link to its entry; homes: {name: module}
     def link(m): return f'[{m[0]}]({homes[m[1]]}.qmd#{m[1]})' if m[1] in homes else m[0]
     return re.sub(r'`(\w[\w.]*)(\(\))?`', link, text)
 
-
 @lru_cache(maxsize=None)
 def _names(text): return [e.name for e in entries(text)]
-
 
 def reference_names(
     folder,  # of the package's modules
@@ -212,14 +200,13 @@ def reference_names(
 
 # %% ../nbs/98_site.ipynb #8e30e5dc
 #| code-fold: true
-#| code-summary: "_table, _entry_page, _head"
+#| code-summary: "One entry of a page"
 def _table(e, homes):
     def code(text): return '`' + text.replace('|', '\\|') + '`' if text else ''
     rows = [f'| {n if n == "returns" else code(n)} | {code(t)} | {code(d)} | '
             f'{_to_entries(_escaped(m), homes)} |'
             for n, t, d, m in e.params if n != '*']
     return '\n'.join(['| | type | default | meaning |', '|---|---|---|---|', *rows])
-
 
 def _entry_page(e, homes):
     out = [f'{"###" if "." in e.name else "##"} `{e.name}` {{#{e.name}}}',
@@ -230,7 +217,9 @@ def _entry_page(e, homes):
         out.append(f'::: {{.exported}}\n[built here]({place})\n:::')
     return '\n\n'.join(filter(None, out))
 
-
+# %% ../nbs/98_site.ipynb #c5ae0cd4
+#| code-fold: true
+#| code-summary: "The head of a page"
 def _head(module, names):  # for search engines, for cards beside a link; the title
     said = f'Reference of {module}: {names}'
     return (f'---\ndescription: {said!r}\nopen-graph: {{description: {said!r}}}\n'
@@ -239,7 +228,7 @@ def _head(module, names):  # for search engines, for cards beside a link; the ti
 
 # %% ../nbs/98_site.ipynb #75c4fac5
 #| code-fold: true
-#| code-summary: "reference_page"
+#| code-summary: "reference_page: all in one piece"
 def reference_page(
     module:str,  # name of the module: 'learner'
     text:str,    # its source

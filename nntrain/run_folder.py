@@ -14,6 +14,7 @@ __all__ = ['write_json', 'SaveRunCB', 'new_run_folder']
 import json
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from .average import WeightAveragingCB
@@ -41,7 +42,6 @@ def write_json(
     write_whole(path, lambda path: Path(path).write_text(json.dumps(values, indent=1)))
 
 def _write_curves(history, path):
-    # no pyplot: needs no screen and leaves no figure open
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3.2), layout='constrained')
     for ax, what in zip(fig.subplots(1, 2), ('loss', 'accuracy')):
@@ -70,8 +70,6 @@ class SaveRunCB(Callback):
 # %% ../nbs/24_recipe.ipynb #a42f9729
 #| code-fold: true
 #| code-summary: "Code of new_run_folder"
-def _no_folder(why): return OSError(f'{why}; choose another folder with --out')
-
 def new_run_folder(
     out,      # parent folder, made if it is missing
     name:str  # what the run is called
@@ -79,19 +77,16 @@ def new_run_folder(
     "Make a folder for a run; OSError with the fix if that cannot be done"
     if {*'/\\'} & {*name}: raise ValueError(f'name must have no slash, got {name!r}')
     stem = f'{time.strftime("%Y%m%d-%H%M%S")}-{name}'
-    for i in range(1000):
-        folder = Path(out)/(stem + (f'-{i+1}' if i else ''))
+    for i in count(1):
+        folder = Path(out)/(stem + f'-{i}'*(i > 1))
         try:
             folder.mkdir(parents=True)
             (folder/'.try').touch(); (folder/'.try').unlink()
             return folder
-        except FileExistsError:
-            if folder.is_dir(): continue
-            why = 'it is a file, not a folder'
-            raise _no_folder(f'cannot write into {out}: {why}') from None
         except OSError as e:
-            raise _no_folder(f'cannot write into {out}: {e.strerror or e}') from e
-    raise _no_folder(f'{out} already has a thousand runs of this second')
+            if isinstance(e, FileExistsError) and folder.is_dir(): continue
+            raise OSError(f'cannot write into {out}: {e.strerror or e}; choose another '
+                          f'folder with --out') from e
 
 # %% ../nbs/24_recipe.ipynb #e2a0f017
 #| code-fold: true
@@ -116,11 +111,6 @@ def _tested(learn, device, looks=()):
 # %% ../nbs/24_recipe.ipynb #fd6d8276
 #| code-fold: true
 #| code-summary: "Code of _conclude: test, and keep the weights"
-def _kept_test(path):  # {} if there is none that can be read
-    try: test = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
-    return test if isinstance(test, dict) and {'accuracy', 'images'} <= {*test} else {}
-
 def _conclude(
     learn,  # what `assemble` gave, after its fit; its data have a `test`
     device, # where to test
@@ -140,7 +130,12 @@ def _conclude(
 
 # %% ../nbs/24_recipe.ipynb #8a74b027
 #| code-fold: true
-#| code-summary: "Code of _report: say how it went"
+#| code-summary: "The test that is there already; how it went"
+def _kept_test(path):  # {} if there is none that can be read
+    try: test = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    return test if isinstance(test, dict) and {'accuracy', 'images'} <= {*test} else {}
+
 def _report(learn, test, folder):
     "Print what was validated and tested"
     averaged = any(isinstance(cb, WeightAveragingCB) for cb in learn.cbs)

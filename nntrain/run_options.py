@@ -33,30 +33,28 @@ def _load(options, device):
 
 # %% ../nbs/24_recipe.ipynb #c3808892
 #| code-fold: true
-#| code-summary: "The title line"
-def _titled(options, dls, device):
-    if 'recipe' in options: return _recipe_title(options, dls, device)
-    words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
-    if options['schedule'] != 'constant': words.append(options['schedule'])
-    if options['augment']: words.append('augmented')
-    if options['precision'] != 'float32': words.append(options['precision'])
-    if options['accumulate'] != 1: words.append(f"{options['accumulate']} batches/step")
-    if options['clip'] is not None: words.append(f"clipped at {options['clip']:g}")
-    if options['ema'] is not None: words.append(f"average {options['ema']:g}")
-    where = str(device) if started() == 1 else f'{started()} processes, {device.type}'
-    return (
-        f'{dls.source} data: {dls.train.n:,} images to train on, {dls.valid.n:,} held '
-        f'out to validate, {dls.test.n:,} for one test at the end; '
-        f'{", ".join(words)}, {where}')
+#| code-summary: "The title line, with the options that are not as usual"
+_UNUSUAL = {  # option: (value that needs no word, how another one is said)
+    'schedule': ('constant', '{}'), 'augment': (False, 'augmented'),
+    'precision': ('float32', '{}'), 'accumulate': (1, '{} batches/step'),
+    'clip': (None, 'clipped at {:g}'), 'ema': (None, 'average {:g}')}
 
-def _recipe_title(options, dls, device):
-    return (f'{dls.source} data: {dls.train.n:,} images to train on, {dls.test.n:,} '
-            f'for one test at the end; recipe {options["recipe"]}, seed '
-            f'{options["seed"]}, {device}')
+def _in_force(options):
+    if 'recipe' in options: return f'recipe {options["recipe"]}, seed {options["seed"]}'
+    words = [options['model'], options['optimizer'], f"lr {options['lr']:g}"]
+    words += [said.format(options[name]) for name, (usual, said) in _UNUSUAL.items()
+              if options[name] not in (usual, None)]
+    return ', '.join(words)
+
+def _titled(options, dls, device):
+    held = f'{dls.valid.n:,} held out to validate, ' if dls.valid is not None else ''
+    where = str(device) if started() == 1 else f'{started()} processes, {device.type}'
+    return (f'{dls.source} data: {dls.train.n:,} images to train on, {held}'
+            f'{dls.test.n:,} for one test at the end; {_in_force(options)}, {where}')
 
 # %% ../nbs/24_recipe.ipynb #b7906ee3
 #| code-fold: true
-#| code-summary: "The seed; data and parts of a recipe"
+#| code-summary: "The seed; data, parts and looks of a recipe"
 def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(
@@ -71,7 +69,6 @@ def _recipe_data(options, device):
 
 def _recipe_parts(options, dls, device):
     "The arguments of `assemble` that a recipe describes"
-    _check_seed(options['seed'])
     parts = recipe_parts(find_recipe(options['recipe']), dls, device, options['seed'])
     return parts | dict(device=device, metrics=[Accuracy()], processes=1)
 

@@ -166,7 +166,7 @@ class ScheduleFreeCB(Callback):
     def before_fit(self, learn):
         if 'train' not in learn.phases: return
         _groups(learn.opt)
-        others = [cb for cb in learn.active if cb.changes_model and cb is not self]
+        others = [cb for cb in learn.active if cb is not self and cb.changes_model]
         if others := [cb for cb in others if getattr(cb, 'validates', True)]:
             raise ValueError(f'{others[0]} and {self} would both put an average into '
                              f'the model for the validation: keep one of them, or '

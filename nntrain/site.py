@@ -17,7 +17,6 @@ from .drawing import draw_diagram
 from .listing import _prose, _top
 from .reference import reference_names
 
-
 def _changed(root, path):  # day of a file's last change; None if git does not know
     def git(*words):
         done = subprocess.run(['git', *words], cwd=root, capture_output=True, text=True)
@@ -57,7 +56,6 @@ class TakeAwayProc:
         if not any(c.cell_type == 'code' for c in cells): return
         root, s, path = _top(self.nb)
         colab = 'https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/'
-        # finish_site.py makes a download of the second; Quarto would look for a page
         links = (f'[Open in Colab]({colab.format(**s)}{path}) · '
                  f'[Download the notebook](download:{Path(path).name})')
         at = 1 if cells[0].cell_type == 'raw' else 0
@@ -67,20 +65,18 @@ class TakeAwayProc:
 
 # %% ../nbs/98_site.ipynb #9ab893af
 #| code-fold: true
-#| code-summary: "_inner, _to_public"
+#| code-summary: "Which of nbdev's links stay"
 _linked = re.compile(r'\[(`[^`]+`)\]\(https?://[^)]*\.html#[^)]*\)')  # as nbdev links
+
 @functools.cache
-def _inner():
-    "Where nbdev's links to names lead that only their own module uses"
+def _inner():  # where nbdev's links to names lead that only their own module uses
     from nntrain import _modidx
     public = {f'nntrain.{module}.{name}' for name, module
               in reference_names(Path(_modidx.__file__).parent).items()}
-    inner = {}
-    for names in _modidx.d['syms'].values():
-        for full, (place, _) in names.items():
-            top = '.'.join(full.split('.')[:3])
-            if top in names and top not in public: inner[place] = full
-    return inner                        # a patched method's class is another module's
+    # a patched method's class is another module's: it is not among `names`
+    return {place for names in _modidx.d['syms'].values()
+            for full, (place, _) in names.items()
+            if (top := '.'.join(full.split('.')[:3])) in names and top not in public}
 
 def _to_public(m):  # a link of nbdev: as it is, or only its name
     return m[1] if m[0].rsplit('/', 1)[1][:-1] in _inner() else m[0]
@@ -89,24 +85,9 @@ def _unlink(data):  # of an output: in tables that cells make, no name is a link
     if 'text/markdown' in data:
         data['text/markdown'] = _linked.sub(r'\1', ''.join(data['text/markdown']))
 
-# %% ../nbs/98_site.ipynb #bc22b4f8
+# %% ../nbs/98_site.ipynb #114d77b0
 #| code-fold: true
-#| code-summary: "_alone, _with_right_links"
-_title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
-
-
-def _alone(cell):  # the cell with the title -> [title and promise, what else it held]
-    head = _title.search(cell.source)
-    title, _, promise = head[0].strip().partition('\n')
-    promise = ' '.join(line.lstrip('> ') for line in promise.split('\n')).strip()
-    rest = (cell.source[:head.start()] + cell.source[head.end():]).strip()
-    cell.source = f'{title}\n\n> {promise}' if promise else title
-    if not rest: return [cell]
-    more = copy.deepcopy(cell)
-    more.id, more.source = 'title-rest', rest
-    return [cell, more]
-
-
+#| code-summary: "Prose with the right links"
 def _with_right_links(text):
     text = re.sub(r'\[(`_\w+(\(\))?`)\]\([^)]*\)', r'\1', text)
     text = _linked.sub(_to_public, text)
@@ -116,9 +97,28 @@ def _with_right_links(text):
     def cut(m): return m[1] + _linked.sub(r'\1', m[2])
     return re.sub(r'^(\|[^|\n]*)(\|.*)', cut, text, flags=re.M)
 
+# %% ../nbs/98_site.ipynb #bc22b4f8
+#| code-fold: true
+#| code-summary: "The title alone in its cell"
+_title = re.compile(r'^#[ \t]+\S.*\n*(?:^>.*\n?)*', re.M)
+
+def _alone(cells):  # what else is in the cell with the title gets a cell of its own
+    at = next((i for i, c in enumerate(cells)
+               if c.cell_type == 'markdown' and _title.search(c.source)), None)
+    if at is None: return
+    cell, head = cells[at], _title.search(cells[at].source)
+    title, _, promise = head[0].strip().partition('\n')
+    promise = ' '.join(line.lstrip('> ') for line in promise.split('\n')).strip()
+    rest = (cell.source[:head.start()] + cell.source[head.end():]).strip()
+    cell.source = f'{title}\n\n> {promise}' if promise else title
+    if not rest: return
+    more = copy.deepcopy(cell)
+    more.id, more.source = 'title-rest', rest
+    cells.insert(at + 1, more)
+
 # %% ../nbs/98_site.ipynb #e56b6f9f
 #| code-fold: true
-#| code-summary: "_titles"
+#| code-summary: "The head of a page, and its title"
 def _titles(meta, name):  # changes the head of a page; -> what comes below it
     if meta.get('description'):  # else cards show the book's description
         for card in ('open-graph', 'twitter-card'):
@@ -142,9 +142,7 @@ class TitleProc:
     it, only links that lead to what they name"""
     def __init__(self, nb):
         self.nb = nb
-        at = next((i for i, c in enumerate(nb.cells)
-                   if c.cell_type == 'markdown' and _title.search(c.source)), None)
-        if at is not None: nb.cells[at:at+1] = _alone(nb.cells[at])
+        _alone(nb.cells)
 
     def begin(self):
         import yaml
@@ -156,8 +154,7 @@ class TitleProc:
         cells[0].source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
 
     def __call__(self, cell):
-        if cell.cell_type == 'markdown':
-            cell.source = _with_right_links(cell.source)
+        if cell.cell_type == 'markdown': cell.source = _with_right_links(cell.source)
         for o in cell.get('outputs', []): _unlink(o.get('data', {}))
 
 # %% ../nbs/98_site.ipynb #4ceb0e31
@@ -166,7 +163,6 @@ class TitleProc:
 _outside = re.compile(
     r'<(script|img|iframe|link)\b[^>]*\s(src|href)=["\']?(https?:)?//'
     r'|\b(requirejs|require|jQuery)\(|@import', re.I)
-
 
 class InlineHTMLProc:
     """nbdev docs processor: hand self-contained HTML outputs to Quarto as raw HTML, so
@@ -187,9 +183,8 @@ class InlineHTMLProc:
 
 # %% ../nbs/98_site.ipynb #4a41c0ec
 #| code-fold: true
-#| code-summary: "_for_quarto, BoxesProc"
+#| code-summary: "From what notebooks know to what Quarto knows; BoxesProc"
 _box = re.compile(r'^> (⚠ )?\*\*(.+)\*\*\n>\n((?:>.*(?:\n|\Z))+)', re.M)
-
 
 def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def callout(m):
@@ -201,7 +196,6 @@ def _for_quarto(text):  # what viewers of notebooks know -> what Quarto knows
     def diagram(m): return f'````{{=html}}\n{draw_diagram(m[1])}\n````'
     text = _box.sub(callout, text)
     return re.sub('^```mermaid\n(.*?)^```$', diagram, text, flags=re.M | re.S)
-
 
 class BoxesProc:
     """nbdev docs processor: quotations with a bold first line become Quarto's boxes,

@@ -22,8 +22,7 @@ from .cycles import momentum_cycle, one_cycle
 from .learner import Learner
 from .hypers import check_hyper, check_names
 from .optimizer import Optimizer, SCHEDULER_KEYS
-from .schedule import (_check_schedule, _planned, _values, constant, cosine,
-                              join)
+from .schedule import (_check_schedule, at_steps, constant, cosine, join)
 
 def hyper_names(
     group:dict  # a parameter group of an optimizer
@@ -125,26 +124,26 @@ class ScheduleCB(Callback):
 # %% ../nbs/15_schedulers.ipynb #fa787a03
 #| code-summary: "before_fit: the plan of what is written where"
 #| code-fold: true
+def _planned(schedule, n_steps):  # one in steps has a plan for each length of a run
+    return schedule.plan(n_steps) if hasattr(schedule, 'plan') else schedule
+
+def _values(schedule, n):  # at n steps, besides those that it fixes
+    n += getattr(schedule, 'fixed', 0)
+    return at_steps(_planned(schedule, n), n)
+
 @patch
 def before_fit(self:ScheduleCB, learn):
     self.plan = []  # (schedule, number of the group, name, where it is kept)
     if 'train' not in learn.phases: return
     self.values = {name: [] for name in self.schedules}
-    self._make_plan(learn)
-
-@patch
-def _make_plan(self:ScheduleCB, learn):
     self.ranges = getattr(learn.opt, 'ranges', Optimizer.ranges)
-    for name, given in self.schedules.items(): self._add_to_plan(learn, name, given)
-    for schedule, k, name, _ in self.plan: self._look_ahead(learn, schedule, k, name)
-
-@patch
-def _add_to_plan(self:ScheduleCB, learn, name, given):
     groups, who = learn.opt.param_groups, f'an optimizer {type(learn.opt).__name__}'
-    for k, schedule in enumerate(_one_for_each(groups, name, given)):
-        place = find_hyper(groups[k], name, who)
-        self._refuse_second_writer(learn, name, k, place, who)
-        self.plan.append((_planned(schedule, learn.n_steps), k, name, place))
+    for name, given in self.schedules.items():
+        for k, schedule in enumerate(_one_for_each(groups, name, given)):
+            place = find_hyper(groups[k], name, who)
+            self._refuse_second_writer(learn, name, k, place, who)
+            self.plan.append((_planned(schedule, learn.n_steps), k, name, place))
+    for schedule, k, name, _ in self.plan: self._look_ahead(learn, schedule, k, name)
 
 # %% ../nbs/15_schedulers.ipynb #fa787a04
 #| code-summary: "Refused: a wrong number of schedules, and a second writer"

@@ -10,7 +10,7 @@ __all__ = ['Symbol', 'read_symbols', 'symbols_in', 'symbols_said', 'symbols_draw
 
 # %% ../nbs/98_site.ipynb #5b010002
 #| code-fold: true
-#| code-summary: "Symbol"
+#| code-summary: "Imports; a symbol"
 import ast
 import base64
 import json
@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .figure_web import _script, _style
-from .listing import _prose, _slug
-
+from .listing import _markdown, _prose, _slug
 
 @dataclass(frozen=True)
 class Symbol:
@@ -34,37 +33,32 @@ class Symbol:
 
 # %% ../nbs/98_site.ipynb #1059d93e
 #| code-fold: true
-#| code-summary: "read_symbols"
+#| code-summary: "A row of the table; read_symbols"
 _TABLE = re.compile(r'<details><summary>The symbols of this chapter</summary>\n\n'
                     r'\| symbol \|.*\n\|[-|]+\|\n((?:\|.*\n)+)\n</details>')
 
+def _symbol(row):  # of the table
+    cells = [c.strip() for c in row.strip('|').split('|')]
+    tex = re.fullmatch(r'\$([^$]+)\$', cells[0])
+    if len(cells) != 5 or not tex or not cells[2]:
+        raise ValueError(f'not a row of symbols: {row!r}; write | $symbol$ | '
+                         '`name`, “word” | meaning | values | [Section](#place) |')
+    return Symbol(tex[1], tuple(re.findall('`([^`]+)`', cells[1])),
+                  tuple(re.findall('“([^”]+)”', cells[1])), *cells[2:4],
+                  tuple(re.findall(r'\]\(#([^)]+)\)', cells[4])))
 
 def read_symbols(
     text:str,  # Markdown of a chapter
 )->list:       # `Symbol`s; empty if there is no table
     "The table of symbols of a chapter; ValueError for a row that cannot be read"
     table = _TABLE.search(text)
-    found = []
-    for row in table[1].splitlines() if table else ():
-        cells = [c.strip() for c in row.strip('|').split('|')]
-        tex = re.fullmatch(r'\$([^$]+)\$', cells[0])
-        if len(cells) != 5 or not tex or not cells[2]:
-            raise ValueError(f'not a row of symbols: {row!r}; write | $symbol$ | '
-                             '`name`, “word” | meaning | values | [Section](#place) |')
-        found.append(Symbol(
-            tex[1], tuple(re.findall('`([^`]+)`', cells[1])),
-            tuple(re.findall('“([^”]+)”', cells[1])), *cells[2:4],
-            tuple(re.findall(r'\]\(#([^)]+)\)', cells[4]))))
-    return found
+    return [_symbol(row) for row in table[1].splitlines()] if table else []
 
 # %% ../nbs/98_site.ipynb #5b010006
-#| code-fold: true
-#| code-summary: "_keys"
 _ATOM = re.compile(
     r'(?P<hat>\\hat\s*)?(?:\\(?:text|mathrm)\{(?P<word>\w+)\}|\{?(?P<one>[^\W\d_])\}?'
     r'|\\[a-zA-Z]+)'
     r'(?:_(?:\{(?P<group>[^{}]*)\}|\\text\{(?P<low>\w+)\}|(?P<index>[^\W_])))?')
-
 
 def _keys(tex):  # of a formula: for each symbol [with its index, without], in order
     found = []
@@ -83,7 +77,6 @@ def _known(symbols, places):  # key -> symbol; one of this section goes first
     here.sort(key=lambda s: len(s.places) > 0)
     return {_keys(s.tex)[0][0]: s for s in here}
 
-
 def symbols_in(
     tex:str,       # a formula
     symbols:list,  # of `Symbol`, those of the chapter
@@ -96,36 +89,28 @@ def symbols_in(
 
 # %% ../nbs/98_site.ipynb #5b01000f
 #| code-fold: true
-#| code-summary: "_written, _words, _finder, _drawn, _picture_text"
+#| code-summary: "A symbol as plain text, and where it stands by itself"
 def _written(s):  # as text has it: β₁, m̂; '' for letters that could be words
     text = re.sub('^hat (.)', '\\1\u0302', _keys(s.tex)[0][0])
     text = re.sub(r'_(\d)$', lambda m: '₀₁₂₃₄₅₆₇₈₉'[int(m[1])], text)
     return '' if text.isascii() else text
 
-
 def _words(s): return [word for word in (_written(s), *s.figures) if word]
-
 
 def _finder(words):  # of words that are no part of a longer one, or of another symbol
     any_of = '|'.join(map(re.escape, sorted(words, key=len, reverse=True)))
     return re.compile(fr'(?<!\w)(?:{any_of})(?![\w\u0302₀-₉])', re.A)
 
-
-def _drawn(cell):  # what its picture says; of several, nobody knows which is meant
-    pngs = [''.join(o['data']['image/png']) for o in cell.get('outputs', ())
-            if 'image/png' in o.get('data', {})]
-    return symbols_drawn(pngs[0]) if len(pngs) == 1 else []
-
-
+# %% ../nbs/98_site.ipynb #8fa50898
+#| code-fold: true
+#| code-summary: "All that a picture says; the symbols in it"
 def _picture_text(cell):  # caption and texts in the code; '' if there is no picture
-    if not any('image/png' in o.get('data', {}) for o in cell.get('outputs', ())):
-        return ''
+    if not _pngs(cell): return ''
     captions = re.findall(r'^#\| ?fig-cap: "(.*)"$', cell.source, re.M)
     found = [n.value for n in ast.walk(ast.parse(cell.source))
              if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return '\n'.join(captions + found + [word for word, *_ in _drawn(cell)])
 
-# %% ../nbs/98_site.ipynb #8fa50898
 def symbols_said(
     text:str,      # of a picture: its caption and labels
     symbols:list,  # of `Symbol`, those of the chapter
@@ -138,7 +123,9 @@ def symbols_said(
         if m: first[s] = m.start()
     return sorted(first, key=first.get)
 
-
+# %% ../nbs/98_site.ipynb #57301b13
+#| code-fold: true
+#| code-summary: "Where symbols are in a picture, from its file to the list"
 def symbols_drawn(
     png:str,  # the file in base64, as notebooks keep it
 )->list:      # [word, left, top, width, height], in percent of the picture
@@ -147,18 +134,13 @@ def symbols_drawn(
     head, _, rest = base64.b64decode(png).partition(b'tEXtSymbols\0')
     return json.loads(rest[:int.from_bytes(head[-4:], 'big') - 8]) if rest else []
 
-# %% ../nbs/98_site.ipynb #5b010009
-#| code-fold: true
-#| code-summary: "_legend, _boxes, _lights"
-def _legend(found, symbols, told, kind=''):  # the list under a formula or a picture
-    items = []
-    for s in found:
-        names = ''.join(f' `<code>{n}</code>`{{=html}}' for n in s.names[:2])
-        says = '' if s in told else f' {s.meaning}' + f', {s.values}'*bool(s.values)
-        mark = f'.sym data-sym="{symbols.index(s)}"'
-        items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
-    return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
+def _pngs(cell):
+    return [''.join(o['data']['image/png']) for o in cell.get('outputs', ())
+            if 'image/png' in o.get('data', {})]
 
+def _drawn(cell):  # what its picture says; of several, nobody knows which is meant
+    pngs = _pngs(cell)
+    return symbols_drawn(pngs[0]) if len(pngs) == 1 else []
 
 def _boxes(cell, symbols, places):  # where the browser finds them in the picture
     known = {word: symbols.index(s) for s in _known(symbols, places).values()
@@ -167,12 +149,23 @@ def _boxes(cell, symbols, places):  # where the browser finds them in the pictur
             if word in known]
     return f' data-boxes="{", ".join(rows)}"'*bool(rows)
 
+# %% ../nbs/98_site.ipynb #5b010009
+#| code-fold: true
+#| code-summary: "The lists, and what the browser needs"
+def _legend(found, symbols, told, kind=''):
+    items = []
+    for s in found:
+        names = ''.join(f' `<code>{n}</code>`{{=html}}' for n in s.names[:2])
+        says = '' if s in told else f' {s.meaning}' + f', {s.values}'*bool(s.values)
+        mark = f'.sym data-sym="{symbols.index(s)}"'
+        items.append(f'- [${s.tex}${names}]{{{mark}}}{says}')
+    return '\n'.join(['', '', f'::: {{.sym-list{kind}}}', '', *items, '', ':::', ''])
 
-def _lights(symbols):  # what the browser needs to find them all
+def _lights(symbols):  # style and script that find them all
     data = [dict(key=_keys(s.tex)[0][0], written=_written(s), names=s.names,
                  figures=s.figures, places=s.places) for s in symbols]
-    script = _script(['symbols.js'], 'startSymbols',
-                     json.dumps(data, ensure_ascii=False))
+    text = json.dumps(data, ensure_ascii=False)
+    script = _script(['symbols.js'], 'startSymbols', text)
     return f'````{{=html}}\n{_style("symbols.css")}{script}\n````'
 
 # %% ../nbs/98_site.ipynb #026ec29c
@@ -180,7 +173,6 @@ def _lights(symbols):  # what the browser needs to find them all
 #| code-summary: "Where we are on a page, and what was explained"
 _PLACES = re.compile(r'^```.*?^```|^(#{2,3}) ([^\n]*)$|^\$\$(.*?)\$\$[ \t]*$',
                      re.M | re.S)
-
 
 class _Walk:
     def __init__(self, symbols):
@@ -196,6 +188,11 @@ class _Walk:
         found = symbols_in(m[3] or '', self.symbols, (self.h2, self.h3))
         return m[0] + self.listed(found)
 
+    def pictured(self, cell):  # -> the list below it; '' if it is no picture
+        places = self.h2, self.h3
+        found = symbols_said(_picture_text(cell), self.symbols, places)
+        return self.listed(found, ' .sym-picture' + _boxes(cell, self.symbols, places))
+
 # %% ../nbs/98_site.ipynb #026ec29d
 #| code-fold: true
 #| code-summary: "SymbolsProc"
@@ -204,8 +201,7 @@ class SymbolsProc:
     def __init__(self, nb): self.nb = nb
 
     def begin(self):
-        symbols = read_symbols('\n\n'.join(
-            c.source for c in self.nb.cells if c.cell_type == 'markdown'))
+        symbols = read_symbols(_markdown(self.nb.cells))
         if not symbols: return
         walk, cells = _Walk(symbols), []
         for c in self.nb.cells:
@@ -213,11 +209,8 @@ class SymbolsProc:
             if c.cell_type == 'markdown':
                 c.source = _PLACES.sub(walk.passed, c.source)
             elif c.cell_type == 'code' and walk.h2 != 'exercises':  # those stay folded
-                places = walk.h2, walk.h3
-                found = symbols_said(_picture_text(c), symbols, places)
-                boxes = _boxes(c, symbols, places)
-                text = walk.listed(found, ' .sym-picture' + boxes)
-                if found: cells.append(_prose(text, 'symbols'))
+                text = walk.pictured(c)
+                if text: cells.append(_prose(text, 'symbols'))
         self.nb.cells[:] = [*cells, _prose(_lights(symbols), 'symbols')]
 
 # %% ../nbs/98_site.ipynb #5b01000c
@@ -230,10 +223,7 @@ def symbols_table(
     rows = ['| symbol | meaning | values | in code | chapter |',
             '|---|---|---|---|---|']
     for path in sorted(Path(folder).glob('[0-7][0-9]*_*.ipynb')):
-        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-        text = '\n\n'.join(''.join(c['source']) for c in cells
-                           if c['cell_type'] == 'markdown')
-        for s in read_symbols(text):
+        for s in read_symbols(_markdown(json.loads(path.read_text('utf-8'))['cells'])):
             place = f'#{s.places[0]}' if s.places else ''
             names = ', '.join(f'`{n}`' for n in s.names)
             meaning = re.sub(r'\]\(#', f']({path.name}#', s.meaning)

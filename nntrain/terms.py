@@ -10,7 +10,7 @@ __all__ = ['GlossaryProc']
 
 # %% ../nbs/98_site.ipynb #c72f438c
 #| code-fold: true
-#| code-summary: "_glossary"
+#| code-summary: "What is skipped, and the glossary's meanings"
 import json
 import re
 from pathlib import Path
@@ -22,26 +22,24 @@ _kept = re.compile(
     r'^(?:```.*?^```|\#.*?$|\|.*?$|:::.*?$|<.*?$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|'
     r'!?\[(?:[^][]|\[[^]]*\])*\](?:\([^)]*\))?|\{[^}\n]*\}|<[^>]+>|https?://\S+',
     re.M | re.S)
-
 # words that chapters use more often in their everyday sense
 _common = set('level process progress rank split verb generator event phase part task '
               'view world'.split())
 
+def _plain(text):  # Markdown -> words, safe inside an attribute
+    return re.sub(r'\[([^\]]*)\]\([^)]*\)|[`*$]', r'\1', text).replace('"', '”')
 
 def _glossary(folder):  # -> ({term: (meaning, page that builds it)}, its file's name)
     path = next(iter(sorted(Path(folder).glob('*_glossary.ipynb'))), None)
     if path is None: return {}, None
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(c['source']) for c in cells)
-    def plain(t):
-        return re.sub(r'\[([^\]]*)\]\([^)]*\)|[`*$]', r'\1', t).replace('"', '”')
-    return {m[1]: (plain(m[2]), m[3]) for m in _entry.finditer(text)}, path.name
+    return {m[1]: (_plain(m[2]), m[3]) for m in _entry.finditer(text)}, path.name
 
 # %% ../nbs/98_site.ipynb #dde17b6a
 #| code-fold: true
-#| code-summary: "_place, _mark"
+#| code-summary: "The first use of each term"
 def _place(term): return 'term-' + re.sub(r'\W+', '-', term.lower()).strip('-')
-
 
 def _mark(texts, terms, page):  # texts of a chapter -> with links at the first uses
     left = {term.lower(): term for term in terms}

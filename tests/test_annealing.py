@@ -59,6 +59,15 @@ def test_the_annealer_cuts_each_rate_once(tensor):
     assert AutoAnnealCB.owns == ('lr',)
 
 
+def test_the_annealer_goes_on_from_its_state():
+    cut = fit([2., 2., 1.5, 1.4, 1.4, 3., 1., .98], AutoAnnealCB(every='batch'))
+    # squares: 4, 4, 2.25, 1.96 (a cut), 1.96, 9, 1, .96 (a cut)
+    assert cut.lrs == [1., 1., 1., .25, .25, .25, .25, 1/16]
+    again = AutoAnnealCB()
+    again.load_state_dict(cut.state_dict())
+    assert (again.level, again.seen) == (cut.level, cut.seen)
+
+
 def test_gradients_in_float16_do_not_overflow_the_annealer():
     model = nn.Linear(1, 1, bias=False).half()
     cb = AutoAnnealCB(every='batch')

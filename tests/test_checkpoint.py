@@ -43,8 +43,10 @@ from nntrain.in_steps import InSteps
 from nntrain.lock import RunLock
 from nntrain.facts import check_facts, training_facts
 from nntrain.schedule_free import ScheduleFreeCB, ScheduleFreeSGD
-from nntrain.state import (load_training_state, random_state, set_random_state,
-                           training_state)
+from nntrain.ranks import differing, in_main, marks, others_of, take_own
+from nntrain.state import (chance_state, load_optimizer, load_training_state,
+                           loader_state, random_state, set_chance_state,
+                           set_loader_state, set_random_state, training_state)
 from nntrain.adaptive import Adam, AdamW, RMSProp
 from nntrain.annealing import AutoAnnealCB
 from nntrain.data import DataLoaders
@@ -63,6 +65,7 @@ from nntrain.sgd import SGD
 from nntrain.cycles import one_cycle
 from nntrain.schedule import at_steps, constant, cosine, linear, step_decay, wsd
 from nntrain.steering import ScheduleCB
+from nntrain.tensor_loader import TensorLoader
 from nntrain.torch_schedulers import TorchSchedulerCB
 from nntrain.zoo import LAMB
 
@@ -888,6 +891,53 @@ def test_random_state_survives_the_file(tmp_path):
     set_seed(2)
     set_random_state(read_checkpoint(tmp_path/'r.pt')['random'])
     assert draw() == expected
+
+def test_all_that_is_random_goes_back():
+    (learn := learner()).fit(1)
+    def draw():
+        batches = [yb.tolist() for _, yb in learn.dls.train]
+        return random.random(), np.random.randn(), torch.randn(3).tolist(), batches
+    draw()                  # NumPy keeps a second normal number for the next call
+    state, expected = chance_state(learn), draw()
+    assert draw() != expected
+    set_chance_state(learn, state)
+    assert draw() == expected
+
+def test_a_loader_goes_back_by_its_epoch_or_by_its_generator():
+    pairs = torch.utils.data.TensorDataset(torch.arange(9.), torch.arange(9))
+    ours = TensorLoader(*pairs.tensors, 4, shuffle=True, seed=3)
+    theirs = torch.utils.data.DataLoader(
+        pairs, 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+    for loader in ours, theirs:
+        def epoch(): return torch.cat([yb for _, yb in loader]).tolist()
+        state = loader_state(loader)
+        first, second = epoch(), epoch()
+        assert first != second
+        set_loader_state(loader, state)
+        assert (epoch(), epoch()) == (first, second)
+    assert loader_state([1, 2]) == {'generators': []}
+
+def test_a_loaded_optimizer_keeps_its_dicts_of_groups():
+    opt = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=.1, momentum=.9)
+    mine, state = opt.param_groups[0], copy.deepcopy(opt.state_dict())
+    state['param_groups'][0]['lr'] = .3
+    load_optimizer(opt, state)
+    assert opt.param_groups[0] is mine and mine['lr'] == .3
+
+def test_a_process_sends_and_takes_back_what_differs():
+    def state(n):
+        counts = [['MetricsCB', {'n': n, 'sum': 1.}]]
+        return {'w': torch.ones(2), 'history': [], 'cbs': counts}
+    main, other = state(3), state(5)
+    assert differing(main, marks(main)) == []
+    assert (found := differing(other, marks(main))) == [(('cbs', 0, 1, 'n'), 5)]
+    assert differing({'w': torch.ones(1, 2)}, marks({'w': torch.ones(2)}))[0][0] == (
+        'w',)
+    second = types.SimpleNamespace(world=types.SimpleNamespace(rank=1, size=2))
+    take_own(second, taken := main | {'others': [found]})
+    same_bits(taken, other)
+    alone = learner()
+    assert (in_main(alone, lambda: 5), others_of(alone, main)) == (5, [])
 
 def test_channels_last_and_views(tmp_path):
     """Saved tensors keep their layout and do not drag along the memory of which they

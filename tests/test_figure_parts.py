@@ -9,12 +9,22 @@ from nntrain.figure_frames import (_frames, _grid, _heat, _nodes, _picture,
 from nntrain.figure_graph import (_arrow, _back_graph, _check_graph, _numbers_at,
                                   _pack_graph, _short)
 from nntrain.figure_lines import _contours, _outline, _pack_lines, _stroke, _svg
-from nntrain.figure_numbers import _decode
+from nntrain.figure_numbers import _LO, _SPAN, _decode, _encode, _quantise
 from nntrain.figure_tiles import (_labels, _pack_tiles, _places, _shade, _tiles,
                                   _windows)
 from nntrain.prediction import Prediction, Verdict, _sentences, predict
 
 what = 'A line whose slope follows the slider.'
+
+
+def test_numbers_in_two_letters():
+    codes = _quantise([0, .5, 1, 1.2, float('nan'), 99], 0, 1)
+    eq(codes, [1023, 2047, 3070, 3479, 4095, 4094])  # 99: the last code, far outside
+    eq(_encode([0, 65, 4095]), 'AABB--')
+    eq(_decode(_encode(codes)), codes)
+    ys = np.random.default_rng(0).uniform(-3, 5, 1000)
+    back = (_decode(_encode(_quantise(ys, -3, 5))) - _LO)/_SPAN*8 - 3
+    assert np.abs(back - ys).max()/8 <= .5/_SPAN + 1e-12
 
 
 def test_what_a_function_may_return():

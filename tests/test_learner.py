@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nntrain.batches import unpack
+from nntrain.batches import loss_divisor, unpack
 from nntrain.callback import After, Callback, check_callbacks, sort_callbacks
+from nntrain.collate import TARGET_KEYS
 from nntrain.data import DataLoaders
 from nntrain.events import (
     CANCELS, EVENTS, LEVELS, VERBS, CancelFit, CancelStep, run_level)
@@ -574,6 +575,72 @@ def test_the_first_of_two_errors_counts():
         run_level('fit', lambda: None, emit)
     notes = getattr(e.value, '__notes__', ['cleanup_fit failed'])   # Python 3.10: none
     assert 'cleanup_fit failed' in notes[0]
+
+
+def test_every_level_has_its_cancel():
+    assert [*CANCELS] == [*LEVELS] and len(EVENTS) == 3*len(LEVELS) + 4
+    after = {'after_' + verb.removeprefix('get_') for verb in VERBS[:-1]}
+    assert after <= set(EVENTS)
+
+
+def test_the_whole_order_of_an_epoch():
+    training = ['before_batch', 'after_predict', 'after_loss', 'after_backward',
+                'after_step', 'after_batch', 'cleanup_batch']
+    valid = [e for e in training if e not in ('after_backward', 'after_step')]
+    def phase(batch): return ['before_phase', *batch*3, 'after_phase', 'cleanup_phase']
+    assert events(1) == ['before_fit', 'before_epoch', *phase(training), *phase(valid),
+                         'after_epoch', 'cleanup_epoch', 'after_fit', 'cleanup_fit']
+
+
+def test_a_cancelled_step_ends_its_batch_as_usual():
+    class EverySecond(Callback):
+        def after_backward(self, learn):
+            if learn.iter % 2 == 0: raise CancelStep()
+    noted = Everything(-1, None)
+    learner(EverySecond(), noted).fit(1, valid=False)
+    skipped = ['before_batch', 'after_predict', 'after_loss', 'after_batch',
+               'cleanup_batch']
+    assert noted.heard[3:8] == skipped and noted.heard[8:10] == skipped[:2]
+    assert noted.heard.count('after_step') == 1          # of three batches
+
+
+def test_a_real_error_passes_through_four_clean_ups():
+    noted = Everything(events(1).index('after_backward'), KeyError('a bug'))
+    with pytest.raises(KeyError, match='a bug'): learner(noted).fit(3)
+    assert noted.heard[-4:] == ['cleanup_' + level for level in LEVELS[::-1]]
+
+
+def test_how_callbacks_are_shown_and_sorted_without_their_neighbour():
+    class Limit(Callback):
+        shows = ('limit',)
+        def __init__(self, limit=5): self.limit = limit
+    class A(Callback): order = 10
+    class B(Callback): order = After(A)
+    class E(Callback): order = 11
+    assert (repr(Limit(3)), repr(A())) == ('Limit(limit=3)', 'A')
+    assert str(sort_callbacks([E(), B()])) == '[B, E]'
+    first, second = Callback(), Callback()
+    assert sort_callbacks([second, first])[0] is second          # a tie: as given
+
+
+def test_wrong_lists_of_callbacks_are_refused():
+    class Needs(Callback): needs = (MetricsCB,)
+    metrics = MetricsCB()
+    check_callbacks([Needs(), metrics])
+    for bad, why in ([Needs()], 'needs MetricsCB'), ([metrics, metrics], 'given twice'):
+        with pytest.raises(ValueError, match=why): check_callbacks(bad)
+    with pytest.raises(TypeError, match=r'pass an object, MetricsCB\(\)'):
+        check_callbacks([MetricsCB])
+    with pytest.raises(ValueError, match='std must be above 0'): NormalizeCB(0., 0.)
+
+
+def test_targets_of_batches():
+    assert unpack(('x1', 'x2', 'y')) == (('x1', 'x2'), 'y')
+    assert unpack({'image': 'x'}) == (('x',), None)
+    for key in TARGET_KEYS: assert unpack({key: 'y', 'image': 'x'}) == (('x',), 'y')
+    with pytest.raises(ValueError, match='cannot tell inputs from target'):
+        unpack({'label': 'y', 'target': 'y', 'image': 'x'})
+    assert loss_divisor(F.mse_loss, torch.tensor([1, 0])) is None
 
 
 def test_orders_of_subclasses_of_objects_and_in_circles():

@@ -232,6 +232,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
             nntrain.run_folder.new_run_folder(out, 'run')
 
 
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(nntrain.run_folder.time, 'strftime', lambda form: 'now')
+    folders = [new_run_folder(tmp_path, 'run') for _ in range(3)]
+    assert [folder.name for folder in folders] == ['now-run', 'now-run-2', 'now-run-3']
+    assert all(folder.is_dir() and not [*folder.iterdir()] for folder in folders)
+
+
 def test_only_the_folder_of_a_run_can_go_on(tmp_path, capsys):
     resume, options = nntrain.recipe.resume_fashion, tmp_path/'options.json'
     with pytest.raises(ValueError, match='is not the folder of a run'): resume(tmp_path)

@@ -371,6 +371,9 @@ def test_cancelled_batches_do_not_count(cancel):
         (
             AdamW, dict(beta1=constant(0.1), betas=constant((0.1, 0.2))), ValueError,
             'keep one'),
+        (
+            AdamW, dict(momentum=constant(0.9), beta1=constant(0.9)), ValueError,
+            'both write betas'),
         (AdamW, dict(momentum=constant(1.0)), ValueError, 'below 1'),
         (Momentum, dict(momentum=constant(-0.1)), ValueError, 'at least 0'),
         (torch.optim.SGD, dict(lr=lambda p: math.inf), ValueError, 'lr'),
@@ -904,6 +907,35 @@ def test_the_small_cases_by_hand():
     with pytest.raises(ValueError, match='not as a step'): step_decay(1., at=(30, 60))
 
 
+def test_the_classics_by_hand():
+    uneven = join([.7, .2, .1], [constant(3.), linear(3., .1), cosine(.1, .3)])
+    assert (uneven(0.), uneven(1.)) == (3., .3)
+    assert at_steps(triangular(0., 1., n=2), 9) == [0, .5, 1, .5, 0, .5, 1, .5, 0]
+    grows = warm_restarts(1., 0., n=3, growth=2)         # cycles of 1/7, 2/7 and 4/7
+    assert [grows(k/7) for k in (0, 1, 3, 7)] == [1., 1., 1., 0.]
+    assert at_steps(warm_up(linear(1., 0.), .5), 5) == [0., .5, 1., .5, 0.]
+    falling = [0., 1., .5**.5, (1/3)**.5, .5]            # √(.25/p)
+    assert at_steps(inverse_sqrt(1., .25), 5) == pytest.approx(falling)
+    trapezoid = at_steps(wsd(1., up=.25, down=.5), 5)
+    assert trapezoid == pytest.approx([0., 1., 1., .5, 0.])
+
+
+def test_one_cycle_of_five_steps_by_hand():
+    "The peak at the second step, straight lines"
+    small = one_cycle(1., pct_start=.25, div=4., div_final=100., anneal=linear)
+    assert at_steps(small, 5) == pytest.approx([.25, 1., .67, .34, .01])
+    moms = at_steps(momentum_cycle((.9, .6, .9), .25, linear), 5)
+    assert moms == pytest.approx([.9, .6, .7, .8, .9])
+
+
+def test_a_schedule_for_each_group_notes_all_its_values():
+    def groups(params, lr):
+        return torch.optim.AdamW([{'params': [p]} for p in params], lr=lr)
+    cb = ScheduleCB(lr=[linear(1e-3, 0.), linear(1e-2, 0.)])
+    learner([cb], groups).fit(1)
+    assert (cb.values['lr'][0], cb.values['lr'][-1]) == ((1e-3, 1e-2), (0., 0.))
+
+
 def test_a_schedule_shows_five_points_and_writes_whole_tuples():
     shown = 'ScheduleCB(lr: 1 → 0.75 → 0.5 → 0.25 → 0)'
     assert repr(ScheduleCB(lr=linear(1., 0.))) == shown
@@ -996,3 +1028,11 @@ def test_recorded_schedules_that_come_down_end_above_the_constant_rate():
                 'flat-cos'):
         assert mean(row) > mean('constant') + .005, row
     assert mean('one-cycle-momentum') > .905 and mean('cosine-three-per-batch') > .887
+
+
+def test_recorded_rates_that_fall_too_early_end_below_the_constant_one():
+    def mean(row): return result(f'schedulers-{row}').mean
+    assert mean('anneal-step') < mean('anneal-none')
+    small = 'mlp-adam-{}-x3'.format
+    assert mean(small('one-cycle')) > mean(small('constant')) + .01
+    assert mean(small('annealer-batch')) < mean(small('constant')) - .01

@@ -1,5 +1,6 @@
 """Schedule-Free against a plain loop, and beside all else that touches weights"""
 import copy
+import math
 import pickle
 from functools import partial
 
@@ -38,6 +39,7 @@ from nntrain.schedule_free import (
     use_average,
     use_fast,
 )
+from nntrain.sgd import SGD
 from nntrain.split import split
 from nntrain.steering import ScheduleCB
 
@@ -114,6 +116,24 @@ def test_equals_the_reference(kind, foreach, beta, decay, warm):
     agree(ps, ref.averages())
     use_fast(opt)
     agree(ps, qs)
+
+
+@pytest.mark.parametrize('ours, theirs', [
+    (partial(ScheduleFreeSGD, momentum=0., lr=.1), partial(SGD, lr=.1)),
+    (partial(ScheduleFreeAdamW, betas=(0., .99), lr=.1, weight_decay=.1),
+     partial(torch.optim.AdamW, betas=(0., .99), lr=.1, weight_decay=.1))])
+def test_without_beta_the_average_is_that_of_an_old_acquaintance(ours, theirs):
+    "With β = 0, z is all: plain SGD, or AdamW without its average of the gradients"
+    a, b = (nn.Parameter(torch.tensor([1., -2.], dtype=torch.float64)) for _ in 'ab')
+    opts, seen = (ours([a]), theirs([b])), []
+    for t in range(20):
+        for p, opt in zip((a, b), opts):
+            p.grad = p.detach() + math.sin(t)
+            opt.step()
+        seen.append(b.detach().clone())
+    assert_close(a, b, rtol=0, atol=1e-12)
+    use_average(opts[0])
+    assert_close(a.detach(), torch.stack(seen).mean(0), rtol=0, atol=1e-12)
 
 
 @kinds

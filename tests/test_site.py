@@ -17,7 +17,7 @@ import page_checks as checks
 from conftest import ROOT
 from site_checks import start_browser
 
-from nntrain import diagram, listing, reference
+from nntrain import diagram, drawing, listing, reference, site, terms
 from nntrain.site import TitleProc
 from nntrain.tools import _settings
 
@@ -108,6 +108,69 @@ def f(
     d): ..."""
     [entry] = reference.entries(text)
     assert [m for *_, m in entry.params] == ['the first', 'behind it', '', 'above']
+
+EMA = '''def ema(
+    xs,        # (T,) values,
+               # any unit
+    beta=0.9,  # share that is kept
+)->list:       # (T,) averages
+    "Running mean of `xs`"
+'''
+AVERAGES = f'''"Averages"
+__all__ = ['ema', 'Mean', 'BETA', 'LOW', 'HIGH']
+# %% ../nbs/10_momentum.ipynb #abc
+BETA = .9  # the usual one
+LOW, (HIGH, _inner) = 0, (1, 2)
+{EMA}
+class Mean(Base):
+    "Mean so far"
+    def add(self, x): "Take in `x`"
+    def _hide(self): "Not for you"
+@patch
+def reset(self:Mean): "Forget all"
+'''
+
+def test_entries_of_a_module():
+    names = 'BETA LOW HIGH ema Mean Mean.add Mean.reset'.split()
+    found = {e.name: e for e in reference.entries(AVERAGES)}
+    assert list(found) == names
+    assert {e.notebook for e in found.values()} == {'10_momentum.ipynb'}
+    assert found['ema'].signature == 'ema(xs, beta=0.9) -> list'
+    assert found['ema'].params == [
+        ('xs', '', '', '(T,) values, any unit'),
+        ('beta', '', '0.9', 'share that is kept'),
+        ('returns', 'list', '', '(T,) averages')]
+
+def test_a_page_of_the_reference(tmp_path):
+    text = reference.reference_page('momentum', AVERAGES, {'Mean': 'momentum'})
+    assert '## `Mean` {#Mean}' in text and '### `Mean.add` {#Mean.add}' in text
+    assert '| `xs` |  |  | (T,) values, any unit |' in text
+    assert '[built here](../10_momentum.ipynb#mean.add)' in text
+    assert reference._to_entries('a `Mean` of `xs`', {'Mean': 'momentum'}) == (
+        'a [`Mean`](momentum.qmd#Mean) of `xs`')
+    assert reference._escaped('in [0, 1) or `x[0]`') == r'in \[0, 1) or `x[0]`'
+    (tmp_path/'momentum.py').write_text(AVERAGES, encoding='utf-8')
+    assert reference.reference_names(tmp_path)['Mean.reset'] == 'momentum'
+
+def test_a_diagram_is_read_and_drawn():
+    assert diagram._wrapped('collect parameters with a gradient') == (
+        'collect parameters', 'with a gradient')
+    d = diagram.read_diagram(
+        'flowchart LR\n A[one] -->|then| B & C --> D(["the <b>end</b>"])')
+    assert [a[:2] for a in d.arrows] == [('A', 'B'), ('A', 'C'), ('B', 'D'), ('C', 'D')]
+    assert [b.lines for b in d.boxes.values()] == [
+        ('one',), ('B',), ('C',), ('the <b>end</b>',)]
+    assert d.arrows[0] == ('A', 'B', 'then', False, False)
+    picture = drawing.draw_diagram(
+        'flowchart LR\n A["x &lt; <b>y</b>"] -.->|why?| B([C])')
+    assert 'aria-label="Diagram: x &lt; y → C (why?)"' in picture
+    assert 'x &lt; <tspan font-weight="700">y</tspan>' in picture
+    assert 'dasharray' in picture
+
+@pytest.mark.parametrize('wrong', [
+    'sequenceDiagram\n A', 'flowchart LR\n A ==> B', 'flowchart LR\n --> B'])
+def test_a_diagram_that_cannot_be_read_is_refused(wrong):
+    with pytest.raises(ValueError): diagram.read_diagram(wrong)
 
 def test_a_long_arrow_has_a_place_in_each_row():
     d = diagram.read_diagram('flowchart TD\n A --> B --> C\n A --> C')
@@ -350,6 +413,103 @@ def test_names_of_an_assignment_to_several_are_several():
     assert top == ['A', 'B', '_c', 'C', 'D']
     text = f"__all__ = ['A', 'B', 'C', 'D', 'E', 'F']\n{source}"
     assert [e.name for e in reference.entries(text)] == ['A', 'B', 'C', 'D', 'F']
+
+
+# ---- the processors, each on a notebook of its own -----------------------------------
+
+def as_cell(source, kind='code', **directives):
+    return AttrDict(cell_type=kind, source=source, directives_=directives, id='1')
+
+@pytest.fixture
+def notebook(tmp_path):
+    "A maker of notebooks in a small project"
+    (tmp_path/'settings.ini').write_text(
+        '[DEFAULT]\nuser = me\nrepo = mini\nbranch = main\nlib_path = mini\n'
+        'author = Me\ndoc_host = https://me.org\ndoc_baseurl = /mini\n'
+        'git_url = https://github.com/me/mini\n', encoding='utf-8')
+    for folder in 'mini', 'nbs', '_proc': (tmp_path/folder).mkdir()
+    (tmp_path/'mini/momentum.py').write_text(AVERAGES, encoding='utf-8')
+    def make(*cells, name='10_momentum.ipynb'):
+        return SimpleNamespace(path_=str(tmp_path/'nbs'/name), cells=list(cells))
+    return make
+
+def test_places_and_names_of_a_cell():
+    assert listing._slug('Where `eps` *stands*?') == 'where-eps-stands'
+    assert listing._slug('2. β₂ and v1.0') == 'β₂-and-v1.0'
+    assert listing._defined(
+        'A = 1\nclass B:\n  def f(self): ...\n@patch\ndef g(self:B): ...') == (
+            ['A', 'B', 'B.g'], ['B.f'])
+
+def test_names_stand_above_their_cell(notebook, tmp_path):
+    nb = notebook(
+        as_cell('# Averages', 'markdown'), as_cell('import torch'),
+        as_cell('class Mean: ...', default_exp=['momentum']),
+        as_cell('class Mean:\n  def add(self, x): ...', export=[]))
+    proc = listing.SourceProc(nb)
+    del nb.cells[2]  # nbdev takes this cell away
+    proc.begin()
+    assert nb.cells[2].source == (
+        '::: {.exported}\n[`Mean`](api/momentum.qmd#Mean){#mean}[]{#mean.add}\n:::')
+    assert [list(c.directives_) for c in nb.cells[3:]] == [['exports']]
+    page = (tmp_path/'_proc/api/momentum.qmd').read_text(encoding='utf-8')
+    assert '{#Mean.reset}' in page
+    proc(nb.cells[1])
+    assert nb.cells[1].source.startswith('#| code-fold: true\n')
+
+def test_where_a_page_runs_and_how_to_cite_it(notebook, tmp_path):
+    nb = notebook(as_cell('title: Means', 'raw'), as_cell('1+1'))
+    site.TakeAwayProc(nb).begin()
+    assert '/me/mini/blob/main/nbs/10_momentum.ipynb)' in nb.cells[1].source
+    assert '(download:10_momentum.ipynb)' in nb.cells[1].source
+    assert '@misc{mini-momentum,\n  title = {Means},' in nb.cells[-1].source
+    assert site._changed(tmp_path, 'nbs') is None  # no repository
+
+@pytest.mark.parametrize('name, title', [
+    ('00_a.ipynb', '# 0 Ones'), ('09_a.ipynb', '# 9 Ones'), ('80_a.ipynb', '# Ones')])
+def test_only_chapters_have_numbers(name, title):
+    assert titled(name)[1] == title + ' {.unnumbered}'
+
+def test_figures_that_need_nothing_go_as_they_are():
+    made = as_cell('explore(…)')
+    made.outputs = [
+        dict(data={'text/html': '<b>ours</b><p class="nnx-n">Run it</p>',
+                   'application/vnd.jupyter.widget-view+json': {}}),
+        dict(data={'text/html': '<script src="https://x.org/a.js"></script>'})]
+    site.InlineHTMLProc(None)(made)
+    ours, theirs = (o['data'] for o in made.outputs)
+    assert ours == {'text/markdown': '````{=html}\n<b>ours</b>\n````'}
+    assert list(theirs) == ['text/html']  # the checks of pages complain
+
+def test_boxes_and_diagrams():
+    text = 'a\n\n> ⚠ **You would expect "x" · it is y**\n>\n> b\n>\n> c\n\nd'
+    assert site._for_quarto(text) == (
+        'a\n\n::: {.callout-warning title="You would expect “x” · it is y"}\n'
+        'b\n\nc\n:::\n\nd')
+    quoted = '> **Both** are quoted.\n>\n> b'
+    cells = [as_cell(s, 'markdown') for s in (
+        '> **Predict**\n>\n> b', quoted, '```mermaid\nflowchart LR\n A --> B\n```')]
+    site.BoxesProc(SimpleNamespace(cells=[*cells, as_cell('1 > 0')]))
+    assert cells[0].source == '::: {.callout-note title="Predict"}\nb\n:::'
+    assert cells[1].source == quoted
+    assert cells[2].source.startswith('````{=html}\n<div class="diagram"><svg')
+
+def test_a_term_says_its_meaning_once(notebook, tmp_path):
+    entry = '**epoch**: one `round` over the data. [Chapter 4](04_learner.ipynb#levels)'
+    (tmp_path/'nbs/97_glossary.ipynb').write_text(
+        json.dumps(dict(cells=[dict(source=entry)])), encoding='utf-8')
+    assert terms._glossary(tmp_path/'nbs')[0] == {
+        'epoch': ('one round over the data.', '04_learner.ipynb')}
+    def seen(name, text):
+        nb = notebook(as_cell('# T', 'markdown'), as_cell(text, 'markdown'), name=name)
+        terms.GlossaryProc(nb)
+        return nb.cells[1].source
+    link = ('[Epochs](97_glossary.ipynb#term-epoch)'
+            '{.term data-meaning="one round over the data."}')
+    before = '## Epoch\n\n`epoch` $epoch$. '
+    assert seen('10_momentum.ipynb', f'{before}Epochs: an epoch') == (
+        f'{before}{link}: an epoch')
+    assert seen('04_learner.ipynb', 'An epoch') == 'An epoch'  # the page that builds it
+    assert seen('97_glossary.ipynb', entry) == '[]{#term-epoch}' + entry
 
 
 # ---- our script and style, on a phone ------------------------------------------------

@@ -17,7 +17,7 @@ from nntrain.figure_web import _script, _squeeze_js, _style, _web
 from nntrain.listing import _prose
 from nntrain.symbols import (SymbolsProc, _boxes, _keys, _legend, _picture_text,
                              _written, read_symbols, symbols_drawn, symbols_in,
-                             symbols_table)
+                             symbols_said, symbols_table)
 
 BASE = 'https://nntrain.example/book/'
 TOPICS = 'initialization', 'momentum', 'debiasing', 'adaptive'
@@ -151,6 +151,37 @@ def test_a_row_that_cannot_be_read_is_refused():
 def test_keys_of_a_formula(tex, keys):
     got = [k[0] for k in _keys(tex)]
     assert [k for k in got if k not in 'sign'] == keys
+
+def test_symbols_of_texts_and_pictures_by_hand():
+    table = '''<details><summary>The symbols of this chapter</summary>
+
+| symbol | in code | meaning | values | where |
+|---|---|---|---|---|
+| $β_1$ | `beta1`, `betas` | share kept | [0, 1) | |
+| $\\hat m$ | “compass” | mean | | [Adam](#adam) |
+
+</details>
+'''
+    beta, mean = read_symbols(table)
+    assert (beta.names, mean.figures, mean.places) == (
+        ('beta1', 'betas'), ('compass',), ('adam',))
+    assert symbols_in(r'\frac{\hat m}{1-β_1^t}', [beta, mean]) == [beta]
+    assert symbols_in(r'\frac{\hat m}{1-β_1}', [beta, mean], ['adam']) == [mean, beta]
+    assert [_written(s) for s in (beta, mean)] == ['β₁', 'm\u0302']
+    assert symbols_said('a β₁, no β₂, the compass', [mean, beta]) == [beta]
+    assert symbols_said('the compass and β₁', [beta, mean], ['adam']) == [mean, beta]
+    assert symbols_said('β₁₂, compasses', [beta, mean], ['adam']) == []
+
+    cell = _prose('#| fig-cap: "Of β"\nax.set(title=f"m\u0302 {i}")', 'drawn')
+    assert _picture_text(cell) == ''
+    text = json.dumps([['β₁', 10, 20, 5, 5.5]]).encode()
+    chunk = (len(text) + 8).to_bytes(4, 'big') + b'tEXtSymbols\0' + text + b'sum, more'
+    png = base64.b64encode(b'head' + chunk).decode()
+    assert symbols_drawn(png) == [['β₁', 10, 20, 5, 5.5]] and symbols_drawn('') == []
+    cell.outputs = [{'data': {'image/png': png}}]
+    assert _picture_text(cell) == 'Of β\nm\u0302 \nβ₁'
+    assert _boxes(cell, [beta], ()) == ' data-boxes="0 10 20 5 5.5"'
+    assert _boxes(cell, [mean], ()) == ''
 
 def test_the_glossary_shows_the_tables_of_today():
     nb = read(next(NBS.glob('*_glossary.ipynb')))

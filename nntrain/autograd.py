@@ -33,15 +33,10 @@ def topological_order(
 # %% ../nbs/02_network.ipynb #4a6f9d1e
 def _sum_to(grad, shape):
     "Undo a broadcast: sum `grad` over the axes along which an array was repeated"
-    if not isinstance(grad, Tensor):
-        raise TypeError(f'a slope must return a tensor, got {_short(grad)}')
-    returned, new = tuple(grad.shape), grad.ndim - len(shape)
+    new = grad.ndim - len(shape)
     if new > 0: grad = grad.sum(tuple(range(new)))
     stretched = [i for i, (n, m) in enumerate(zip(shape, grad.shape)) if n == 1 != m]
-    if stretched: grad = grad.sum(stretched, keepdim=True)
-    if tuple(grad.shape) != shape:
-        raise ValueError(f'a slope returned shape {returned} for a parent of {shape}')
-    return grad
+    return grad.sum(stretched, keepdim=True) if stretched else grad
 
 # %% ../nbs/02_network.ipynb #4a6f9d1f
 #| code-fold: true
@@ -91,14 +86,14 @@ class Value:
     """An array that remembers its parents, with the slope of each.
 
     After `backward`, `grad` holds the gradient, of the same shape as `data`. Raises
-    TypeError for what is not a real number, and for integers that need a gradient."""
+    TypeError for what is not a real number, integers with `needs_grad`, no pairs."""
     def __init__(self,
         data,            # tensor, number or nested list; a float tensor is not copied
         parents=(),      # [(`Value`, function: our gradient -> this parent's)]
         op:str='',       # the operation it comes from, for pictures and messages
         needs_grad=True  # of a value without parents: compute its gradient?
     ):
-        self.data, self.parents, self.op = _array(data), parents, op
+        self.data, self.parents, self.op = _array(data), _pairs(parents), op
         self.grad, self.used = None, False
         if parents: needs_grad = any(p.needs_grad for p, _ in parents)
         self.data, self.needs_grad = _floats(self.data, needs_grad), needs_grad
@@ -117,7 +112,7 @@ class Value:
 
 # %% ../nbs/02_network.ipynb #c5e19354
 #| code-fold: true
-#| code-summary: "The other operations: ·, exp, log, sum, mean, index"
+#| code-summary: "The other operations: ·, exp, log"
 def _times(self, other):
     other, out = _pair('*', self, other, torch.mul)
     return Value(out, [(self, lambda g: g*other.data),
@@ -129,6 +124,9 @@ def _exp(self):
 
 def _log(self): return Value(self.data.log(), [(self, lambda g: g/self.data)], 'log')
 
+# %% ../nbs/02_network.ipynb #c5e19357
+#| code-fold: true
+#| code-summary: "sum, mean, index"
 def _sum(self, axis=None):      # an axis that is summed over stays, with length 1
     axes = tuple(range(self.data.ndim)) if axis is None else axis
     out = self.data.sum(axes, keepdim=axis is not None)
@@ -141,7 +139,11 @@ def _mean(self):                # of all numbers
 
 def _index(self, index):
     n, device = self.data.numel(), self.data.device
-    where = torch.arange(n, device=device).view(self.shape)[index].flatten()
+    try: where = torch.arange(n, device=device).view(self.shape)[index].flatten()
+    except IndexError as e: raise IndexError(f'{self}[{_short(index)}]: {e}') from None
+    except (TypeError, ValueError):
+        raise IndexError(f'{self}[{_short(index)}]: give integers, slices that go '
+                         f'forwards, or a tensor of integers or bools') from None
     def slope(g):
         zeros = torch.zeros(n, dtype=g.dtype, device=device)
         return zeros.index_add(0, where, g.flatten()).view(self.shape)
@@ -197,6 +199,29 @@ def _check_backward(loss, order):
                     f'{p} was changed after {v} was computed: compute the loss again, '
                     f'and change parameters after backward')
 
+# %% ../nbs/02_network.ipynb #c5e19358
+#| code-fold: true
+#| code-summary: "_pairs and _part: what parents are, and what a slope may return"
+def _pairs(parents):
+    for pair in parents if isinstance(parents, (tuple, list)) else [parents]:
+        match pair:
+            case (Value(), slope) if callable(slope): continue
+        raise TypeError(f'parents are a list of pairs (Value, function), '
+                        f'got {_short(pair)}')
+    return parents
+
+def _part(grad, parent):
+    if not isinstance(grad, Tensor):
+        raise TypeError(f'a slope must return a tensor, got {_short(grad)}')
+    a, b = grad, parent.data
+    if (a.dtype, a.device) != (b.dtype, b.device):
+        raise TypeError(f'a slope returned {a.dtype} on {a.device} for a parent of '
+                        f'{b.dtype} on {b.device}: convert it, as in g.to(x.data)')
+    part = _sum_to(grad, parent.shape)
+    if part.shape == b.shape: return part
+    raise ValueError(f'a slope returned shape {tuple(a.shape)} for a parent of '
+                     f'{parent.shape}')
+
 # %% ../nbs/02_network.ipynb #ae737326
 def backward(
     loss  # a `Value` of a single number, used for the first time
@@ -208,13 +233,15 @@ def backward(
     Source: reverse-mode differentiation, see Baydin et al. 2018."""
     order = topological_order(loss)
     _check_backward(loss, order)
-    loss.used, grads = True, {id(loss): torch.ones_like(loss.data)}
+    grads, found = {id(loss): torch.ones_like(loss.data)}, []
     for v in reversed(order):
         g = grads.pop(id(v))                  # complete: all that use v have delivered
-        v.grad = g.clone() if v.parents or v.grad is None else v.grad + g
+        found.append((v, g.clone() if v.parents or v.grad is None else v.grad + g))
         for p, slope in v.parents:
             if not p.needs_grad: continue
-            part = _sum_to(slope(g), p.shape)
+            part = _part(slope(g), p)
             grads[id(p)] = grads[id(p)] + part if id(p) in grads else part
+    loss.used = True
+    for v, grad in found: v.grad = grad       # not before all slopes have worked
 
 Value.backward = backward

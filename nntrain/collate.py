@@ -48,27 +48,56 @@ def _numbers(values):
     "One tensor of numbers; TypeError for values of another kind"
     try: return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as e:
+        bad = next((v for v in values if not hasattr(v, '__float__')), values[0])
         raise TypeError(
-            f"no tensor can be made of values such as {values[0]!r} "
-            f"({type(values[0]).__name__}): give numbers (for names of classes their "
+            f"no tensor can be made of values such as {bad!r} "
+            f"({type(bad).__name__}): give numbers (for names of classes their "
             f"position in a list, for a Hugging Face data set class_encode_column), "
             f"or leave this column out") from e
 
 # %% ../nbs/03_data.ipynb #0c77f571
 #| code-fold: true
-#| code-summary: "_column: which of the three is it?"
-def _column(values, flat):
+#| code-summary: "_kind_of: what are the rows, and are they alike?"
+_KINDS = dict(dict=Mapping, tuple=(tuple, list), array=np.ndarray, tensor=Tensor)
+
+def _kind(cls):
+    if hasattr(cls, 'getbands'): return 'picture'    # PIL, without importing it
+    return next((k for k, c in _KINDS.items() if issubclass(cls, c)), 'value')
+
+def _kind_of(rows):
+    if isinstance(rows, Mapping) or not hasattr(rows, '__len__'):
+        raise TypeError(f"give a list of rows, got {type(rows).__name__}")
+    if len(rows) == 0: raise ValueError("cannot collate an empty list of rows")
+    first, *others = dict.fromkeys(map(type, rows))
+    kind, odd = _kind(first), [cls for cls in others if _kind(cls) != _kind(first)]
+    if odd and kind != 'value':
+        raise TypeError(f"the rows of a batch must be alike, got {first.__name__} and "
+                        f"{odd[0].__name__}")
+    if kind == 'tuple' and len(sizes := set(map(len, rows))) > 1:
+        raise ValueError(f"the rows of a batch must be alike, got {min(sizes)} and "
+                         f"{max(sizes)} columns")
+    return kind
+
+# %% ../nbs/03_data.ipynb #0c77f572
+#| code-fold: true
+#| code-summary: "_values and _column: one column of all rows"
+def _values(rows, key):
+    "This column of rows that are dicts"
+    bad = next((row for row in rows if key not in row), None)
+    if bad is not None: raise ValueError(f"no column {key!r}: a row has {list(bad)}")
+    return [row[key] for row in rows]
+
+def _column(values, kind, flat):
     "One tensor of many values of one kind"
-    if hasattr(values[0], 'getbands'):               # PIL, without importing it
-        return _stack([_picture(o, flat) for o in values],
-                      'pictures' if flat else 'pictures (C, H, W)',
-                      "bring all to one mode and size first, such as "
-                      "im.convert('RGB').resize((64, 64))")
-    if isinstance(values[0], np.ndarray): values = [torch.from_numpy(o) for o in values]
-    if isinstance(values[0], Tensor):
+    if kind == 'value': return _numbers(values)
+    if kind == 'array': values = [_numbers(o.copy()) for o in values]
+    if kind != 'picture':
         return _stack(list(values), 'tensors',
                       'crop, resize or pad them, or write a collate function')
-    return _numbers(values)
+    return _stack([_picture(o, flat) for o in values],
+                  'pictures' if flat else 'pictures (C, H, W)',
+                  "bring all to one mode and size first, such as "
+                  "im.convert('RGB').resize((64, 64))")
 
 # %% ../nbs/03_data.ipynb #cb1de06b
 def collate(
@@ -76,13 +105,11 @@ def collate(
     flat:bool=False,  # pictures as (C*H*W,) instead of (C, H, W)?
 ):                    # one batch of the same structure: dict, tuple or tensor
     "Stack rows into a batch; PIL pictures become float32 tensors in 0…1"
-    if len(items) == 0: raise ValueError("cannot collate an empty list of rows")
-    first = items[0]
-    if isinstance(first, Mapping):
-        return {k: collate([o[k] for o in items], flat) for k in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(collate(o, flat) for o in zip(*items, strict=True))
-    return _column(items, flat)
+    kind = _kind_of(items)
+    if kind == 'dict':
+        return {k: collate(_values(items, k), flat) for k in items[0]}
+    if kind == 'tuple': return tuple(collate(o, flat) for o in zip(*items))
+    return _column(items, kind, flat)
 
 # %% ../nbs/03_data.ipynb #ed30db13
 #| code-fold: true
@@ -104,8 +131,7 @@ def collate_tuple(
     keys=None,        # columns of rows that are dicts, the target last; None: all
 )->tuple:             # (inputs …, target); rows that are tuples keep their order
     "Like `collate`, but rows that are dicts give a plain tuple, such as (xb, yb)"
-    if not items or not isinstance(items[0], Mapping): return collate(items, flat)
+    if _kind_of(items) != 'dict': return collate(items, flat)
+    if isinstance(keys, str): raise ValueError(f"keys is a list, such as [{keys!r}]")
     keys = _target_last(items[0]) if keys is None else list(keys)
-    if missing := [k for k in keys if k not in items[0]]:
-        raise ValueError(f"no column {missing[0]!r}: a row has {list(items[0])}")
-    return tuple(collate([row[k] for row in items], flat) for k in keys)
+    return tuple(collate(_values(items, k), flat) for k in keys)

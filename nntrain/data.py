@@ -5,7 +5,7 @@
 # %% ../nbs/03_data.ipynb #d57f07ff
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from fastcore.basics import patch
@@ -28,11 +28,16 @@ def stratified_split(
     seed:int=0,    # same seed, same split
 )->tuple:          # sorted indices (train, valid)
     "Split indices so that each class is held out in proportion, to one sample"
-    y = torch.as_tensor(y).cpu()
-    if not 0 < n_valid < len(y):
+    y = as_numbers('y', y).cpu()
+    if y.ndim != 1 or len(y) < 2 or (y != y).any():
+        raise ValueError(f"y must be two or more labels (N,), none of them nan, "
+                         f"got shape {tuple(y.shape)}")
+    if isinstance(n_valid, bool) or n_valid not in range(1, len(y)):
         raise ValueError(f"n_valid must be from 1 to {len(y)-1} for {len(y)} samples, "
                          f"got {n_valid!r}")
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    n_valid, generator = int(n_valid), torch.Generator()
+    generator.manual_seed(whole('seed', seed, 0))
+    order = torch.randperm(len(y), generator=generator)
     classes, sizes = y.unique(return_counts=True)
     share = sizes*n_valid/len(y)
     take = share.floor().long()
@@ -50,7 +55,7 @@ def _check_loader(name, loader):
     if isinstance(loader, Iterator):
         raise TypeError(f"{name} is a one-shot iterator ({kind}): it would be empty in "
                         f"the second epoch; pass a loader or a list of batches")
-    if not hasattr(loader, '__iter__'):
+    if isinstance(loader, (str, Tensor, type)) or not hasattr(loader, '__iter__'):
         raise TypeError(f"{name} must be a loader that can be iterated over again and "
                         f"again, got {kind}")
 
@@ -81,10 +86,11 @@ class DataLoaders:
 #| code-summary: "The check of the labels, and what only the training loader gets"
 def _check_labels(name, y, classes):
     y = as_numbers(f'{name}: the labels', y)
-    bad = ((y < 0) | (y >= len(classes))).nonzero()
+    bad = (~((y >= 0) & (y < len(classes)))).nonzero()          # nan is bad as well
     if len(bad):
-        i = bad[0].item()
-        raise ValueError(f"{name}: label {y[i].item()} at index {i} is outside the "
+        i = tuple(bad[0].tolist())
+        raise ValueError(f"{name}: label {y[i].item()} at index "
+                         f"{i[0] if len(i) == 1 else i} is outside the "
                          f"{len(classes)} classes 0…{len(classes)-1}")
 
 def _own(name, batch_size, **only_train):
@@ -111,7 +117,9 @@ def from_tensors(cls:DataLoaders,
     "Loaders from tensors; only the training loader shuffles"
     loaders = dict(source=source, classes=classes)
     for name, pair in dict(train=train, valid=valid, test=test).items():
-        if pair is None: continue
+        if pair is None and name == 'test': continue
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name} must be a pair (x, y), got {type(pair).__name__}")
         if classes is not None: _check_labels(name, pair[1], classes)
         own = _own(name, batch_size, shuffle=True, seed=seed, drop_last=drop_last)
         loaders[name] = TensorLoader(*pair, **own, **kwargs)
@@ -122,6 +130,9 @@ def from_tensors(cls:DataLoaders,
 #| code-summary: "Which splits, and which classes?"
 def _splits(dd, valid):
     "Names of the splits that serve as train, valid and (perhaps) test"
+    if not isinstance(dd, Mapping):
+        raise TypeError(f"give a dict of splits, such as dict(train=…, valid=…), "
+                        f"got {type(dd).__name__}")
     usual = (k for k in ('validation', 'valid', 'val', 'test') if k in dd)
     valid = valid or next(usual, None)
     if 'train' not in dd or valid not in dd or valid == 'train':
@@ -143,7 +154,7 @@ def _class_names(ds):
 #| code-summary: "What can be checked, and what a stream cannot do"
 def _is_stream(ds): return isinstance(ds, IterableDataset)
 
-def _checked(dd, valid, seed):
+def _checked(dd, valid, batch_size, seed, drop_last):
     "The splits by their roles, and the names of the classes"
     roles = _splits(dd, valid)
     column, classes = _class_names(dd['train'])
@@ -152,6 +163,9 @@ def _checked(dd, valid, seed):
                          "shuffle it before, ds.shuffle(seed=…, buffer_size=…)")
     for name in roles.values():
         if not _is_stream(dd[name]): _check_split(name, dd[name], column, classes)
+    if drop_last and not _is_stream(dd['train']) and len(dd['train']) < batch_size:
+        raise ValueError(f"drop_last leaves no batch: {len(dd['train'])} samples, "
+                         f"batch_size {batch_size}")
     return {role: dd[name] for role, name in roles.items()}, classes
 
 def _check_split(name, ds, column, classes):
@@ -174,11 +188,12 @@ def from_dataset_dict(cls:DataLoaders,
     **kwargs,                  # passed on to torch's DataLoader: num_workers, …
 )->DataLoaders:                # of torch DataLoaders
     "Loaders from Hugging Face data sets; only the training loader shuffles"
-    splits, classes = _checked(dd, valid, seed)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    whole('batch_size', batch_size)
+    splits, classes = _checked(dd, valid, batch_size, seed, drop_last)
+    if seed is not None: seed = torch.Generator().manual_seed(whole('seed', seed, 0))
     loaders = dict(classes=classes)
     for role, ds in splits.items():
-        own = _own(role, batch_size, drop_last=drop_last, generator=generator,
+        own = _own(role, batch_size, drop_last=drop_last, generator=seed,
                    shuffle=None if _is_stream(ds) else True)
         loaders[role] = DataLoader(ds, collate_fn=collate_fn, **own, **kwargs)
     return cls(**loaders)

@@ -30,7 +30,7 @@ def as_numbers(
 
 # %% ../nbs/03_data.ipynb #2cc2f8a4
 #| code-fold: true
-#| code-summary: "The check of the samples"
+#| code-summary: "The checks of the samples, of mean and std"
 def _checked_samples(x, y, batch_size, drop_last):
     x, y = as_numbers('x', x), as_numbers('y', y)
     if x.ndim == 0 or len(x) == 0:
@@ -44,6 +44,15 @@ def _checked_samples(x, y, batch_size, drop_last):
         raise ValueError(f"drop_last leaves no batch: {len(x)} samples, "
                          f"batch_size {batch_size}")
     return x, y
+
+def _per_channel(name, values, x):
+    "`values` on the device of `x`, in a shape that fits it: () or (C, 1, 1)"
+    o = as_numbers(name, values).to(x.device, torch.float32)
+    channels = x.shape[1] if x.ndim > 1 else 1
+    if o.isfinite().all() and o.numel() in (1, channels):
+        return o.view(-1, *[1]*(x.ndim-2)) if o.ndim else o
+    raise ValueError(f"{name} must be a finite number, or one for each of {channels} "
+                     f"channels, got {values!r}")
 
 # %% ../nbs/03_data.ipynb #88d437bf
 class TensorLoader:
@@ -62,7 +71,8 @@ class TensorLoader:
         x, y = _checked_samples(x, y, batch_size, drop_last)
         self.device = x.device if device is None else torch.device(device)
         self.x, self.y = (o.to(self.device).contiguous() for o in (x, y))
-        self.n, self.batch_size, self.seed = len(x), int(batch_size), seed
+        self.n, self.batch_size = len(x), int(batch_size)
+        self.seed = None if seed is None else whole('seed', seed, 0)
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = 0         # number of the epoch that the next `iter` serves
         self.stats = self._stats(mean, std)
@@ -81,7 +91,7 @@ def _batch(self:TensorLoader, order, i):
     return x.sub_(mean).div_(std), y
 
 # %% ../nbs/03_data.ipynb #c9fd4029
-#| code-summary: "__iter__ and order: each epoch in its own order"
+#| code-summary: "Each epoch in its own order"
 #| code-fold: true
 @patch
 def __iter__(self:TensorLoader):
@@ -94,6 +104,7 @@ def order(self:TensorLoader,
     epoch:int,   # number of the epoch, from 0
 )->Tensor:       # (N,) indices in the order of that epoch, on the loader's device
     "Order of the samples in `epoch`; without a seed a fresh draw at each call"
+    epoch = whole('epoch', epoch, 0)
     if not self.shuffle: return torch.arange(self.n, device=self.device)
     generator = None
     if self.seed is not None:
@@ -120,9 +131,6 @@ def _stats(self:TensorLoader, mean, std):
     if (mean is None) != (std is None):
         raise ValueError("give both mean and std, or neither")
     if mean is None: return None
-    def shaped(o):
-        o = torch.as_tensor(o, dtype=torch.float32, device=self.device)
-        return o.view(-1, *[1]*(self.x.ndim-2)) if o.ndim else o
-    if not (shaped(std) > 0).all():
+    if not (as_numbers('std', std) > 0).all():
         raise ValueError(f"std must be positive, got {std!r}")
-    return shaped(mean), shaped(std)
+    return _per_channel('mean', mean, self.x), _per_channel('std', std, self.x)

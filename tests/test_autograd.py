@@ -282,7 +282,19 @@ def custom(slope):
     (TypeError, 'ends in a Value, got Tensor', lambda: backward(W)),
     (ValueError, r'one number, got shape \(2, 3\)', lambda: Value(W).backward()),
     (ValueError, 'no value behind this loss', lambda: as_value(1.).backward()),
-    (IndexError, 'out of bounds', lambda: Value(W)[7])])
+    (IndexError, r'^Value\(2, 3\)\[7\]: index 7 is out of bounds', lambda: Value(W)[7]),
+    (IndexError, r"\['x'\]: give integers", lambda: Value(W)['x']),
+    (IndexError, 'slices that go forwards', lambda: Value(W)[::-1]),
+    (TypeError, r'pairs \(Value, function\), got 3$', lambda: Value(1., 3)),
+    (TypeError, r'pairs .* got \(1, 2\)', lambda: Value(1., [(1, 2)])),
+    (TypeError, r'pairs .* got \(Value\(\), None\)',
+     lambda: Value(1., [(Value(1.), None)])),
+    (TypeError, r'returned torch.int64 .* parent of torch.float32 .* convert it',
+     lambda: custom(lambda g: torch.ones(2, 3, dtype=torch.int64))),
+    (TypeError, 'returned torch.float64 on cpu for a parent of torch.float32',
+     lambda: custom(lambda g: torch.ones(2, 3).double())),
+    (TypeError, 'on meta for a parent of torch.float32 on cpu',
+     lambda: custom(lambda g: torch.ones(2, 3, device='meta')))])
 def test_refused(error, words, act):
     with pytest.raises(error, match=words) as raised: act()
     assert '\n' not in str(raised.value) and len(str(raised.value)) < 200
@@ -294,6 +306,19 @@ def test_backward_twice():
     loss.backward()
     with pytest.raises(ValueError, match='twice on one graph: compute'): loss.backward()
     assert torch.equal(w.grad, 2*W)
+
+
+def test_a_slope_that_fails_leaves_everything_as_it_was():
+    def broken(g): raise ZeroDivisionError('my slope')
+    u, v = Value(W), Value(W)
+    u.grad = torch.ones(2, 3)
+    loss = Value(torch.tensor(6.), [(u, lambda g: g.expand(2, 3)), (v, broken)])
+    with pytest.raises(ZeroDivisionError, match='my slope'): loss.backward()
+    assert torch.equal(u.grad, torch.ones(2, 3)) and v.grad is None
+    assert loss.grad is None and not loss.used
+    loss.parents[1] = v, lambda g: g.expand(2, 3)
+    loss.backward()                                          # so it can be repeated
+    assert torch.equal(u.grad, 2*torch.ones(2, 3)) and torch.equal(v.grad, W)
 
 
 def test_grad_of_another_shape():

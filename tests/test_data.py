@@ -162,7 +162,14 @@ def test_normalisation_per_channel_and_by_a_number():
         (dict(batch_size='8'), "got '8'"),
         (dict(batch_size=9, drop_last=True), 'drop_last leaves no batch'),
         (dict(batch_size=2, mean=0.1), 'both mean and std'),
-        (dict(batch_size=2, mean=0.1, std=[0.1, 0.0]), 'std must be positive')],
+        (dict(batch_size=2, mean=0.1, std=[0.1, 0.0]), 'std must be positive'),
+        (dict(batch_size=2, mean=0.1, std=float('nan')), 'std must be positive'),
+        (dict(batch_size=2, mean=float('nan'), std=1.0), 'mean must be a finite'),
+        (dict(batch_size=2, mean=0.1, std=float('inf')), 'std must be a finite number'),
+        (dict(batch_size=2, mean=[0.1]*3, std=1.0), 'each of 2 channels, got'),
+        (dict(batch_size=2, mean=[], std=1.0), 'each of 2 channels, got'),
+        *((dict(batch_size=2, seed=seed), 'seed must be a whole number')
+          for seed in ('x', 1.5, float('nan'), (1,), -1))],
 )
 def test_bad_arguments(kw, text):
     with pytest.raises(ValueError, match=text):
@@ -178,6 +185,28 @@ def test_bad_tensors():
         TensorLoader(torch.zeros(4, 2), torch.zeros(3), 2)
 
 
+def test_a_seed_of_numpy_is_a_seed():
+    def order(seed):
+        return TensorLoader(ids(50), ids(50), 8, shuffle=True, seed=seed).order(1)
+    assert torch.equal(order(np.int64(3)), order(3))
+
+
+@pytest.mark.parametrize('epoch', ['x', None, 1.5, -1])
+def test_an_epoch_is_a_whole_number(epoch):
+    loader = TensorLoader(ids(5), ids(5), 2, shuffle=True, seed=0)
+    with pytest.raises(ValueError, match='epoch must be a whole number of at least 0'):
+        loader.order(epoch)
+    loader.epoch = epoch
+    with pytest.raises(ValueError, match='epoch must be a whole number'): iter(loader)
+    assert loader.epoch == epoch
+
+
+@pytest.mark.parametrize('value', ['x', ['a']])
+def test_mean_and_std_are_numbers(value):
+    with pytest.raises(TypeError, match='mean must hold numbers'):
+        TensorLoader(torch.zeros(4, 2), ids(4), 2, mean=value, std=1.)
+
+
 # ---- DataLoaders and collate ----
 
 def test_one_shot_iterators_are_refused():
@@ -187,6 +216,32 @@ def test_one_shot_iterators_are_refused():
         with pytest.raises(TypeError, match='test is a one-shot'):
             DataLoaders(ok, ok, bad)
     with pytest.raises(TypeError, match='valid must be a loader'): DataLoaders(ok, 3)
+
+
+@pytest.mark.parametrize('bad', ['ab', torch.zeros(3, 2), list])
+def test_what_only_looks_like_a_loader(bad):
+    with pytest.raises(TypeError, match='train must be a loader'): DataLoaders(bad, [1])
+
+
+@pytest.mark.parametrize('pair', [None, 3, 'xy', torch.zeros(4), (ids(4),), (1, 2, 3)])
+def test_from_tensors_wants_pairs(pair):
+    good = torch.zeros(4, 1), ids(4)
+    for at in range(3):
+        if at == 2 and pair is None: continue                # no test set
+        args = [good]*3
+        args[at] = pair
+        with pytest.raises(TypeError, match=r'must be a pair \(x, y\), got') as e:
+            DataLoaders.from_tensors(*args)
+        assert str(e.value).startswith(('train', 'valid', 'test')[at])
+
+
+@pytest.mark.parametrize('y, where', [
+    ([0., float('nan')], 'label nan at index 1'),
+    ([[0], [7]], r'label 7 at index \(1, 0\)')])
+def test_labels_that_are_no_number_or_a_column(y, where):
+    pair = torch.zeros(2, 1), torch.tensor(y)
+    with pytest.raises(ValueError, match=f'train: {where} is outside the 3 classes'):
+        DataLoaders.from_tensors(pair, pair, classes='abc')
 
 
 def test_only_the_test_loader_may_be_left_out():
@@ -230,6 +285,21 @@ def test_dataset_dict_faults():
     for bs in (0, -1, 1.5):
         with pytest.raises(ValueError, match='batch_size'):
             DataLoaders.from_dataset_dict(dict(train=rows, test=rows), bs)
+    for seed in 'x', 1.5:
+        with pytest.raises(ValueError, match='seed must be a whole number'):
+            DataLoaders.from_dataset_dict(dict(train=rows, test=rows), 2, seed=seed)
+    with pytest.raises(ValueError, match='no batch: 3 samples, batch_size 4'):
+        DataLoaders.from_dataset_dict(dict(train=rows, test=rows), 4, drop_last=True)
+
+
+def test_one_data_set_is_no_dict_of_splits():
+    "The rows are not even looked at: they may be 60,000 files"
+    class Rows:
+        def __len__(self): return 3
+        def __getitem__(self, i): raise AssertionError('read')
+    for bad in Rows(), None, [1]:
+        with pytest.raises(TypeError, match='give a dict of splits, .* got '):
+            DataLoaders.from_dataset_dict(bad, 2)
 
 
 @pytest.mark.parametrize('name', ['test', 'validation'])
@@ -384,6 +454,39 @@ def test_what_does_not_fit_together():
             collate([make(2), make(3)])
 
 
+@pytest.mark.parametrize('rows, error, words', [
+    (None, TypeError, 'give a list of rows, got NoneType'),
+    ({'a': 1}, TypeError, 'give a list of rows, got dict'),
+    ([(1, 2), (1,)], ValueError, 'alike, got 1 and 2 columns'),
+    ([(1,), 3], TypeError, 'alike, got tuple and int'),
+    ([{'a': 1}, 3], TypeError, 'alike, got dict and int'),
+    ([{'a': 1}, {'b': 1}], ValueError, r"no column 'a': a row has \['b'\]"),
+    ([torch.ones(2), 1.], TypeError, 'alike, got Tensor and float'),
+    ([np.ones(2), 1], TypeError, 'alike, got ndarray and int'),
+    ([1, 'cat'], TypeError, r"such as 'cat' \(str\)"),
+    ([np.array(['cat'])], TypeError, 'such as .*cat')])
+def test_rows_that_are_not_alike(rows, error, words):
+    for make in collate, collate_tuple:
+        with pytest.raises(error, match=words): make(rows)
+
+
+def test_pictures_and_other_things_do_not_mix():
+    from PIL import Image
+    for other in None, torch.ones(1, 4, 4):
+        with pytest.raises(TypeError, match='alike, got Image and'):
+            collate([Image.new('L', (4, 4)), other])
+
+
+def test_an_array_read_backwards():
+    flipped = np.arange(3.)[::-1]
+    assert collate([flipped, flipped]).tolist() == [[2, 1, 0]]*2
+
+
+def test_keys_are_a_list():
+    with pytest.raises(ValueError, match=r"keys is a list, such as \['label'\]"):
+        collate_tuple([dict(image=1, label=2)], keys='label')
+
+
 def test_labels_that_are_names():
     x = torch.zeros(2, 1)
     for y in ['cat', 'dog'], np.array(['cat', 'dog']):
@@ -477,6 +580,23 @@ def test_batches_that_know_how_to_move():
 def test_the_largest_remainders_are_rounded_up(sizes, n, held):
     y = torch.cat([torch.full((k,), c) for c, k in enumerate(sizes)])
     assert y[stratified_split(y, n)[1]].bincount(minlength=3).tolist()==held
+
+
+@pytest.mark.parametrize('args, error, words', [
+    (([0, 1, 0], 1.5), ValueError, 'n_valid must be from 1 to 2 for 3 samples'),
+    (([0, 1, 0], '1'), ValueError, 'n_valid must be from 1 to 2 for 3 samples'),
+    (([0, 1, 0], None), ValueError, 'n_valid must be from 1 to 2 for 3 samples'),
+    (([0, 1, 0], True), ValueError, 'n_valid must be from 1 to 2 for 3 samples'),
+    (([0, 1, 0], 1, 's'), ValueError, 'seed must be a whole number'),
+    (([0, 1, 0], 1, None), ValueError, 'seed must be a whole number'),
+    ((None, 1), TypeError, 'y must hold numbers, got NoneType'),
+    ((['a', 'b'], 1), TypeError, 'y must hold numbers'),
+    ((torch.zeros(4, 2), 1), ValueError, r'labels .* got shape \(4, 2\)'),
+    ((torch.tensor(3), 1), ValueError, r'got shape \(\)'),
+    (([], 1), ValueError, r'two or more labels .* got shape \(0,\)'),
+    ((torch.full((4,), float('nan')), 2), ValueError, 'none of them nan')])
+def test_what_cannot_be_split(args, error, words):
+    with pytest.raises(error, match=words): stratified_split(*args)
 
 
 @given(
@@ -758,6 +878,14 @@ def test_announce(capsys):
         len(calls) == 6
         and f'full budget, {default_device().type}: nothing takes under a second'
         in capsys.readouterr().out)
+
+
+def test_the_seed_sets_the_order_only():
+    b = Budget('mine', n_train=100, n_valid=30)
+    one, other = (fashion_dls(budget=b, source='toy', seed=s).train for s in (0, 1))
+    assert one.y.bincount().tolist() == [10]*10                      # stratified
+    assert torch.equal(one.x, other.x)
+    assert not torch.equal(one.order(0), other.order(0))
 
 
 def test_fashion_dls_sizes():

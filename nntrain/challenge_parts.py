@@ -80,8 +80,9 @@ def _beside_adam(cls, rule, **hypers):
 def _by_shape(model): return lambda name, p: 'inner' if p.ndim >= 2 else 'rest'
 
 OPT_FUNCS = {  # name: (model, decay) -> function of parameters and rate
-    'adamw': _usual(AdamW), 'soap': _beside_adam(SOAP, _by_shape),
+    'adamw': _usual(AdamW),
     'muon': _beside_adam(Muon, inner_weights, adjust_lr_fn='match_rms_adamw'),
+    'soap': _beside_adam(SOAP, _by_shape),
     'nesterov': _usual(Momentum, momentum=.85, nesterov=True),
     'schedule-free': _usual(ScheduleFreeAdamW)}
 

@@ -111,8 +111,9 @@ def test_pictures_are_followed_by_their_symbols(path):
 
 LETTERS = {  # of these, the letters in the picture itself light up
     'initialization': {'products': 'σ'},
-    'momentum': {'turned': 'p λ', 'roots': r'z β \text{lr} λ', 'memory': 'β'},
-    'debiasing': {'missing': 'β', 'scheduled': 'S β'},
+    'momentum': {'turned': 'p λ', 'roots': r'z β \text{lr} λ', 'memory': 'β',
+                 'effective-rate': r'\text{lr} β'},
+    'debiasing': {'missing': 'β', 'scheduled': 'S β', 'training': r'\text{lr} β'},
     'adaptive': {'gradient-sizes': 'g', 'eps-floor': r'\hat-v'},
 }
 

@@ -126,10 +126,9 @@ class EMAMomentum(SGD):
             lr=lr, beta=beta, weight_decay=weight_decay, maximize=maximize,
             foreach=foreach))
 
-# %% ../nbs/10_momentum.ipynb #c10a0f06
-@patch
-def init_state(self:EMAMomentum, p, group): return {'exp_avg': torch.zeros_like(p)}
+    def init_state(self, p, group): return {'exp_avg': torch.zeros_like(p)}
 
+# %% ../nbs/10_momentum.ipynb #c10a0f06
 @patch
 def one_step(self:EMAMomentum, p, grad, state, group):
     if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p

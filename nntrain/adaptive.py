@@ -12,17 +12,14 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .optimizer import Optimizer, step_counter
+from .sgd import add_l2
 
 # %% auto #0
-__all__ = ['RMSProp', 'subtract_ratio', 'average_squares', 'adam_direction', 'Adam', 'adam_denoms', 'AdamW']
+__all__ = ['RMSProp', 'average_squares', 'subtract_ratio', 'adam_direction', 'Adam', 'adam_denoms', 'AdamW']
 
 # %% ../nbs/12_adaptive.ipynb #5f232fb7
 #| code-fold: true
-#| code-summary: "The class with its hyperparameters, and the step for lists of tensors"
-def _init_state(p, *names):
-    "With torch's keys: the parameter's own step counter, and averages that start at 0"
-    return {'step': step_counter(), **{name: torch.zeros_like(p) for name in names}}
-
+#| code-summary: "The class with its hyperparameters"
 class RMSProp(Optimizer):
     """Divide each gradient by the root of the running mean of its square;
     equals `torch.optim.RMSprop`"""
@@ -43,8 +40,33 @@ class RMSProp(Optimizer):
             lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
             maximize=maximize, foreach=foreach))
 
-def _number(step):  # compiled code must not look at a tensor's value
-    return step.double() if torch.compiler.is_compiling() else step.item()
+# %% ../nbs/12_adaptive.ipynb #7efa9793
+def _init_state(p, *names):
+    "With torch's keys: the parameter's own step counter, and averages that start at 0"
+    return {'step': step_counter(), **{name: torch.zeros_like(p) for name in names}}
+
+@patch
+def init_state(self:RMSProp, p, group): return _init_state(p, 'square_avg')
+
+@patch
+def one_step(self:RMSProp, p, grad, state, group):
+    state['step'] += 1
+    if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
+    v, alpha = state['square_avg'], group['alpha']
+    v *= alpha; v += (1-alpha)*grad**2
+    p -= group['lr']*grad/(v.sqrt() + group['eps'])
+
+# %% ../nbs/12_adaptive.ipynb #c12a0f02
+#| code-fold: true
+#| code-summary: "average_squares and subtract_ratio"
+def average_squares(
+    avgs:list,   # running means of squares, changed in place
+    grads:list,  # as many tensors of the same shapes
+    share:float  # of the means that is kept, in [0, 1)
+)->None:
+    "`avg = share*avg + (1-share)*grad**2` for each"
+    torch._foreach_mul_(avgs, share)
+    torch._foreach_addcmul_(avgs, grads, grads, value=1-share)
 
 def subtract_ratio(
     params:list,  # tensors, changed in place
@@ -59,42 +81,23 @@ def subtract_ratio(
         torch._foreach_sub_(params, moves)
     else: torch._foreach_addcdiv_(params, nums, denoms, [-size for size in sizes])
 
-def _add_penalty(grads, params, group):
-    decay = group['weight_decay']
-    return torch._foreach_add(grads, params, alpha=decay) if decay != 0 else grads
-
-def average_squares(
-    avgs:list,   # running means of squares, changed in place
-    grads:list,  # as many tensors of the same shapes
-    share:float  # of the means that is kept, in [0, 1)
-)->None:
-    "`avg = share*avg + (1-share)*grad**2` for each"
-    torch._foreach_mul_(avgs, share)
-    torch._foreach_addcmul_(avgs, grads, grads, value=1-share)
-
+# %% ../nbs/12_adaptive.ipynb #c12a0f03
+#| code-fold: true
+#| code-summary: "The step for lists of tensors"
 @patch
 def multi_step(self:RMSProp, params, grads, states, group):
     torch._foreach_add_([state['step'] for state in states], 1)
-    grads = _add_penalty(grads, params, group)
+    grads = add_l2(grads, params, group['weight_decay'])
     vs = [state['square_avg'] for state in states]
     average_squares(vs, grads, group['alpha'])
     denoms = torch._foreach_sqrt(vs)
     torch._foreach_add_(denoms, group['eps'])
     subtract_ratio(params, grads, denoms, [group['lr']]*len(params))
 
-# %% ../nbs/12_adaptive.ipynb #7efa9793
-@patch
-def init_state(self:RMSProp, p, group): return _init_state(p, 'square_avg')
-
-@patch
-def one_step(self:RMSProp, p, grad, state, group):
-    state['step'] += 1
-    if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
-    v, alpha = state['square_avg'], group['alpha']
-    v *= alpha; v += (1-alpha)*grad**2
-    p -= group['lr']*grad/(v.sqrt() + group['eps'])
-
 # %% ../nbs/12_adaptive.ipynb #4a1e796d
+def _number(step):  # compiled code must not look at a tensor's value
+    return step.double() if torch.compiler.is_compiling() else step.item()
+
 def adam_direction(
     exp_avg:Tensor,          # m, running mean of the gradients
     exp_avg_sq:Tensor,       # v, running mean of their squares, same shape
@@ -110,7 +113,7 @@ def adam_direction(
 
 # %% ../nbs/12_adaptive.ipynb #9e57a647
 #| code-fold: true
-#| code-summary: "The class with its hyperparameters, and the step for lists, which saves one pass over the large tensors"
+#| code-summary: "The class with its hyperparameters"
 class Adam(Optimizer):
     """Running mean of the gradient over the root of that of its square, both debiased;
     equals `torch.optim.Adam`"""
@@ -130,30 +133,6 @@ class Adam(Optimizer):
             lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             maximize=maximize, foreach=foreach))
 
-def adam_denoms(
-    exp_avg_sqs:list,  # tensors v
-    steps:list,        # tensors t with one element, as many
-    betas:tuple,       # shares of the two means that are kept
-    eps:float          # added to the root
-)->tuple:              # (denominators, a factor for each)
-    "Two lists: `factor * m/denom` is Adam's direction, see `adam_direction`"
-    ts = [_number(t) for t in steps]
-    roots = [(1-betas[1]**t)**.5 for t in ts]
-    denoms = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_add_(denoms, [eps*root for root in roots])
-    return denoms, [root/(1-betas[0]**t) for t, root in zip(ts, roots)]
-
-@patch
-def multi_step(self:Adam, params, grads, states, group):
-    grads = _add_penalty(grads, params, group)
-    keys = 'step', 'exp_avg', 'exp_avg_sq'
-    steps, ms, vs = ([state[key] for state in states] for key in keys)
-    torch._foreach_add_(steps, 1)
-    torch._foreach_lerp_(ms, grads, 1-group['betas'][0])
-    average_squares(vs, grads, group['betas'][1])
-    denoms, factors = adam_denoms(vs, steps, group['betas'], group['eps'])
-    subtract_ratio(params, ms, denoms, [group['lr']*factor for factor in factors])
-
 # %% ../nbs/12_adaptive.ipynb #646abd4a
 @patch
 def init_state(self:Adam, p, group): return _init_state(p, 'exp_avg', 'exp_avg_sq')
@@ -168,9 +147,39 @@ def one_step(self:Adam, p, grad, state, group):
     p -= group['lr']*adam_direction(m, v, state['step'],
                                     betas=group['betas'], eps=group['eps'])
 
+# %% ../nbs/12_adaptive.ipynb #c12a0f05
+#| code-fold: true
+#| code-summary: "adam_denoms"
+def adam_denoms(
+    exp_avg_sqs:list,  # tensors v
+    steps:list,        # tensors t with one element, as many
+    betas:tuple,       # shares of the two means that are kept
+    eps:float          # added to the root
+)->tuple:              # (denominators, a factor for each)
+    "Two lists: `factor * m/denom` is Adam's direction, see `adam_direction`"
+    ts = [_number(t) for t in steps]
+    roots = [(1-betas[1]**t)**.5 for t in ts]
+    denoms = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_add_(denoms, [eps*root for root in roots])
+    return denoms, [root/(1-betas[0]**t) for t, root in zip(ts, roots)]
+
+# %% ../nbs/12_adaptive.ipynb #c12a0f06
+#| code-fold: true
+#| code-summary: "The step for lists"
+@patch
+def multi_step(self:Adam, params, grads, states, group):
+    grads = add_l2(grads, params, group['weight_decay'])
+    keys = 'step', 'exp_avg', 'exp_avg_sq'
+    steps, ms, vs = ([state[key] for state in states] for key in keys)
+    torch._foreach_add_(steps, 1)
+    torch._foreach_lerp_(ms, grads, 1-group['betas'][0])
+    average_squares(vs, grads, group['betas'][1])
+    denoms, factors = adam_denoms(vs, steps, group['betas'], group['eps'])
+    subtract_ratio(params, ms, denoms, [group['lr']*factor for factor in factors])
+
 # %% ../nbs/12_adaptive.ipynb #ef28fcb2
 #| code-fold: true
-#| code-summary: "The class with its hyperparameters, and the step for lists"
+#| code-summary: "The class with its hyperparameters"
 class AdamW(Adam):
     """Adam with decoupled weight decay: `p *= 1 - lr*weight_decay` before the step;
     equals `torch.optim.AdamW`"""
@@ -186,15 +195,15 @@ class AdamW(Adam):
         foreach:bool=True         # all tensors of a group at once? or one by one
     ): super().__init__(params, lr, betas, eps, weight_decay, maximize, foreach)
 
+# %% ../nbs/12_adaptive.ipynb #88843d92
+@patch
+def one_step(self:AdamW, p, grad, state, group):
+    p *= 1 - group['lr']*group['weight_decay']
+    super(AdamW, self).one_step(p, grad, state, {**group, 'weight_decay': 0.})
+
 @patch
 def multi_step(self:AdamW, params, grads, states, group):
     kept = 1 - group['lr']*group['weight_decay']
     if isinstance(kept, Tensor): kept = kept.squeeze()
     torch._foreach_mul_(params, kept)
     super(AdamW, self).multi_step(params, grads, states, {**group, 'weight_decay': 0.})
-
-# %% ../nbs/12_adaptive.ipynb #88843d92
-@patch
-def one_step(self:AdamW, p, grad, state, group):
-    p *= 1 - group['lr']*group['weight_decay']
-    super(AdamW, self).one_step(p, grad, state, {**group, 'weight_decay': 0.})

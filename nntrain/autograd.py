@@ -112,7 +112,7 @@ class Value:
 
 # %% ../nbs/02_network.ipynb #c5e19354
 #| code-fold: true
-#| code-summary: "The other operations: ·, exp, log"
+#| code-summary: "·, exp, log"
 def _times(self, other):
     other, out = _pair('*', self, other, torch.mul)
     return Value(out, [(self, lambda g: g*other.data),
@@ -124,7 +124,9 @@ def _exp(self):
 
 def _log(self): return Value(self.data.log(), [(self, lambda g: g/self.data)], 'log')
 
-# %% ../nbs/02_network.ipynb #c5e19357
+Value.__mul__, Value.exp, Value.log = _times, _exp, _log
+
+# %% ../nbs/02_network.ipynb #c02e0f02
 #| code-fold: true
 #| code-summary: "sum, mean, index"
 def _sum(self, axis=None):      # an axis that is summed over stays, with length 1
@@ -149,6 +151,8 @@ def _index(self, index):
         return zeros.index_add(0, where, g.flatten()).view(self.shape)
     return Value(self.data[index], [(self, slope)], '[ ]')
 
+Value.sum, Value.mean, Value.__getitem__ = _sum, _mean, _index
+
 # %% ../nbs/02_network.ipynb #c5e19355
 #| code-fold: true
 #| code-summary: "as_value: a constant"
@@ -164,18 +168,18 @@ def as_value(
         raise TypeError(f'a Value holds floats, got dtype={dtype!r}')
     return Value(_floats(_array(x, dtype), dtype=dtype), needs_grad=False)
 
+# %% ../nbs/02_network.ipynb #c02e0f04
+#| code-fold: true
+#| code-summary: "Operations made of others"
 Value.shape = property(lambda self: tuple(self.data.shape))
 Value.__repr__ = lambda self: f'Value{self.shape} {self.op}'.rstrip()
 Value.__array_ufunc__ = None         # numpy leaves `array*value` to us
-Value.__mul__, Value.exp, Value.log = _times, _exp, _log
-Value.sum, Value.__getitem__ = _sum, _index
 Value.__radd__ = Value.__add__
 Value.__rmul__ = Value.__mul__
 Value.__rmatmul__ = lambda self, other: as_value(other, self.data.dtype) @ self
 Value.__neg__ = lambda self: self*(-1.)
 Value.__sub__ = lambda self, other: self + -as_value(other, self.data.dtype)
 Value.__rsub__ = lambda self, other: -self + other
-Value.mean = _mean
 
 # %% ../nbs/02_network.ipynb #c5e19356
 #| code-fold: true

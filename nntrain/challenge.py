@@ -20,7 +20,7 @@ __all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'PHOTO_TRIES', 'SEEDS', 'try_recip
 
 # %% ../nbs/23_challenge.ipynb #23646489
 #| code-fold: true
-#| code-summary: "TRIES: what changes; and try_recipe"
+#| code-summary: "TRIES: what changes"
 CHOICE_SEED = 100
 TRIES = {  # name: (the try that it changes, what changes)
     'start': (None, {}),
@@ -52,6 +52,9 @@ TRIES = {  # name: (the try that it changes, what changes)
     'turns, rate, moves': ('flips in turn', dict(lr=.03, move=1)),
 }
 
+# %% ../nbs/23_challenge.ipynb #23c0de0a
+#| code-fold: true
+#| code-summary: "try_recipe: all changes on the way"
 def try_recipe(
     name:str   # one of `TRIES`
 )->Recipe:     # with the changes of all tries on the way

@@ -13,6 +13,7 @@ __all__ = ['ACTS', 'NETWORKS', 'SHAPES', 'DATA', 'OPT_FUNCS', 'LOOKS', 'EpochLoa
 #| code-summary: "Imports of the module on the parts"
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from . import checks
@@ -24,13 +25,8 @@ from .imagenette import imagenette, photo_dls
 from .kronecker import SOAP
 from .matrix import Muon, inner_weights
 from .momentum import Momentum
-from nntrain.parts import (
-    add_decay,
-    average_grad,
-    average_sqr_grad,
-    sgd_step,
-    step_count,
-)
+from .parts import (add_decay, average_grad, average_sqr_grad, sgd_step,
+                           step_count)
 from .cycles import one_cycle
 from .resnet import resnet
 from .schedule import constant, join, linear
@@ -71,27 +67,28 @@ _REST = compose(average_grad, average_sqr_grad, step_count, adam_direction, add_
                 sgd_step, weight_decay=0., name='Adam')
 
 def _usual(cls, **hypers):
+    return lambda model, decay: (
+        lambda params, lr: cls(params, lr=lr, weight_decay=decay, **hypers))
+
+def _beside_adam(cls, rule, **hypers):
+    "`cls` steps the parameters that `rule(model)` calls inner, Adam the rest"
     def make(model, decay):
-        return lambda params, lr: cls(params, lr=lr, weight_decay=decay, **hypers)
+        made = split(dict(inner=cls, rest=_REST), rule(model),
+                     inner=dict(weight_decay=decay, **hypers))
+        return lambda params, lr: made(params, lr=lr)
     return make
-
-def _soap(model, decay):
-    def by_shape(name, p): return 'inner' if p.ndim >= 2 else 'rest'
-    made = split(dict(inner=SOAP, rest=_REST), by_shape,
-                 inner=dict(weight_decay=decay))
-    return lambda params, lr: made(params, lr=lr)
-
-def _muon(model, decay):
-    made = split(dict(inner=Muon, rest=_REST), inner_weights(model),
-                 inner=dict(weight_decay=decay, adjust_lr_fn='match_rms_adamw'))
-    return lambda params, lr: made(params, lr=lr)
+def _by_shape(model): return lambda name, p: 'inner' if p.ndim >= 2 else 'rest'
 
 OPT_FUNCS = {  # name: (model, decay) -> function of parameters and rate
-    'adamw': _usual(AdamW), 'muon': _muon, 'soap': _soap,
+    'adamw': _usual(AdamW),
+    'muon': _beside_adam(Muon, inner_weights, adjust_lr_fn='match_rms_adamw'),
+    'soap': _beside_adam(SOAP, _by_shape),
     'nesterov': _usual(Momentum, momentum=.85, nesterov=True),
     'schedule-free': _usual(ScheduleFreeAdamW)}
 
 # %% ../nbs/23_challenge.ipynb #23f280fe
+#| code-fold: true
+#| code-summary: "EpochLoader: what it is given"
 class EpochLoader(TensorLoader):
     "Batches whose pictures depend on the epoch: mirrored in turn, small at first"
     def __init__(self,
@@ -107,16 +104,19 @@ class EpochLoader(TensorLoader):
         g = torch.Generator().manual_seed(draw)
         self.half = (torch.rand(len(self.x), generator=g) < .5).to(self.device)
         self.turns, self.sizes = turns, _checked_sizes(sizes)
-    def _batch(self, order, i):
-        x, y = super()._batch(order, i)
-        part, epoch = self._part(i), self.epoch - 1   # `__iter__` has counted it
-        if self.turns:
-            first = self.half[part] if order is None else self.half[order[part]]
-            mirrored = (first ^ (epoch % 2 == 1))[:, None, None, None]
-            x = torch.where(mirrored, x.flip(-1), x)
-        for end, pixels in self.sizes:
-            if epoch < end: return _shrunk(x, pixels), y
-        return x, y
+
+# %% ../nbs/23_challenge.ipynb #23c0de05
+@patch
+def _batch(self:EpochLoader, order, i):
+    x, y = TensorLoader._batch(self, order, i)
+    part, epoch = self._part(i), self.epoch - 1   # `__iter__` has counted it
+    if self.turns:
+        first = self.half[part] if order is None else self.half[order[part]]
+        mirrored = (first ^ (epoch % 2 == 1))[:, None, None, None]
+        x = torch.where(mirrored, x.flip(-1), x)
+    for end, pixels in self.sizes:
+        if epoch < end: return _shrunk(x, pixels), y
+    return x, y
 
 # %% ../nbs/23_challenge.ipynb #23dca07f
 #| code-fold: true
@@ -137,6 +137,8 @@ def _shrunk(x, pixels):
                          align_corners=False)
 
 # %% ../nbs/23_challenge.ipynb #23221cd6
+#| code-fold: true
+#| code-summary: "Look, and LOOKS: what each word stands for"
 class Look(ImageTransform):
     "Each picture mirrored, or moved by whole pixels, or both; nothing is drawn"
     def __init__(self,

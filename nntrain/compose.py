@@ -42,12 +42,12 @@ def stat(
         return part
     return mark
 
+def _makes(part): return getattr(part, 'makes', {})   # of any part
+
 # %% ../nbs/13_composing.ipynb #1523bd6a
 #| code-fold: true
 #| code-summary: "Who makes what, and in which order"
 from .hypers import check_names
-
-def _makes(part): return getattr(part, 'makes', {})
 
 def _advice(parts, name, key):  # how the part `name` gets the input `key`
     late = [part.__name__ for part in parts if key in _makes(part)]
@@ -95,7 +95,7 @@ def collect_hypers(
 
 # %% ../nbs/13_composing.ipynb #68ed26e7
 #| code-fold: true
-#| code-summary: "What a class of parts needs: a recipe for pickle, a signature, names, values, ranges"
+#| code-summary: "What a class of parts needs: a recipe for pickle, a signature, names, values"
 from .optimizer import Optimizer
 
 class ComposedType(type):
@@ -117,11 +117,6 @@ def _check_values(cls, values):
     if missing := [k for k, v in values.items() if v is REQUIRED]:
         raise TypeError(f'{cls.__name__} needs a value for {", ".join(missing)}: '
                         f'no part has a default for it')
-
-_RANGES = {**Optimizer.ranges, 'alpha': (0, 1), 'side_beta': (0, 1),
-           'ns_steps': (1, 100), 'k': (1, math.inf), 'every': (1, math.inf),
-           **dict.fromkeys(('trust', 'max_trust', 'max_length', 'slow_lr',
-                            'warmup_steps'), (0, math.inf))}
 
 # %% ../nbs/13_composing.ipynb #68ed26e8
 #| code-fold: true
@@ -175,7 +170,11 @@ def _check_last(opt, parts):
 #| code-summary: "_Checked: what is refused when values, groups and gradients arrive"
 class _Checked(Optimizer, metaclass=ComposedType):
     "Refuses wrong names, values and shapes; its subclass is `Composed`"
-    ranges = _RANGES
+    ranges = {
+        **Optimizer.ranges, 'alpha': (0, 1), 'side_beta': (0, 1), 'ns_steps': (1, 100),
+        'k': (1, math.inf), 'every': (1, math.inf),
+        **dict.fromkeys(('trust', 'max_trust', 'max_length', 'slow_lr', 'warmup_steps'),
+                        (0, math.inf))}
     def __new__(cls, *args, **kwargs):
         _check_call(cls, kwargs)
         return super().__new__(cls)

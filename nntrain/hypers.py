@@ -6,37 +6,16 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['check_hyper', 'check_names']
+__all__ = ['check_names', 'check_hyper']
 
 # %% ../nbs/09_optimizers.ipynb #4b4d014f
-#| code-summary: "Code of the guards"
 #| code-fold: true
+#| code-summary: "Code of check_names"
 import math
 from difflib import get_close_matches
 from numbers import Real
 
 from torch import Tensor
-
-def check_hyper(
-    name:str,             # name of the hyperparameter, for the message
-    value,                # a number, a one-element tensor, or a tuple of numbers
-    low:float=0.,         # smallest value allowed
-    high:float=math.inf,  # the first value that is too large
-)->None:
-    "Raise ValueError unless `low <= value < high`, which NaN and infinity never pass"
-    if isinstance(value, (tuple, list)):
-        for i, v in enumerate(value):
-            if isinstance(v, Tensor):
-                raise ValueError(f'{name}[{i}] must be a plain number, got {v!r}: '
-                                 f'a tensor may stand for a single value, such as lr')
-            check_hyper(f'{name}[{i}]', v, low, high)
-        return
-    scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (scalar or number) or not low <= value < high:
-        below = 'finite' if high == math.inf else f'below {high:g}'
-        raise ValueError(f'{name} must be a number of at least {low:g} and {below}, '
-                         f'got {value!r}')
 
 def check_names(
     names,       # the names that were given
@@ -49,3 +28,30 @@ def check_names(
         near = get_close_matches(name, known, n=1, cutoff=0)[0]
         raise TypeError(f'{who} has no hyperparameter {name!r}: did you mean {near!r}? '
                         f'There are: {", ".join(known)}')
+
+# %% ../nbs/09_optimizers.ipynb #c9a01f05
+#| code-fold: true
+#| code-summary: "Code of check_hyper"
+def _is_number(value):
+    if isinstance(value, Tensor): return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+def check_hyper(
+    name:str,             # name of the hyperparameter, for the message
+    value,                # a number, a one-element tensor, or a tuple of numbers
+    low:float=0.,         # smallest value allowed
+    high:float=math.inf,  # the first value that is too large
+)->None:
+    "Raise ValueError unless `low <= value < high`, which NaN and infinity never pass"
+    if isinstance(value, (tuple, list)): return _check_each(name, value, low, high)
+    if not _is_number(value) or not low <= value < high:
+        below = 'finite' if high == math.inf else f'below {high:g}'
+        raise ValueError(f'{name} must be a number of at least {low:g} and {below}, '
+                         f'got {value!r}')
+
+def _check_each(name, values, low, high):
+    for i, v in enumerate(values):
+        if isinstance(v, Tensor):
+            raise ValueError(f'{name}[{i}] must be a plain number, got {v!r}: '
+                             f'a tensor may stand for a single value, such as lr')
+        check_hyper(f'{name}[{i}]', v, low, high)

@@ -10,7 +10,7 @@ __all__ = ['inverse_root', 'sum_sides', 'shampoo_direction', 'Shampoo', 'average
 
 # %% ../nbs/14_matrices.ipynb #7e85e0cd
 #| code-fold: true
-#| code-summary: "Imports, the inverse root, and the two sums"
+#| code-summary: "Imports of the module, and the inverse root"
 import math
 
 import torch
@@ -20,12 +20,7 @@ from .adaptive import adam_direction
 from .compose import Composed, needs, stat
 from .matrix import _whole, as_matrix, finite_grads
 from .optimizer import step_counter
-from nntrain.parts import (
-    add_decay,
-    at_least_float32,
-    sgd_step,
-    step_count,
-)
+from .parts import add_decay, at_least_float32, sgd_step, step_count
 
 def inverse_root(
     a:Tensor,         # (n, n), symmetric, no negative eigenvalues
@@ -37,6 +32,9 @@ def inverse_root(
     least = (eps*values[-1:]).clamp(min=torch.finfo(a.dtype).tiny)  # of a zero matrix
     return vectors*values.clamp(min=least)**(-1/k) @ vectors.T
 
+# %% ../nbs/14_matrices.ipynb #c14e0f02
+#| code-fold: true
+#| code-summary: "What the square states start with, and the two sums"
 def _square(axis, start):
     "Start of a state: square, as large as the weight's matrix along `axis`"
     def make(p):
@@ -77,8 +75,6 @@ class Shampoo(Composed):
     hypers = dict(lr=1e-1)
 
 # %% ../nbs/14_matrices.ipynb #ba67c24c
-#| code-fold: true
-#| code-summary: "Code of the averages, of the basis, and of the squares in it"
 @needs(axes=2, before=finite_grads)
 @stat(left=_square(0, _zeros), right=_square(1, _zeros))
 def average_sides(update, left, right, *, side_beta=.95):
@@ -87,6 +83,9 @@ def average_sides(update, left, right, *, side_beta=.95):
     left.lerp_(g @ g.T, 1-side_beta)
     right.lerp_(g.T @ g, 1-side_beta)
 
+# %% ../nbs/14_matrices.ipynb #c14e0f05
+#| code-fold: true
+#| code-summary: "Code of the basis"
 @needs(axes=2, every=_whole)
 @stat(q_left=_square(0, _eye), q_right=_square(1, _eye), exp_avg_sq=_wide_zeros,
       since_turn=lambda p: step_counter())
@@ -102,6 +101,9 @@ def eigenbasis(left, right, q_left, q_right, exp_avg_sq, since_turn, *, every=10
             exp_avg_sq.copy_(exp_avg_sq.index_select(axis, by_size))
     since_turn += 1
 
+# %% ../nbs/14_matrices.ipynb #c14e0f07
+#| code-fold: true
+#| code-summary: "Code of the two averages"
 def _turned(x, q_left, q_right):
     "A tensor seen in the basis: a matrix"
     return q_left.T @ as_matrix(x).to(q_left.dtype) @ q_right

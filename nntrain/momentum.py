@@ -35,6 +35,8 @@ def ema(
     return torch.stack(out)
 
 # %% ../nbs/10_momentum.ipynb #560247a0
+#| code-fold: true
+#| code-summary: "Code of the class and its options"
 class Momentum(SGD):
     "SGD along a fading sum of gradients, as `torch.optim.SGD(momentum=…)`"
     ranges = SGD.ranges | dict(dampening=(0, 1))
@@ -54,17 +56,19 @@ class Momentum(SGD):
             lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
             nesterov=nesterov, maximize=maximize, foreach=foreach))
 
-    def one_step(self, p, grad, state, group):
-        if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
-        beta, buf = group['momentum'], state.get('momentum_buffer')
-        if beta != 0:
-            if buf is None: buf = state['momentum_buffer'] = grad.clone()
-            else: buf.mul_(beta).add_(grad, alpha=1-group['dampening'])
-            grad = grad + beta*buf if group['nesterov'] else buf
-        p -= group['lr']*grad
+# %% ../nbs/10_momentum.ipynb #c10a0f02
+@patch
+def one_step(self:Momentum, p, grad, state, group):
+    if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
+    beta, buf = group['momentum'], state.get('momentum_buffer')
+    if beta != 0:
+        if buf is None: buf = state['momentum_buffer'] = grad.clone()
+        else: buf.mul_(beta).add_(grad, alpha=1-group['dampening'])
+        grad = grad + beta*buf if group['nesterov'] else buf
+    p -= group['lr']*grad
 
 # %% ../nbs/10_momentum.ipynb #3a97a69d
-#| code-summary: "Code of multi_step, and of the check of groups"
+#| code-summary: "Code of the buffers"
 #| code-fold: true
 def _feed_buffers(grads, states, beta, dampening):
     "Fade all buffers and add the gradients; a first gradient becomes the buffer itself"
@@ -78,6 +82,7 @@ def _feed_buffers(grads, states, beta, dampening):
         torch._foreach_add_(bufs, new, alpha=1-dampening)
     return [s['momentum_buffer'] for s in states]
 
+# %% ../nbs/10_momentum.ipynb #c10a0f08
 @patch
 def multi_step(self:Momentum, params, grads, states, group):
     beta, grads = group['momentum'], add_l2(grads, params, group['weight_decay'])
@@ -87,6 +92,9 @@ def multi_step(self:Momentum, params, grads, states, group):
         grads = torch._foreach_add(grads, bufs, alpha=beta) if nesterov else bufs
     add_scaled(params, grads, -group['lr'])
 
+# %% ../nbs/10_momentum.ipynb #c10a0f04
+#| code-summary: "Code of the check of groups"
+#| code-fold: true
 @patch
 def add_param_group(self:Momentum,
     param_group:dict  # 'params' and any hyperparameters; copied
@@ -119,12 +127,17 @@ class EMAMomentum(SGD):
             foreach=foreach))
 
     def init_state(self, p, group): return {'exp_avg': torch.zeros_like(p)}
-    def one_step(self, p, grad, state, group):
-        if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
-        state['exp_avg'].lerp_(grad, 1-group['beta'])      # avg + (1-β)·(grad - avg)
-        p -= group['lr']*state['exp_avg']
-    def multi_step(self, params, grads, states, group):
-        grads = add_l2(grads, params, group['weight_decay'])
-        avgs = [s['exp_avg'] for s in states]
-        torch._foreach_lerp_(avgs, grads, 1-group['beta'])
-        add_scaled(params, avgs, -group['lr'])
+
+# %% ../nbs/10_momentum.ipynb #c10a0f06
+@patch
+def one_step(self:EMAMomentum, p, grad, state, group):
+    if group['weight_decay'] != 0: grad = grad + group['weight_decay']*p
+    state['exp_avg'].lerp_(grad, 1-group['beta'])      # avg + (1-β)·(grad - avg)
+    p -= group['lr']*state['exp_avg']
+
+@patch
+def multi_step(self:EMAMomentum, params, grads, states, group):
+    grads = add_l2(grads, params, group['weight_decay'])
+    avgs = [s['exp_avg'] for s in states]
+    torch._foreach_lerp_(avgs, grads, 1-group['beta'])
+    add_scaled(params, avgs, -group['lr'])

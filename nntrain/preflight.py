@@ -4,7 +4,7 @@
 
 # %% ../nbs/26_preflight.ipynb #aa3ff8c1
 #| code-fold: true
-#| code-summary: "Imports of the module, and all looks"
+#| code-summary: "Imports of the module"
 from __future__ import annotations
 
 import time
@@ -30,19 +30,18 @@ from .torch_schedulers import TorchSchedulerCB
 from .trial import (Trial, few_batches, read, readings_of, rebuilt,
                            spread_batches)
 
-LOOKS = DATA_LOOKS | NETWORK_LOOKS | STEP_LOOKS | PROBES | MEASURE_LOOKS
-
 # %% auto #0
 __all__ = ['LOOKS', 'preflight', 'clear_to_train']
 
 # %% ../nbs/26_preflight.ipynb #1307bab2
-#| code-fold: true
-#| code-summary: "The short run of a learner, or of a program"
 def _kept(cbs):  # callbacks that act, and those that matter for what is measured
     more = ScheduleCB, TorchSchedulerCB, MetricsCB
     kept = acting(cbs, predict=True)
     return [cb for cb in cbs if cb in kept or isinstance(cb, more)]
 
+# %% ../nbs/26_preflight.ipynb #26c0de02
+#| code-fold: true
+#| code-summary: "The short run of a learner"
 def _fly_learner(learn, lr, cbs, size):
     "A short run of a learner, and readings of its data; to be called aside"
     check_callbacks([*learn.cbs, *cbs])                   # as a fit would do it
@@ -60,6 +59,7 @@ def _fly_learner(learn, lr, cbs, size):
     rates = [rate for s in flight.steps for rate in s.lrs]
     return Trial(flight, train, passes, learn, max(rates, default=learn.lr), loaders)
 
+# %% ../nbs/26_preflight.ipynb #26c0de04
 def _fly_program(program):
     "A short run of a function that trains"
     with listen() as flight: flight.reported = program()
@@ -69,7 +69,7 @@ def _fly_program(program):
 
 # %% ../nbs/26_preflight.ipynb #5d84effe
 #| code-fold: true
-#| code-summary: "What is refused, and what may stop a run"
+#| code-summary: "What is refused"
 def _check(learn, lr, cbs, size):
     "Refuse what is neither a learner nor a program, and what no fit would take"
     if isinstance(learn, (type, nn.Module)) or not (
@@ -83,10 +83,7 @@ def _check(learn, lr, cbs, size):
         raise TypeError('cbs must be a list of callbacks, such as [MetricsCB()], got '
                         f'{cbs!r:.60}')
 
-def _sentence(error):
-    first = next(iter(str(error).splitlines()), '')
-    return f'{type(error).__name__}: {first}' if first else type(error).__name__
-
+# %% ../nbs/26_preflight.ipynb #26c0de06
 def _before(learn):
     "What a learner lacks, as (name, sentence); None if it can train"
     train = getattr(getattr(learn, 'dls', None), 'train', None)
@@ -94,6 +91,13 @@ def _before(learn):
     if next(iter(train), None) is None: return 'empty', 'the training loader is empty.'
     if next(learn.model.parameters(), None) is None:
         return 'no parameters', 'the model has no parameters: nothing can be learned.'
+
+# %% ../nbs/26_preflight.ipynb #26c0de08
+#| code-fold: true
+#| code-summary: "What may stop a run"
+def _sentence(error):
+    first = next(iter(str(error).splitlines()), '')
+    return f'{type(error).__name__}: {first}' if first else type(error).__name__
 
 def _why(error):
     "What stopped the run, as (name, sentence)"
@@ -105,6 +109,8 @@ def _why(error):
     return 'stopped', f'the run stopped with {text}.'
 
 # %% ../nbs/26_preflight.ipynb #1e062c1c
+LOOKS = DATA_LOOKS | NETWORK_LOOKS | STEP_LOOKS | PROBES | MEASURE_LOOKS
+
 def _looked(trial):
     found, skipped, flight = [], {}, trial.flight
     if not flight.trained:

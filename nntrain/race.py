@@ -41,6 +41,7 @@ def factor(
     up = (step + 1)/max(1, round(WARM_UP*n_steps))
     return min(1, up, (n_steps - step)/(n_steps*(1 - WARM_UP)) if falls else 1)
 
+# %% ../nbs/99_race.ipynb #99ce0f06
 @torch.no_grad()
 def share_right(model, loader)->float:
     "Share of the loader's pictures that the model gets right"
@@ -50,6 +51,14 @@ def share_right(model, loader)->float:
 
 def _laid(xb): return xb.to(memory_format=torch.channels_last)  # twice as fast on a CPU
 
+def _batches(loader, n):
+    "The first `n` batches, over as many epochs as it takes"
+    while n > 0:
+        for batch in itertools.islice(loader, n):
+            n -= 1
+            yield batch
+
+# %% ../nbs/99_race.ipynb #99ce0f08
 @torch.no_grad()
 def _measure_again(model, loader, n_batches=40):
     "Statistics of BatchNorm for weights that no batch has seen: the average's"
@@ -59,13 +68,39 @@ def _measure_again(model, loader, n_batches=40):
     if norms:
         for xb, _ in _batches(loader, n_batches): model(_laid(xb))
 
-def _batches(loader, n):
-    "The first `n` batches, over as many epochs as it takes"
-    while n > 0:
-        for batch in itertools.islice(loader, n):
-            n -= 1
-            yield batch
+def _judged(model, opt, dls):
+    "The share of the validation pictures that a trained model gets right"
+    if not isinstance(opt, ScheduleFreeAdamW): return share_right(model, dls.valid)
+    with averaged(opt):
+        _measure_again(model, dls.train)
+        return share_right(model, dls.valid)
 
+# %% ../nbs/99_race.ipynb #99ce0f0a
+def _train(model, opt, batches, n_steps, half, falls):
+    "Take these steps; is the loss finite to the end?"
+    peaks = [group['lr'] for group in opt.param_groups]
+    for step, (xb, yb) in enumerate(batches):
+        for group, peak in zip(opt.param_groups, peaks):
+            group['lr'] = peak*factor(step, n_steps, falls)
+        with half: loss = F.cross_entropy(model(_laid(xb)), yb)
+        if not loss.isfinite(): return False
+        opt.zero_grad()
+        loss.backward()
+        try: opt.step()
+        except ValueError as e:
+            if 'infinite or missing' not in str(e): raise
+            return False                                  # a gradient overflowed
+    return True
+
+# %% ../nbs/99_race.ipynb #99ce0f12
+def _set_up(network, racer, lr, device):
+    "Model, optimizer, and the precision of forward and backward"
+    half = contextlib.nullcontext()
+    if network in BF16: half = torch.autocast(device.type, torch.bfloat16)
+    model = NETWORKS[network][0]().to(device, memory_format=torch.channels_last)
+    return model, RACERS[racer][0](model, lr), half
+
+# %% ../nbs/99_race.ipynb #99ce0f0c
 def race_run(
     network:str,         # a key of `NETWORKS`
     racer:str,           # a key of `RACERS`
@@ -76,43 +111,22 @@ def race_run(
     budget='full'        # name or Budget: how much data
 )->dict:                 # accuracy (.1 if the loss overflowed), steps, seconds
     "Train once, with a rate that rises and falls over exactly these steps"
-    make, batch_size, n_epochs = NETWORKS[network]
+    _, batch_size, n_epochs = NETWORKS[network]
     set_seed(seed)
     dls = fashion_dls(batch_size, valid, budget=budget, seed=seed, normalize=True)
-    device = dls.train.x.device
-    half = contextlib.nullcontext()              # not every device computes in bfloat16
-    if network in BF16: half = torch.autocast(device.type, torch.bfloat16)
-    model = make().to(device, memory_format=torch.channels_last)
-    opt = RACERS[racer][0](model, lr)
-    peaks = [group['lr'] for group in opt.param_groups]
-    averages = isinstance(opt, ScheduleFreeAdamW)      # in place of a falling rate
+    model, opt, half = _set_up(network, racer, lr, dls.train.x.device)
     n_steps = max(1, round(share*n_epochs*len(dls.train)))
+    falls = not isinstance(opt, ScheduleFreeAdamW)   # an average takes its place
     begin = time.perf_counter()
-    for step, (xb, yb) in enumerate(_batches(dls.train, n_steps)):
-        for group, peak in zip(opt.param_groups, peaks):
-            group['lr'] = peak*factor(step, n_steps, falls=not averages)
-        with half: loss = F.cross_entropy(model(_laid(xb)), yb)
-        if not loss.isfinite(): break
-        opt.zero_grad()
-        loss.backward()
-        try: opt.step()
-        except ValueError as e:
-            if 'infinite or missing' not in str(e): raise
-            loss = loss*math.nan                              # a gradient overflowed
-            break
-    if device.type != 'cpu': torch.accelerator.synchronize()   # wait for the last step
+    good = _train(model, opt, _batches(dls.train, n_steps), n_steps, half, falls)
+    if dls.train.x.device.type != 'cpu': torch.accelerator.synchronize()
     seconds = time.perf_counter() - begin
-    if not loss.isfinite(): right = .1
-    elif averages:
-        with averaged(opt):
-            _measure_again(model, dls.train)
-            right = share_right(model, dls.valid)
-    else: right = share_right(model, dls.valid)
+    right = _judged(model, opt, dls) if good else .1
     return dict(accuracy=right, steps=n_steps, seconds=round(seconds, 3))
 
 # %% ../nbs/99_race.ipynb #3d394658
 #| code-fold: true
-#| code-summary: "What is left to do, and all of it"
+#| code-summary: "Numbers of the protocol, and what no race can be run with"
 CHOICE_SEED = 100          # chooses the rate
 SEEDS = range(8)           # of the runs that count
 SHARES = 1., .75, .5       # of the steps
@@ -128,6 +142,9 @@ def _check(network, seconds, racers):
     if seconds is not None and not seconds >= 0:
         raise ValueError(f'seconds must be at least 0, got {seconds:g}')
 
+# %% ../nbs/99_race.ipynb #99ce0f0d
+#| code-fold: true
+#| code-summary: "What was run so far"
 def _so_far(path, budget):
     "What was run so far, which only runs of the same budget and length may extend"
     name = getattr(budget, 'name', None) or named_budget(budget).name
@@ -141,6 +158,9 @@ def _so_far(path, budget):
                          f'{epochs} cannot be compared with them: take another folder')
     return race
 
+# %% ../nbs/99_race.ipynb #99ce0f0f
+#| code-fold: true
+#| code-summary: "The next rate, and all that is left to do"
 def _next_rate(racer, tried):
     "The next rate to try, or None: all of `rates`, then beyond the edge that is best"
     for lr in rates(racer):
@@ -159,6 +179,21 @@ def _jobs(race, racers):
         done = race['final'].setdefault(name, {}).setdefault(str(share), {})
         if str(seed) not in done: yield 'final', name, None, share, seed
 
+# %% ../nbs/99_race.ipynb #99ce0f11
+#| code-fold: true
+#| code-summary: "One job"
+def _run_job(race, network, budget, kind, name, lr, share, seed):
+    "Run it, and put its accuracy and the seconds of a step in their places"
+    if kind == 'tried':
+        made = race_run(network, name, lr, CHOICE_SEED, valid='split', budget=budget)
+        race['tried'][name][str(lr)] = made['accuracy']
+    else:
+        lr = best_rate(race['tried'][name])
+        made = race_run(network, name, lr, seed, share, budget=budget)
+        race['final'][name][str(share)][str(seed)] = made['accuracy']
+    race['seconds'].setdefault(name, []).append(made['seconds']/made['steps'])
+
+# %% ../nbs/99_race.ipynb #99ce0f13
 def run_race(
     path,               # of the JSON file: its name is a key of `NETWORKS`
     seconds:float=None, # stop after the first run that ends later; None: run all
@@ -170,17 +205,8 @@ def run_race(
     network = path.stem
     _check(network, seconds, racers)
     race, begin = _so_far(path, budget), time.perf_counter()
-    for kind, name, lr, share, seed in _jobs(race, racers):
-        if kind == 'tried':
-            made = race_run(network, name, lr, CHOICE_SEED, valid='split',
-                            budget=budget)
-            race['tried'][name][str(lr)] = made['accuracy']
-        else:
-            lr = best_rate(race['tried'][name])
-            made = race_run(network, name, lr, seed, share, budget=budget)
-            race['final'][name][str(share)][str(seed)] = made['accuracy']
-        race['seconds'].setdefault(name, []).append(made['seconds']/made['steps'])
+    for job in _jobs(race, racers):
+        _run_job(race, network, budget, *job)
         write_whole(path, lambda p: p.write_text(json.dumps(race, indent=1)))
         if seconds is not None and time.perf_counter() - begin > seconds: break
     return race
-

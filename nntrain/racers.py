@@ -19,19 +19,13 @@ from .compose import compose
 from .kronecker import SOAP
 from .matrix import Muon, inner_weights
 from .momentum import Momentum
-from nntrain.parts import (
-    add_decay,
-    average_grad,
-    average_sqr_grad,
-    sgd_step,
-    step_count,
-)
+from .parts import (add_decay, average_grad, average_sqr_grad, sgd_step,
+                           step_count)
 from .resnet import resnet
 from .schedule_free import ScheduleFreeAdamW
 from .sgd import SGD
 from .split import split
 from .zoo import LAMB, LARS, Lion, RAdam, with_lookahead
-
 
 # %% ../nbs/99_race.ipynb #7c878256
 def mlp():
@@ -65,6 +59,7 @@ def _muon(model, lr):
 def _soap(model, lr):
     return _beside_adamw(SOAP, by_shape)(model.parameters(), lr=lr)
 
+# %% ../nbs/99_race.ipynb #99ce0f02
 def _usual(opt_func, **hypers):
     return lambda model, lr: opt_func(model.parameters(), lr=lr, **hypers)
 
@@ -81,6 +76,7 @@ RACERS = {
     'Schedule-Free': (_usual(ScheduleFreeAdamW, weight_decay=.01), 1e-4),
     'Muon': (_muon, 1e-4), 'SOAP': (_soap, 1e-4)}
 
+# %% ../nbs/99_race.ipynb #99ce0f04
 N_RATES = 8                     # trials of each, a factor of √10 apart
 def rates(
     name:str  # a key of `RACERS`

@@ -23,15 +23,8 @@ from . import checks
 from .augment import AugmentCB
 from .average import WeightAveragingCB
 from .budgets import budget as find_budget, find_device
-from nntrain.challenge_parts import (
-    ACTS,
-    DATA,
-    LOOKS,
-    NETWORKS,
-    OPT_FUNCS,
-    SHAPES,
-    EpochLoader,
-)
+from .challenge_parts import (ACTS, DATA, LOOKS, NETWORKS, OPT_FUNCS, SHAPES,
+                                     EpochLoader)
 from .compare import set_seed
 from .cycles import momentum_cycle
 from .data import DataLoaders
@@ -81,16 +74,23 @@ class Recipe:
 
 # %% ../nbs/23_challenge.ipynb #23b10098
 #| code-fold: true
-#| code-summary: "The check of words and numbers"
-_FLIPS = 'none', 'random', 'alternating'
-
+#| code-summary: "The check of a recipe, and of its words"
 def _check_recipe(r):
+    _check_words(r), _check_numbers(r), _check_tuples(r)
+
+def _check_words(r):
+    flips = 'none', 'random', 'alternating'
     tables = dict(data=DATA, network=NETWORKS, act=ACTS, optimizer=OPT_FUNCS,
-                  schedule=SHAPES, flip=_FLIPS, looks=LOOKS)
+                  schedule=SHAPES, flip=flips, looks=LOOKS)
     for name, table in tables.items():
         value = getattr(r, name)
         if not isinstance(value, str) or value not in table:
             raise ValueError(f'{name} must be one of {", ".join(table)}; got {value!r}')
+
+# %% ../nbs/23_challenge.ipynb #23c0de02
+#| code-fold: true
+#| code-summary: "The check of numbers"
+def _check_numbers(r):
     for name in 'epochs', 'batch', 'n_blocks': checks.whole(name, getattr(r, name))
     for name in 'move', 'crop', 'size': checks.whole(name, getattr(r, name), 0)
     checks.positive('lr', r.lr)
@@ -103,8 +103,6 @@ def _check_recipe(r):
     if r.cycle_momentum and r.schedule != 'one-cycle':
         raise ValueError('cycle_momentum=True needs the schedule one-cycle; '
                          f'got {r.schedule!r}')
-    _check_tuples(r)
-
 
 # %% ../nbs/23_challenge.ipynb #23b10099
 #| code-fold: true
@@ -167,6 +165,19 @@ def recipe_callbacks(
     if has_bfloat16(device): cbs.append(MixedPrecisionCB(torch.bfloat16))
     return cbs
 
+# %% ../nbs/23_challenge.ipynb #23c0de07
+#| code-fold: true
+#| code-summary: "Code of the loaders"
+def _by_epoch(r, dls, seed):
+    "The loaders, where a recipe asks for it with an `EpochLoader` for training"
+    if not r.grow and r.flip != 'alternating': return dls
+    train, dls = dls.train, copy(dls)        # those of the caller do not change
+    sizes = [(round(share*r.epochs), pixels) for share, pixels in r.grow]
+    dls.train = EpochLoader(
+        train.x, train.y, r.batch, r.flip == 'alternating', sizes, draw=seed,
+        shuffle=True)
+    return dls
+
 # %% ../nbs/23_challenge.ipynb #23d2b953
 #| code-fold: true
 #| code-summary: "Code of recipe_parts: model, loaders, loss, optimizer, rate, callbacks"
@@ -181,22 +192,16 @@ def recipe_parts(
     set_seed(seed)
     model = NETWORKS[r.network](r, n_in)
     model = model.to(device, memory_format=torch.channels_last)
-    if r.grow or r.flip == 'alternating':
-        train, dls = dls.train, copy(dls)        # those of the caller do not change
-        sizes = [(round(share*r.epochs), pixels) for share, pixels in r.grow]
-        dls.train = EpochLoader(
-            train.x, train.y, r.batch, r.flip == 'alternating', sizes, draw=seed,
-            shuffle=True)
     pixels = {k: getattr(dls, k) for k in ('mean', 'std') if hasattr(dls, k)}
     return dict(
-        model=model, dls=dls,
+        model=model, dls=_by_epoch(r, dls, seed),
         loss_func=partial(F.cross_entropy, label_smoothing=r.smoothing),
         opt_func=OPT_FUNCS[r.optimizer](model, r.decay), lr=r.lr,
         cbs=recipe_callbacks(r, device, **pixels))
 
 # %% ../nbs/23_challenge.ipynb #23ea33b6
 #| code-fold: true
-#| code-summary: "How predictions become numbers"
+#| code-summary: "How predictions become numbers, and the clock"
 def _accuracy(preds, targets):
     return (preds.argmax(1) == targets).sum().item()/len(targets)
 
@@ -209,6 +214,13 @@ def _judged(learn, dl):
     return dict(accuracy=_accuracy(one, y), loss=loss,
                 mirror=_accuracy(mean_predictions([one, mirror]), y),
                 six=_accuracy(mean_predictions(preds), y))
+
+def _timed_fit(learn, n_epochs, device):
+    "Train without validation; how long it took, by the clock and by the processor"
+    begin, cpu = time.perf_counter(), time.process_time()
+    learn.fit(n_epochs, valid=False)
+    if device.type != 'cpu': torch.accelerator.synchronize()
+    return dict(seconds=time.perf_counter() - begin, cpu=time.process_time() - cpu)
 
 # %% ../nbs/23_challenge.ipynb #239a0d86
 def run_recipe(
@@ -230,8 +242,5 @@ def run_recipe(
     parts = recipe_parts(r, dls, device, seed)
     parts['cbs'] += [DeviceCB(device)]
     learn = Learner(**parts)
-    begin, cpu = time.perf_counter(), time.process_time()
-    learn.fit(plan.epochs(r.epochs), valid=False)
-    if device.type != 'cpu': torch.accelerator.synchronize()
-    took = dict(seconds=time.perf_counter() - begin, cpu=time.process_time() - cpu)
+    took = _timed_fit(learn, plan.epochs(r.epochs), device)
     return _judged(learn, dls.valid) | took

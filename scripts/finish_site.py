@@ -3,6 +3,7 @@
 
 - Style sheets lose the rules that no page uses (of Bootstrap's 500 KB, 130 are used),
   scripts do not hold up the first picture, images load when they come near the screen.
+  Their places are free before, so that no text moves.
 - Appendices have the numbers by which the texts name them, not Quarto's letters.
 - A link to skip the navigation and a contents list for narrow screens, both without
   JavaScript.
@@ -16,8 +17,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 from epub import make_epub
 from offline import OFFER, make_book
@@ -142,6 +145,26 @@ def finished(text):
     return contents(text)
 
 
+PNG = b'\x89PNG\r\n\x1a\n'  # how such a file begins
+
+
+def png_size(path):
+    "Width and height of a PNG file, in pixels; None if there is no such file"
+    if not path.is_file(): return None
+    with path.open('rb') as file: start = file.read(24)
+    whole = len(start) == 24 and start.startswith(PNG)
+    return struct.unpack('>II', start[16:]) if whole else None
+
+
+def sized(text, folder):
+    "A page in `folder`; its pictures say how large they are, and keep their place free"
+    def with_size(m):
+        size = png_size(folder/unquote(m[1]))
+        return '<img width="{}" height="{}" '.format(*size) if size else m[0]
+    return re.sub(r'<img (?=[^>]*\bsrc="([^":]+\.png)")(?![^>]*\bwidth=)', with_size,
+                  text)
+
+
 # ---- numbers of appendices -----------------------------------------------------------
 
 def appendices(notebooks):
@@ -252,7 +275,7 @@ def finish(docs, notebooks):
     pages = {p.relative_to(docs).as_posix(): p.read_text(encoding='utf-8')
              for p in sorted(docs.rglob('*.html'))}
     known = appendices(notebooks)
-    pages = {name: numbered(finished(text), name, known)
+    pages = {name: numbered(sized(finished(text), (docs/name).parent), name, known)
              for name, text in pages.items() if GONE not in text}
     number_search(docs, known)
     for name, text in pages.items(): (docs/name).write_text(text, encoding='utf-8')

@@ -152,6 +152,12 @@ def test_pages_describe_themselves(built, home):
         canonical = re.findall(r'<link [^>]*rel="canonical"[^>]*>', head)
         assert len(canonical) == 1 and f'href="{home}{name}"' in canonical[0], name
 
+@pytest.mark.parametrize('name', CHAPTERS)
+def test_pictures_keep_their_place_free(built, name):
+    text = (built/name).read_text(encoding='utf-8')
+    pictures = re.findall(r'<img [^>]*src="[^":]+\.png"[^>]*>', text)
+    assert [p for p in pictures if not re.search(r' width="\d+" height="\d+"', p)] == []
+
 def test_old_addresses_lead_on(built, visit):
     old = json.loads((ROOT/'scripts/first_edition.json').read_text(encoding='utf-8'))
     assert not [name for name in old if not (built/name).is_file()]

@@ -87,6 +87,17 @@ def test_pages_are_finished_once(finish):
     no_list = re.sub('<nav.*</nav>', '', PAGE, flags=re.S)
     assert 'contents-here' not in finish.finished(no_list)
 
+def test_pictures_keep_their_place_free(finish, tmp_path):
+    plot = finish.PNG + b'\0\0\0\rIHDR' + bytes([0, 0, 2, 88, 0, 0, 0, 120]) + b'rest'
+    (tmp_path/'a b.png').write_bytes(plot)
+    (tmp_path/'half.png').write_bytes(plot[:20])
+    page = '<img loading="lazy" src="{}" alt="A">'
+    text = finish.sized(page.format('a%20b.png'), tmp_path)
+    assert text == '<img width="600" height="120" ' + page.format('a%20b.png')[5:]
+    assert finish.sized(text, tmp_path) == text               # once
+    for name in 'half.png', 'gone.png', 'https://x.org/a.png', 'data:image/png;base64,':
+        assert finish.sized(page.format(name), tmp_path) == page.format(name)
+
 def test_old_places_lead_on(finish):
     old = {'a.html': ['stays', 'went', 'gone', 'twice'], 'b.html': ['x', 'y', 'z']}
     now = {'a.html': {'stays'}, 'c.html': {'went', 'x', 'y', 'twice'},

@@ -132,7 +132,7 @@ def _class(c, comments):  # -> entries of the class and of its documented method
 
 # %% ../nbs/98_site.ipynb #dbe704ab
 #| code-fold: true
-#| code-summary: "Methods that come by @patch; entries of one statement"
+#| code-summary: "Methods that come by patch; entries of one statement"
 def _owners(f):  # classes that a function with @patch becomes a method of
     if not any(d.startswith('patch') for d in _decorators(f)): return []
     return re.findall(r'\w+', _text((f.args.posonlyargs + f.args.args)[0].annotation))

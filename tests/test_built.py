@@ -247,6 +247,24 @@ def test_words_explain_themselves(visit):
     assert '#term-' in term.get_attribute('href')
 
 
+# ---- letters in pictures -------------------------------------------------------------
+
+@pytest.mark.parametrize('width', [1280, 360])
+def test_letters_of_pictures_lie_where_the_picture_is(visit, width):
+    page = visit('momentum.html', width=width)
+    page.locator('main h1').click()                        # marks the symbols
+    layers = page.locator('.sym-over')
+    assert layers.count() >= 4
+    far = layers.evaluate_all("""all => all.map(e => {
+      const sides = ['left', 'top', 'width', 'height'];
+      const [image, layer] = [...e.children].map(c => c.getBoundingClientRect());
+      return Math.max(...sides.map(s => Math.abs(image[s] - layer[s])));
+    })""")
+    assert max(far) < 1, far
+    wide = page.evaluate('document.documentElement.scrollWidth - innerWidth')
+    assert wide <= 0
+
+
 # ---- shapes beside the code ----------------------------------------------------------
 
 def test_shapes_are_shown_at_their_lines(visit):

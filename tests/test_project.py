@@ -48,6 +48,13 @@ CODE = [p for folder in ('tests', 'benchmarks', 'scripts')
         for p in sorted((ROOT/folder).glob('*.py'))]
 
 @each_notebook
+def test_titles_of_folds_cite_nothing(path):
+    # Quarto takes what follows an @ for a source
+    lines = [line for cell in read(path)['cells']
+             for line in ''.join(cell['source']).split('\n')]
+    ok([line for line in lines if line.startswith('#| code-summary') and '@' in line])
+
+@each_notebook
 def test_lines_of_code_fit_a_page(path): ok(checks.long_code(read(path)))
 
 @pytest.mark.parametrize('path', CODE, ids=lambda p: f'{p.parent.name}-{p.stem}')

@@ -48,7 +48,6 @@ function drawing({ id, network, pictures }) {
     const say = afterRest(words => { part('says').textContent = words; });
     const pad = drawingPad(part('pad'), tool, request);
     let known = readNetwork(bytesOf(network)), levels, answer, wanted = false, job = 0;
-    let isFrom = '';
 
     // At most one answer for each picture that the screen shows. A covering that is
     // under way has another picture: it ends.
@@ -73,18 +72,6 @@ function drawing({ id, network, pictures }) {
       say(levels ? inWords(known.classes, answer) : 'Nothing is drawn yet.');
     }
 
-    // None of the stored pictures is picked.
-    function unpick() {
-      const picked = part('pictures').querySelector(':checked');
-      if (picked) picked.checked = false;
-    }
-
-    // What came from a file: the network until another one comes, a picture or a
-    // refusal until there is another picture.
-    function name(sentence) {
-      part('named').textContent = [isFrom, sentence].filter(Boolean).join(' ');
-    }
-
     function put(ink, fit) {
       pad.put(ink);
       part('fit').checked = fit;
@@ -92,22 +79,17 @@ function drawing({ id, network, pictures }) {
     }
 
     const take = file => contentOf(file, pad.side).then(({ ink, network: other }) => {
-      if (other) {
-        known = other;
-        isFrom = 'The network is now that of ' + file.name + '.';
-        name('');
-      } else {
-        unpick();
-        put(ink, true);
-        name('The picture is that of ' + file.name + '.');
-      }
+      if (other) known = other;
+      else put(ink, true);
+      part('named').textContent = (other ? 'The network is now' : 'The picture is')
+        + ' that of ' + file.name + '.';
       request();
-    }).catch(error => name(refusal(file, error)));
+    }).catch(error => { part('named').textContent = refusal(file, error); });
 
     const acts = {
       clear() {
-        unpick();
-        name('');
+        const picked = part('pictures').querySelector(':checked');
+        if (picked) picked.checked = false;
         put(new Float32Array(pad.side ** 2), true);
       },
       fill() {
@@ -126,10 +108,7 @@ function drawing({ id, network, pictures }) {
           { top, share, name: known.classes[top] }, () => mine === job);
       },
     };
-    const pick = i => {
-      name('');
-      put(enlarged(picture(i), pad.side), false);
-    };
+    const pick = i => put(enlarged(picture(i), pad.side), false);
     listen(figure, part, acts, request, take, pick);
     followPointer(part('pad'), pad);
     followKeys(part('pad'), part('cursor'), pad, say);
@@ -145,11 +124,7 @@ function listen(figure, part, acts, request, take, pick) {
   part('fit').addEventListener('change', request);
   part('pictures').addEventListener('change', event => pick(+event.target.value));
   const given = files => { if (files.length) take(files[0]); };
-  part('file').addEventListener('change', event => {
-    given([...event.target.files]);
-    // so that the same file may be chosen again
-    event.target.value = '';
-  });
+  part('file').addEventListener('change', event => given(event.target.files));
   figure.addEventListener('dragover', event => event.preventDefault());
   figure.addEventListener('drop', event => {
     event.preventDefault();

@@ -11,6 +11,7 @@ __all__ = ['GOALS', 'LENGTHS', 'SPRINT_TRIES', 'SPRINTS', 'enough', 'speed_runs'
 # %% ../nbs/23_challenge.ipynb #2377bf19
 #| code-fold: true
 #| code-summary: "Imports of the module on the speed run"
+import math
 from dataclasses import replace
 
 from .challenge import CHOICE_SEED
@@ -27,13 +28,15 @@ def enough(
     way:str,       # its name
     goal:float,    # accuracy
     run,           # (epochs, seed, valid, goal) -> dict with accuracy and seconds
-    lengths=LENGTHS
-)->int:            # epochs; None: all lengths fall short
+    lengths=LENGTHS,
+    within=math.inf  # seconds: a longer run is the last one
+)->int:              # epochs; None: all lengths fall short, or take too long
     "The fewest epochs with which a way reaches the goal on held-out pictures"
     for n in lengths:
         found = kept.get(f'{way}, {goal:.2f}, {n} epochs, held out', CHOICE_SEED,
                          lambda n=n: run(n, CHOICE_SEED, 'split', goal))
         if found['accuracy'] >= goal: return n
+        if found['seconds'] > within: return None
 
 # %% ../nbs/23_challenge.ipynb #232a4ec8
 #| code-fold: true
@@ -41,10 +44,11 @@ def enough(
 def speed_runs(
     kept, way:str, goal:float, run,  # as in `enough`
     n_runs:int=5,                    # seeds 0, 1, …
-    lengths=LENGTHS                  # as in `enough`
+    lengths=LENGTHS,                 # as in `enough`
+    within=math.inf                  # as in `enough`
 )->str:                              # name of the runs; None: out of reach
     "Time a way to a goal, with as many epochs as it needs"
-    n = enough(kept, way, goal, run, lengths)
+    n = enough(kept, way, goal, run, lengths, within)
     if n is None: return None
     name = f'{way}, {goal:.2f}'
     for seed in range(n_runs):

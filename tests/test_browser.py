@@ -773,6 +773,45 @@ def test_files_are_taken_or_refused(open_page, view, tmp_path):
         assert abs(ink(page) - 168*84) < 900     # 60 × 30 points on 2.8 pixels each
     assert page.problems == []
 
+def test_the_line_about_files_says_what_is_true_now(open_page, view, tmp_path):
+    "A refusal and the name of a picture go with the picture; the network's name stays"
+    page = open_page(as_page(view.to_html()))
+    line, choose = part(page, 'named'), part(page, 'file')
+    boot = page.get_by_role('radio', name='Ankle boot')
+    (tmp_path/'not.png').write_text('no picture')
+    Image.new('L', (60, 60), 40).save(tmp_path/'dark.png')
+    export_network(cnn((4, 8)), tmp_path/'other.bin', list('abcdefghij'))
+    picked = lambda: part(page, 'pictures').locator(':checked').count()
+    def take(name, says):
+        choose.set_input_files(tmp_path/name)
+        page.wait_for_function('''says => document.querySelector("[data-part=named]")
+          .textContent.includes(says)''', arg=says)
+    take('not.png', 'not.png cannot be used')
+    boot.check()
+    assert (line.inner_text(), picked()) == ('', 1)
+    take('dark.png', 'The picture is that of dark.png.')
+    assert picked() == 0
+    button(page, 'clear').click()
+    assert line.inner_text() == ''
+    take('other.bin', 'The network is now that of other.bin.')
+    take('not.png', 'The network is now that of other.bin. not.png cannot be used')
+    boot.check()
+    assert line.inner_text() == 'The network is now that of other.bin.'
+    assert page.problems == []
+
+def test_the_same_file_can_be_chosen_twice(open_page, view, tmp_path):
+    page, path = open_page(as_page(view.to_html())), tmp_path/'dark.png'
+    Image.new('L', (60, 60), 40).save(path)
+    choose = part(page, 'file')
+    for _ in range(2):
+        with page.expect_file_chooser() as asked: choose.click()
+        assert choose.evaluate('e => e.files.length') == 0   # so that it changes again
+        asked.value.set_files(path)
+        page.wait_for_function('''() => document.querySelector("[data-part=named]")
+          .textContent.includes('dark.png')''')
+        button(page, 'clear').click()
+    assert page.problems == []
+
 def test_a_dropped_network_is_taken(open_page, view):
     page = open_page(as_page(view.to_html()))
     content = make_portable(cnn((4, 8)), list('abcdefghij')).content

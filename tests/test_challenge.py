@@ -1,5 +1,6 @@
 "The challenge: recipes as data, loaders by epoch, the search, the command, the scripts"
 import json
+import math
 import runpy
 import sys
 import warnings
@@ -279,6 +280,19 @@ def test_a_missed_goal_and_a_damaged_file_of_the_speed_run(tmp_path):
     assert speed_runs(kept, 'slow', .99, run, lengths=(1, 2)) is None
     speed_runs(KeptRuns(tmp_path/'speed.json'), 'ours', .90, run, 3)
     assert len(asked) == 7                              # all is there
+    assert speed_runs(kept, 'long', .99, run, within=2.5) is None
+    assert [n for n, *_ in asked[7:]] == [1, 2, 3]      # the third took too long
+    assert speed_runs(kept, 'just', .90, run, 1, within=.5) is None
+    assert speed_runs(kept, 'at once', .85, run, 1, within=.5) == 'at once, 0.85'
+
+
+def test_a_way_drops_out_after_five_times_our_seconds(tmp_path):
+    longest = runpy.run_path(str(SCRIPTS/'speed_run.py'))['longest']
+    kept = KeptRuns(tmp_path/'speed.json')
+    assert longest(kept, .9) == math.inf
+    for seed, seconds in enumerate((2., 4.)):
+        kept.get('ours, 0.90', seed, lambda: dict(accuracy=.9, seconds=seconds))
+    assert longest(kept, .9) == 15. and longest(kept, .92) == math.inf
 
 
 def test_the_script_of_the_speed_run(tmp_path, capsys, monkeypatch):

@@ -37,6 +37,26 @@ function afterRest(speak) {
   };
 }
 
+// The line below the buttons: whose network and picture are in use, or why a file is not.
+function fileLine(part) {
+  let network = '';
+  const show = text => {
+    part('named').textContent = [network, text].filter(Boolean).join(' ');
+  };
+  return {
+    network(name) { network = 'The network is now that of ' + name + '.'; show(''); },
+    picture(name) { show('The picture is that of ' + name + '.'); },
+    refused(file, error) { show(refusal(file, error)); },
+    forget() { show(''); },
+  };
+}
+
+// None of the stored pictures is picked any more.
+function unpick(part) {
+  const picked = part('pictures').querySelector(':checked');
+  if (picked) picked.checked = false;
+}
+
 // Bring a view to life: `pictures` are the bytes of those that can be picked.
 function drawing({ id, network, pictures }) {
   const stored = new Uint8Array(bytesOf(pictures));
@@ -46,7 +66,7 @@ function drawing({ id, network, pictures }) {
     const chosen = name => part(name).querySelector(':checked').value;
     const tool = () => ({ size: +chosen('size'), erase: chosen('tool') === 'erase' });
     const say = afterRest(words => { part('says').textContent = words; });
-    const pad = drawingPad(part('pad'), tool, request);
+    const pad = drawingPad(part('pad'), tool, request), line = fileLine(part);
     let known = readNetwork(bytesOf(network)), levels, answer, wanted = false, job = 0;
 
     // At most one answer for each picture that the screen shows. A covering that is
@@ -78,19 +98,23 @@ function drawing({ id, network, pictures }) {
       request();
     }
 
+    // Another picture, which is none of the stored ones.
+    function replace(ink) {
+      unpick(part);
+      put(ink, true);
+    }
+
     const take = file => contentOf(file, pad.side).then(({ ink, network: other }) => {
       if (other) known = other;
-      else put(ink, true);
-      part('named').textContent = (other ? 'The network is now' : 'The picture is')
-        + ' that of ' + file.name + '.';
+      else replace(ink);
+      line[other ? 'network' : 'picture'](file.name);
       request();
-    }).catch(error => { part('named').textContent = refusal(file, error); });
+    }).catch(error => line.refused(file, error));
 
     const acts = {
       clear() {
-        const picked = part('pictures').querySelector(':checked');
-        if (picked) picked.checked = false;
-        put(new Float32Array(pad.side ** 2), true);
+        line.forget();
+        replace(new Float32Array(pad.side ** 2));
       },
       fill() {
         const now = pad.levels(), isInside = inside(now, pad.side);
@@ -108,7 +132,10 @@ function drawing({ id, network, pictures }) {
           { top, share, name: known.classes[top] }, () => mine === job);
       },
     };
-    const pick = i => put(enlarged(picture(i), pad.side), false);
+    const pick = i => {
+      line.forget();
+      put(enlarged(picture(i), pad.side), false);
+    };
     listen(figure, part, acts, request, take, pick);
     followPointer(part('pad'), pad);
     followKeys(part('pad'), part('cursor'), pad, say);
@@ -125,6 +152,8 @@ function listen(figure, part, acts, request, take, pick) {
   part('pictures').addEventListener('change', event => pick(+event.target.value));
   const given = files => { if (files.length) take(files[0]); };
   part('file').addEventListener('change', event => given(event.target.files));
+  // The same file once more is a change as well.
+  part('file').addEventListener('click', event => { event.target.value = ''; });
   figure.addEventListener('dragover', event => event.preventDefault());
   figure.addEventListener('drop', event => {
     event.preventDefault();

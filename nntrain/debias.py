@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
@@ -74,29 +75,31 @@ class ExactEMA:
         _known_beta(beta)
         self.beta, self.dampened = beta, dampened
         self.reset(start, weight)
-
-    def reset(self, start=0., weight=0.):
-        "Forget all values, and start again from a guess or from nothing"
-        if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
-        start, several = _wide(start), isinstance(start, (list, tuple))
-        self.total = [t*weight for t in start] if several else start*weight
-        self.weight = weight
-        return self
-
-    def update(self,
-        x,               # next value: a number, a tensor, or tensors; only read
-        beta:float=None  # decay of this step; default: the average's own
-    ):
-        "Take in one value; returns the object itself"
-        beta = self.beta if beta is None else beta
-        self.total = ema_step(self.total, x, beta, self.dampened)
-        self.weight = ema_step(self.weight, 1., beta, self.dampened)
-        return self
-
     @property
     def mean(self):
         "The weighted mean of all values; raises ValueError if no value has any weight"
         return _divide(self.total, self.weight)
+
+# %% ../nbs/11_debiasing.ipynb #e5a0c52d
+@patch
+def reset(self:ExactEMA, start=0., weight=0.):
+    "Forget all values, and start again from a guess or from nothing"
+    if not weight >= 0: raise ValueError(f'weight must be at least 0, got {weight}')
+    start, several = _wide(start), isinstance(start, (list, tuple))
+    self.total = [t*weight for t in start] if several else start*weight
+    self.weight = weight
+    return self
+
+@patch
+def update(self:ExactEMA,
+    x,               # next value: a number, a tensor, or tensors; only read
+    beta:float=None  # decay of this step; default: the average's own
+):
+    "Take in one value; returns the object itself"
+    beta = self.beta if beta is None else beta
+    self.total = ema_step(self.total, x, beta, self.dampened)
+    self.weight = ema_step(self.weight, 1., beta, self.dampened)
+    return self
 
 # %% ../nbs/11_debiasing.ipynb #12dd6231
 #| code-summary: "Code of ema_weights"

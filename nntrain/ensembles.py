@@ -40,6 +40,16 @@ def mean_predictions(
     if of == 'logits': return logs.mean(0).log_softmax(-1)
     raise ValueError(f"of must be 'probs' or 'logits', got {of!r}")
 
+# %% ../nbs/21_predictions.ipynb #7104bc05
+#| code-fold: true
+#| code-summary: "_looks: each with other random numbers"
+def _looks(asked, dl):
+    seeds = torch.randint(2**31, (len(asked),)).tolist()
+    def look(seed, learn, view):
+        torch.manual_seed(seed)
+        return get_preds(learn, dl, view)
+    return [look(seed, *pair) for seed, pair in zip(seeds, asked)]
+
 # %% ../nbs/21_predictions.ipynb #7104bc02
 def ensemble(
     learners,        # trained learners: one or several, over the same classes
@@ -55,14 +65,7 @@ def ensemble(
     dl = getattr(learners[0].dls, 'valid', None) if dl is None else dl
     asked = [
         (learn, view) for learn in learners for view in ((), *([tfm] for tfm in tfms))]
-    looks = []
-    with torch.random.fork_rng():
-        for seed, (learn, view) in zip(
-            torch.randint(2**31, (len(asked),)).tolist(), asked
-        ):
-            # each look has other random numbers
-            torch.manual_seed(seed)
-            looks.append(get_preds(learn, dl, view))
+    with torch.random.fork_rng(): looks = _looks(asked, dl)
     targets = looks[0][1]
     if targets is not None and any(not torch.equal(its, targets) for _, its in looks):
         raise ValueError(

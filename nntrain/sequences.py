@@ -49,7 +49,7 @@ def load_state_dict(self:ModelResetCB, state)->None:
         module, _, key = name.rpartition('.')
         setattr(self.model.get_submodule(module), key, value)
 
-# %% ../nbs/91_sequences.ipynb #8f88b801
+# %% ../nbs/91_sequences.ipynb #8f88b802
 def _of_all(mean, learn):
     "A mean over our rows as the mean over those of all processes; ours has a gradient"
     if learn.world.size == 1: return mean
@@ -57,6 +57,7 @@ def _of_all(mean, learn):
     whole, total = learn.world.sum(torch.stack([n, n*mean.detach()]))
     return (mean - mean.detach())*learn.world.size*n/whole + total/whole
 
+# %% ../nbs/91_sequences.ipynb #8f88b801
 class RNNRegularizerCB(Callback):
     "Take (logits, states, dropped states) apart, and add penalties to the loss"
     order = After(MetricsCB)  # metrics see the loss without the penalties

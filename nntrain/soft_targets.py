@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from . import checks
@@ -113,21 +114,26 @@ class MixUpCB(Callback):
     ):
         self.alpha = checks.positive('alpha', alpha)
         self.shares = torch.distributions.Beta(float(alpha), float(alpha))
-    def before_batch(self, learn):
-        if not learn.training: return
-        x, y = unpack(learn.batch)[0][0], learn.yb
-        _check_batch(x, y, type(self).__name__)
-        self.classes, self.other = y, torch.randperm(len(x), device=x.device)
-        x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
-        larger = torch.where(self.lam < .5, y[self.other], y)
-        learn.batch = with_targets(with_images(learn.batch, x), larger)
     def _draw(self, n):  # a blend is the same whichever picture comes first: the larger
         lam = self.shares.sample((n,))
         return torch.maximum(lam, 1-lam)
-    def get_loss(self, learn):
-        if not learn.training: return learn.get_loss()
-        soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
-        learn.loss = learn.loss_func(learn.preds, soft)
+
+# %% ../nbs/21_predictions.ipynb #173bdc05
+@patch
+def before_batch(self:MixUpCB, learn):
+    if not learn.training: return
+    x, y = unpack(learn.batch)[0][0], learn.yb
+    _check_batch(x, y, type(self).__name__)
+    self.classes, self.other = y, torch.randperm(len(x), device=x.device)
+    x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
+    larger = torch.where(self.lam < .5, y[self.other], y)
+    learn.batch = with_targets(with_images(learn.batch, x), larger)
+
+@patch
+def get_loss(self:MixUpCB, learn):
+    if not learn.training: return learn.get_loss()
+    soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
+    learn.loss = learn.loss_func(learn.preds, soft)
 
 # %% ../nbs/21_predictions.ipynb #173bdc03
 class CutMixCB(MixUpCB):

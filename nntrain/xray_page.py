@@ -28,9 +28,10 @@ def shape_list(
                     for line, said in notes(rows).items())
     return f'<details class="nn-x"><summary>Shapes</summary>{lines}</details>'
 
-_SWITCH = '''<p class="nn-x-all"><label><input type="checkbox"> Show shapes in all
-code</label> (from a run on a small part of the data; of functions the first call, of
-loops the last turn) <span aria-live="polite"></span></p>'''.replace('\n', ' ')
+_SWITCH = '''<p class="nn-x-all"><label><input type="checkbox"> Show beside the code
+what each line makes</label>: shape, type, mean ± standard deviation, noted in a run on a
+small part of the data (a function shows its first call, a loop its last turn)
+<span aria-live="polite"></span></p>'''.replace('\n', ' ')
 
 # %% ../nbs/81_xray.ipynb #81b00051
 #| code-fold: true

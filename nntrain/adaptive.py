@@ -40,7 +40,9 @@ class RMSProp(Optimizer):
             lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
             maximize=maximize, foreach=foreach))
 
-# %% ../nbs/12_adaptive.ipynb #7efa9793
+# %% ../nbs/12_adaptive.ipynb #7efa9794
+#| code-fold: true
+#| code-summary: "What a new weight begins with"
 def _init_state(p, *names):
     "With torch's keys: the parameter's own step counter, and averages that start at 0"
     return {'step': step_counter(), **{name: torch.zeros_like(p) for name in names}}
@@ -48,6 +50,7 @@ def _init_state(p, *names):
 @patch
 def init_state(self:RMSProp, p, group): return _init_state(p, 'square_avg')
 
+# %% ../nbs/12_adaptive.ipynb #7efa9793
 @patch
 def one_step(self:RMSProp, p, grad, state, group):
     state['step'] += 1
@@ -94,10 +97,13 @@ def multi_step(self:RMSProp, params, grads, states, group):
     torch._foreach_add_(denoms, group['eps'])
     subtract_ratio(params, grads, denoms, [group['lr']]*len(params))
 
-# %% ../nbs/12_adaptive.ipynb #4a1e796d
+# %% ../nbs/12_adaptive.ipynb #4a1e796e
+#| code-fold: true
+#| code-summary: "_number: the step count as a number"
 def _number(step):  # compiled code must not look at a tensor's value
     return step.double() if torch.compiler.is_compiling() else step.item()
 
+# %% ../nbs/12_adaptive.ipynb #4a1e796d
 def adam_direction(
     exp_avg:Tensor,          # m, running mean of the gradients
     exp_avg_sq:Tensor,       # v, running mean of their squares, same shape
@@ -201,6 +207,9 @@ def one_step(self:AdamW, p, grad, state, group):
     p *= 1 - group['lr']*group['weight_decay']
     super(AdamW, self).one_step(p, grad, state, {**group, 'weight_decay': 0.})
 
+# %% ../nbs/12_adaptive.ipynb #88843d93
+#| code-fold: true
+#| code-summary: "The same for lists of weights"
 @patch
 def multi_step(self:AdamW, params, grads, states, group):
     kept = 1 - group['lr']*group['weight_decay']

@@ -126,6 +126,8 @@ def _told(archive, photos, skip_damaged):
     return photos
 
 # %% ../nbs/88_photo_files.ipynb #d1c62ab3
+#| code-fold: true
+#| code-summary: "_Moments: the two sums"
 class _Moments:
     "Mean and deviation of each colour, picture by picture"
     def __init__(self): self.n, self.total, self.squares = 0, np.zeros(3), np.zeros(3)

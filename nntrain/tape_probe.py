@@ -29,6 +29,8 @@ from .prepare import BatchTransformCB, DeviceCB
 from .tape_layers import _watched
 
 # %% ../nbs/80_tape.ipynb #4518fe19
+#| code-fold: true
+#| code-summary: "_same_luck: random numbers go on as if none had been drawn"
 @contextlib.contextmanager
 def _same_luck(device):
     "Random numbers go on afterwards as if the block had drawn none"

@@ -18,6 +18,8 @@ from . import checks
 from .photo_transforms import squared
 
 # %% ../nbs/88_photo_files.ipynb #b3827e4d
+#| code-fold: true
+#| code-summary: "_Pen: draws in a box with the corners (0, 0) and (1, 1)"
 class _Pen:
     "Draws in a box whose corners are (0, 0) and (1, 1)"
     def __init__(self, picture, box, rng):
@@ -97,6 +99,8 @@ def _scene(w, h, rng):
     return Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8))
 
 # %% ../nbs/88_photo_files.ipynb #85c29e91
+#| code-fold: true
+#| code-summary: "Four boxes, and the place of the thing"
 def _add_clutter(picture, short, rng):
     "Four boxes that mean nothing"
     w, h = picture.size

@@ -265,6 +265,17 @@ def test_letters_of_pictures_lie_where_the_picture_is(visit, width):
     assert wide <= 0
 
 
+@pytest.mark.parametrize('name', ['browser.html', 'schedulers.html'])
+def test_only_plots_fade_at_the_edge_of_a_phone(visit, name):
+    "A pad to draw on and a tape are as wide as the screen: nothing is further right"
+    page = visit(name, width=360)
+    assert page.locator('main .nnx-draw, main .nnt').count()
+    in_figure = page.evaluate('''() => [...document.querySelectorAll('main *')]
+      .filter(e => getComputedStyle(e).animationName == 'fade')
+      .map(e => e.closest('.nnx, .nnt') != null)''')
+    assert in_figure and not any(in_figure)
+
+
 # ---- shapes beside the code ----------------------------------------------------------
 
 def test_shapes_are_shown_at_their_lines(visit):

@@ -89,7 +89,7 @@ def sizes():
 
 def gamma():
     "The last γ of each block at 0 and at 1"
-    for seed, start in product(range(8), (0, 1)):
+    for seed, start in product(range(10), (0, 1)):
         def run():
             make = partial(narrow, zero_init=start == 0)
             return fit(make, fashion_dls(256, seed=seed), 2, 1e-2, seed)

@@ -9,8 +9,9 @@ from __future__ import annotations
 __all__ = ['GradientClipCB']
 
 # %% ../nbs/16_callbacks.ipynb #4ec9ea01
-#| code-summary: "GradientClipCB"
+#| code-summary: "GradientClipCB: one limit of two kinds"
 #| code-fold: true
+from fastcore.basics import patch
 from torch import nn
 
 from .accumulate import _params
@@ -32,10 +33,19 @@ class GradientClipCB(Callback):
         positive('the limit', max_norm if max_value is None else max_value)
         self.max_norm, self.max_value = max_norm, max_value
         self.norms, self.new = [], []
-    def before_fit(self, learn): self.norms, self.new = [], []
-    def after_backward(self, learn):
-        if self.max_value is not None:
-            nn.utils.clip_grad_value_(_params(learn), self.max_value)
-        else: self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
-    def cleanup_phase(self, learn):  # one transfer for all
-        self.norms, self.new = self.norms + to_floats(self.new), []
+
+# %% ../nbs/16_callbacks.ipynb #4ec9ea02
+#| code-summary: "Note the norm, then clip"
+#| code-fold: true
+@patch
+def before_fit(self:GradientClipCB, learn): self.norms, self.new = [], []
+
+@patch
+def after_backward(self:GradientClipCB, learn):
+    if self.max_value is not None:
+        nn.utils.clip_grad_value_(_params(learn), self.max_value)
+    else: self.new.append(nn.utils.clip_grad_norm_(_params(learn), self.max_norm))
+
+@patch
+def cleanup_phase(self:GradientClipCB, learn):  # one transfer for all
+    self.norms, self.new = self.norms + to_floats(self.new), []

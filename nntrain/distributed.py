@@ -27,7 +27,8 @@ from .events import CANCELS
 from .metrics import MetricsCB
 from .shards import made_up_row, rows_of, shard
 from .tensor_loader import TensorLoader
-from .world import Several, _average, _rehearse, _started, agree, all_sum
+from .world import (Several, _average, _launched, _rehearse, agree, all_sum,
+                           world_size)
 
 # %% auto #0
 __all__ = ['AccelerateCB']
@@ -71,7 +72,7 @@ def _start(self:AccelerateCB):
             f'{self.accelerator.num_processes}: each would train alone')
 
 # %% ../nbs/18_distributed.ipynb #f4cb2643
-#| code-summary: "What is refused: float16 of accelerate, and SyncBatchNorm without CUDA"
+#| code-summary: "What was started; what is refused: float16 of accelerate, SyncBatchNorm without CUDA"
 #| code-fold: true
 @patch
 def _refuse_fp16(self:AccelerateCB):
@@ -80,6 +81,8 @@ def _refuse_fp16(self:AccelerateCB):
         raise ValueError('for float16 put MixedPrecisionCB(torch.float16) beside '
                          'AccelerateCB, which scales the loss and counts the steps '
                          "that overflow; mixed_precision='bf16' needs nothing else")
+
+def _started(): return int(os.environ['WORLD_SIZE']) if _launched() else world_size()
 
 def _gpus():
     there = torch.accelerator.is_available()
@@ -191,6 +194,8 @@ def _share(self:AccelerateCB, n):
     return torch.where(weight > 0, n/weight, 0.)*self.world.size
 
 # %% ../nbs/18_distributed.ipynb #2fb8f301
+#| code-fold: true
+#| code-summary: "Code of after_loss: the value of all rows, the gradient of ours"
 @patch
 def after_loss(self:AccelerateCB, learn):
     if self.world.size == 1: return

@@ -94,6 +94,8 @@ def load_state_dict(self:MonitorCB, state)->None:
     vars(self).update({name: state[name] for name in self.kept})
 
 # %% ../nbs/16_callbacks.ipynb #f70b3701
+#| code-fold: true
+#| code-summary: "EarlyStoppingCB"
 class EarlyStoppingCB(MonitorCB):
     "Leave the fit when `patience` epochs in a row brought no gain"
     def __init__(self,

@@ -54,6 +54,8 @@ class MixedPrecisionCB(Callback):
         if self.inside: self.inside = False; self.autocast.__exit__(None, None, None)
 
 # %% ../nbs/16_callbacks.ipynb #b839c57f
+#| code-fold: true
+#| code-summary: "Scale for backward only, unscale after it, notice a step left out"
 @patch
 def backward(self:MixedPrecisionCB, learn):
     if self.scaler is None: return learn.backward()

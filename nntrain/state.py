@@ -10,7 +10,7 @@ __all__ = ['random_state', 'set_random_state', 'loader_state', 'set_loader_state
 
 # %% ../nbs/17_checkpoints.ipynb #ca501c01
 #| code-fold: true
-#| code-summary: "Imports of the module; the states of the generators"
+#| code-summary: "Imports of the module; random_state reads the generators"
 import random
 
 import numpy as np
@@ -31,6 +31,9 @@ def random_state()->dict:  # plain numbers and uint8 tensors
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
+# %% ../nbs/17_checkpoints.ipynb #ca501c02
+#| code-fold: true
+#| code-summary: "Code of set_random_state: put them back"
 def set_random_state(
     state:dict  # what `random_state` gave
 )->None:

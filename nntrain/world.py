@@ -42,8 +42,6 @@ def world_size()->int:
     met = dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if met else 1
 
-def _started(): return int(os.environ['WORLD_SIZE']) if _launched() else world_size()
-
 def is_main()->bool:
     "Is this the process that prints and saves? A process on its own is"
     if dist.is_available() and dist.is_initialized(): return dist.get_rank() == 0

@@ -175,7 +175,7 @@ def _as_written(model):  # without what torch.compile has made of it: hooks are 
         yield getattr(model, '_orig_mod', model)
 
 @patch
-def run(self:_Meter, model, layers, inputs):
+def _run(self:_Meter, model, layers, inputs):
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model))
         as_written = stack.enter_context(_as_written(model))
@@ -200,7 +200,7 @@ def _counts(m):  # does this module get a row?
     return leaf or has_own or isinstance(m, (_ConvNd, nn.Linear))
 
 @patch
-def fill(self:_Meter, layers, n):  # parameters, where they come first; MACs per sample
+def _fill(self:_Meter, layers, n):  # parameters, where they come first; MACs per sample
     counted = set()
     for name, m in layers.items():
         own = {id(p): p.numel() for p in m.parameters(recurse=False)}
@@ -229,7 +229,7 @@ def summary(
     if n == 0: raise ValueError('the batch is empty: its first axis has length 0')
     layers = {name: m for name, m in _modules_of(model).items() if _counts(m)}
     meter = _Meter()
-    meter.run(model, layers, inputs)
-    meter.fill(layers, n)
+    meter._run(model, layers, inputs)
+    meter._fill(layers, n)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Summary(list(meter.rows.values()), n, trainable)

@@ -20,7 +20,7 @@ __all__ = ['CHOICE_SEED', 'TRIES', 'RECIPES', 'PHOTO_TRIES', 'SEEDS', 'try_recip
 
 # %% ../nbs/23_challenge.ipynb #23646489
 #| code-fold: true
-#| code-summary: "TRIES: what changes"
+#| code-summary: "TRIES: the optimizer, the network, the rate, the targets"
 CHOICE_SEED = 100
 TRIES = {  # name: (the try that it changes, what changes)
     'start': (None, {}),
@@ -36,6 +36,12 @@ TRIES = {  # name: (the try that it changes, what changes)
     'soft targets': ('Muon', dict(smoothing=.1)),
     'GELU': ('Muon', dict(act='gelu')),
     'blocks that start at work': ('Muon', dict(zero_init=False)),
+}
+
+# %% ../nbs/23_challenge.ipynb #23646490
+#| code-fold: true
+#| code-summary: "… pictures, weights, schedule; other optimizers; some of these together"
+TRIES |= {
     'flips in turn': ('Muon', dict(flip='alternating')),
     'random flips': ('Muon', dict(flip='random')),
     'moved by a pixel': ('Muon', dict(move=1)),

@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_photographs.ipynb #ima00001
 #| code-fold: true
-#| code-summary: "Imports of the module; the hash, once for each file; toys instead; a check"
+#| code-summary: "Imports of the module; the check of what `imagenette` gives"
 from __future__ import annotations
 
 import functools
@@ -21,14 +21,6 @@ from .data import DataLoaders, stratified_split
 from .photo_cache import cache_folder, cached_photos
 from .toy_photos import ToyPhotos
 
-@functools.lru_cache(4)
-def _checked(path, changed): return check_md5(path, KNOWN)
-
-def _toys(size, shape, quick):
-    n_train, n_val = (400, 200) if quick else (3000, 1000)
-    return dict(train=ToyPhotos(n_train, [0, 0], size, shape),
-                val=ToyPhotos(n_val, [0, 1], size, shape), source='toy')
-
 def _check_photos(photos):
     "ValueError unless it is what `imagenette` gives"
     if isinstance(photos, dict) and {'train', 'val', 'source'} <= {*photos}: return
@@ -41,7 +33,7 @@ __all__ = ['IMAGENETTE', 'URL', 'KNOWN', 'N_PICTURES', 'find_imagenette', 'image
 
 # %% ../nbs/22_photographs.ipynb #dff3040a
 #| code-fold: true
-#| code-summary: "IMAGENETTE, URL, KNOWN: the classes, and the archives that we know"
+#| code-summary: "IMAGENETTE, URL, KNOWN: the classes, and the archives that we know by their hash"
 IMAGENETTE = {            # folder of a class: what it shows
     'n01440764': 'tench', 'n02102040': 'English springer',
     'n02979186': 'cassette player', 'n03000684': 'chain saw', 'n03028079': 'church',
@@ -60,6 +52,9 @@ _HELP = (f'Put {Path(URL).name} from {URL} into a folder and set NNTRAIN_DATA=FO
 def _warn_toy(reason):
     warnings.warn(f'Not Imagenette but pictures drawn by code: {reason} {_HELP}',
                   stacklevel=4)
+
+@functools.lru_cache(4)  # again only if the file has changed
+def _checked(path, changed): return check_md5(path, KNOWN)
 
 # %% ../nbs/22_photographs.ipynb #ima00003
 #| code-fold: true
@@ -87,7 +82,12 @@ def find_imagenette(
 
 # %% ../nbs/22_photographs.ipynb #b3682079
 #| code-fold: true
-#| code-summary: "imagenette"
+#| code-summary: "imagenette; toys instead"
+def _toys(size, shape, quick):
+    n_train, n_val = (400, 200) if quick else (3000, 1000)
+    return dict(train=ToyPhotos(n_train, [0, 0], size, shape),
+                val=ToyPhotos(n_val, [0, 1], size, shape), source='toy')
+
 def imagenette(
     size:int=128,       # height and width, in pixels
     shape:str='crop',   # as in `squared`

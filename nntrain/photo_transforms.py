@@ -10,7 +10,7 @@ __all__ = ['SHAPES', 'squared', 'resample', 'windows_to', 'RandomResizedCrop', '
 
 # %% ../nbs/22_photographs.ipynb #sha00001
 #| code-fold: true
-#| code-summary: "Imports of the module; the checks of a window and of a type"
+#| code-summary: "Imports of the module; the check of a window"
 import math
 
 import torch
@@ -31,12 +31,6 @@ def _check_windows(start, length, n, size):
         raise ValueError(f'each window must lie inside the image of {n} pixels and be '
                          'wider than 0: start at least 0, start + length at most '
                          f'{n}')
-
-def _check_dtype(dtype):
-    "ValueError unless a number of this type may be a fraction"
-    if not getattr(dtype, 'is_floating_point', False):
-        raise ValueError('dtype must be a type of floats, such as torch.bfloat16, '
-                         f'got {dtype!r}')
 
 # %% ../nbs/22_photographs.ipynb #c384ce20
 #| code-fold: true
@@ -84,7 +78,13 @@ def resample(
 
 # %% ../nbs/22_photographs.ipynb #sha00004
 #| code-fold: true
-#| code-summary: "windows_to: two products"
+#| code-summary: "windows_to: two products; the check of a type"
+def _check_dtype(dtype):
+    "ValueError unless a number of this type may be a fraction"
+    if not getattr(dtype, 'is_floating_point', False):
+        raise ValueError('dtype must be a type of floats, such as torch.bfloat16, '
+                         f'got {dtype!r}')
+
 def windows_to(
     x:Tensor,            # (N, C, H, W) images
     top, left,           # (N,) first row and column of each window
@@ -123,6 +123,8 @@ def _first_that_fits(width, height, h, w):
     return width.masked_fill(none, w), height.masked_fill(none, h)
 
 # %% ../nbs/22_photographs.ipynb #sha00007
+#| code-fold: true
+#| code-summary: "RandomResizedCrop: what it is given"
 class RandomResizedCrop(ImageTransform):
     "Cut a window of random size, shape and place out of each image, and resize it"
     TRIES = 10             # windows that are drawn for an image; the first that fits

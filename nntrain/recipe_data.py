@@ -11,8 +11,6 @@ __all__ = ['Recipe', 'changes', 'recipe_callbacks', 'recipe_parts', 'run_recipe'
 # %% ../nbs/23_challenge.ipynb #234606c5
 #| code-fold: true
 #| code-summary: "Imports of the module on a recipe"
-import time
-from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -25,15 +23,12 @@ from .average import WeightAveragingCB
 from .budgets import budget as find_budget, find_device
 from .challenge_parts import (ACTS, DATA, LOOKS, NETWORKS, OPT_FUNCS, SHAPES,
                                      EpochLoader)
-from .compare import set_seed
 from .cycles import momentum_cycle
 from .data import DataLoaders
-from .ensembles import mean_predictions
 from .erase import RandomErase
 from .learner import Learner
 from .photo_transforms import RandomResizedCrop, resized
 from .precision import MixedPrecisionCB, has_bfloat16
-from .predict import get_preds
 from .prepare import DeviceCB, NormalizeCB
 from .schedule_free import ScheduleFreeCB
 from .soft_targets import MixUpCB
@@ -168,6 +163,8 @@ def recipe_callbacks(
 # %% ../nbs/23_challenge.ipynb #23c0de07
 #| code-fold: true
 #| code-summary: "Code of the loaders"
+from copy import copy
+
 def _by_epoch(r, dls, seed):
     "The loaders, where a recipe asks for it with an `EpochLoader` for training"
     if not r.grow and r.flip != 'alternating': return dls
@@ -181,6 +178,8 @@ def _by_epoch(r, dls, seed):
 # %% ../nbs/23_challenge.ipynb #23d2b953
 #| code-fold: true
 #| code-summary: "Code of recipe_parts: model, loaders, loss, optimizer, rate, callbacks"
+from .compare import set_seed
+
 def recipe_parts(
     recipe:Recipe,     # what to train
     dls:DataLoaders,   # its data; they stay as they are
@@ -202,6 +201,11 @@ def recipe_parts(
 # %% ../nbs/23_challenge.ipynb #23ea33b6
 #| code-fold: true
 #| code-summary: "How predictions become numbers, and the clock"
+import time
+
+from .ensembles import mean_predictions
+from .predict import get_preds
+
 def _accuracy(preds, targets):
     return (preds.argmax(1) == targets).sum().item()/len(targets)
 

@@ -113,7 +113,7 @@ class ResBlock(nn.Module):
         return self.act(self.convs(x) + self.identity(x))
 
 # %% ../nbs/19_resnet.ipynb #664c6e01
-#| code-summary: "ResNet, and the checks of the arguments"
+#| code-summary: "ResNet, and the check of a picture"
 #| code-fold: true
 class ResNet(nn.Sequential):
     "What `resnet` makes: an `nn.Sequential` that refuses pictures that it cannot use"
@@ -136,6 +136,9 @@ class ResNet(nn.Sequential):
                 'last convolutions see little but the border. Use larger pictures, or '
                 'fewer strides of 2')
 
+# %% ../nbs/19_resnet.ipynb #664c6e02
+#| code-summary: "The check of the arguments"
+#| code-fold: true
 def _check_network(widths, strides, n_blocks, n_classes):
     if not widths:
         raise ValueError('widths is empty: give the channels of the stem and of each '
@@ -146,6 +149,8 @@ def _check_network(widths, strides, n_blocks, n_classes):
     whole('n_blocks', n_blocks), whole('n_classes', n_classes)
 
 # %% ../nbs/19_resnet.ipynb #6d6b2b01
+#| code-fold: true
+#| code-summary: "resnet: stem, stages of blocks, mean, linear layer"
 def resnet(
     widths=(16, 32, 64, 128, 256),  # channels of the stem, then of each stage
     n_blocks:int=1,                 # `ResBlock`s per stage
@@ -184,6 +189,8 @@ def _trainable(model):
     return params
 
 # %% ../nbs/19_resnet.ipynb #3a877d01
+#| code-fold: true
+#| code-summary: "dead_weights: draw, look which gradients are 0, repeat"
 def dead_weights(
     model:nn.Module,  # tried in training mode; all that it holds is put back afterwards
     shape:tuple,      # of a batch of inputs, such as (8, 1, 28, 28)

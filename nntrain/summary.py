@@ -17,6 +17,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -46,7 +47,7 @@ def layer_macs(
 
 # %% ../nbs/19_resnet.ipynb #7ddaaf01
 #| code-fold: true
-#| code-summary: "The code: untouched, Summary, the hooks, summary"
+#| code-summary: "untouched: a look without traces"
 @contextlib.contextmanager
 def untouched(
     model:nn.Module  # every module of it is in eval mode inside
@@ -56,6 +57,9 @@ def untouched(
     with aside(SimpleNamespace(model=model, cbs=())), torch.no_grad():
         yield model.eval()
 
+# %% ../nbs/19_resnet.ipynb #7ddaaf02
+#| code-fold: true
+#| code-summary: "LayerRow: one row"
 @dataclass
 class LayerRow:
     "One layer in a `Summary`"
@@ -77,7 +81,10 @@ def _count(n):
     if n is None: return '?'
     return f'{n:,}' if isinstance(n, int) else f'{n:,.1f}'
 
-@dataclass
+# %% ../nbs/19_resnet.ipynb #7ddaaf03
+#| code-fold: true
+#| code-summary: "Summary: the rows, and their sums"
+@dataclass(repr=False)
 class Summary:
     "Layers of a model, with shapes, parameters and cost; see `summary`"
     rows:list        # a `LayerRow` each
@@ -97,48 +104,49 @@ class Summary:
         "Is the cost of every layer known?"
         return all(row.macs is not None for row in self.rows)
 
-    def _table(self):
-        head = 'layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'
-        macs = ('' if self.exact else '≥ ') + _count(self.macs)
-        total = 'total', '', '', '', _count(self.params), macs
-        return [head, *(row.cells() for row in self.rows), total]
+# %% ../nbs/19_resnet.ipynb #7ddaaf04
+#| code-fold: true
+#| code-summary: "Summary as a table in Markdown"
+@patch
+def _table(self:Summary):
+    head = 'layer', 'kind', 'input', 'output', 'parameters', 'MACs per sample'
+    macs = ('' if self.exact else '≥ ') + _count(self.macs)
+    total = 'total', '', '', '', _count(self.params), macs
+    return [head, *(row.cells() for row in self.rows), total]
 
-    def __repr__(self):
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table)]
-        def line(row):
-            texts = [c.rjust(w) if i > 3 else c.ljust(w)
-                     for i, (c, w) in enumerate(zip(row, widths))]
-            return '  '.join(texts).rstrip()
-        head, *rows, total = map(line, table)
-        rule = '-'*max(map(len, (head, *rows, total)))
-        return '\n'.join([head, rule, *rows, rule, total, self._note()])
+@patch
+def _repr_markdown_(self:Summary):
+    head, *rows = ('| ' + ' | '.join(row) + ' |' for row in self._table())
+    return '\n'.join([head, '|:--|:--|:--|:--|--:|--:|', *rows, '', self._note()])
 
-    def _repr_markdown_(self):
-        head, *rows = ('| ' + ' | '.join(row) + ' |' for row in self._table())
-        return '\n'.join([head, '|:--|:--|:--|:--|--:|--:|', *rows, '', self._note()])
+@patch
+def _note(self:Summary):
+    note, frozen = f'Batch of {self.n_samples}.', self.params - self.trainable
+    if frozen > 0: note += f' {frozen:,} of {self.params:,} parameters are frozen.'
+    if not self.exact: note += ' ? = a kind of layer whose cost is not known here.'
+    return note
 
-    def _note(self):
-        note, frozen = f'Batch of {self.n_samples}.', self.params - self.trainable
-        if frozen > 0: note += f' {frozen:,} of {self.params:,} parameters are frozen.'
-        if not self.exact: note += ' ? = a kind of layer whose cost is not known here.'
-        return note
+# %% ../nbs/19_resnet.ipynb #7ddaaf05
+#| code-fold: true
+#| code-summary: "Summary as text"
+@patch
+def __repr__(self:Summary):
+    table = self._table()
+    widths = [max(map(len, column)) for column in zip(*table)]
+    def line(row):
+        texts = [c.rjust(w) if i > 3 else c.ljust(w)
+                 for i, (c, w) in enumerate(zip(row, widths))]
+        return '  '.join(texts).rstrip()
+    head, *rows, total = map(line, table)
+    rule = '-'*max(map(len, (head, *rows, total)))
+    return '\n'.join([head, rule, *rows, rule, total, self._note()])
 
-@contextlib.contextmanager
-def _as_written(model):  # without what torch.compile has made of it: hooks are called
-    compiled = any(map(_is_compiled, model.modules()))
-    with contextlib.ExitStack() as stack:
-        if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
-        yield getattr(model, '_orig_mod', model)
-
+# %% ../nbs/19_resnet.ipynb #7ddaaf06
+#| code-fold: true
+#| code-summary: "The hooks: what each layer was given, gave and cost"
 def _shapes(obj):
     shapes = ['×'.join(map(str, t.shape)) or 'scalar' for t in tensors_of(obj)]
     return ', '.join(shapes) or '–'
-
-def _counts(m):  # does this module get a row?
-    leaf = next(m.children(), None) is None
-    has_own = next(m.parameters(recurse=False), None) is not None
-    return leaf or has_own or isinstance(m, (_ConvNd, nn.Linear))
 
 class _Meter:
     "What hooks note during one forward pass: rows by name, and which layer is at work"
@@ -156,35 +164,58 @@ class _Meter:
         before = self.totals.get(hook.name, 0)
         self.totals[hook.name] = None if None in (macs, before) else before + macs
 
-    def run(self, model, layers, inputs):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(untouched(model))
-            as_written = stack.enter_context(_as_written(model))
-            for name, m in layers.items():
-                start = partial(self.start, name=name)
-                handle = m.register_forward_pre_hook(start, with_kwargs=True)
-                stack.callback(handle.remove)
-            stack.enter_context(Hooks(layers, self.note))
-            try: as_written(*inputs)
-            except Exception as e:
-                if not self.running: raise
-                name, module, given = self.running[-1]
-                raise ValueError(f'the model fails in layer {name!r}, {module}, which '
-                                 f'was given {_shapes(given)}: {e}') from e
+# %% ../nbs/19_resnet.ipynb #7ddaaf07
+#| code-fold: true
+#| code-summary: "The pass, and where it fails"
+@contextlib.contextmanager
+def _as_written(model):  # without what torch.compile has made of it: hooks are called
+    compiled = any(map(_is_compiled, model.modules()))
+    with contextlib.ExitStack() as stack:
+        if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
+        yield getattr(model, '_orig_mod', model)
 
-    def fill(self, layers, n):  # parameters, where they come first; MACs per sample
-        counted = set()
+@patch
+def _run(self:_Meter, model, layers, inputs):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        as_written = stack.enter_context(_as_written(model))
         for name, m in layers.items():
-            own = {id(p): p.numel() for p in m.parameters(recurse=False)}
-            own = {key: size for key, size in own.items() if key not in counted}
-            counted |= set(own)
-            never_ran = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
-            if own: self.rows.setdefault(name, never_ran)
-            if name in self.rows: self.rows[name].params = sum(own.values())
-        for name, macs in self.totals.items():
-            whole_number = macs is None or macs % n == 0
-            self.rows[name].macs = macs and (macs//n if whole_number else macs/n)
+            start = partial(self.start, name=name)
+            handle = m.register_forward_pre_hook(start, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(Hooks(layers, self.note))
+        try: as_written(*inputs)
+        except Exception as e:
+            if not self.running: raise
+            name, module, given = self.running[-1]
+            raise ValueError(f'the model fails in layer {name!r}, {module}, which '
+                             f'was given {_shapes(given)}: {e}') from e
 
+# %% ../nbs/19_resnet.ipynb #7ddaaf08
+#| code-fold: true
+#| code-summary: "Parameters, and the cost per sample"
+def _counts(m):  # does this module get a row?
+    leaf = next(m.children(), None) is None
+    has_own = next(m.parameters(recurse=False), None) is not None
+    return leaf or has_own or isinstance(m, (_ConvNd, nn.Linear))
+
+@patch
+def _fill(self:_Meter, layers, n):  # parameters, where they come first; MACs per sample
+    counted = set()
+    for name, m in layers.items():
+        own = {id(p): p.numel() for p in m.parameters(recurse=False)}
+        own = {key: size for key, size in own.items() if key not in counted}
+        counted |= set(own)
+        never_ran = LayerRow(name, type(m).__name__, 0, '', '', 0, 0)
+        if own: self.rows.setdefault(name, never_ran)
+        if name in self.rows: self.rows[name].params = sum(own.values())
+    for name, macs in self.totals.items():
+        whole_number = macs is None or macs % n == 0
+        self.rows[name].macs = macs and (macs//n if whole_number else macs/n)
+
+# %% ../nbs/19_resnet.ipynb #7ddaaf09
+#| code-fold: true
+#| code-summary: "summary"
 def summary(
     model:nn.Module,  # stays as it is: weights, buffers, gradients, modes, random state
     batch             # a batch as a loader gives it, or only the input, a tensor
@@ -198,7 +229,7 @@ def summary(
     if n == 0: raise ValueError('the batch is empty: its first axis has length 0')
     layers = {name: m for name, m in _modules_of(model).items() if _counts(m)}
     meter = _Meter()
-    meter.run(model, layers, inputs)
-    meter.fill(layers, n)
+    meter._run(model, layers, inputs)
+    meter._fill(layers, n)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Summary(list(meter.rows.values()), n, trainable)

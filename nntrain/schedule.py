@@ -166,7 +166,9 @@ def join(
 # %% ../nbs/15_schedulers.ipynb #769f5825
 #| code-summary: "warm_up and inverse_sqrt"
 #| code-fold: true
-def _named(name, schedule): schedule.__qualname__ = name; return schedule
+def _named(name, schedule):  # a checkpoint knows schedules by name; `join` has one
+    schedule.__qualname__ = name
+    return schedule
 
 def warm_up(
     schedule,        # what follows

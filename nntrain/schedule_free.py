@@ -157,8 +157,10 @@ def use_fast(
     for group in groups: group['averaged'] = False
 
 # %% ../nbs/15_schedulers.ipynb #f1dd8a19
-#| code-summary: "ScheduleFreeCB"
+#| code-summary: "ScheduleFreeCB: a fit begins at y, and no other average may be validated"
 #| code-fold: true
+from fastcore.basics import patch
+
 class ScheduleFreeCB(Callback):
     "Validate with the average, and leave it in the model, however the fit ends"
     watches, changes_model, validates = True, True, True
@@ -173,17 +175,25 @@ class ScheduleFreeCB(Callback):
                              f'say validates=False')
         use_fast(learn.opt)
         self.opts.append(learn.opt)
-    def before_phase(self, learn):
-        groups = getattr(learn.opt, 'param_groups', ())
-        if learn.training or not any('averaged' in group for group in groups): return
-        self.swaps.append(averaged(learn.opt))
-        self.swaps[-1].__enter__()
-    def cleanup_phase(self, learn):
-        if learn.training or not self.swaps: return
-        self.swaps.pop().__exit__(None, None, None)
-    def cleanup_fit(self, learn):
-        began = 'train' in learn.phases and self.opts and self.opts[-1] is learn.opt
-        if began: use_average(self.opts.pop())
     @property
     def ready(self)->bool: return bool(self.opts)
     def averaged(self, model): return averaged(self.opts[-1])   # for `SaveBestCB`
+
+# %% ../nbs/15_schedulers.ipynb #f1dd8a20
+#| code-summary: "x for the length of each validation, and at the end of the fit"
+#| code-fold: true
+@patch
+def before_phase(self:ScheduleFreeCB, learn):
+    groups = getattr(learn.opt, 'param_groups', ())
+    if learn.training or not any('averaged' in group for group in groups): return
+    self.swaps.append(averaged(learn.opt))
+    self.swaps[-1].__enter__()
+
+@patch
+def cleanup_phase(self:ScheduleFreeCB, learn):
+    if not learn.training and self.swaps: self.swaps.pop().__exit__(None, None, None)
+
+@patch
+def cleanup_fit(self:ScheduleFreeCB, learn):
+    began = 'train' in learn.phases and self.opts and self.opts[-1] is learn.opt
+    if began: use_average(self.opts.pop())

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['get_preds']
 
 # %% ../nbs/20_augmentation.ipynb #d75ebbcb
-#| code-summary: "Imports; _PredictCB: a target that is missing, and an early end"
+#| code-summary: "Imports"
 #| code-fold: true
 import math
 from types import SimpleNamespace
@@ -24,6 +24,9 @@ from .callback import Callback
 from .events import CancelBatch, CancelFit
 from .learner import Learner
 
+# %% ../nbs/20_augmentation.ipynb #c71bd101
+#| code-fold: true
+#| code-summary: "_PredictCB: a target that is missing, and an early end"
 class _PredictCB(Callback):
     """Leave out what follows a validation phase; a batch of inputs only gets the target
     None"""

@@ -29,8 +29,8 @@ def shape_list(
     return f'<details class="nn-x"><summary>Shapes</summary>{lines}</details>'
 
 _SWITCH = '''<p class="nn-x-all"><label><input type="checkbox"> Show beside the code
-what each line makes</label>: shape, type, mean ± standard deviation, noted in a run on a
-small part of the data (a function shows its first call, a loop its last turn)
+what each line makes</label>: shape, type, mean ± standard deviation, noted in a run
+on a small part of the data (a function shows its first call, a loop its last turn)
 <span aria-live="polite"></span></p>'''.replace('\n', ' ')
 
 # %% ../nbs/81_xray.ipynb #81b00051

@@ -26,6 +26,12 @@ function enlarged(bytes, side) {
   });
 }
 
+// The same levels, with grey inside an outline.
+function filled(now, side) {
+  const isInside = inside(now, side);
+  return now.map((v, i) => v < 0.6 && isInside(i) ? 0.6 : v);
+}
+
 // Call `speak` with the last words when the hand rests.
 function afterRest(speak) {
   let words = '', wait = 0;
@@ -37,7 +43,7 @@ function afterRest(speak) {
   };
 }
 
-// The line below the buttons: whose network and picture are in use, or why a file is not.
+// The line below the buttons: what is in use, or why a file cannot be used.
 function fileLine(part) {
   let network = '';
   const show = text => {
@@ -116,10 +122,7 @@ function drawing({ id, network, pictures }) {
         line.forget();
         replace(new Float32Array(pad.side ** 2));
       },
-      fill() {
-        const now = pad.levels(), isInside = inside(now, pad.side);
-        put(now.map((v, i) => v < 0.6 && isInside(i) ? 0.6 : v), part('fit').checked);
-      },
+      fill() { put(filled(pad.levels(), pad.side), part('fit').checked); },
       show() {
         part('maps').hidden = !part('maps').hidden;
         part('show').setAttribute('aria-expanded', !part('maps').hidden);
@@ -132,10 +135,7 @@ function drawing({ id, network, pictures }) {
           { top, share, name: known.classes[top] }, () => mine === job);
       },
     };
-    const pick = i => {
-      line.forget();
-      put(enlarged(picture(i), pad.side), false);
-    };
+    const pick = i => { line.forget(); put(enlarged(picture(i), pad.side), false); };
     listen(figure, part, acts, request, take, pick);
     followPointer(part('pad'), pad);
     followKeys(part('pad'), part('cursor'), pad, say);

@@ -117,6 +117,10 @@ class MixUpCB(Callback):
     def _draw(self, n):  # a blend is the same whichever picture comes first: the larger
         lam = self.shares.sample((n,))
         return torch.maximum(lam, 1-lam)
+    def get_loss(self, learn):
+        if not learn.training: return learn.get_loss()
+        soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
+        learn.loss = learn.loss_func(learn.preds, soft)
 
 # %% ../nbs/21_predictions.ipynb #173bdc05
 @patch
@@ -128,12 +132,6 @@ def before_batch(self:MixUpCB, learn):
     x, self.lam = self.mix(x, self.other, self._draw(len(x)).to(x.device))
     larger = torch.where(self.lam < .5, y[self.other], y)
     learn.batch = with_targets(with_images(learn.batch, x), larger)
-
-@patch
-def get_loss(self:MixUpCB, learn):
-    if not learn.training: return learn.get_loss()
-    soft = mix_targets(self.classes, self.other, self.lam, learn.preds.shape[1])
-    learn.loss = learn.loss_func(learn.preds, soft)
 
 # %% ../nbs/21_predictions.ipynb #173bdc03
 class CutMixCB(MixUpCB):

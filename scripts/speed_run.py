@@ -5,9 +5,9 @@
 
 Ways: ours, miniai, fastai, lightning, airbench; one whose library is missing is left
 out, with a line that says so. A way drops out of a goal when a run that falls short of
-it has taken five times as long as our mean to that goal. What was run is in results/runs/speed.json, and only what
-is missing is run. Run it on a machine that does nothing else, on a CPU or on a GPU. The
-page is nbs/23_challenge.ipynb.
+it has taken five times as long as our mean to that goal. What was run is in
+results/runs/speed.json, and only what is missing is run. Run it on a machine that does
+nothing else, on a CPU or on a GPU. The page is nbs/23_challenge.ipynb.
 """
 import argparse
 import math

@@ -47,7 +47,7 @@ def conv_block(
     act=nn.ReLU,          # () -> activation; None: without
     bias:bool=None        # of the convolution; None: only without a normalisation
 )->nn.Sequential:         # (N, n_in, H, W) -> (N, n_out, ⌈H/stride⌉, ⌈W/stride⌉)
-    "Convolution, normalisation, activation; no bias where it would be subtracted again"
+    "Convolution, normalisation, activation; no bias before a normalisation"
     _check_sizes(ks, n_in=n_in, n_out=n_out, stride=stride)
     if bias is None: bias = norm is None
     layers = [nn.Conv2d(n_in, n_out, ks, stride=stride, padding=ks//2, bias=bias)]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Budget', 'budget', 'default_device', 'find_device', 'to_device']
+__all__ = ['Budget', 'budget', 'default_device', 'find_device', 'has_bfloat16', 'to_device']
 
 # %% ../nbs/90_pictures.ipynb #eabaaf16
 #| code-fold: true
@@ -92,6 +92,19 @@ def find_device(
     found = ', '.join(f'{k} ({n} of them)' if n > 1 else k
                       for k, n in there.items() if n)
     raise ValueError(f'device {str(device)!r} is not there: choose from {found}')
+
+# %% ../nbs/90_pictures.ipynb #90b16a01
+#| code-fold: true
+#| code-summary: "has_bfloat16"
+def has_bfloat16(
+    device='cpu'  # a device, or its name
+)->bool:
+    "Does the hardware compute in bfloat16? If not, a step may take ten times as long"
+    kind = torch.device(device).type
+    if kind == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != 'cpu': return True
+    mkldnn = torch.backends.mkldnn.is_available()
+    return mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # %% ../nbs/90_pictures.ipynb #886a3973
 #| code-fold: true

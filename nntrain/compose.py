@@ -262,7 +262,7 @@ def multi_step(self:Composed, params, grads, states, group):
     self._run({'p': params, 'grad': grads, 'update': grads, **lists}, group, _for_lists)
 
 def _new_update(part, inputs, new, have):
-    "What `part` returned, for one parameter or for many; no tensor that it was given"
+    "What `part` returned, for one or for many; not `p`, `grad` or `update` itself"
     many = isinstance(new, (list, tuple))
     for key in inputs:
         pairs = zip(new, have[key]) if many else [(new, have[key])]

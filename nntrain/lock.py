@@ -72,8 +72,9 @@ class RunLock:
 def _refuse(self:RunLock, handle):
     pid, _, host = os.read(handle, 500).decode(errors='replace').partition(' ')
     os.close(handle)
-    who = f'process {pid or "?"}' + f' on {host}'*(host != socket.gethostname())
-    if pid == str(os.getpid()): who = 'another fit of this process'
+    far = host not in ('', socket.gethostname())
+    who = f'process {pid or "?"}' + f' on {host}'*far
+    if pid == str(os.getpid()) and not far: who = 'another fit of this process'
     raise BlockingIOError(f'{self.path} is in use by {who}: wait for its end or '
                           f'stop it, or give this run a path of its own')
 

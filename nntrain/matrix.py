@@ -13,6 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .budgets import has_bfloat16
 from .compose import Composed, needs, stat
 from .parts import add_decay, at_least_float32, sgd_step
 
@@ -63,15 +64,18 @@ def newton_schulz(
     g:Tensor,                            # (m, n), any size
     steps:int=5,                         # how often the polynomial is applied
     coefficients:tuple=COEFFICIENTS,     # of s, s³ and s⁵
-    dtype:torch.dtype=torch.bfloat16,    # to compute in
+    dtype:torch.dtype=None,              # to compute in; None: bfloat16 where the
+                                         # hardware has it, float32 elsewhere
     eps:float=1e-7                       # the least length that `g` is divided by
-)->Tensor:                               # (m, n) in `dtype`
+)->Tensor:                               # (m, n) in that type
     """The same singular vectors, all singular values near 1; zeros stay zeros.
     Raises ValueError unless `g` is a matrix"""
     if g.ndim != 2:
         raise ValueError(f'newton_schulz takes a matrix, got shape {tuple(g.shape)}: '
                          f'see as_matrix')
     a, b, c = coefficients
+    if dtype is None:
+        dtype = torch.bfloat16 if has_bfloat16(g.device) else torch.float32
     x = g.to(dtype)
     wide = len(g) <= g.shape[1]
     if not wide: x = x.T
@@ -85,7 +89,8 @@ def newton_schulz(
 # %% ../nbs/14_matrices.ipynb #295536b1
 #| code-fold: true
 #| code-summary: "What settings the next parts take"
-DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32, float64=torch.float64)
+DTYPES = {'bfloat16': torch.bfloat16, 'float32': torch.float32,
+          'float64': torch.float64, None: None}      # None: see `newton_schulz`
 
 def _whole(x):
     "a whole number"
@@ -106,7 +111,7 @@ def nesterov_average(update, momentum_buffer, *, momentum=.95, nesterov=True):
 @needs(axes=2, before=finite_grads, ns_dtype=DTYPES, ns_steps=_whole,
        ns_coefficients=_three)
 def orthogonalize(update, *, ns_steps=5, ns_coefficients=COEFFICIENTS, eps=1e-7,
-                  ns_dtype='bfloat16'):
+                  ns_dtype=None):
     "New update: singular values near 1, by `newton_schulz`"
     made = newton_schulz(as_matrix(update), ns_steps, ns_coefficients,
                          DTYPES[ns_dtype], eps)

@@ -108,7 +108,7 @@ def _step_group(self:Optimizer, params, grads, group):
     if wide: group = group | {k: v.squeeze() for k, v in wide.items()}   # shape (1,)
     if group['maximize']: grads = torch._foreach_neg(grads)
     states = [self.state[p] for p in params]
-    if type(self).init_state is not Optimizer.init_state:  # asking costs like a step
+    if type(self).init_state is not Optimizer.init_state:  # asking takes time
         for p, state in zip(params, states):
             if not state: state.update(self.init_state(p, group))
     if group['foreach']:

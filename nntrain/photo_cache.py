@@ -192,7 +192,7 @@ def _notes(path):
     return about
 
 # %% ../nbs/88_photo_files.ipynb #397f97b3
-_VERSION = 1            # of the form of the files: another one is another cache
+_VERSION = 1            # of files and pixels: another one is another cache
 
 def _check_labels(path, about, classes):
     "ValueError unless the label of each picture names the folder that it was in"

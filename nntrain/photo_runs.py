@@ -56,7 +56,7 @@ def photo_resnet(
 from . import checks
 from .adaptive import Adam, AdamW, RMSProp, adam_direction
 from .augment import AugmentCB
-from .budgets import default_device
+from .budgets import default_device, has_bfloat16
 from .compare import set_seed
 from .compose import compose
 from .cycles import momentum_cycle, one_cycle
@@ -67,7 +67,7 @@ from .metrics import Accuracy, MetricsCB
 from .momentum import Momentum
 from .parts import (
     add_decay, average_grad, average_sqr_grad, sgd_step, step_count)
-from .precision import MixedPrecisionCB, has_bfloat16
+from .precision import MixedPrecisionCB
 from .prepare import DeviceCB, NormalizeCB
 from .sgd import SGD
 from .split import split

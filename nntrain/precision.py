@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['MixedPrecisionCB', 'has_bfloat16']
+__all__ = ['MixedPrecisionCB']
 
 # %% ../nbs/16_callbacks.ipynb #d3a89328
 #| code-fold: true
@@ -127,16 +127,3 @@ def load_state_dict(self:MixedPrecisionCB, state)->None:
                              'losses: use the same dtype')
         self._use(torch.float16 if state else torch.bfloat16)  # as elsewhere
     if state: self.scaler.load_state_dict(state)
-
-# %% ../nbs/16_callbacks.ipynb #b88f3af8
-#| code-fold: true
-#| code-summary: "has_bfloat16"
-def has_bfloat16(
-    device='cpu'  # where the training runs
-)->bool:
-    "Does the hardware compute in bfloat16? If not, a step may take ten times as long"
-    kind = torch.device(device).type
-    if kind == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != 'cpu': return True
-    mkldnn = torch.backends.mkldnn.is_available()
-    return mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .budgets import budget as named_budget
+from .budgets import budget as named_budget, has_bfloat16
 from .compare import set_seed
 from .data import fashion_dls
 from .files import write_whole
@@ -95,7 +95,8 @@ def _train(model, opt, batches, n_steps, half, falls):
 def _set_up(network, racer, lr, device):
     "Model, optimizer, and the precision of forward and backward"
     half = contextlib.nullcontext()
-    if network in BF16: half = torch.autocast(device.type, torch.bfloat16)
+    if network in BF16 and has_bfloat16(device):
+        half = torch.autocast(device.type, torch.bfloat16)
     model = NETWORKS[network][0]().to(device, memory_format=torch.channels_last)
     return model, RACERS[racer][0](model, lr), half
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from . import checks
 from .augment import AugmentCB
 from .average import WeightAveragingCB
-from .budgets import budget as find_budget, find_device
+from .budgets import budget as find_budget, find_device, has_bfloat16
 from .challenge_parts import (ACTS, DATA, LOOKS, NETWORKS, OPT_FUNCS, SHAPES,
                                      EpochLoader)
 from .cycles import momentum_cycle
@@ -28,7 +28,7 @@ from .data import DataLoaders
 from .erase import RandomErase
 from .learner import Learner
 from .photo_transforms import RandomResizedCrop, resized
-from .precision import MixedPrecisionCB, has_bfloat16
+from .precision import MixedPrecisionCB
 from .prepare import DeviceCB, NormalizeCB
 from .schedule_free import ScheduleFreeCB
 from .soft_targets import MixUpCB

@@ -132,7 +132,7 @@ def _same(a, b):  # one row of two runs -> what both say, or None
     if re.match(r'-?\d(\.\d+)?e\+', a[2]): return None  # four digits of a clock agree
     if a == b: return a
     shape, other = (row[2].partition(', ')[0] for row in (a, b))
-    known = '×' in shape or re.search(r'\d(int|bool|float)', shape)
+    known = re.match(r'\d+(×\d+)* \w*(int|bool|float)', shape)
     return [*a[:2], shape, a[3]] if shape == other and a[3] == b[3] and known else None
 
 def _agreed(one, two):  # of two runs {key: rows}

@@ -41,7 +41,7 @@ def _busy():     # a CUDA graph is being recorded: it would break if we read a n
 # %% ../nbs/81_xray.ipynb #81a00010
 #| code-fold: true
 #| code-summary: "Mean and standard deviation of what is finite"
-def _pieces(t):  # views of at most about a million elements, as float64 where possible
+def _pieces(t):  # whole rows, about a million elements at once; float64 if possible
     rows = max(1, _PIECE*len(t)//t.numel())
     wide = torch.float32 if t.device.type == 'mps' else torch.float64
     for piece in t.split(rows):

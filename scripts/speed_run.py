@@ -23,12 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nntrain.budgets import budget, default_device
+from nntrain.budgets import budget, default_device, has_bfloat16
 from nntrain.challenge_parts import DATA, NETWORKS
 from nntrain.compare import set_seed
 from nntrain.data import fashion_dls
 from nntrain.kept import KeptRuns
-from nntrain.precision import has_bfloat16
 from nntrain.recipe_data import run_recipe
 from nntrain.speed_run import GOALS, LENGTHS, SPRINTS, speed_runs, sprint_tries
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from nntrain.adaptive import AdamW
 from nntrain.augment import AugmentCB
 from nntrain.blocks import cnn
-from nntrain.budgets import default_device
+from nntrain.budgets import default_device, has_bfloat16
 from nntrain.compare import set_seed
 from nntrain.cycles import momentum_cycle, one_cycle
 from nntrain.data import DataLoaders, fashion_dls
@@ -26,7 +26,7 @@ from nntrain.kept import KeptRuns
 from nntrain.learner import Learner
 from nntrain.metrics import Accuracy, MetricsCB
 from nntrain.momentum import Momentum
-from nntrain.precision import MixedPrecisionCB, has_bfloat16
+from nntrain.precision import MixedPrecisionCB
 from nntrain.prepare import DeviceCB, NormalizeCB
 from nntrain.resnet import Stack, resnet
 from nntrain.sources import FASHION_MEAN, FASHION_STD

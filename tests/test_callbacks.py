@@ -20,8 +20,9 @@ from torch.testing import assert_close
 import nntrain.files
 from nntrain.accumulate import GradientAccumulationCB
 from nntrain.average import WeightAveragingCB
+from nntrain.budgets import has_bfloat16
 from nntrain.clip import GradientClipCB
-from nntrain.precision import MixedPrecisionCB, has_bfloat16
+from nntrain.precision import MixedPrecisionCB
 from nntrain.callbacks import BatchLimitCB, StopOnNonFiniteCB
 from nntrain.confusion import ConfusionMatrixCB
 from nntrain.logs import CSVLogCB, TrackerCB

@@ -1409,6 +1409,17 @@ def test_locks_where_there_is_no_fcntl(tmp_path, monkeypatch, held):
     else: mine.take(); mine.release()
     assert asked == [(2, 1, 2**20)] and mine.place.exists() == held
 
+@pytest.mark.parametrize('note, who', [
+    ('', 'in use by process ?:'),
+    ('{me} elsewhere', 'in use by process {me} on elsewhere:'),
+    ('{me} {here}', 'in use by another fit of this process:')])
+def test_who_holds_a_lock_is_told_as_far_as_it_is_known(tmp_path, note, who):
+    words = dict(me=os.getpid(), here=socket.gethostname())
+    mine = RunLock(tmp_path/'c.pt')
+    mine.place.write_text(note.format(**words))
+    with pytest.raises(BlockingIOError, match=re.escape(who.format(**words))):
+        mine._refuse(os.open(mine.place, os.O_RDONLY))
+
 def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
     def flock(handle, mode): raise OSError(95, 'Operation not supported')
     monkeypatch.setattr(lock.fcntl, 'flock', flock)

@@ -878,6 +878,9 @@ def test_announce(capsys):
         len(calls) == 6
         and f'full budget, {default_device().type}: nothing takes under a second'
         in capsys.readouterr().out)
+    calls.clear()
+    budget('quick').announce(lambda: calls.append(1), 10)
+    assert len(calls) == 1   # a chapter of four sections waits four times
 
 
 def test_the_seed_sets_the_order_only():

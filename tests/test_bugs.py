@@ -3,12 +3,15 @@ checks run in the notebook itself."""
 import ast
 import codecs
 import json
+import random
 import re
 
 import pytest
+import torch
 from conftest import ROOT
 
 from nntrain import museum
+from nntrain.part_checks import check_evaluate
 
 NOTEBOOK = json.loads((ROOT / 'nbs/25_bugs.ipynb').read_text(encoding='utf-8'))
 CELLS = [(c['cell_type'], ''.join(c['source'])) for c in NOTEBOOK['cells']]
@@ -35,6 +38,15 @@ def answer(n):
 
 EXHIBITS = exhibits(CODE)
 each = pytest.mark.parametrize('n', EXHIBITS)
+
+
+def test_a_metric_that_broadcasts_is_found_whatever_the_draw():
+    "If a network gives all samples one class, the wrong metric tells the truth"
+    exhibit = museum.variant(museum.EXHIBITS[2][1:])
+    for seed in range(1000):
+        torch.manual_seed(seed), random.seed(seed)
+        with pytest.raises(AssertionError, match='are right, that is'):
+            check_evaluate(exhibit.evaluate)
 
 
 @each

@@ -12,7 +12,6 @@ __all__ = ['Budget', 'budget', 'default_device', 'find_device', 'has_bfloat16', 
 #| code-fold: true
 #| code-summary: "Imports of the module"
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,11 +51,6 @@ _BUDGETS = {b.name: b for b in (
     Budget('quick', n_train=2048, n_valid=512, max_epochs=2, n_seeds=1),
     Budget('short', n_seeds=1), Budget('full'))}
 
-def _as_in_tests():
-    "Notebooks are tested side by side: one core each, and no figure drawn twice"
-    torch.set_num_threads(1)
-    if plt := sys.modules.get('matplotlib.pyplot'): plt.uninstall_repl_displayhook()
-
 def budget(
     name=None,      # quick, short or full, or a `Budget`; None: see below
 )->Budget:          # the sizes that every chapter uses
@@ -72,7 +66,7 @@ def budget(
         raise ValueError(
             f"unknown budget {name!r}: choose one of {', '.join(_BUDGETS)} "
             f"(argument, or variable NNTRAIN_BUDGET)")
-    if testing: _as_in_tests()
+    if testing: torch.set_num_threads(1)   # notebooks run side by side: one core each
     return _BUDGETS[name]
 
 # %% ../nbs/90_pictures.ipynb #61a1fc99
